@@ -1,0 +1,1 @@
+"""nano-vm: deterministic, durable, governed execution of LLM workflows."""
