@@ -201,7 +201,9 @@ class CompiledProgram(msgspec.Struct, frozen=True):
     steps: tuple[CompiledStep, ...]
     slots: tuple[str, ...]
     input_slots: dict[str, int]
-    optional_inputs: dict[str, Any]  # name -> default; absent optional inputs are bound to it (null without one)
+    optional_inputs: dict[
+        str, Any
+    ]  # name -> default; absent optional inputs are bound to it (null without one)
     inputs_schema: dict[str, Any] | None
     outputs: tuple[Output, ...]
     budgets: Budgets

@@ -1,0 +1,411 @@
+"""Events: the closed set of facts a run is made of.
+
+Everything nondeterministic - time, outputs, usage, errors, who - arrives in an event; folding the same events gives
+the same state anywhere. A struct holds *facts* (clear, hashed whole, never personal data) and one `payload`, which the
+journal stores apart under a salted commitment so that it can be erased. Fields are alphabetical and those left `UNSET`
+are not encoded: the plain JSON encoding of a struct without its payload is therefore its RFC 8785 form (facts hold no
+floats). `spec/transition.md` says what each event does in each state.
+
+Common fields: `at_ms` - epoch milliseconds when it happened, as seen by the driver; `step` - step id; `occurrence` -
+how often the run has come to that step (1-based); `item` - index of a map lane; `attempt` - 1-based, rises with every
+dispatch; money is in nano-dollars.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeAlias
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+Principal: TypeAlias = dict[str, Any]  # {"id": str, "roles": [str], "tenant": str}
+
+
+class _Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """Base of all events; `type` is the name it has in the journal."""
+
+    type: ClassVar[str] = ""
+
+
+class RunStarted(_Event, kw_only=True):
+    """First entry of every run. Payload: the inputs (object)."""
+
+    type: ClassVar[str] = "RunStarted"
+
+    at_ms: int
+    budgets: dict[str, int] | UnsetType = (
+        UNSET  # what a parent has left: steps, tokens, cost_nanousd, duration_ms
+    )
+    depth: int | UnsetType = UNSET  # how deep in a tree of calls; absent at the top
+    features: list[str] | UnsetType = UNSET  # named kernel changes this run was made under
+    forked: dict[str, Any] | UnsetType = UNSET  # {"run", "seq", "head"} of the run whose prefix follows
+    key: str | UnsetType = UNSET  # the caller's run idempotency key, digested
+    parent: dict[str, Any] | UnsetType = UNSET  # {"run", "step", "occurrence", "item"?}
+    payload: Any = UNSET
+    principal: Principal | UnsetType = UNSET
+    program: str  # "sha256:…"
+    programs: dict[str, str] | UnsetType = UNSET  # called program -> hash, pinned for the whole tree
+
+
+class StepStarted(_Event, kw_only=True):
+    """Intent: the effect of this attempt may begin once this is durable. Payload: the rendered request."""
+
+    type: ClassVar[str] = "StepStarted"
+
+    at_ms: int
+    attempt: int
+    effect: str | UnsetType = UNSET  # effect class the tool was dispatched under
+    item: int | UnsetType = UNSET
+    occurrence: int
+    payload: Any = UNSET
+    reserved_cost_nanousd: int | UnsetType = UNSET
+    reserved_tokens: int | UnsetType = UNSET
+    step: str
+
+
+class StepSucceeded(_Event, kw_only=True):
+    """The attempt's result. Payload: the output. `pure` marks a tool without effects, which needs no intent;
+    `substituted` a fallback value; `cached` an answer that was not paid for."""
+
+    type: ClassVar[str] = "StepSucceeded"
+
+    at_ms: int
+    attempt: int
+    cached: bool | UnsetType = UNSET
+    cost_nanousd: int | UnsetType = UNSET
+    item: int | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    occurrence: int
+    payload: Any = UNSET
+    pure: bool | UnsetType = UNSET
+    step: str
+    substituted: bool | UnsetType = UNSET
+    tokens_in: int | UnsetType = UNSET
+    tokens_out: int | UnsetType = UNSET
+    verdicts: list[Any] | UnsetType = UNSET
+
+
+class StepFailed(_Event, kw_only=True):
+    """The attempt failed, and we know it. Payload: {"message", …} for the author, never for a model.
+
+    `draw` is a random number in [0, 1_000_000) from which the kernel computes the jittered back-off."""
+
+    type: ClassVar[str] = "StepFailed"
+
+    at_ms: int
+    attempt: int
+    cost_nanousd: int | UnsetType = UNSET
+    draw: int
+    error: str  # error type: a stable code or the exception's class name
+    item: int | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    occurrence: int
+    payload: Any = UNSET
+    pure: bool | UnsetType = UNSET
+    retryable: bool
+    step: str
+    tokens_in: int | UnsetType = UNSET
+    tokens_out: int | UnsetType = UNSET
+    verdicts: list[Any] | UnsetType = UNSET
+
+
+class StepPending(_Event, kw_only=True):
+    """The tool answered PENDING: the run waits for an event whose payload becomes the step's output."""
+
+    type: ClassVar[str] = "StepPending"
+
+    at_ms: int
+    attempt: int
+    item: int | UnsetType = UNSET
+    occurrence: int
+    pure: bool | UnsetType = UNSET
+    step: str
+
+
+class OutcomeUnknown(_Event, kw_only=True):
+    """Dispatched, and nobody knows whether it happened. `reason`: CRASH, TIMEOUT, CONNECTION, CANCELLED."""
+
+    type: ClassVar[str] = "OutcomeUnknown"
+
+    at_ms: int
+    attempt: int
+    compensation: bool | UnsetType = UNSET
+    effect: str
+    item: int | UnsetType = UNSET
+    occurrence: int
+    payload: Any = UNSET
+    reason: str
+    step: str
+
+
+class OutcomeResolved(_Event, kw_only=True):
+    """What became of an unknown outcome. `resolution`: "succeeded" (payload: the output), "failed" (payload:
+    {"message"}), "repeat" (the declared contract allows, or somebody vouches, that it is done again)."""
+
+    type: ClassVar[str] = "OutcomeResolved"
+
+    at_ms: int
+    attempt: int
+    by: str  # "contract", "reconcile" or "operator"
+    compensation: bool | UnsetType = UNSET
+    draw: int | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+    item: int | UnsetType = UNSET
+    occurrence: int
+    payload: Any = UNSET
+    principal: Principal | UnsetType = UNSET
+    resolution: str
+    step: str
+    verdicts: list[Any] | UnsetType = UNSET
+
+
+class TimerFired(_Event, kw_only=True):
+    """A timer is due: a back-off, a `wait`, or the time-out of a wait, a group or a child."""
+
+    type: ClassVar[str] = "TimerFired"
+
+    at_ms: int
+    attempt: int
+    item: int | UnsetType = UNSET
+    occurrence: int
+    step: str
+    verdicts: list[Any] | UnsetType = UNSET
+
+
+class EventReceived(_Event, kw_only=True):
+    """Something from outside: an event, an approval, the answer to a PENDING tool. Payload: its data."""
+
+    type: ClassVar[str] = "EventReceived"
+
+    at_ms: int
+    event_id: str
+    name: str | UnsetType = UNSET
+    payload: Any = UNSET
+    principal: Principal | UnsetType = UNSET
+    step: str | UnsetType = UNSET
+    verdicts: list[Any] | UnsetType = UNSET
+
+
+class EventRefused(_Event, kw_only=True):
+    """An event that was not admissible, kept as evidence. Changes nothing; may follow a terminal status."""
+
+    type: ClassVar[str] = "EventRefused"
+
+    at_ms: int
+    code: str
+    event_id: str
+    name: str | UnsetType = UNSET
+    payload: Any = UNSET
+    principal: Principal | UnsetType = UNSET
+    step: str | UnsetType = UNSET
+
+
+class ChildStarted(_Event, kw_only=True):
+    """Intent to run a child. `child` is its run id, derived from ours."""
+
+    type: ClassVar[str] = "ChildStarted"
+
+    at_ms: int
+    attempt: int
+    child: str
+    item: int | UnsetType = UNSET
+    occurrence: int
+    payload: Any = UNSET
+    program: str
+    step: str
+
+
+class ChildSuspended(_Event, kw_only=True):
+    """The child waits for something. `waits`: what, as `Waiting` facts of the child."""
+
+    type: ClassVar[str] = "ChildSuspended"
+
+    at_ms: int
+    attempt: int
+    item: int | UnsetType = UNSET
+    occurrence: int
+    step: str
+    waits: list[dict[str, Any]]
+
+
+class ChildResumed(_Event, kw_only=True):
+    """The child goes on."""
+
+    type: ClassVar[str] = "ChildResumed"
+
+    at_ms: int
+    attempt: int
+    item: int | UnsetType = UNSET
+    occurrence: int
+    step: str
+
+
+class ChildFinished(_Event, kw_only=True):
+    """The child has ended. Payload: {"output", "compensations"}; `head` is the digest of its last entry."""
+
+    type: ClassVar[str] = "ChildFinished"
+
+    at_ms: int
+    attempt: int
+    cost_nanousd: int | UnsetType = UNSET
+    head: str
+    item: int | UnsetType = UNSET
+    occurrence: int
+    payload: Any = UNSET
+    status: str
+    step: str
+    steps: int
+    tokens: int | UnsetType = UNSET
+    verdicts: list[Any] | UnsetType = UNSET
+
+
+class RunCancelled(_Event, kw_only=True):
+    """Somebody asked for the run to end. Payload: {"reason"}."""
+
+    type: ClassVar[str] = "RunCancelled"
+
+    at_ms: int
+    payload: Any = UNSET
+    principal: Principal | UnsetType = UNSET
+
+
+class BudgetExhausted(_Event, kw_only=True):
+    """The next call's worst case does not fit what is left of `budget` (tokens, cost_nanousd or steps)."""
+
+    type: ClassVar[str] = "BudgetExhausted"
+
+    at_ms: int
+    budget: str
+    left: int
+    needed: int
+    step: str
+
+
+class RunAdopted(_Event, kw_only=True):
+    """Another worker took the run over. `fence` rises with every owner; the old owner's appends collide with this
+    entry."""
+
+    type: ClassVar[str] = "RunAdopted"
+
+    at_ms: int
+    fence: int
+
+
+class ValuesChanged(_Event, kw_only=True):
+    """Only in a fork, right after the shared prefix. Payload: name -> new value."""
+
+    type: ClassVar[str] = "ValuesChanged"
+
+    at_ms: int
+    names: list[str]
+    payload: Any = UNSET
+    principal: Principal | UnsetType = UNSET
+
+
+class CompensationStarted(_Event, kw_only=True):
+    """Intent to undo a finished step. Payload: the rendered arguments."""
+
+    type: ClassVar[str] = "CompensationStarted"
+
+    at_ms: int
+    attempt: int
+    effect: str | UnsetType = UNSET
+    item: int | UnsetType = UNSET
+    occurrence: int
+    payload: Any = UNSET
+    step: str
+
+
+class CompensationSucceeded(_Event, kw_only=True):
+    """Payload: what the compensating tool returned."""
+
+    type: ClassVar[str] = "CompensationSucceeded"
+
+    at_ms: int
+    attempt: int
+    item: int | UnsetType = UNSET
+    occurrence: int
+    payload: Any = UNSET
+    step: str
+
+
+class CompensationFailed(_Event, kw_only=True):
+    """Payload: {"message"}."""
+
+    type: ClassVar[str] = "CompensationFailed"
+
+    at_ms: int
+    attempt: int
+    draw: int
+    error: str
+    item: int | UnsetType = UNSET
+    occurrence: int
+    payload: Any = UNSET
+    retryable: bool
+    step: str
+
+
+class RunFinished(_Event, kw_only=True):
+    """The terminal status. `incomplete` names steps whose compensation did not succeed."""
+
+    type: ClassVar[str] = "RunFinished"
+
+    at_ms: int
+    incomplete: list[str] | UnsetType = UNSET
+    outcome: str | UnsetType = UNSET
+    status: str
+
+
+Event: TypeAlias = (
+    RunStarted
+    | StepStarted
+    | StepSucceeded
+    | StepFailed
+    | StepPending
+    | OutcomeUnknown
+    | OutcomeResolved
+    | TimerFired
+    | EventReceived
+    | EventRefused
+    | ChildStarted
+    | ChildSuspended
+    | ChildResumed
+    | ChildFinished
+    | RunCancelled
+    | BudgetExhausted
+    | RunAdopted
+    | ValuesChanged
+    | CompensationStarted
+    | CompensationSucceeded
+    | CompensationFailed
+    | RunFinished
+)
+
+EVENT_TYPES: dict[str, type[Event]] = {
+    kind.type: kind
+    for kind in (
+        RunStarted,
+        StepStarted,
+        StepSucceeded,
+        StepFailed,
+        StepPending,
+        OutcomeUnknown,
+        OutcomeResolved,
+        TimerFired,
+        EventReceived,
+        EventRefused,
+        ChildStarted,
+        ChildSuspended,
+        ChildResumed,
+        ChildFinished,
+        RunCancelled,
+        BudgetExhausted,
+        RunAdopted,
+        ValuesChanged,
+        CompensationStarted,
+        CompensationSucceeded,
+        CompensationFailed,
+        RunFinished,
+    )
+}
+ANNEX_TYPES = frozenset({"EventRefused", "RunAdopted"})  # what may follow a terminal status
