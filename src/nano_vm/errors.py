@@ -164,6 +164,7 @@ CODES: dict[str, ErrorCode] = {
     "VALUE_STRING": ErrorCode(C, False, 2, "a string with an unpaired surrogate"),
     "VALUE_TOO_DEEP": ErrorCode(C, False, 2, "nesting beyond the limit"),
     "VALUE_TOO_LARGE": ErrorCode(C, False, 2, "a value whose canonical form is beyond the limit"),
+<<<<<<< HEAD
     # --- journal ------------------------------------------------------------------------------------------
     "JOURNAL_MALFORMED": ErrorCode(T, False, 5, "a journal entry that cannot be read"),
     "DIGEST_MISMATCH": ErrorCode(T, False, 5, "an entry's facts were changed"),
@@ -188,6 +189,9 @@ CODES: dict[str, ErrorCode] = {
     "STORE_NEWER": ErrorCode(E, False, 1, "the database was made by a newer nano-vm"),
     "STORE_CLOSED": ErrorCode(C, False, 1, "the store is closed"),
     "STORE_IO": ErrorCode(E, True, 1, "reading or writing the database failed"),
+=======
+    "VALUE_SYNTAX": ErrorCode(C, False, 2, "bytes that are not JSON"),
+>>>>>>> expr
     # --- usage --------------------------------------------------------------------------------------------
     "USAGE": ErrorCode(C, False, 2, "a command line or call that cannot be understood"),
     "EXTRA_MISSING": ErrorCode(E, False, 1, "an optional dependency is not installed"),
