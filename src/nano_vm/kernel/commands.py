@@ -95,13 +95,5 @@ class Finish(_Command, frozen=True, kw_only=True):
 
 
 Command: TypeAlias = (
-    CallTool
-    | CallModel
-    | StartChild
-    | StopChild
-    | StartTimer
-    | AwaitEvent
-    | Reconcile
-    | Compensate
-    | Finish
+    CallTool | CallModel | StartChild | StopChild | StartTimer | AwaitEvent | Reconcile | Compensate | Finish
 )

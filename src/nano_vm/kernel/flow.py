@@ -74,10 +74,7 @@ def admits_step(program: CompiledProgram, state: State) -> bool:
         return _exhausted(program, state, "tokens")
     if state.cost_nanousd_max and state.cost_nanousd > state.cost_nanousd_max:
         return _exhausted(program, state, "cost_nanousd")
-    if (
-        state.duration_ms_max
-        and state.now_ms - state.started_ms - state.suspended_ms > state.duration_ms_max
-    ):
+    if state.duration_ms_max and state.now_ms - state.started_ms - state.suspended_ms > state.duration_ms_max:
         return _exhausted(program, state, "duration_ms")
     if state.stalled_steps_max and state.stalled >= state.stalled_steps_max:
         state.error = {"type": "STALLED", "message": "no bound value has changed", "attempts": 0}
@@ -134,9 +131,7 @@ def _branch(
         _condition_failed(program, state, step, occurrence, "NO_BRANCH", "then" if verdict else "otherwise")
         return
     state.verdicts.append([step.id, occurrence, verdict])
-    state.settled.append(
-        Settled(step.index, occurrence, -1, _SUCCESS, verdict, "", 1, state.now_ms, False)
-    )
+    state.settled.append(Settled(step.index, occurrence, -1, _SUCCESS, verdict, "", 1, state.now_ms, False))
     if program.is_dag:
         settle_edges(program, state, step, "then" if verdict else "otherwise", todo)
     else:
@@ -632,7 +627,9 @@ def _group_failed(
 ) -> None:
     """A retried group repeats the lanes that failed, never those that are done."""
     names = [_lane_name(program, step, place) for place in sorted(group.errors)]
-    message = ", ".join(f"{name}: {group.errors[place]}" for name, place in zip(names, sorted(group.errors), strict=True))
+    message = ", ".join(
+        f"{name}: {group.errors[place]}" for name, place in zip(names, sorted(group.errors), strict=True)
+    )
     redo = sorted(group.errors, reverse=True)
     activity.failures += 1
     if (

@@ -253,6 +253,7 @@ class State(msgspec.Struct, kw_only=True):
 def snapshot(state: State) -> bytes:
     """The state as canonical JSON: independent of `state`, byte-identical for equal states."""
     plain = msgspec.to_builtins(state, builtin_types=(bytes,), enc_hook=_plain, str_keys=True)
+    del plain["settled"], plain["verdicts"]  # they describe the last transition, not the state
     plain["slots"] = {str(i): value for i, value in enumerate(state.slots) if value is not UNSET}
     plain["slot_count"] = len(state.slots)
     return canonical.encode(plain)
