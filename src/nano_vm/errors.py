@@ -164,7 +164,7 @@ CODES: dict[str, ErrorCode] = {
     "VALUE_STRING": ErrorCode(C, False, 2, "a string with an unpaired surrogate"),
     "VALUE_TOO_DEEP": ErrorCode(C, False, 2, "nesting beyond the limit"),
     "VALUE_TOO_LARGE": ErrorCode(C, False, 2, "a value whose canonical form is beyond the limit"),
-<<<<<<< HEAD
+    "VALUE_SYNTAX": ErrorCode(C, False, 2, "bytes that are not JSON"),
     # --- journal ------------------------------------------------------------------------------------------
     "JOURNAL_MALFORMED": ErrorCode(T, False, 5, "a journal entry that cannot be read"),
     "DIGEST_MISMATCH": ErrorCode(T, False, 5, "an entry's facts were changed"),
@@ -189,9 +189,6 @@ CODES: dict[str, ErrorCode] = {
     "STORE_NEWER": ErrorCode(E, False, 1, "the database was made by a newer nano-vm"),
     "STORE_CLOSED": ErrorCode(C, False, 1, "the store is closed"),
     "STORE_IO": ErrorCode(E, True, 1, "reading or writing the database failed"),
-=======
-    "VALUE_SYNTAX": ErrorCode(C, False, 2, "bytes that are not JSON"),
->>>>>>> expr
     # --- expressions --------------------------------------------------------------------------------------
     "EXPR_SYNTAX": ErrorCode(A, False, 3, "an expression that does not follow the grammar"),
     "EXPR_CALL": ErrorCode(A, False, 3, "a function or method call in an expression"),
