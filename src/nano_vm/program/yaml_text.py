@@ -210,6 +210,8 @@ def _too_deep(index: int) -> Problem:
 def _syntax(error: yaml.YAMLError, text: str) -> Problem:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     index = min(mark.index, len(text)) if mark is not None else int(getattr(error, "position", 0) or 0)
+    if "quoted scalar" in str(getattr(error, "context", "")) and error.context_mark is not None:
+        index = error.context_mark.index  # where the quote was opened says more than the end of the file
     problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML")
     context = str(getattr(error, "context", None) or "")
     at = text[index : index + 1]
