@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from nano_vm.compiler.view import CONTINUE, View
+from nano_vm.compiler.view import View
 
 OUTPUT = "output"
 ERROR_VALUE = "error"
@@ -36,6 +36,7 @@ class ListFlow:
         for step in view.top:
             self._wire(view, step.position)
         self._order: list[int] | None = None
+        self._reached: set[int] | None = None
         self._dominators: list[int] | None = None
         self._intervals: tuple[list[int], list[int]] | None = None
         self._before: list[list[int]] | None = None
@@ -78,7 +79,9 @@ class ListFlow:
 
     def reachable(self) -> set[int]:
         """Returns the positions that can be reached."""
-        return {node for node in self.order() if node < self.size}
+        if self._reached is None:
+            self._reached = {node for node in self.order() if node < self.size}
+        return self._reached
 
     def dominates(self, above: int, below: int) -> bool:
         """Whether every path from the start to node `below` passes node `above`. Both must be reachable."""
@@ -221,11 +224,6 @@ class ListFlow:
             leaves = any(following not in inside for node in component for following in self.successors[node])
             found.append((sorted({node % self.size for node in component if node < self.size}), leaves))
         return sorted(found)
-
-
-def continues(view: View, position: int, field: str) -> bool:
-    """Whether a branch of the condition at `position` is the word `continue`."""
-    return view.top[position].data.get(field) == CONTINUE
 
 
 def _reverse_post_order(start: int, successors: list[tuple[int, ...]]) -> list[int]:
