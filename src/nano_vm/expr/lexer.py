@@ -1,4 +1,4 @@
-"""Turns the source of an expression into tokens, one at a time, and refuses by name what is not in the language."""
+"""Turns the source of an expression into tokens, and refuses by name what is not in the language."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["Lexer", "Token"]
 
 
 class Token(NamedTuple):
-    """`kind` is `ref`, `string`, `number`, `word`, `symbol` or `end`; `value` is a `Ref`, a tuple of strings and
-    references, an `int` or `float`, or the text itself."""
+    """`kind` is `ref`, `string`, `number`, `word`, `symbol` or `end`; `value` is a `Ref`, a tuple of strings
+    and references, an `int` or `float`, or the text itself."""
 
     kind: str
     value: Any
@@ -57,7 +57,9 @@ class Lexer:
         token = self.read(source, offset)
         self.offset = offset + token.length
         self.after_value = (
-            token.kind in ("ref", "string", "number") or token.value in (")", "]") or token.value in _OPERAND_WORDS
+            token.kind in ("ref", "string", "number")
+            or token.value in (")", "]")
+            or token.value in _OPERAND_WORDS
         )
         return token
 
@@ -69,7 +71,8 @@ class Lexer:
             return self.string(offset)
         second = source[offset + 1 : offset + 2]
         if "0" <= first <= "9" or (
-            not self.after_value and (first in "-." and ("0" <= second <= "9" or (first == "-" and second == ".")))
+            not self.after_value
+            and (first in "-." and ("0" <= second <= "9" or (first == "-" and second == ".")))
         ):
             return self.number(offset)
         match = _SYMBOL(source, offset)
@@ -139,7 +142,7 @@ class Lexer:
         return Token("number", value, offset, end - offset)
 
     def string(self, start: int) -> Token:
-        """Reads a quoted string into its parts: decoded text and the references inside, which keep their offsets."""
+        """Reads a quoted string into its parts: decoded text and references."""
         source, quote = self.source, self.source[start]
         parts: list[str | Ref] = []
         literal: list[str] = []
@@ -180,7 +183,7 @@ class Lexer:
         return Token("string", tuple(parts), start, offset + 1 - start)
 
     def escape(self, offset: int) -> tuple[str, int]:
-        """Reads the escape at `offset`; returns its text and the offset after it. Surrogates come in pairs."""
+        """Reads the escape at `offset`; returns its text and the offset after it."""
         source = self.source
         simple = _ESCAPES.get(source[offset + 1 : offset + 2])
         if simple is not None:
