@@ -103,12 +103,19 @@ def child_finished(program: CompiledProgram, state: State, event: ChildFinished)
     if event.status == "SUCCESS":
         state.undo += undos
         succeed(program, state, step, found, details.get("output"), todo)
-    elif found.stopping and event.status == "CANCELLED" and state.stage is Stage.GOING:
+    elif _too_late(state, found, event):
         time_out(program, state, step, found, todo)
     else:
         fail(program, state, step, found, "CHILD_FAILED", event.status, True, 500_000, todo)
     move(program, state, todo)
     return None
+
+
+def _too_late(state: State, activity: Activity, event: ChildFinished) -> bool:
+    """Whether the child was stopped because its time was up."""
+    if event.status != "CANCELLED" or state.stage is not Stage.GOING:
+        return False
+    return activity.stopping or 0 < activity.due_ms <= event.at_ms
 
 
 def _undos(step: CompiledStep, activity: Activity, details: dict[str, Any]) -> list[Undo] | None:

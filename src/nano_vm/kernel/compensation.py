@@ -50,7 +50,11 @@ def compensation_started(
     advance_clock(state, event.at_ms)
     if activity is None:
         activity = Activity(
-            step=COMPENSATION_KEY, occurrence=undo.occurrence, phase=_STARTED, entered_ms=state.now_ms
+            step=COMPENSATION_KEY,
+            occurrence=undo.occurrence,
+            item=undo.item,
+            phase=_STARTED,
+            entered_ms=state.now_ms,
         )
         add(state, activity)
     else:
@@ -59,15 +63,22 @@ def compensation_started(
     return None
 
 
-def _names(state: State, event: Any) -> bool:
+def _names(state: State, event: Any, item_optional: bool = False) -> bool:
+    """Whether the event is about the compensation that is due. Timers and resolutions answer a command for the one
+    in progress and may leave the item out."""
     undo = state.undo[-1]
-    item = -1 if event.item is ABSENT else event.item
-    return bool(event.step == undo.step and event.occurrence == undo.occurrence and item == undo.item)
+    if event.item is ABSENT:
+        same_item = item_optional or undo.item < 0
+    else:
+        same_item = event.item == undo.item
+    return bool(same_item and event.step == undo.step and event.occurrence == undo.occurrence)
 
 
-def _in_progress(state: State, event: Any, phase: Phase, or_phase: Phase) -> Activity | Rejection:
+def _in_progress(
+    state: State, event: Any, phase: Phase, or_phase: Phase, item_optional: bool = False
+) -> Activity | Rejection:
     activity = state.active.get(COMPENSATION_KEY)
-    if activity is None or not _names(state, event):
+    if activity is None or not _names(state, event, item_optional):
         return Rejection("OUT_OF_ORDER", "no such compensation is in progress")
     if activity.attempt != event.attempt:
         return Rejection("STALE_ATTEMPT", f"the compensation is at attempt {activity.attempt}")
@@ -114,7 +125,7 @@ def compensation_unknown(state: State, event: OutcomeUnknown) -> Rejection | Non
 
 
 def compensation_resolved(state: State, event: OutcomeResolved) -> Rejection | None:
-    found = _in_progress(state, event, _UNKNOWN, _UNKNOWN)
+    found = _in_progress(state, event, _UNKNOWN, _UNKNOWN, item_optional=True)
     if type(found) is Rejection:
         return found
     assert type(found) is Activity
@@ -131,7 +142,7 @@ def compensation_resolved(state: State, event: OutcomeResolved) -> Rejection | N
 
 
 def compensation_timer(state: State, event: TimerFired) -> Rejection | None:
-    found = _in_progress(state, event, Phase.BACKOFF, Phase.BACKOFF)
+    found = _in_progress(state, event, Phase.BACKOFF, Phase.BACKOFF, item_optional=True)
     if type(found) is Rejection:
         return found
     assert type(found) is Activity

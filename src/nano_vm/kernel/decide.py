@@ -16,7 +16,7 @@ from nano_vm.kernel.commands import (
     StartTimer,
     StopChild,
 )
-from nano_vm.kernel.ending import remaining
+from nano_vm.kernel.ending import remaining_budgets
 from nano_vm.kernel.state import Activity, Phase, RunStatus, Stage, State, Waiting
 from nano_vm.kernel.waits import event_name, is_timer
 from nano_vm.program.compiled import (
@@ -120,7 +120,7 @@ def _dispatch(program: CompiledProgram, state: State, activity: Activity) -> Com
         child=child_of(state, step, activity),
         program=state.programs.get(action.program, action.program),
         inputs=activity.request,
-        budgets=remaining(state),
+        budgets=remaining_budgets(state),
         depth=state.depth + 1,
     )
 
@@ -221,13 +221,16 @@ def waiting_kind(step: CompiledStep | None, activity: Activity) -> str:
 
 def waiting(program: CompiledProgram, state: State) -> list[Waiting]:
     """What a SUSPENDED run waits for, by name (P10); empty unless it is SUSPENDED."""
-    if state.status is not RunStatus.SUSPENDED:
-        return []
-    active = state.active
+    return all_waits(program, state) if state.status is RunStatus.SUSPENDED else []
+
+
+def all_waits(program: CompiledProgram, state: State) -> list[Waiting]:
+    """What is being waited for, also while other steps are under way."""
+    waiting_phases = (_WAITING, _UNKNOWN, _CHILD_WAITING)
     return [
         _waits_for(program, state, activity)
-        for activity in active.values()
-        if activity.phase is not Phase.GROUP
+        for activity in state.active.values()
+        if activity.phase in waiting_phases
     ]
 
 

@@ -134,8 +134,8 @@ def used_ms(state: State) -> int:
     return state.now_ms - state.started_ms - state.suspended_ms
 
 
-def remaining(state: State) -> dict[str, int]:
-    """What is left of the declared budgets, for a child to draw on."""
+def remaining_budgets(state: State) -> dict[str, int]:
+    """What is left of the declared budgets for a child that starts now."""
     left = {"steps": max(state.steps_max - state.steps, 0)}
     if state.tokens_max:
         left["tokens"] = max(state.tokens_max - state.tokens - state.reserved_tokens, 0)

@@ -61,7 +61,7 @@ def prepare(
                 raise NanoVMError("BAD_CALL_INPUTS", "`inputs` of a call is not an object")
             return
         assert type(action) is WaitAction
-        activity.due_ms = due_ms(state, step, action)
+        activity.due_ms = due_ms(state, step, action, activity.entered_ms)
     except NanoVMError as error:
         fail(program, state, step, activity, error.code, error.message, False, 0, todo)
         return

@@ -31,8 +31,8 @@ from nano_vm.kernel.compensation import (
     compensation_timer,
     compensation_unknown,
 )
-from nano_vm.kernel.decide import child_run_id, decide, waiting
-from nano_vm.kernel.ending import abandon, admits_step
+from nano_vm.kernel.decide import all_waits, child_run_id, decide, waiting
+from nano_vm.kernel.ending import abandon, admits_step, remaining_budgets
 from nano_vm.kernel.find import advance_clock, find, wrong_phase
 from nano_vm.kernel.flow import move
 from nano_vm.kernel.groups import resume_group, stop_child, time_out_group
@@ -314,11 +314,15 @@ def _outcome_resolved(program: CompiledProgram, state: State, event: ev.OutcomeR
 def _repeat(
     program: CompiledProgram, state: State, step: CompiledStep, activity: Activity, by: str, draw: int
 ) -> None:
-    """Do it again: at once the first time or when somebody vouches for it, else after the step's back-off, so
-    that a tool that never answers is not called in a tight loop."""
-    if goes_on(state, step) and by != "operator" and activity.attempt > 1:
+    """Do it again: after a crash, the first time, or when somebody vouches for it, at once; else after the step's
+    back-off, so that a tool that never answers is not called in a tight loop."""
+    at_once = by == "operator" or activity.reason == "CRASH" or activity.attempt == 1
+    if not goes_on(state, step):
+        _give_up(program, state, step, activity)
+    elif not at_once:
         back_off(state, step, activity, activity.attempt - 1, draw)
-    elif not goes_on(state, step) or not admits_step(program, state):
+    elif not admits_step(program, state):
+        # The run is ending now, and this was the last that was known of the attempt.
         _give_up(program, state, step, activity)
     else:
         state.steps += 1
@@ -386,4 +390,13 @@ _HANDLERS: dict[type[Any], Callable[[CompiledProgram, State, Any], Rejection | N
     ev.RunFinished: run_finished,
 }
 
-__all__ = ["StepStatus", "apply", "child_run_id", "decide", "event_digest", "waiting"]
+__all__ = [
+    "StepStatus",
+    "all_waits",
+    "apply",
+    "child_run_id",
+    "decide",
+    "event_digest",
+    "remaining_budgets",
+    "waiting",
+]

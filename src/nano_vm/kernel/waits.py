@@ -20,18 +20,18 @@ def is_timer(step: CompiledStep) -> bool:
     return type(action) is WaitAction and (action.delay is not None or action.until is not None)
 
 
-def due_ms(state: State, step: CompiledStep, action: WaitAction) -> int:
-    """When the wait ends of itself: its time, its time-out, or never (0).
+def due_ms(state: State, step: CompiledStep, action: WaitAction, entered_ms: int) -> int:
+    """When the wait, entered at `entered_ms`, ends of itself: its time, its time-out, or never (0).
 
     Raises:
         NanoVMError: BAD_DELAY, BAD_INSTANT, or what rendering raises.
     """
     if action.delay is not None:
-        return state.now_ms + milliseconds(action.delay.render(state.slots))
+        return max(entered_ms + milliseconds(action.delay.render(state.slots)), 1)
     if action.until is not None:
         # A timer due at 0 would be no timer.
-        return max(instant(action.until.render(state.slots)), state.now_ms, 1)
-    return state.now_ms + step.timeout_ms if step.timeout_ms else 0
+        return max(instant(action.until.render(state.slots)), entered_ms, 1)
+    return entered_ms + step.timeout_ms if step.timeout_ms else 0
 
 
 def event_name(step: CompiledStep, action: WaitAction) -> str:
