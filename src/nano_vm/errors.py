@@ -192,6 +192,27 @@ CODES: dict[str, ErrorCode] = {
 =======
     "VALUE_SYNTAX": ErrorCode(C, False, 2, "bytes that are not JSON"),
 >>>>>>> expr
+    # --- expressions --------------------------------------------------------------------------------------
+    "EXPR_SYNTAX": ErrorCode(A, False, 3, "an expression that does not follow the grammar"),
+    "EXPR_CALL": ErrorCode(A, False, 3, "a function or method call in an expression"),
+    "EXPR_ARITHMETIC": ErrorCode(A, False, 3, "arithmetic in an expression"),
+    "EXPR_INDEX": ErrorCode(A, False, 3, "an indexing expression"),
+    "EXPR_LAMBDA": ErrorCode(A, False, 3, "a function in an expression"),
+    "EXPR_ASSIGNMENT": ErrorCode(A, False, 3, "an assignment in an expression"),
+    "EXPR_FSTRING": ErrorCode(A, False, 3, "a string with a prefix or in backticks"),
+    "EXPR_CHAIN": ErrorCode(A, False, 3, "a comparison of a comparison without parentheses"),
+    "EXPR_NUMBER": ErrorCode(A, False, 3, "a number that is malformed or out of range"),
+    "EXPR_STRING": ErrorCode(A, False, 3, "a string that is not closed, or holds an unknown escape"),
+    "EXPR_REFERENCE": ErrorCode(A, False, 3, "a malformed reference"),
+    "EXPR_WORD": ErrorCode(A, False, 3, "a word that is neither quoted nor a reference nor an operator"),
+    "EXPR_TOO_LONG": ErrorCode(A, False, 3, "an expression beyond the limit of characters or nodes"),
+    "EXPR_TOO_DEEP": ErrorCode(A, False, 3, "an expression nested beyond the limit"),
+    "EXPR_AST": ErrorCode(A, False, 3, "a JSON AST that is not an expression"),
+    "TYPE_MISMATCH": ErrorCode(A, False, 3, "an operator applied to values of types it does not take"),
+    "IMPOSSIBLE_COMPARISON": ErrorCode(A, False, 3, "a comparison that no possible value can satisfy"),
+    "CONSTANT_CONDITION": ErrorCode(A, False, 3, "a condition whose result never changes"),
+    "UNRESOLVED_REFERENCE": ErrorCode(A, False, 1, "a reference into a value that has no such part"),
+    "UNASSIGNED_REFERENCE": ErrorCode(A, False, 1, "a reference to a value that is not assigned yet"),
     # --- usage --------------------------------------------------------------------------------------------
     "USAGE": ErrorCode(C, False, 2, "a command line or call that cannot be understood"),
     "EXTRA_MISSING": ErrorCode(E, False, 1, "an optional dependency is not installed"),
