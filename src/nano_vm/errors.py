@@ -164,7 +164,7 @@ CODES: dict[str, ErrorCode] = {
     "VALUE_STRING": ErrorCode(C, False, 2, "a string with an unpaired surrogate"),
     "VALUE_TOO_DEEP": ErrorCode(C, False, 2, "nesting beyond the limit"),
     "VALUE_TOO_LARGE": ErrorCode(C, False, 2, "a value whose canonical form is beyond the limit"),
-<<<<<<< HEAD
+    "VALUE_SYNTAX": ErrorCode(C, False, 2, "bytes that are not JSON"),
     # --- journal ------------------------------------------------------------------------------------------
     "JOURNAL_MALFORMED": ErrorCode(T, False, 5, "a journal entry that cannot be read"),
     "DIGEST_MISMATCH": ErrorCode(T, False, 5, "an entry's facts were changed"),
@@ -172,6 +172,8 @@ CODES: dict[str, ErrorCode] = {
     "COMMITMENT_MISMATCH": ErrorCode(T, False, 5, "an entry's payload or salt was changed"),
     "REPLAY_MISMATCH": ErrorCode(T, False, 5, "the kernel would not take a recorded transition"),
     "RECORD_MISMATCH": ErrorCode(T, False, 5, "a run's record does not say what its journal says"),
+    "PAYLOAD_MISSING": ErrorCode(T, False, 5, "a payload is gone that no entry says was erased"),
+    "PROOF_INVALID": ErrorCode(T, False, 5, "an inclusion or consistency proof does not lead to the root"),
     # --- stores -------------------------------------------------------------------------------------------
     "RUN_EXISTS": ErrorCode(C, False, 2, "the run id or idempotency key is taken"),
     "KEY_CONFLICT": ErrorCode(C, False, 2, "the same idempotency key was used with another context"),
@@ -189,9 +191,6 @@ CODES: dict[str, ErrorCode] = {
     "STORE_NEWER": ErrorCode(E, False, 1, "the database was made by a newer nano-vm"),
     "STORE_CLOSED": ErrorCode(C, False, 1, "the store is closed"),
     "STORE_IO": ErrorCode(E, True, 1, "reading or writing the database failed"),
-=======
-    "VALUE_SYNTAX": ErrorCode(C, False, 2, "bytes that are not JSON"),
->>>>>>> expr
     # --- expressions --------------------------------------------------------------------------------------
     "EXPR_SYNTAX": ErrorCode(A, False, 3, "an expression that does not follow the grammar"),
     "EXPR_CALL": ErrorCode(A, False, 3, "a function or method call in an expression"),
