@@ -102,13 +102,15 @@ class Chain:
         """
         # The hot path of every run: the envelope is written by hand around the encoded event.
         held = getattr(event, "payload", UNSET)
-        if held is UNSET:
-            body = _body(event)
-        else:
+        if held is not UNSET:
             event.payload = UNSET  # type: ignore[union-attr]
-            try:
-                body = _body(event)
-            finally:
+        try:
+            if type(event) in _NESTED:
+                body = canonical.encode(msgspec.to_builtins(event))
+            else:
+                body = _encode(event)
+        finally:
+            if held is not UNSET:
                 event.payload = held  # type: ignore[union-attr]
         seq = self.length
         facts = f'"event":{body.decode()},"prev":"{self.head}","run":{self._run},"seq":{seq}'
@@ -122,13 +124,6 @@ class Chain:
         self.head = digest
         self.length = seq + 1
         return Entry(seq, digest, sealed, salt, payload)
-
-
-def _body(event: Event) -> bytes:
-    """Canonical bytes of an event whose payload is UNSET."""
-    if type(event) in _NESTED:
-        return canonical.encode(msgspec.to_builtins(event))
-    return _encode(event)
 
 
 def read_facts(entry: Entry) -> Facts:

@@ -140,11 +140,7 @@ class Build:
             known["parent"] = self.index(known.get("parent"))
             known["on_failure"] = self.index(known.get("on_failure"))
             follows = next(
-                (
-                    i
-                    for i in range(index + 1, len(self.steps))
-                    if "parent" not in self.steps[i]
-                ),
+                (i for i in range(index + 1, len(self.steps)) if "parent" not in self.steps[i]),
                 END,
             )
             if known.get("is_terminal"):
@@ -178,7 +174,9 @@ class Build:
 def refund() -> CompiledProgram:
     """look up, let a model classify, branch, pay or refuse."""
     return (
-        Build("refund", ("order", "amount"), outputs={"paid": "$pay.output.paid", "class": "$classify.output"})
+        Build(
+            "refund", ("order", "amount"), outputs={"paid": "$pay.output.paid", "class": "$classify.output"}
+        )
         .tool("lookup", "orders.get", {"id": "$order"})
         .llm("classify", "$lookup.output.text", ("yes", "no"), on_error="retry", retry=Retry(jitter=True))
         .when("decide", "$classify.output", lambda value: value == "yes", "pay", "refuse")
@@ -194,7 +192,9 @@ def wide() -> CompiledProgram:
         Build("wide", ("items",), events=("paid",))
         .tool("tick", "count", {})
         .when("again", "$tick.output", lambda value: value < 3, "tick", "each")
-        .step("each", Kind.MAP, lambda b: MapAction(b.template("$items"), b.index("one"), 100, 2), next="both")
+        .step(
+            "each", Kind.MAP, lambda b: MapAction(b.template("$items"), b.index("one"), 100, 2), next="both"
+        )
         .tool("one", "double", {"value": "$item"}, parent="each")
         .step(
             "both",
@@ -275,9 +275,7 @@ class Driver:
         self._draws = random.Random(42)
 
     def start(self, inputs: dict[str, Any] | None = None, **facts: Any) -> Driver:
-        self.send(
-            ev.RunStarted(at_ms=self.now_ms, program=self.program.hash, payload=inputs or {}, **facts)
-        )
+        self.send(ev.RunStarted(at_ms=self.now_ms, program=self.program.hash, payload=inputs or {}, **facts))
         return self
 
     def send(self, event: Any) -> Rejection | None:
