@@ -1,8 +1,8 @@
 """Real journals for tests: small compiled programs, and a driver that runs them through the kernel.
 
-The programs are compiled by hand, so that these tests say something about the journal alone. The driver is a runner
-reduced to its essence: it asks `decide`, answers with events, applies them and seals what was applied. Time and salts
-come from counters and seeds.
+The programs are compiled by hand, so that these tests say something about the journal alone. The driver is a
+runner reduced to its essence: it asks `decide`, answers with events, applies them and seals what was
+applied. Time and salts come from counters and seeds.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class ToolBroke(Exception):
         self.error, self.message, self.retryable = error, message, retryable
 
 
-# --- programs compiled by hand --------------------------------------------------------------------------------
+# --- programs compiled by hand
+# --------------------------------------------------------------------------------
 
 
 class Build:
@@ -242,7 +243,8 @@ def chain(length: int) -> CompiledProgram:
     return build.done()
 
 
-# --- the driver -----------------------------------------------------------------------------------------------
+# --- the driver
+# -----------------------------------------------------------------------------------------------
 
 
 class Driver:
@@ -426,7 +428,8 @@ class Driver:
             self._sent(ev.CompensationSucceeded(payload=value, **where))
 
 
-# --- journals that many tests use -----------------------------------------------------------------------------
+# --- journals that many tests use
+# -----------------------------------------------------------------------------
 
 
 def counter() -> Callable[[Any], int]:
