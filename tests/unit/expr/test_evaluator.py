@@ -1,4 +1,4 @@
-"""A guard that answers where it should refuse sends money the wrong way: truth tables, refusals and their places."""
+"""A guard that answers where it should refuse sends money the wrong way: values, refusals, places."""
 
 import pytest
 

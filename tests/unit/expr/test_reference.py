@@ -1,4 +1,4 @@
-"""A reference that is misread would put the wrong value, or a caller's text, where the author did not write it."""
+"""A reference that is misread would put the wrong value where the author did not write it."""
 
 import copy
 import pickle
