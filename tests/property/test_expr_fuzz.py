@@ -99,7 +99,7 @@ MUTATIONS = st.lists(
 
 
 def attempt(function, argument):
-    """Returns the result and the error; one of them is `None`. Any other exception is a failure of the test."""
+    """Returns the result and the error, one of them `None`; any other exception fails the test."""
     try:
         return function(argument), None
     except ExprError as error:

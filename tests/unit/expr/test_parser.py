@@ -1,4 +1,4 @@
-"""A construct that is dropped silently changes what a guard means: each is parsed exactly or refused by name."""
+"""A construct dropped silently changes what a guard means: each is parsed exactly or refused by name."""
 
 import pytest
 
