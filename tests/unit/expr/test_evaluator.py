@@ -98,6 +98,13 @@ def run(source):
         ("$yes >= 'yes'", True),
         ("'B' < 'a'", True),
         ("'\\uffff' < '\\ud800\\udc00'", True),
+        ("$five == $half", False),
+        ("$five != $one", True),
+        ("$five < $one", False),
+        ("$five <= $half", False),
+        ("$five > $half", True),
+        ("$one >= $one", True),
+        ("$yes < $text", False),
         # membership
         ("$yes in ['no', 'yes']", True),
         ("$yes not in ['no', 'yes']", False),

@@ -68,6 +68,7 @@ REFUSED = [
     ],
     *[(f"$x {op} 1 == 2", "EXPR_ARITHMETIC", 3, len(op)) for op in ("^", "<<", ">>", "++", "--")],
     ("$x -1", "EXPR_ARITHMETIC", 3, 1),
+    ("$x.a-b == 1", "EXPR_ARITHMETIC", 4, 1),
     ("$x == -$x", "EXPR_ARITHMETIC", 6, 1),
     ("~$x == 1", "EXPR_ARITHMETIC", 0, 1),
     ("$x mod 2 == 0", "EXPR_ARITHMETIC", 3, 3),

@@ -99,6 +99,7 @@ def test_a_path_that_leads_nowhere_is_an_error_that_names_the_segment(path, segm
 def test_unset_stays_one_object_through_copies_and_pickles():
     assert copy.deepcopy([UNSET])[0] is UNSET
     assert pickle.loads(pickle.dumps(UNSET)) is UNSET
+    assert repr(UNSET) == "UNSET"
 
 
 def test_an_error_keeps_its_place_through_pickling():
