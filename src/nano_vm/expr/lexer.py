@@ -1,4 +1,4 @@
-"""Turns the source of an expression into tokens, one at a time, and refuses by name what is not in the language."""
+"""Turns the source of an expression into tokens, and refuses by name what is not in the language."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["Lexer", "Token"]
 
 
 class Token(NamedTuple):
-    """`kind` is `ref`, `string`, `number`, `word`, `symbol` or `end`; `value` is a `Ref`, a tuple of strings and
-    references, an `int` or `float`, or the text itself."""
+    """`kind` is `ref`, `string`, `number`, `word`, `symbol` or `end`; `value` is a `Ref`, a tuple of strings
+    and references, an `int` or `float`, or the text itself."""
 
     kind: str
     value: Any
@@ -30,6 +30,7 @@ _WORD = re.compile(r"[^\W\d]\w*").match
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?").match
 _NUMBER_LIKE = re.compile(r"-?\.?[0-9](?:[\w.]|(?<=[eE])[+-])*").match
 _METHOD = re.compile(r"\.[ \t]*([A-Za-z_][A-Za-z0-9_]*)[ \t]*(\()?").match
+_HYPHENATED = re.compile(r"-[A-Za-z0-9_]").match
 # Everything up to the next character that means something inside quotes.
 _PLAIN_CHARS = re.compile(r"[^\\$'\"]+").match
 _UNICODE_ESCAPE = re.compile(r"u([0-9a-fA-F]{4})").match
@@ -45,6 +46,7 @@ class Lexer:
         self.offset = 0
         # Whether the last token ended a value: decides if `-5` is a number or a subtraction.
         self.after_value = False
+        self.after_ref = False
 
     def next(self) -> Token:
         """Returns the next token. Raises `ExprError` for anything that begins no token."""
@@ -56,8 +58,11 @@ class Lexer:
             return Token("end", "", len(source), 0)
         token = self.read(source, offset)
         self.offset = offset + token.length
+        self.after_ref = token.kind == "ref"
         self.after_value = (
-            token.kind in ("ref", "string", "number") or token.value in (")", "]") or token.value in _OPERAND_WORDS
+            token.kind in ("ref", "string", "number")
+            or token.value in (")", "]")
+            or token.value in _OPERAND_WORDS
         )
         return token
 
@@ -69,7 +74,8 @@ class Lexer:
             return self.string(offset)
         second = source[offset + 1 : offset + 2]
         if "0" <= first <= "9" or (
-            not self.after_value and (first in "-." and ("0" <= second <= "9" or (first == "-" and second == ".")))
+            not self.after_value
+            and (first in "-." and ("0" <= second <= "9" or (first == "-" and second == ".")))
         ):
             return self.number(offset)
         match = _SYMBOL(source, offset)
@@ -89,6 +95,14 @@ class Lexer:
             method = _METHOD(source, offset)
             if method is not None and method[2]:
                 return refused_call(method[1], offset, method.end(1) - offset)
+        if self.after_ref and offset == self.offset and _HYPHENATED(source, offset):
+            return ExprError(
+                "EXPR_ARITHMETIC",
+                "`-` is arithmetic",
+                offset=offset,
+                length=1,
+                help="a key with a hyphen goes into braces: `${name.a-b}`; to subtract, use a tool step",
+            )
         refused = REFUSED_SYMBOL(source, offset)
         if refused is not None:
             return refused_symbol(refused[0], offset)
@@ -139,7 +153,7 @@ class Lexer:
         return Token("number", value, offset, end - offset)
 
     def string(self, start: int) -> Token:
-        """Reads a quoted string into its parts: decoded text and the references inside, which keep their offsets."""
+        """Reads a quoted string into its parts: decoded text and references."""
         source, quote = self.source, self.source[start]
         parts: list[str | Ref] = []
         literal: list[str] = []
@@ -180,7 +194,7 @@ class Lexer:
         return Token("string", tuple(parts), start, offset + 1 - start)
 
     def escape(self, offset: int) -> tuple[str, int]:
-        """Reads the escape at `offset`; returns its text and the offset after it. Surrogates come in pairs."""
+        """Reads the escape at `offset`; returns its text and the offset after it."""
         source = self.source
         simple = _ESCAPES.get(source[offset + 1 : offset + 2])
         if simple is not None:

@@ -1,7 +1,7 @@
 """The tree of an expression, its JSON form, and its source form.
 
-Three forms, one meaning: `parse` makes nodes from text, `to_ast`/`from_ast` translate them to and from the JSON AST
-that is part of a program's hash (`spec/expressions.md`, "JSON AST"), `to_source` prints them.
+Three forms, one meaning: `parse` makes nodes from text, `to_ast`/`from_ast` translate them to and from the
+JSON AST that is part of a program's hash (`spec/expressions.md`, "JSON AST"), `to_source` prints them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ __all__ = [
     "And",
     "Compare",
     "IsNull",
-    "Lit",
     "ListOf",
+    "Lit",
     "Node",
     "Not",
     "Or",
@@ -40,15 +40,15 @@ COMPARISONS = ("==", "!=", "<", "<=", ">", ">=", "in", "not in", "contains")
 
 
 class Lit(msgspec.Struct, frozen=True, gc=False):
-    """A constant: `None`, `bool`, `int`, `float` or `str`. A float with an integral value is held as an int."""
+    """A constant. A float with an integral value within ±(2^53-1) is held as an int."""
 
-    value: None | bool | int | float | str
+    value: bool | int | float | str | None
     offset: int = 0
     length: int = 0
 
 
 class Text(msgspec.Struct, frozen=True):
-    """A quoted string with references inside: non-empty literals and at least one `Ref`, no two literals adjacent."""
+    """A quoted string with at least one reference inside; literals are not empty and not adjacent."""
 
     parts: tuple[str | Ref, ...]
     offset: int = 0
@@ -72,7 +72,7 @@ class Compare(msgspec.Struct, frozen=True):
 
 
 class IsNull(msgspec.Struct, frozen=True):
-    """`$x is null`, or `$x is not null` when negated: the only places where a name may still be unassigned."""
+    """`$x is null` (negated: `is not null`): the only place where a name may still be unassigned."""
 
     ref: Ref
     negated: bool = False
@@ -133,7 +133,7 @@ def refs(node: Node) -> tuple[Ref, ...]:
 
 
 def null_tests(node: Node) -> tuple[Ref, ...]:
-    """The references that are operands of `is null` / `is not null`: these may name what is not assigned yet."""
+    """The references under `is null` / `is not null`: these may name what is not assigned yet."""
     return tuple(ref for ref, is_null_test in _uses(node) if is_null_test)
 
 
@@ -151,11 +151,12 @@ def _uses(node: Node) -> Iterator[tuple[Ref, bool]]:
             yield from _uses(child)
 
 
-# --- the JSON AST -----------------------------------------------------------------------------------------------
+# --- the JSON AST
+# -----------------------------------------------------------------------------------------------
 
 
 def to_ast(node: Node) -> list[Any]:
-    """Returns the JSON AST: `["==", ["ref", "decision", ["output"]], ["lit", "yes"]]`. Offsets are not part of it."""
+    """Returns the JSON AST, e.g. `["==", ["ref", "decision", []], ["lit", "yes"]]`, without offsets."""
     match node:
         case Lit(value=value):
             return ["lit", value]
@@ -181,7 +182,8 @@ def from_ast(ast: Any) -> Node:
     """Builds the tree of a JSON AST from any source, trusted or not.
 
     Raises:
-        ExprError: `EXPR_AST` when it is not a well-formed AST, `EXPR_TOO_DEEP`, `EXPR_TOO_LONG` beyond `limits`.
+        ExprError: `EXPR_AST` when it is not a well-formed AST, `EXPR_TOO_DEEP`, `EXPR_TOO_LONG` beyond
+        `limits`.
     """
     return _AstReader().read(ast, 1)
 
@@ -226,7 +228,7 @@ class _AstReader:
     def read_all(self, ast: list[Any], depth: int) -> tuple[Node, ...]:
         return tuple([self.read(ast[index], depth + 1) for index in range(1, len(ast))])
 
-    def literal(self, value: Any) -> None | bool | int | float | str:
+    def literal(self, value: Any) -> bool | int | float | str | None:
         kind = type(value)
         if kind is str:
             return self.string(value)
@@ -296,9 +298,11 @@ def has_surrogate(text: str) -> bool:
     return False
 
 
-# --- source ---------------------------------------------------------------------------------------------------
+# --- source
+# ---------------------------------------------------------------------------------------------------
 
 _ESCAPES = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\t": "\\t", "$": "$$"}
+_WORDS = {None: "null", True: "true", False: "false"}
 # A node is put in parentheses where a tighter one is wanted.
 _OR, _AND, _NOT, _COMPARE, _OPERAND = range(5)
 
@@ -313,7 +317,7 @@ def _print(node: Node, wanted: int) -> str:
         case Lit(value=str() as value):
             return f"'{_quoted(value)}'"
         case Lit(value=value):
-            return {None: "null", True: "true", False: "false"}[value] if _is_word(value) else repr(value)
+            return _WORDS[value] if value is None or isinstance(value, bool) else repr(value)
         case Ref():
             return str(node)
         case Text(parts=parts):
@@ -333,13 +337,11 @@ def _print(node: Node, wanted: int) -> str:
     return text if level >= wanted else f"({text})"
 
 
-def _is_word(value: object) -> bool:
-    return value is None or value is True or value is False
-
-
 def _printed_part(part: str | Ref) -> str:
     return "${" + ".".join((part.name, *part.path)) + "}" if isinstance(part, Ref) else _quoted(part)
 
 
 def _quoted(text: str) -> str:
-    return "".join(_ESCAPES.get(c, c if c.isprintable() or ord(c) > 0xFFFF else f"\\u{ord(c):04x}") for c in text)
+    return "".join(
+        _ESCAPES.get(c, c if c.isprintable() or ord(c) > 0xFFFF else f"\\u{ord(c):04x}") for c in text
+    )

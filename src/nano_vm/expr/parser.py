@@ -1,10 +1,10 @@
-"""Recursive descent over the grammar of `spec/expressions.md`.
+"""Recursive descent, one method per rule of the grammar in `spec/expressions.md`:
 
-    or         := and ("or" and)*
-    and        := not ("and" not)*
-    not        := "not" not | comparison
-    comparison := operand [ operator operand | "is" ["not"] "null" ]
-    operand    := reference | string | number | constant | "[" [operand ("," operand)*] "]" | "(" or ")"
+- or: `and ("or" and)*`
+- and: `not ("and" not)*`
+- not: `"not" not | comparison`
+- comparison: `operand [operator operand | "is" ["not"] "null"]`
+- operand: `reference | string | number | constant | "[" [operand ("," operand)*] "]" | "(" or ")"`
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import NoReturn
 from nano_vm.expr.errors import ExprError
 from nano_vm.expr.lexer import Lexer, Token
 from nano_vm.expr.limits import DEPTH_MAX, SOURCE_CHARS_MAX
-from nano_vm.expr.nodes import And, Compare, IsNull, Lit, ListOf, Node, Not, Or, Text, children, has_surrogate
+from nano_vm.expr.nodes import And, Compare, IsNull, ListOf, Lit, Node, Not, Or, Text, children, has_surrogate
 from nano_vm.expr.reference import Ref
 from nano_vm.expr.refusals import refused_call, refused_operand_word, refused_operator_word
 
 __all__ = ["parse"]
 
-_CONSTANTS: dict[str, None | bool] = {
+_CONSTANTS: dict[str, bool | None] = {
     "true": True,
     "false": False,
     "null": None,
@@ -107,7 +107,8 @@ class _Parser:
         if self.open > DEPTH_MAX:
             raise _too_deep(token.offset, token.length)
 
-    # --- the grammar ------------------------------------------------------------------------------------------
+    # --- the grammar
+    # ------------------------------------------------------------------------------------------
 
     def disjunction(self) -> Node:
         start = self.token.offset
@@ -153,14 +154,16 @@ class _Parser:
 
     def comparison_after(self, left: Node, start: int) -> Node | None:
         token = self.token
-        if token.kind == "symbol" and token.value in _SYMBOL_OPERATORS:
-            op = self.advance().value
-        elif token.kind == "word" and token.value in ("in", "contains"):
+        if (token.kind == "symbol" and token.value in _SYMBOL_OPERATORS) or (
+            token.kind == "word" and token.value in ("in", "contains")
+        ):
             op = self.advance().value
         elif self.is_word("not"):
             self.advance()
             if not self.is_word("in"):
-                self.fail_at(token, "`not` is followed by `in` here", "write `$x not in […]`, or `not ($x …)`")
+                self.fail_at(
+                    token, "`not` is followed by `in` here", "write `$x not in […]`, or `not ($x …)`"
+                )
             self.advance()
             op = "not in"
         elif self.is_word("is"):
@@ -248,11 +251,14 @@ class _Parser:
                 self.fail_at(opening, f"`{opening.value}` is not closed", f"add `{symbol}`")
             if symbol == "]" and (self.at_operator() or self.is_word("and") or self.is_word("or")):
                 self.fail_at(token, "an operator inside a list", "put parentheses around the element")
-            self.fail_between_values(f"`{symbol}` is expected here", f"add `{symbol}`, or `,` between elements")
+            self.fail_between_values(
+                f"`{symbol}` is expected here", f"add `{symbol}`, or `,` between elements"
+            )
         self.open -= 1
         self.advance()
 
-    # --- refusals ---------------------------------------------------------------------------------------------
+    # --- refusals
+    # ---------------------------------------------------------------------------------------------
 
     def expect_end(self) -> None:
         if self.token.kind != "end":
@@ -262,11 +268,11 @@ class _Parser:
         """The source goes on where the value before it is complete."""
         token = self.token
         if token.kind == "word" and token.value not in _CONSTANTS and token.value != "not":
-            if token.value in ("and", "or"):
-                self.fail_at(token, message, help)
             raise refused_operator_word(token.value, token.offset)
         if token.kind == "symbol" and token.value in (")", "]"):
-            self.fail_at(token, f"`{token.value}` closes nothing", "remove it, or open the bracket it should close")
+            self.fail_at(
+                token, f"`{token.value}` closes nothing", "remove it, or open the bracket it should close"
+            )
         self.fail_at(token, message, help)
 
     def fail_at_operand(self, token: Token) -> NoReturn:
@@ -275,9 +281,13 @@ class _Parser:
             self.fail_at(token, what, "write a value, e.g. `$name == 'text'`")
         if token.kind == "word":
             if token.value == "not":
-                self.fail_at(token, "`not` stands where a value is expected", "put it in parentheses: `(not $x)`")
+                self.fail_at(
+                    token, "`not` stands where a value is expected", "put it in parentheses: `(not $x)`"
+                )
             raise refused_operand_word(token.value, token.offset, self.source[token.offset + token.length :])
-        self.fail_at(token, f"`{token.value}` stands where a value is expected", "write a value on both sides")
+        self.fail_at(
+            token, f"`{token.value}` stands where a value is expected", "write a value on both sides"
+        )
 
     def refuse_call_or_index(self, node: Node, token: Token) -> None:
         """A bracket right after a value: `$x.lower()`, `$items[0]`, `(…)(…)`."""
@@ -289,7 +299,9 @@ class _Parser:
                 method = node.path[-1]
                 raise refused_call(method, node.offset + node.length - len(method) - 1, len(method) + 1)
             raise refused_call(node.name if isinstance(node, Ref) else "", following.offset, 1)
-        where = f"write `${node.name}.0`" if isinstance(node, Ref) else "write an index after the name: `$name.0`"
+        where = (
+            f"write `${node.name}.0`" if isinstance(node, Ref) else "write an index after the name: `$name.0`"
+        )
         raise ExprError(
             "EXPR_INDEX",
             "an indexing expression",

@@ -56,8 +56,8 @@ def ref_at(text: str, offset: int) -> tuple[Ref | str, int]:
     """Reads what the dollar at `offset` begins.
 
     Returns:
-        The reference, or the literal text it stands for (`$$` and a dollar that begins nothing give `"$"`), and
-        the offset of the first character after it.
+        The reference, or the literal text it stands for (`$$` and a dollar that begins nothing give `"$"`),
+        and the offset of the first character after it.
 
     Raises:
         ExprError: `EXPR_REFERENCE` for a malformed `${`.
@@ -79,8 +79,9 @@ def ref_at(text: str, offset: int) -> tuple[Ref | str, int]:
 def scan_text(text: str) -> tuple[str | Ref, ...]:
     """Splits template text into literal strings and references, in order.
 
-    `$$` is a literal dollar; a dollar that begins no name (`$5`, a final `$`) and the dot after a reference that no
-    field follows are text. Adjacent literals are one string, empty ones are left out. Offsets count characters.
+    `$$` is a literal dollar; a dollar that begins no name (`$5`, a final `$`) and the dot after a reference
+    that no field follows are text. Adjacent literals are one string, empty ones are left out. Offsets count
+    characters.
 
     Raises:
         ExprError: `EXPR_REFERENCE` for a malformed `${`.
@@ -107,7 +108,8 @@ def scan_text(text: str) -> tuple[str | Ref, ...]:
 
 
 def walk(value: Any, path: tuple[str, ...]) -> Any:
-    """Follows a path into a JSON value: a key of an object, or an index (`0`, `12`; no leading zeros) of a list.
+    """Follows a path into a JSON value: a key of an object, or an index (`0`, `12`; no leading zeros) of a
+    list.
 
     Raises:
         ExprError: `UNRESOLVED_REFERENCE` where a segment leads nowhere; `facts["segment"]` is its position.

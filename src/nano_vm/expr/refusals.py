@@ -1,6 +1,7 @@
 """What people write in a condition that is not in the language, and what to write instead.
 
-Tables only: the lexer and the parser look here whenever they refuse something, so that every refusal has a name.
+Tables only: the lexer and the parser look here whenever they refuse something, so that every refusal has a
+name.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ _COMPUTE = "compute it in a tool step and refer to that step's output"
 _PATTERN = f"patterns are not in the language: compare with `==`, `in` or `contains`, or {_COMPUTE}"
 _ARITHMETIC = ("EXPR_ARITHMETIC", "is arithmetic", _COMPUTE)
 _BITS = ("EXPR_ARITHMETIC", "is a bit operation", "write `and`, `or`, `not` for logic")
-_ASSIGN = ("EXPR_ASSIGNMENT", "is an assignment", "write `==` to compare; give a step an `output_key` to bind a name")
+_ASSIGN = (
+    "EXPR_ASSIGNMENT",
+    "is an assignment",
+    "write `==` to compare; give a step an `output_key` to bind a name",
+)
 _ARROW = ("EXPR_LAMBDA", "begins a function", "write `>=` to compare; functions are not in the language")
 _TEMPLATE = ("EXPR_SYNTAX", "is another template language's", "write `$name` or `${name.field}`")
 _REGEX = ("EXPR_SYNTAX", "matches a pattern", _PATTERN)
@@ -59,13 +64,21 @@ REFUSED_SYMBOLS: dict[str, tuple[str, str, str]] = {
     "++": _ARITHMETIC,
     "--": _ARITHMETIC,
     "**": _ARITHMETIC,
-    "//": ("EXPR_ARITHMETIC", "is arithmetic, or a comment", f"{_COMPUTE}; comments belong outside the expression"),
+    "//": (
+        "EXPR_ARITHMETIC",
+        "is arithmetic, or a comment",
+        f"{_COMPUTE}; comments belong outside the expression",
+    ),
     "<<": _BITS,
     ">>": _BITS,
     "=": _ASSIGN,
     "!": ("EXPR_SYNTAX", "is not an operator", "write `not`, or `!=` to compare"),
     "&": _BITS,
-    "|": ("EXPR_ARITHMETIC", "is a bit operation or a filter", f"write `or` for logic; instead of a filter, {_COMPUTE}"),
+    "|": (
+        "EXPR_ARITHMETIC",
+        "is a bit operation or a filter",
+        f"write `or` for logic; instead of a filter, {_COMPUTE}",
+    ),
     "^": _BITS,
     "~": _BITS,
     "+": _ARITHMETIC,
@@ -73,14 +86,26 @@ REFUSED_SYMBOLS: dict[str, tuple[str, str, str]] = {
     "*": _ARITHMETIC,
     "/": _ARITHMETIC,
     "%": _ARITHMETIC,
-    "?": ("EXPR_SYNTAX", "is not an operator", "a condition step has `then` and `otherwise` for the two outcomes"),
+    "?": (
+        "EXPR_SYNTAX",
+        "is not an operator",
+        "a condition step has `then` and `otherwise` for the two outcomes",
+    ),
     ":": ("EXPR_SYNTAX", "has no meaning here", "objects and slices are not in the language"),
     ";": ("EXPR_SYNTAX", "has no meaning here", "a condition is one expression: join with `and` / `or`"),
-    "{": ("EXPR_SYNTAX", "begins an object", "only lists have literals; a reference is `$name` or `${name.field}`"),
+    "{": (
+        "EXPR_SYNTAX",
+        "begins an object",
+        "only lists have literals; a reference is `$name` or `${name.field}`",
+    ),
     "}": ("EXPR_SYNTAX", "closes nothing", "a reference is `${name.field}`, with the dollar first"),
     "#": ("EXPR_SYNTAX", "begins a comment", "comments belong outside the expression"),
     "@": ("EXPR_SYNTAX", "has no meaning here", "a reference is `$name`"),
-    "\\": ("EXPR_SYNTAX", "has no meaning outside quotes", "an expression may continue on the next line as it is"),
+    "\\": (
+        "EXPR_SYNTAX",
+        "has no meaning outside quotes",
+        "an expression may continue on the next line as it is",
+    ),
     ".": ("EXPR_SYNTAX", "follows nothing that has fields", "write `$name.field`, without spaces"),
     "`": ("EXPR_FSTRING", "is not a quote", "write 'text' or \"text\"; `$name` inside it is filled in"),
     "“": ("EXPR_STRING", "is a typographic quote", "write ' or \""),
@@ -105,7 +130,7 @@ _CALLS = {
     "get getattr getitem": "write `$x.field`; a missing field is an error, never a silent default",
     "exists defined isnull is_null isnone isdefined has notnull": "write `$x is null` or `$x is not null`",
     "int float str string number bool boolean parseint parsefloat tonumber tostring json loads": (
-        "values keep their types: compare with a literal of the same type, or give the step an `output_schema`"
+        "values keep their types: compare with a literal of that type, or give the step an `output_schema`"
     ),
     "any all": "write the comparisons out, joined with `or` / `and`",
     "not_": "write `not`",
@@ -163,11 +188,15 @@ def refused_operator_word(word: str, offset: int) -> ExprError:
     """The refusal of a word that stands where an operator is expected."""
     lowered = word.lower()
     if word in ("mod", "div", "plus", "minus", "times"):
-        return ExprError("EXPR_ARITHMETIC", f"`{word}` is arithmetic", offset=offset, length=len(word), help=_COMPUTE)
+        return ExprError(
+            "EXPR_ARITHMETIC", f"`{word}` is arithmetic", offset=offset, length=len(word), help=_COMPUTE
+        )
     if lowered in KEYWORDS and lowered != word and lowered not in ("true", "false", "null"):
         help = f"write `{lowered}`: words are in lower case"
     else:
-        help = _OPERATOR_HELP.get(lowered) or _suggestion(lowered, ("and", "or", "not in", "contains", "is null"))
+        help = _OPERATOR_HELP.get(lowered) or _suggestion(
+            lowered, ("and", "or", "not in", "contains", "is null")
+        )
     return ExprError(
         "EXPR_WORD", f"`{_short(word)}` is not an operator", offset=offset, length=len(word), help=help
     )
@@ -186,14 +215,18 @@ def refused_operand_word(word: str, offset: int, following: str) -> ExprError:
             length=length,
             help="write 'text' or \"text\" without a prefix; `$name` inside it is filled in",
         )
-    if lowered in _OPERAND_HELP and not (word == "None"):
+    if lowered in _OPERAND_HELP and word != "None":
         code, help = _OPERAND_HELP[lowered]
         return ExprError(code, f"`{word}` is not in the language", offset=offset, length=length, help=help)
     if after.startswith("("):
         return refused_call(word, offset, length)
     if after.startswith("=") and not after.startswith("=="):
         return ExprError(
-            "EXPR_ASSIGNMENT", f"`{_short(word)} =` is an assignment", offset=offset, length=length, help=_ASSIGN[2]
+            "EXPR_ASSIGNMENT",
+            f"`{_short(word)} =` is an assignment",
+            offset=offset,
+            length=length,
+            help=_ASSIGN[2],
         )
     if lowered in KEYWORDS and lowered != word:
         help = f"write `{lowered}`: words are in lower case"
@@ -219,7 +252,11 @@ def refused_symbol(symbol: str, offset: int) -> ExprError:
 
 def _suggestion(word: str, candidates: tuple[str, ...]) -> str:
     close = difflib.get_close_matches(word[:40], candidates, n=1)
-    return f"did you mean `{close[0]}`?" if close else "the operators are == != < <= > >= in contains and or not is"
+    return (
+        f"did you mean `{close[0]}`?"
+        if close
+        else "the operators are == != < <= > >= in contains and or not is"
+    )
 
 
 def _short(word: str) -> str:
