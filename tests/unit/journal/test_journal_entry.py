@@ -7,12 +7,12 @@ from hashlib import sha256
 
 import msgspec
 import pytest
-from unit.journal.journal_runs import refund_run
 
 from nano_vm import canonical
 from nano_vm.errors import InputError, VerificationError
 from nano_vm.journal.entry import GENESIS, Chain, Entry, open_event, read_facts, verify_entry, verify_shown
 from nano_vm.kernel import events as ev
+from unit.journal.journal_runs import refund_run
 
 SALT = bytes(range(16))
 

@@ -35,7 +35,8 @@ PUBLISHED = [
 ]
 
 
-# --- the RFC, word for word -----------------------------------------------------------------------------------
+# --- the RFC, word for word
+# -----------------------------------------------------------------------------------
 
 
 def split(size):
@@ -74,7 +75,8 @@ def some(size):
     return [leaf_hash(bytes([number])) for number in range(size)]
 
 
-# --- roots ----------------------------------------------------------------------------------------------------
+# --- roots
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_the_published_tree_has_its_published_roots():
@@ -124,7 +126,8 @@ def test_appending_hashes_no_more_than_one_node_per_leaf_on_average(monkeypatch)
     assert calls < tree.size
 
 
-# --- proofs ---------------------------------------------------------------------------------------------------
+# --- proofs
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_the_rfc_example_tree_has_the_proofs_of_its_text():
@@ -203,6 +206,7 @@ def test_a_changed_consistency_proof_is_refused(size):
             assert refused(verify_consistency, old, size, before, top, proof[:place] + proof[place + 1 :])
             other = [*proof[:place], leaf_hash(b"other"), *proof[place + 1 :]]
             assert refused(verify_consistency, old, size, before, top, other)
+        assert refused(verify_consistency, old, size, before, top, [])
 
 
 def test_nothing_and_everything_are_consistent_without_a_proof():
