@@ -45,6 +45,7 @@ class RunStarted(_Event, kw_only=True):
     principal: Principal | UnsetType = UNSET
     program: str  # "sha256:…"
     programs: dict[str, str] | UnsetType = UNSET  # called program -> hash, pinned for the whole tree
+    verdicts: list[Any] | UnsetType = UNSET
 
 
 class StepStarted(_Event, kw_only=True):
@@ -300,6 +301,7 @@ class ValuesChanged(_Event, kw_only=True):
     names: list[str]
     payload: Any = UNSET
     principal: Principal | UnsetType = UNSET
+    verdicts: list[Any] | UnsetType = UNSET
 
 
 class CompensationStarted(_Event, kw_only=True):
