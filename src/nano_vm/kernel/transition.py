@@ -137,7 +137,7 @@ def _dispatch(program: CompiledProgram, state: State, activity: Activity) -> Com
         child=child_run_id(state.run, step.id, activity.occurrence, activity.item, activity.attempt),
         program=state.programs.get(action.program, action.program),
         inputs=activity.request,
-        budgets=_remaining(state),
+        budgets=remaining_budgets(state),
         depth=state.depth + 1,
     )
 
@@ -148,7 +148,8 @@ def child_run_id(run: str, step_id: str, occurrence: int, item: int, attempt: in
     return f"{run}/{step_id}.{occurrence}{lane}.{attempt}"
 
 
-def _remaining(state: State) -> dict[str, int]:
+def remaining_budgets(state: State) -> dict[str, int]:
+    """What is left for a child that starts now."""
     left = {"steps": max(state.steps_max - state.steps, 0)}
     if state.tokens_max:
         left["tokens"] = max(state.tokens_max - state.tokens - state.reserved_tokens, 0)
@@ -232,11 +233,14 @@ def _waiting_kind(step: CompiledStep | None, activity: Activity) -> str:
 
 def waiting(program: CompiledProgram, state: State) -> list[Waiting]:
     """What a SUSPENDED run waits for, by name (P10); empty unless it is SUSPENDED."""
-    if state.status is not RunStatus.SUSPENDED:
-        return []
+    return all_waits(program, state) if state.status is RunStatus.SUSPENDED else []
+
+
+def all_waits(program: CompiledProgram, state: State) -> list[Waiting]:
+    """What is being waited for, also while other steps are under way."""
     found = []
     for activity in state.active.values():
-        if activity.phase is Phase.GROUP:
+        if activity.phase not in (Phase.WAITING, Phase.UNKNOWN, Phase.CHILD_WAITING):
             continue
         compensation = activity.step < 0
         step = None if compensation else program.steps[activity.step]
@@ -972,4 +976,13 @@ _HANDLERS: dict[type[Any], Callable[[CompiledProgram, State, Any], Rejection | N
     ev.RunFinished: _run_finished,
 }
 
-__all__ = ["StepStatus", "apply", "child_run_id", "decide", "event_digest", "waiting"]
+__all__ = [
+    "StepStatus",
+    "all_waits",
+    "apply",
+    "child_run_id",
+    "decide",
+    "event_digest",
+    "remaining_budgets",
+    "waiting",
+]

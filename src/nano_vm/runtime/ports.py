@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeAlias
 import msgspec
 
 from nano_vm.program.compiled import CompiledProgram
-from nano_vm.program.schema import ToolSchema
+from nano_vm.program.tool_schema import ToolSchema
 
 Message: TypeAlias = dict[str, Any]  # {"role": "system" | "user" | "assistant", "content": str}
 
