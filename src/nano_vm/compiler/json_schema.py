@@ -16,12 +16,7 @@ from nano_vm.program.document import join
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 _KEYWORDS = frozenset(
-    "$schema $id $anchor $dynamicAnchor $ref $dynamicRef $defs $comment $vocabulary definitions title description default "
-    "deprecated readOnly writeOnly examples type enum const multipleOf maximum exclusiveMaximum minimum exclusiveMinimum "
-    "maxLength minLength pattern maxItems minItems uniqueItems maxContains minContains maxProperties minProperties "
-    "required dependentRequired dependentSchemas properties patternProperties additionalProperties propertyNames "
-    "unevaluatedProperties unevaluatedItems prefixItems items contains allOf anyOf oneOf not if then else format "
-    "contentEncoding contentMediaType contentSchema".split()
+    ["$schema", "$id", "$anchor", "$dynamicAnchor", "$ref", "$dynamicRef", "$defs", "$comment", "$vocabulary", "definitions", "title", "description", "default", "deprecated", "readOnly", "writeOnly", "examples", "type", "enum", "const", "multipleOf", "maximum", "exclusiveMaximum", "minimum", "exclusiveMinimum", "maxLength", "minLength", "pattern", "maxItems", "minItems", "uniqueItems", "maxContains", "minContains", "maxProperties", "minProperties", "required", "dependentRequired", "dependentSchemas", "properties", "patternProperties", "additionalProperties", "propertyNames", "unevaluatedProperties", "unevaluatedItems", "prefixItems", "items", "contains", "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "format", "contentEncoding", "contentMediaType", "contentSchema"]
 )
 _UNAVAILABLE = "private"
 
@@ -47,7 +42,9 @@ def check_schema(schema: Any) -> list[SchemaFinding]:
         path = getattr(error, "instance_path", None) or []
         pointer = "".join(join("", part) for part in path)
         message = _message(error)
-        return [SchemaFinding("BAD_SCHEMA", pointer, f"not a JSON Schema: {message}", "see JSON Schema 2020-12")]
+        return [
+            SchemaFinding("BAD_SCHEMA", pointer, f"not a JSON Schema: {message}", "see JSON Schema 2020-12")
+        ]
     return []
 
 
@@ -58,7 +55,9 @@ def check_inputs(schema: dict[str, Any]) -> list[SchemaFinding]:
     for name in strange:
         help = did_you_mean(name, _KEYWORDS) if "properties" in schema else None
         help = help or "write `type: object` and put the inputs under `properties:`"
-        findings.append(SchemaFinding("BAD_SCHEMA", join("", name), f"{quote(name)} is no keyword of JSON Schema", help))
+        findings.append(
+            SchemaFinding("BAD_SCHEMA", join("", name), f"{quote(name)} is no keyword of JSON Schema", help)
+        )
     if findings:
         return findings
     if schema.get("type") != "object":
@@ -80,7 +79,10 @@ def _walk(schema: Any, pointer: str, findings: list[SchemaFinding]) -> None:
         for name, value in node.items():
             here = join(where, name)
             if name in _REFERENCES and isinstance(value, str) and not value.startswith("#"):
-                message, help = f"{quote(value)} is outside the schema", "copy it under `$defs` and refer to `#/$defs/…`"
+                message, help = (
+                    f"{quote(value)} is outside the schema",
+                    "copy it under `$defs` and refer to `#/$defs/…`",
+                )
                 findings.append(SchemaFinding("BAD_SCHEMA", here, message, help))
             elif name == "$schema" and value not in (DIALECT, DIALECT + "#"):
                 message = "only JSON Schema 2020-12 is understood"

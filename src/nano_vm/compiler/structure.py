@@ -29,7 +29,9 @@ def check_structure(view: View) -> None:
             case "condition":
                 if "then" not in step.data and "otherwise" not in step.data and _complete(view, step):
                     help = "add `then:` and `otherwise:`; `continue` means the next step in the list"
-                    view.add("MISSING_BRANCH", step, step.at("condition"), "the condition has no branch", help)
+                    view.add(
+                        "MISSING_BRANCH", step, step.at("condition"), "the condition has no branch", help
+                    )
             case "wait":
                 _wait(view, step)
             case "llm":
@@ -65,7 +67,15 @@ def _program(view: View) -> None:
     if isinstance(inputs, dict):
         for finding in check_inputs(inputs):
             pointer = "/inputs" + finding.pointer
-            view.add(finding.code, None, pointer, finding.message, finding.help, field="inputs", key=bool(finding.pointer))
+            view.add(
+                finding.code,
+                None,
+                pointer,
+                finding.message,
+                finding.help,
+                field="inputs",
+                key=bool(finding.pointer),
+            )
 
 
 def _targets(view: View, step: Step) -> None:
@@ -73,7 +83,14 @@ def _targets(view: View, step: Step) -> None:
     for index, name in enumerate(step.data.get("depends_on", ())):
         targets.append(("depends_on", f"{step.at('depends_on')}/{index}", name))
         if name == step.id:
-            view.add("DEPENDS_ON_CYCLE", step, targets[-1][1], f"`{name}` waits for itself", "remove it", field="depends_on")
+            view.add(
+                "DEPENDS_ON_CYCLE",
+                step,
+                targets[-1][1],
+                f"`{name}` waits for itself",
+                "remove it",
+                field="depends_on",
+            )
     for field, pointer, name in targets:
         found = view.by_id.get(name)
         if found is not None and found.parent is None:
@@ -84,7 +101,9 @@ def _targets(view: View, step: Step) -> None:
             continue
         if name == CONTINUE:
             message = "`continue` is for the branches of a condition"
-            view.add("MISSING_TARGET", step, pointer, message, "name a step, or remove the field", field=field)
+            view.add(
+                "MISSING_TARGET", step, pointer, message, "name a step, or remove the field", field=field
+            )
             continue
         help = did_you_mean(name, [other.id for other in view.top if other is not step])
         if help is None and name.lower() in ("end", "stop", "done", "exit", "finish"):
@@ -104,7 +123,9 @@ def _endings(view: View, step: Step) -> None:
             view.add("FIELD_CONFLICT", step, step.at(field), message, help, key=True, field=field)
     if ends and follows:
         message = "`is_terminal` does nothing here: `next_step` comes first"
-        view.warn("FIELD_WITHOUT_EFFECT", step, step.at("is_terminal"), message, "remove one of them", key=True)
+        view.warn(
+            "FIELD_WITHOUT_EFFECT", step, step.at("is_terminal"), message, "remove one of them", key=True
+        )
 
 
 def _failures(view: View, step: Step) -> None:
@@ -113,17 +134,25 @@ def _failures(view: View, step: Step) -> None:
     for field in ("max_retries", "retry"):
         if field in data and on_error != "retry":
             message = f"`{field}` does nothing without `on_error: retry`"
-            view.warn("FIELD_WITHOUT_EFFECT", step, step.at(field), message, "add `on_error: retry`", key=True)
+            view.warn(
+                "FIELD_WITHOUT_EFFECT", step, step.at(field), message, "add `on_error: retry`", key=True
+            )
     if "on_failure" in data and on_error == "skip":
         message = "`on_failure` is never reached: `on_error: skip` turns failures into null"
-        view.warn("FIELD_WITHOUT_EFFECT", step, step.at("on_failure"), message, "remove one of them", key=True)
+        view.warn(
+            "FIELD_WITHOUT_EFFECT", step, step.at("on_failure"), message, "remove one of them", key=True
+        )
     if "on_timeout" in data and "timeout_seconds" not in data and _complete(view, step):
         message = "`on_timeout` does nothing without `timeout_seconds`"
-        view.warn("FIELD_WITHOUT_EFFECT", step, step.at("on_timeout"), message, "add `timeout_seconds:`", key=True)
+        view.warn(
+            "FIELD_WITHOUT_EFFECT", step, step.at("on_timeout"), message, "add `timeout_seconds:`", key=True
+        )
     falls_back = data.get("on_timeout") == "fallback"
     if "fallback" in data and not falls_back:
         message = "`fallback` does nothing without `on_timeout: fallback`"
-        view.warn("FIELD_WITHOUT_EFFECT", step, step.at("fallback"), message, "add `on_timeout: fallback`", key=True)
+        view.warn(
+            "FIELD_WITHOUT_EFFECT", step, step.at("fallback"), message, "add `on_timeout: fallback`", key=True
+        )
     if falls_back and "fallback" not in data:
         if step.type == "llm":
             values = data.get("allowed_outputs")
@@ -133,7 +162,9 @@ def _failures(view: View, step: Step) -> None:
             view.warn("FALLBACK_IMPLICIT", step, step.at("on_timeout"), message, help, field="on_timeout")
         else:
             message = "`on_timeout: fallback` has no value to fall back to"
-            view.add("MISSING_FIELD", step, step.at("on_timeout"), message, "add `fallback:`", field="fallback")
+            view.add(
+                "MISSING_FIELD", step, step.at("on_timeout"), message, "add `fallback:`", field="fallback"
+            )
     if falls_back:
         _fallback_on_effect(view, step)
 
@@ -158,7 +189,14 @@ def _fixed_names(view: View, step: Step) -> None:
             continue
         if "$" in name:
             help = "write the name; decide between several with a condition step"
-            view.add("BAD_TEMPLATE", step, pointer, f"the {field} of a step is fixed, not computed", help, field=field)
+            view.add(
+                "BAD_TEMPLATE",
+                step,
+                pointer,
+                f"the {field} of a step is fixed, not computed",
+                help,
+                field=field,
+            )
         elif field != "program" and view.tools is not None and name not in view.tools:
             help = did_you_mean(name, view.tools) or "register it, or check the spelling"
             view.add("UNKNOWN_TOOL", step, pointer, f"there is no tool {quote(name)}", help, field=field)
@@ -205,23 +243,37 @@ def _llm(view: View, step: Step) -> None:
     folded = data.get("normalize") == "casefold"
     if "normalize" in data and allowed is None and _complete(view, step):
         message = "`normalize` does nothing without `allowed_outputs`"
-        view.warn("FIELD_WITHOUT_EFFECT", step, step.at("normalize"), message, "add `allowed_outputs:`", key=True)
+        view.warn(
+            "FIELD_WITHOUT_EFFECT", step, step.at("normalize"), message, "add `allowed_outputs:`", key=True
+        )
     if isinstance(allowed, list):
         seen: set[str] = set()
         for index, value in enumerate(allowed):
             pointer = f"{step.at('allowed_outputs')}/{index}"
             if value != value.strip() or not value.strip():
                 message = "answers are stripped of white space, so this one can never match"
-                view.add("BAD_VALUE", step, pointer, message, f"write `{value.strip()}`", field="allowed_outputs")
+                view.add(
+                    "BAD_VALUE", step, pointer, message, f"write `{value.strip()}`", field="allowed_outputs"
+                )
             canonical = value.strip().casefold() if folded else value
             if folded and canonical in seen:
                 message = f"{quote(value)} differs from another one in case alone"
-                view.add("BAD_VALUE", step, pointer, message, "remove one, or `normalize`", field="allowed_outputs")
+                view.add(
+                    "BAD_VALUE", step, pointer, message, "remove one, or `normalize`", field="allowed_outputs"
+                )
             seen.add(canonical)
         if "output_schema" in data:
             message = "`allowed_outputs` and `output_schema` exclude each other"
             help = "put the values into the schema as an `enum`"
-            view.add("FIELD_CONFLICT", step, step.at("output_schema"), message, help, key=True, field="output_schema")
+            view.add(
+                "FIELD_CONFLICT",
+                step,
+                step.at("output_schema"),
+                message,
+                help,
+                key=True,
+                field="output_schema",
+            )
     sound = _output_schema(view, step)
     if "fallback" in data and data.get("on_timeout") == "fallback":
         _fallback_value(view, step, allowed, sound)

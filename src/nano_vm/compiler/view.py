@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nano_vm.expr.errors import ExprError
 from nano_vm.program.diagnostic import ERROR, WARNING, Diagnostic
 from nano_vm.program.document import Document
 from nano_vm.program.model import Program, expression_finding
 from nano_vm.program.tool_schema import ToolSchema
-from nano_vm.expr.errors import ExprError
 
 FLOW_FIELDS = ("type", "then", "otherwise", "next_step", "on_failure", "is_terminal", "depends_on")
 
@@ -89,7 +89,9 @@ class View:
         if isinstance(lanes, list):
             for index, lane in enumerate(lanes):
                 if isinstance(lane, dict):
-                    step.lanes.append(self._step(lane, step.position, f"{pointer}/parallel_steps/{index}", step))
+                    step.lanes.append(
+                        self._step(lane, step.position, f"{pointer}/parallel_steps/{index}", step)
+                    )
         lane = step.data.get("step") if step.type == "map" else None
         if isinstance(lane, dict):
             step.lanes.append(self._step(lane, step.position, pointer + "/step", step))
@@ -132,7 +134,9 @@ class View:
         )
         self.diagnostics.append(Diagnostic(code, severity, message, help, place, width))
 
-    def warn(self, code: str, step: Step | None, pointer: str, message: str, help: str | None, **where: Any) -> None:
+    def warn(
+        self, code: str, step: Step | None, pointer: str, message: str, help: str | None, **where: Any
+    ) -> None:
         """As `add`, for a warning."""
         self.add(code, step, pointer, message, help, severity=WARNING, **where)
 

@@ -112,7 +112,8 @@ def sort(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
 
 def _natural(path: str) -> list[tuple[int, int, str]]:
     return [
-        (0, int(part), "") if part.isdecimal() and len(part) < 12 else (1, 0, part) for part in path.split("/")
+        (0, int(part), "") if part.isdecimal() and len(part) < 12 else (1, 0, part)
+        for part in path.split("/")
     ]
 
 

@@ -21,7 +21,9 @@ from nano_vm.program.scalar import source_index
 from nano_vm.program.source import BYTES_MAX, DEPTH_MAX, NODES_MAX, Problem, Span, whole
 
 # What neither YAML nor JSON admits, and what hides things from a reader (bidirectional overrides).
-_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+_FORBIDDEN = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
 
 
 class _Spans(Protocol):
@@ -40,7 +42,9 @@ class Document:
 
     __slots__ = ("_lines", "_spans", "data", "file", "findings", "format", "text")
 
-    def __init__(self, data: Any, *, text: str | None = None, file: str | None = None, format: str = "dict") -> None:
+    def __init__(
+        self, data: Any, *, text: str | None = None, file: str | None = None, format: str = "dict"
+    ) -> None:
         self.data = data
         self.text = text
         self.file = file
@@ -74,7 +78,9 @@ class Document:
             return Place(self.file, 0, column, pointer, step, field), length or 1
         if offset is not None and span.value is not None:
             start = source_index(self.text, span.start, span.end, span.style, span.value, offset)
-            end = source_index(self.text, span.start, span.end, span.style, span.value, offset + (length or 1))
+            end = source_index(
+                self.text, span.start, span.end, span.style, span.value, offset + (length or 1)
+            )
             line, column = self._line_column(start)
             return Place(self.file, line, column, pointer, step, field), max(1, end - start)
         line, column = self._line_column(span.start)
@@ -104,7 +110,9 @@ class Document:
     def _add(self, problem: Problem) -> None:
         line, column = self._line_column(min(problem.start, len(self.text or "")))
         place = Place(self.file, line, column)
-        self.findings.append(Diagnostic(problem.code, ERROR, problem.message, problem.help, place, problem.length))
+        self.findings.append(
+            Diagnostic(problem.code, ERROR, problem.message, problem.help, place, problem.length)
+        )
 
 
 def unescape(part: str) -> str:
@@ -171,7 +179,9 @@ def _from_text(source: str | bytes, file: str | None, format: str) -> Document:
     for problem in loaded.problems:
         document._add(problem)
     if loaded.empty:
-        document._add(Problem("NOT_A_PROGRAM", "the document is empty", "begin with `name:` and `steps:`", 0, 1))
+        document._add(
+            Problem("NOT_A_PROGRAM", "the document is empty", "begin with `name:` and `steps:`", 0, 1)
+        )
     return document
 
 
@@ -247,7 +257,12 @@ class _Copier:
             self._add("DOCUMENT_ALIAS", pointer, "a container that contains itself", "write the value out")
             raise _Stop
         if depth >= DEPTH_MAX:
-            self._add("DOCUMENT_TOO_DEEP", pointer, f"nested more than {DEPTH_MAX} levels deep", "flatten the document")
+            self._add(
+                "DOCUMENT_TOO_DEEP",
+                pointer,
+                f"nested more than {DEPTH_MAX} levels deep",
+                "flatten the document",
+            )
             raise _Stop
         self._nodes += len(value)
         if self._nodes > NODES_MAX:
@@ -260,11 +275,15 @@ class _Copier:
             result: dict[str, Any] = {}
             for key, item in value.items():
                 if not isinstance(key, str):
-                    self._add("DOCUMENT_KEY", pointer, f"a key of type {type(key).__name__}", "keys are strings")
+                    self._add(
+                        "DOCUMENT_KEY", pointer, f"a key of type {type(key).__name__}", "keys are strings"
+                    )
                     continue
                 name = str.__str__(key)
                 where = join(pointer, name)
-                result[name if name.isascii() else self._text(name, where)] = self.copy(item, where, depth + 1)
+                result[name if name.isascii() else self._text(name, where)] = self.copy(
+                    item, where, depth + 1
+                )
             return result
         finally:
             self._open.discard(id(value))
@@ -285,6 +304,8 @@ class _Copier:
             self._add("DOCUMENT_NUMBER", pointer, message, "write it as a string if it is an identifier")
             return 0
         if not math.isfinite(value):
-            self._add("DOCUMENT_NUMBER", pointer, "a number that is not finite", "leave the field out for no limit")
+            self._add(
+                "DOCUMENT_NUMBER", pointer, "a number that is not finite", "leave the field out for no limit"
+            )
             return 0
         return whole(value)

@@ -69,14 +69,18 @@ PROGRAM_FIELDS: dict[str, Field] = {
         ),
         Field("max_steps", (), _COUNT, "Budget: attempts and branch targets.", default=10_000),
         Field("max_tokens", (), _COUNT, "Budget: model tokens of the whole run."),
-        Field("max_stalled_steps", (), _COUNT, "Steps in a row that change nothing before the run is STALLED."),
+        Field(
+            "max_stalled_steps", (), _COUNT, "Steps in a row that change nothing before the run is STALLED."
+        ),
         Field(
             "max_cost_usd",
             (),
             {"type": "number", "exclusiveMinimum": 0, "maximum": USD_MAX},
             "Budget: model cost of the whole run, in US dollars.",
         ),
-        Field("max_duration_seconds", (), _SECONDS, "Budget: running time; time spent SUSPENDED does not count."),
+        Field(
+            "max_duration_seconds", (), _SECONDS, "Budget: running time; time spent SUSPENDED does not count."
+        ),
         Field("steps", (), {"type": "array", "minItems": 1}, "The steps, in order.", required=True),
     )
 }
@@ -85,7 +89,12 @@ _RETRY: Rule = {
     "type": "object",
     "properties": {
         "initial": {**_SECONDS, "description": "Seconds before the second attempt (1)."},
-        "factor": {"type": "number", "minimum": 1, "maximum": 1000, "description": "Growth of the delay (2)."},
+        "factor": {
+            "type": "number",
+            "minimum": 1,
+            "maximum": 1000,
+            "description": "Growth of the delay (2).",
+        },
         "cap": {**_SECONDS, "description": "The longest delay in seconds (30)."},
         "jitter": {"type": "boolean", "description": "Draw each delay from its upper half (true)."},
     },
@@ -178,7 +187,9 @@ def fields_of(step_type: str, place: str) -> dict[str, Field]:
 
 
 _FIELDS_OF: dict[tuple[str, str], dict[str, Field]] = {
-    (step_type, place): {field.name: field for field in _ROWS if step_type in field.on and place in field.places}
+    (step_type, place): {
+        field.name: field for field in _ROWS if step_type in field.on and place in field.places
+    }
     for step_type in STEP_TYPES
     for place in _ANYWHERE
 }

@@ -97,7 +97,9 @@ class _Reader:
         value, node = self._value(self._space(0), 0)
         rest = self._space(node.end)
         if rest < len(self.text):
-            raise self._fail(rest, "something follows the end of the document", "keep one JSON value per file")
+            raise self._fail(
+                rest, "something follows the end of the document", "keep one JSON value per file"
+            )
         return value, node
 
     def _space(self, index: int) -> int:
@@ -107,13 +109,17 @@ class _Reader:
             raise self._fail(end, "JSON has no comments", "remove it, or write the program in YAML")
         return end
 
-    def _fail(self, index: int, message: str, help: str | None, code: str = "DOCUMENT_SYNTAX", length: int = 1) -> _Fatal:
+    def _fail(
+        self, index: int, message: str, help: str | None, code: str = "DOCUMENT_SYNTAX", length: int = 1
+    ) -> _Fatal:
         return _Fatal(Problem(code, message, help, index, length))
 
     def _value(self, index: int, depth: int) -> tuple[Any, _Node]:
         self._nodes += 1
         if self._nodes > NODES_MAX:
-            raise self._fail(index, f"more than {NODES_MAX} values", "split the program", "DOCUMENT_TOO_LARGE")
+            raise self._fail(
+                index, f"more than {NODES_MAX} values", "split the program", "DOCUMENT_TOO_LARGE"
+            )
         if depth > DEPTH_MAX:
             message = f"nested more than {DEPTH_MAX} levels deep"
             raise self._fail(index, message, "flatten the document", "DOCUMENT_TOO_DEEP")
@@ -134,8 +140,13 @@ class _Reader:
         if match:
             like = _NUMBERLIKE.match(self.text, index)
             if like and like.end() > match.end():
-                raise self._fail(index, f"`{like[0][:40]}` is not a JSON number", "write it in decimal, or in quotes",
-                                 "DOCUMENT_NUMBER", len(like[0]))
+                raise self._fail(
+                    index,
+                    f"`{like[0][:40]}` is not a JSON number",
+                    "write it in decimal, or in quotes",
+                    "DOCUMENT_NUMBER",
+                    len(like[0]),
+                )
             node.end = match.end()
             value = number(match[0])
             if isinstance(value, Problem):
@@ -151,20 +162,32 @@ class _Reader:
     def _not_a_value(self, index: int, word: str) -> _Fatal:
         at = self.text[index : index + 1]
         if not at:
-            return self._fail(max(0, index - 1), "the document ends too early", "close the open brackets and quotes")
+            return self._fail(
+                max(0, index - 1), "the document ends too early", "close the open brackets and quotes"
+            )
         if word in ("NaN", "Infinity"):
-            return self._fail(index, f"`{word}` is not JSON", "leave the field out", "DOCUMENT_NUMBER", len(word))
+            return self._fail(
+                index, f"`{word}` is not JSON", "leave the field out", "DOCUMENT_NUMBER", len(word)
+            )
         if word in _FOREIGN_WORDS:
-            return self._fail(index, f"`{word}` is not JSON", f"write {_FOREIGN_WORDS[word]}", length=len(word))
+            return self._fail(
+                index, f"`{word}` is not JSON", f"write {_FOREIGN_WORDS[word]}", length=len(word)
+            )
         if word:
-            return self._fail(index, f"`{word[:40]}` is not in quotes", f'write "{word[:40]}"', length=len(word))
+            return self._fail(
+                index, f"`{word[:40]}` is not in quotes", f'write "{word[:40]}"', length=len(word)
+            )
         if at == "'":
-            return self._fail(index, "JSON strings stand in double quotes", 'write " instead of \'')
+            return self._fail(index, "JSON strings stand in double quotes", "write \" instead of '")
         if at in "}]":
             return self._fail(index, "a comma with nothing behind it", "remove the comma before this bracket")
         if at in "+-.0123456789":
-            return self._fail(index, "not a JSON number", "write digits on both sides of the point", "DOCUMENT_NUMBER")
-        return self._fail(index, "a value was expected here", "write a string, number, true, false, null, [ or {")
+            return self._fail(
+                index, "not a JSON number", "write digits on both sides of the point", "DOCUMENT_NUMBER"
+            )
+        return self._fail(
+            index, "a value was expected here", "write a string, number, true, false, null, [ or {"
+        )
 
     def _array(self, index: int, depth: int, node: _Node) -> list[Any]:
         result: list[Any] = []
@@ -192,19 +215,28 @@ class _Reader:
         while True:
             if self.text[index : index + 1] != '"':
                 if self.text[index : index + 1] == "}":
-                    raise self._fail(index, "a comma with nothing behind it", "remove the comma before this bracket")
+                    raise self._fail(
+                        index, "a comma with nothing behind it", "remove the comma before this bracket"
+                    )
                 word = _WORD.match(self.text, index)
                 if word:
                     shown = word[0][:40]
-                    raise self._fail(index, f"the key `{shown}` is not in quotes", f'write "{shown}"', length=len(shown))
-                raise self._fail(min(index, max(0, len(self.text) - 1)), "a key in double quotes was expected here",
-                                 "check brackets, quotes and commas here and on the line above")
+                    raise self._fail(
+                        index, f"the key `{shown}` is not in quotes", f'write "{shown}"', length=len(shown)
+                    )
+                raise self._fail(
+                    min(index, max(0, len(self.text) - 1)),
+                    "a key in double quotes was expected here",
+                    "check brackets, quotes and commas here and on the line above",
+                )
             start = index
             key, index = self._string(start)
             span = Span(start, index, '"', key)
             index = self._space(index)
             if self.text[index : index + 1] != ":":
-                raise self._fail(min(index, max(0, len(self.text) - 1)), "a colon was expected after the key", "write `:`")
+                raise self._fail(
+                    min(index, max(0, len(self.text) - 1)), "a colon was expected after the key", "write `:`"
+                )
             value, child = self._value(self._space(index + 1), depth + 1)
             if key in result:
                 message = f"the key `{key[:60]}` stands twice in one object"
@@ -225,7 +257,9 @@ class _Reader:
         if at == ",":
             return self._space(index + 1), False
         if not at:
-            raise self._fail(max(0, index - 1), f"the document ends before a closing `{close}`", f"add `{close}`")
+            raise self._fail(
+                max(0, index - 1), f"the document ends before a closing `{close}`", f"add `{close}`"
+            )
         help = "add a comma" if at not in "}]" else f"close with `{close}`"
         raise self._fail(index, f"`,` or `{close}` was expected here", help)
 
@@ -246,7 +280,9 @@ class _Reader:
             elif not at or at in "\n\r":
                 raise self._fail(start, "a string without its closing quote", 'add the closing "')
             else:
-                raise self._fail(index, "a control character in a string", "write it as an escape, such as \\t")
+                raise self._fail(
+                    index, "a control character in a string", "write it as an escape, such as \\t"
+                )
             match = _CHUNK.match(text, index)
             end = match.end() if match else index
             parts.append(text[index:end])
@@ -255,7 +291,9 @@ class _Reader:
     def _checked(self, value: str, start: int, end: int) -> tuple[str, int]:
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
             help = "write both halves of the pair, or the character itself"
-            self.problems.append(Problem("DOCUMENT_STRING", "an unpaired surrogate", help, start, end - start))
+            self.problems.append(
+                Problem("DOCUMENT_STRING", "an unpaired surrogate", help, start, end - start)
+            )
             value = value.encode("utf-8", "replace").decode()
         return value, end
 

@@ -140,7 +140,9 @@ def _add_asts(program: Program, step: dict[str, Any], pointer: str, trees: dict[
         try:
             tree = to_ast(parse(source))
         except ExprError as error:
-            raise expression_error(program.document, f"{pointer}/{field}", error, step["id"], field) from error
+            raise expression_error(
+                program.document, f"{pointer}/{field}", error, step["id"], field
+            ) from error
         trees.setdefault(step["id"], {})[field] = tree
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-_SIMPLE_ESCAPES = frozenset("0abt\tnvfre \"/\\N_LP")
+_SIMPLE_ESCAPES = frozenset('0abt\tnvfre "/\\N_LP')
 _HEX_ESCAPES = {"x": 2, "u": 4, "U": 8}
 
 

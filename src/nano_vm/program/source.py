@@ -47,7 +47,9 @@ def number(text: str) -> Any:
         return Problem("DOCUMENT_NUMBER", f"`{shown}` is beyond what JSON holds exactly (2^53-1)", help, 0, 1)
     value = float(text)
     if not math.isfinite(value):
-        return Problem("DOCUMENT_NUMBER", "a number beyond the range of floats", "write a smaller number", 0, 1)
+        return Problem(
+            "DOCUMENT_NUMBER", "a number beyond the range of floats", "write a smaller number", 0, 1
+        )
     return whole(value)
 
 

@@ -197,7 +197,9 @@ def _render_text(parts: tuple[str | Ref, ...], resolve: Resolve) -> Render:
     # Literals are filled in beforehand, so that rendering is one pass over the references and one join.
     frame: list[str] = [part if isinstance(part, str) else "" for part in parts]
     values = tuple(
-        (index, _render_single(part, *resolve(part))) for index, part in enumerate(parts) if isinstance(part, Ref)
+        (index, _render_single(part, *resolve(part)))
+        for index, part in enumerate(parts)
+        if isinstance(part, Ref)
     )
 
     def text(slots: Slots) -> str:
@@ -216,7 +218,9 @@ def _render_items(renders: tuple[Render, ...]) -> Render:
 
 def _render_fields(fields: tuple[tuple[str, Scanned], ...], resolve: Resolve) -> Render:
     # The frame holds the constants and the order of the keys.
-    frame: dict[str, Any] = {name: item.value if isinstance(item, Constant) else None for name, item in fields}
+    frame: dict[str, Any] = {
+        name: item.value if isinstance(item, Constant) else None for name, item in fields
+    }
     moving = tuple((name, item) for name, item in fields if not isinstance(item, Constant))
     whole: list[tuple[str, int, Ref]] = []
     for name, item in moving:

@@ -15,6 +15,6 @@ class ToolSchema(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    parameters: dict[str, Any] = {"type": "object"}
+    parameters: dict[str, Any] = msgspec.field(default_factory=lambda: {"type": "object"})
     effect: str = "irreversible"
     output: dict[str, Any] | None = None

@@ -93,7 +93,14 @@ class _Validator:
         self._step: str | None = None
 
     def _add(
-        self, code: str, pointer: str, message: str, help: str | None, *, key: bool = False, field: str | None = None
+        self,
+        code: str,
+        pointer: str,
+        message: str,
+        help: str | None,
+        *,
+        key: bool = False,
+        field: str | None = None,
     ) -> None:
         self.bad.add(pointer)
         place, length = self.document.place(pointer, key=key, step=self._step, field=field)
@@ -178,7 +185,13 @@ class _Validator:
         if value in STEP_TYPES:
             help = f"inside {place} only {_listing(types)} may stand; move it out, or put it into a program of its own "
             help += "and `call` that"
-            self._add("SUBSTEP_NOT_ALLOWED", where, f"a {value} step cannot stand inside {place}", help, field="type")
+            self._add(
+                "SUBSTEP_NOT_ALLOWED",
+                where,
+                f"a {value} step cannot stand inside {place}",
+                help,
+                field="type",
+            )
             return None
         help = did_you_mean(value, types) or "use one of " + _listing(types)
         self._add("BAD_VALUE", where, f"unknown step type {quote(value)}", help, field="type")
@@ -203,9 +216,17 @@ class _Validator:
             if field.required and name not in step:
                 article = "an" if step_type == "llm" else "a"
                 what = f"{article} {step_type} step" if name != "id" else "every step"
-                self._add("MISSING_FIELD", pointer, f"the step has no `{name}`", f"{what} needs `{name}`", field=name)
+                self._add(
+                    "MISSING_FIELD",
+                    pointer,
+                    f"the step has no `{name}`",
+                    f"{what} needs `{name}`",
+                    field=name,
+                )
 
-    def _misplaced(self, name: str, step_type: str, pointer: str, place: str, fields: dict[str, Field]) -> None:
+    def _misplaced(
+        self, name: str, step_type: str, pointer: str, place: str, fields: dict[str, Field]
+    ) -> None:
         known = STEP_FIELDS.get(name)
         if known is None:
             self._unknown_field(name, pointer, fields, f"{step_type} step")
@@ -255,7 +276,13 @@ class _Validator:
             self._add("BAD_VALUE", pointer, f"`{field}` cannot be {quote(value)}", help, field=field)
             return False
         if len(value) < rule.get("minLength", 0):
-            self._add("BAD_VALUE", pointer, f"`{field}` is empty", f"write something, or remove `{field}`", field=field)
+            self._add(
+                "BAD_VALUE",
+                pointer,
+                f"`{field}` is empty",
+                f"write something, or remove `{field}`",
+                field=field,
+            )
             return False
         pattern = rule.get("pattern")
         if pattern is not None and not _pattern(pattern).fullmatch(value):
@@ -274,14 +301,22 @@ class _Validator:
         help = f"write `{mended}`" if mended.strip("_") else "use letters, digits and underscores"
         code = "BAD_IDENTIFIER" if pattern == IDENTIFIER_PATTERN else "BAD_VALUE"
         extra = "" if pattern == IDENTIFIER_PATTERN else ", and `.`, `:`, `-`"
-        message = f"`{field}` {quote(value)} must begin with a letter and hold only letters, digits and `_`{extra}"
+        message = (
+            f"`{field}` {quote(value)} must begin with a letter and hold only letters, digits and `_`{extra}"
+        )
         self._add(code, pointer, message, help, field=field)
 
     def _number(self, value: int | float, rule: Rule, pointer: str, field: str) -> bool:
         if "minimum" in rule and value < rule["minimum"]:
-            message, help = f"`{field}` must be at least {rule['minimum']}", f"write {rule['minimum']} or more"
+            message, help = (
+                f"`{field}` must be at least {rule['minimum']}",
+                f"write {rule['minimum']} or more",
+            )
         elif "exclusiveMinimum" in rule and value <= rule["exclusiveMinimum"]:
-            message, help = f"`{field}` must be greater than {rule['exclusiveMinimum']}", "write a positive number"
+            message, help = (
+                f"`{field}` must be greater than {rule['exclusiveMinimum']}",
+                "write a positive number",
+            )
         elif "maximum" in rule and value > rule["maximum"]:
             message, help = f"`{field}` must be at most {rule['maximum']}", f"write {rule['maximum']} or less"
         else:
@@ -327,7 +362,9 @@ class _Validator:
                 passed &= self._value(item, others, where, f"{field}.{name}")
         for name in rule.get("required", ()):
             if name not in value:
-                self._add("MISSING_FIELD", pointer, f"`{field}` has no `{name}`", f"add `{name}`", field=field)
+                self._add(
+                    "MISSING_FIELD", pointer, f"`{field}` has no `{name}`", f"add `{name}`", field=field
+                )
                 passed = False
         if not passed:
             self.bad.add(pointer)

@@ -19,7 +19,9 @@ _C_PARSER = getattr(getattr(yaml, "cyaml", None), "CParser", None)
 _PLAIN, _TEXT, _COLLECTION = "?plain", "?text", "?collection"
 _TRUE, _FALSE = frozenset(("true", "True", "TRUE")), frozenset(("false", "False", "FALSE"))
 _NULL = frozenset(("null", "Null", "NULL", "~", ""))
-_NUMBER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|[-+]?\.[0-9]+(?:[eE][-+]?[0-9]+)?")
+_NUMBER = re.compile(
+    r"[-+]?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|[-+]?\.[0-9]+(?:[eE][-+]?[0-9]+)?"
+)
 _NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _MAYBE_SPECIAL = frozenset("-+.0123456789tTfFnN~")
 
@@ -41,7 +43,9 @@ class _Resolver:
 
 def _composer(text: str) -> Any:
     if _C_PARSER is not None:
-        kind = type("_Composer", (_Resolver, _C_PARSER), {"__init__": lambda self, t: _C_PARSER.__init__(self, t)})
+        kind = type(
+            "_Composer", (_Resolver, _C_PARSER), {"__init__": lambda self, t: _C_PARSER.__init__(self, t)}
+        )
         return kind(text)
     return _pure_composer(text)
 
@@ -204,7 +208,9 @@ def _plain(text: str) -> Any:
 
 
 def _too_deep(index: int) -> Problem:
-    return Problem("DOCUMENT_TOO_DEEP", f"nested more than {DEPTH_MAX} levels deep", "flatten the document", index, 1)
+    return Problem(
+        "DOCUMENT_TOO_DEEP", f"nested more than {DEPTH_MAX} levels deep", "flatten the document", index, 1
+    )
 
 
 def _syntax(error: yaml.YAMLError, text: str) -> Problem:
