@@ -164,6 +164,7 @@ CODES: dict[str, ErrorCode] = {
     "VALUE_STRING": ErrorCode(C, False, 2, "a string with an unpaired surrogate"),
     "VALUE_TOO_DEEP": ErrorCode(C, False, 2, "nesting beyond the limit"),
     "VALUE_TOO_LARGE": ErrorCode(C, False, 2, "a value whose canonical form is beyond the limit"),
+    "VALUE_SYNTAX": ErrorCode(C, False, 2, "bytes that are not JSON"),
     # --- journal ------------------------------------------------------------------------------------------
     "JOURNAL_MALFORMED": ErrorCode(T, False, 5, "a journal entry that cannot be read"),
     "DIGEST_MISMATCH": ErrorCode(T, False, 5, "an entry's facts were changed"),
