@@ -219,6 +219,7 @@ CODES: dict[str, ErrorCode] = {
     "UNKNOWN_PROGRAM": ErrorCode(A, False, 3, "a called program that is not stored"),
     "CALL_RECURSION": ErrorCode(A, False, 3, "a program that calls itself"),
     "ANALYSIS_LIMIT": ErrorCode(A, False, 3, "a program too intricate to be analysed completely"),
+    "VALUE_SYNTAX": ErrorCode(C, False, 2, "bytes that are not JSON"),
     # --- journal ------------------------------------------------------------------------------------------
     "JOURNAL_MALFORMED": ErrorCode(T, False, 5, "a journal entry that cannot be read"),
     "DIGEST_MISMATCH": ErrorCode(T, False, 5, "an entry's facts were changed"),
@@ -268,6 +269,8 @@ CODES: dict[str, ErrorCode] = {
     "CONSTANT_CONDITION": ErrorCode(A, False, 3, "a condition whose result never changes"),
     "UNRESOLVED_REFERENCE": ErrorCode(A, False, 3, "a reference into a value that has no such part"),
     "UNASSIGNED_REFERENCE": ErrorCode(A, False, 3, "a reference to a value that is not assigned yet"),
+    "UNRESOLVED_REFERENCE": ErrorCode(A, False, 1, "a reference into a value that has no such part"),
+    "UNASSIGNED_REFERENCE": ErrorCode(A, False, 1, "a reference to a value that is not assigned yet"),
     # --- usage --------------------------------------------------------------------------------------------
     "USAGE": ErrorCode(C, False, 2, "a command line or call that cannot be understood"),
     "EXTRA_MISSING": ErrorCode(E, False, 1, "an optional dependency is not installed"),
