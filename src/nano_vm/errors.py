@@ -227,6 +227,8 @@ CODES: dict[str, ErrorCode] = {
     "COMMITMENT_MISMATCH": ErrorCode(T, False, 5, "an entry's payload or salt was changed"),
     "REPLAY_MISMATCH": ErrorCode(T, False, 5, "the kernel would not take a recorded transition"),
     "RECORD_MISMATCH": ErrorCode(T, False, 5, "a run's record does not say what its journal says"),
+    "PAYLOAD_MISSING": ErrorCode(T, False, 5, "a payload is gone that no entry says was erased"),
+    "PROOF_INVALID": ErrorCode(T, False, 5, "an inclusion or consistency proof does not lead to the root"),
     # --- stores -------------------------------------------------------------------------------------------
     "RUN_EXISTS": ErrorCode(C, False, 2, "the run id or idempotency key is taken"),
     "KEY_CONFLICT": ErrorCode(C, False, 2, "the same idempotency key was used with another context"),

@@ -2,24 +2,25 @@
 
 The facts of an entry are the canonical JSON object
 
-    {"commitment": "sha256:…", "event": {…}, "prev": "sha256:…", "run": "…", "seq": 7, "type": "StepSucceeded"}
+    {"commitment": "sha256:…", "event": {…}, "prev": "sha256:…", "run": "…", "seq": 7, "type":
+    "StepSucceeded"}
 
-and its digest is SHA-256 over exactly those bytes, which the next entry names as `prev`. `commitment` is there when the event has a
-payload: SHA-256 over a 16-byte random salt followed by the payload's canonical bytes. Salt and payload are stored
-beside the facts, so they can be destroyed without touching the chain.
+and its digest is SHA-256 over exactly those bytes, which the next entry names as `prev`. `commitment` is
+there when the event has a payload: SHA-256 over a 16-byte random salt followed by the payload's canonical
+bytes. Salt and payload are stored beside the facts, so they can be destroyed without touching the chain.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET
 
 from nano_vm import canonical
-from nano_vm.errors import VerificationError
+from nano_vm.errors import InputError, VerificationError
 from nano_vm.kernel.events import EVENT_TYPES, Event
 
 SALT_BYTES = 16
@@ -31,8 +32,8 @@ _encode = msgspec.json.Encoder().encode
 class Entry(msgspec.Struct, frozen=True, gc=False):
     """One stored entry.
 
-    `facts` are the hashed bytes, `digest` is "sha256:<hex>" of them. `payload` is None when the event has none or when
-    it has been erased (then the facts still hold its commitment).
+    `facts` are the hashed bytes, `digest` is "sha256:<hex>" of them. `payload` is None when the event has
+    none or when it has been erased (then the facts still hold its commitment).
     """
 
     seq: int
@@ -53,10 +54,33 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     commitment: str | None = None
 
 
+class _Reader(NamedTuple):
+    """How events of one type are read: with `payload`, the type has a payload; with `verdicts`, it records
+    what the kernel decided by conditions."""
+
+    decode: Callable[[bytes | msgspec.Raw], Any]
+    payload: bool
+    verdicts: bool
+
+
 _decode_facts = msgspec.json.Decoder(Facts).decode
-_EVENT_DECODERS: dict[str, Callable[[bytes | msgspec.Raw], Any]] = {
-    name: msgspec.json.Decoder(kind).decode for name, kind in EVENT_TYPES.items()
+_READERS: dict[str, _Reader] = {
+    name: _Reader(
+        msgspec.json.Decoder(kind).decode,
+        "payload" in kind.__struct_fields__,
+        "verdicts" in kind.__struct_fields__,
+    )
+    for name, kind in EVENT_TYPES.items()
 }
+# Facts of these types may hold objects whose keys come from outside, which a plain encoder would leave in
+# their order.
+_NESTED = frozenset(
+    kind
+    for kind in EVENT_TYPES.values()
+    if not {"budgets", "forked", "parent", "principal", "programs", "waits"}.isdisjoint(
+        kind.__struct_fields__
+    )
+)
 
 
 class Chain:
@@ -82,13 +106,15 @@ class Chain:
             salt: 16 fresh random bytes when there is a payload; ignored without one.
             payload: canonical bytes of the event's payload, or None when it has none.
         """
-        held = event.payload if hasattr(event, "payload") else UNSET
-        if held is not UNSET:
+        payload_held = getattr(event, "payload", UNSET)
+        if payload_held is not UNSET:
             event.payload = UNSET  # type: ignore[union-attr]
-            body = _encode(event)
-            event.payload = held  # type: ignore[union-attr]
+            try:
+                body = _body(event)
+            finally:
+                event.payload = payload_held  # type: ignore[union-attr]
         else:
-            body = _encode(event)
+            body = _body(event)
         seq = self.length
         tail = f',"prev":"{self.head}","run":{self._run},"seq":{seq},"type":"{event.type}"}}'.encode()
         if payload is None:
@@ -103,6 +129,13 @@ class Chain:
         return Entry(seq, digest, facts, salt, payload)
 
 
+def _body(event: Event) -> bytes:
+    """Canonical bytes of an event whose payload is UNSET."""
+    if type(event) in _NESTED:
+        return canonical.encode(msgspec.to_builtins(event))
+    return _encode(event)
+
+
 def read_facts(entry: Entry) -> Facts:
     """Decode the envelope of an entry.
 
@@ -111,12 +144,9 @@ def read_facts(entry: Entry) -> Facts:
     """
     try:
         return _decode_facts(entry.facts)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise VerificationError(
-            "JOURNAL_MALFORMED",
-            f"the facts of entry {entry.seq} cannot be read: {error}",
-            facts={"seq": entry.seq},
-        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # From nothing: the parser's message may quote the data.
+        raise _malformed(entry, "the facts cannot be read") from None
 
 
 def open_event(entry: Entry, facts: Facts | None = None) -> Event:
@@ -126,44 +156,85 @@ def open_event(entry: Entry, facts: Facts | None = None) -> Event:
         VerificationError: JOURNAL_MALFORMED.
     """
     facts = facts or read_facts(entry)
-    decoder = _EVENT_DECODERS.get(facts.type)
-    if decoder is None:
-        raise VerificationError(
-            "JOURNAL_MALFORMED",
-            f"entry {entry.seq} has the unknown type `{facts.type}`",
-            facts={"seq": entry.seq},
-        )
+    reader = _READERS.get(facts.type)
+    if reader is None:
+        raise _malformed(entry, f"the type `{facts.type[:64]}` is unknown")
     try:
-        event: Event = decoder(facts.event)
-        if entry.payload is not None:
-            event.payload = canonical.decode(entry.payload)  # type: ignore[union-attr]
-    except (msgspec.DecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise VerificationError(
-            "JOURNAL_MALFORMED",
-            f"entry {entry.seq} ({facts.type}) cannot be read: {error}",
-            facts={"seq": entry.seq},
-        ) from None
+        event: Event = reader.decode(facts.event)
+        if reader.payload:
+            if event.payload is not UNSET:  # type: ignore[union-attr]
+                raise _malformed(entry, "a payload stands among the facts")
+            if entry.payload is not None:
+                event.payload = canonical.decode(entry.payload)  # type: ignore[union-attr]
+        elif entry.payload is not None:
+            raise _malformed(entry, f"a {facts.type} has no payload")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise _malformed(entry, f"the facts are not those of a {facts.type}") from None
+    except InputError:
+        raise _malformed(entry, "the payload is not JSON") from None
     return event
 
 
-def verify_entry(entry: Entry, run: str, prev: str) -> Facts:
+def has_verdicts(event: Event) -> bool:
+    """Whether events of this type record the verdicts of the conditions they led to."""
+    return _READERS[event.type].verdicts
+
+
+def verify_entry(entry: Entry, run: str, prev: str, seq: int | None = None) -> Facts:
     """Check one entry against its place in the chain and return its facts.
 
+    Args:
+        run: the run it has to belong to.
+        prev: digest of the entry before it, `GENESIS` for the first.
+        seq: its place, where the caller has counted; by default the entry's own word is taken.
+
     Raises:
-        VerificationError: DIGEST_MISMATCH, CHAIN_BROKEN or COMMITMENT_MISMATCH, naming the entry in `facts["seq"]`.
+        VerificationError: JOURNAL_MALFORMED, DIGEST_MISMATCH, CHAIN_BROKEN, COMMITMENT_MISMATCH or
+            PAYLOAD_MISSING, naming the entry in `facts["seq"]` (its place, where `seq` was given).
+    """
+    place = entry.seq if seq is None else seq
+    if "sha256:" + sha256(entry.facts).hexdigest() != entry.digest:
+        raise _broken("DIGEST_MISMATCH", "the facts do not have the stored digest", place)
+    facts = read_facts(entry)
+    if entry.seq != place or facts.seq != place or facts.prev != prev or facts.run != run:
+        raise _broken("CHAIN_BROKEN", "it does not follow the entry before it", place)
+    if entry.payload is None and facts.commitment is not None:
+        raise _broken("PAYLOAD_MISSING", "its payload is gone", place)
+    _verify_payload(entry, facts, place)
+    return facts
+
+
+def verify_shown(entry: Entry, run: str) -> Facts:
+    """Check an entry that is shown alone, with or without its payload, and return its facts.
+
+    Raises:
+        VerificationError: JOURNAL_MALFORMED, DIGEST_MISMATCH, CHAIN_BROKEN (of another run or place) or
+            COMMITMENT_MISMATCH.
     """
     if "sha256:" + sha256(entry.facts).hexdigest() != entry.digest:
         raise _broken("DIGEST_MISMATCH", "the facts do not have the stored digest", entry.seq)
     facts = read_facts(entry)
-    if facts.seq != entry.seq or facts.prev != prev or facts.run != run:
-        raise _broken("CHAIN_BROKEN", "it does not follow the entry before it", entry.seq)
-    if entry.payload is not None:
-        if facts.commitment != "sha256:" + sha256(entry.salt + entry.payload).hexdigest():
-            raise _broken("COMMITMENT_MISMATCH", "the payload is not the one committed to", entry.seq)
-        if len(entry.salt) != SALT_BYTES:
-            raise _broken("COMMITMENT_MISMATCH", "the salt is not 16 bytes long", entry.seq)
+    if facts.seq != entry.seq or facts.run != run:
+        raise _broken("CHAIN_BROKEN", "it belongs elsewhere", entry.seq)
+    _verify_payload(entry, facts, entry.seq)
     return facts
+
+
+def _verify_payload(entry: Entry, facts: Facts, place: int) -> None:
+    payload = entry.payload
+    if payload is not None:
+        if facts.commitment != "sha256:" + sha256(entry.salt + payload).hexdigest():
+            raise _broken("COMMITMENT_MISMATCH", "the payload is not the one committed to", place)
+        # Of another length, salt and payload could trade bytes under the same commitment.
+        if len(entry.salt) != SALT_BYTES:
+            raise _broken("COMMITMENT_MISMATCH", "the salt is not 16 bytes long", place)
+    elif entry.salt:
+        raise _broken("COMMITMENT_MISMATCH", "there is a salt without a payload", place)
 
 
 def _broken(code: str, what: str, seq: int) -> VerificationError:
     return VerificationError(code, f"entry {seq}: {what}", facts={"seq": seq})
+
+
+def _malformed(entry: Entry, what: str) -> VerificationError:
+    return _broken("JOURNAL_MALFORMED", what, entry.seq)
