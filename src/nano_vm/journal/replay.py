@@ -190,7 +190,7 @@ def _check_record(
         _agree("head", record.head, entries[record.length - 1].digest)
     _agree("status", record.status, now.status)
     _agree("status", record.status, then.status)
-    _agree("outcome", record.outcome, now.outcome)
+    _agree("outcome", record.outcome, then.outcome)
     _agree("waits", record.waits, then.waits)
     _agree("wake_at_ms", record.wake_at_ms, then.wake_at_ms)
 
