@@ -1,9 +1,9 @@
 """Which SQLite row layout should a journal use?
 
-Every candidate stores the same entries (about 330 bytes of facts, a 16-byte salt, about 30 bytes of payload)
-with the same pragmas and with triggers that refuse UPDATE and DELETE. One program is 16 commits holding 37
-entries: what a 20-step program (15 tools, 5 conditions) needs when completed(k), the decisions and
-started(k+1) share a commit.
+Every candidate stores the same entries (about 330 bytes of facts, a 16-byte salt, about 30 bytes of
+payload) with the same pragmas and with triggers that refuse UPDATE and DELETE. One program is 16 commits
+holding 37 entries: what a 20-step program (15 tools, 5 conditions) needs when completed(k), the decisions
+and started(k+1) share a commit.
 
 Two patterns: `seq`, one run after another with one commit per step; `group`, 100 runs whose ready entries
 share one transaction per tick. All candidates are visited once per round, so that drift of the machine hits
