@@ -313,10 +313,11 @@ def table(rows: Sequence[Row], failures: Mapping[tuple[str, str], str], subject:
         verdict = {None: "", True: "pass", False: "MISSED"}[row.passed]
         if row.target is not None and row.median >= row.target:
             verdict = f"{verdict}, target met".lstrip(", ")
-        lines.append(
+        line = (
             f"{row.workload:<14} {row.peer:<15} {row.version:<14} {show(row.median):>8}"
-            f" {show(min(row.ratios)):>8} {show(max(row.ratios)):>8}  {required:>9} {target:>8}  {verdict}".rstrip()
+            f" {show(min(row.ratios)):>8} {show(max(row.ratios)):>8}  {required:>9} {target:>8}  {verdict}"
         )
+        lines.append(line.rstrip())
     lines += [f"{workload:<14} {name:<15} failed: {why}" for (workload, name), why in failures.items()]
     return "\n".join(lines)
 
