@@ -110,14 +110,14 @@ async def durable(turn: Slice) -> Measured:
     await probe_durability(turn, once)
     measured = await time_programs(turn, tools, once)
     await close(vm)
-    await close(store)
     return measured
 
 
 async def suspend_resume(turn: Slice) -> Measured:
+    """Closing an engine closes its store, so only W5_reopen closes the first one; W5 leaves it be."""
     reopen = turn.workload.key == "W5_reopen"
     tools = w.Tools()
-    functions = tools_of(tools)
+    functions = {"add_one": tools.add_one}
     program = Program.from_dict(w.w5_program())
     store = open_store(turn)
 
@@ -127,14 +127,11 @@ async def suspend_resume(turn: Slice) -> Measured:
         trace = await vm.run(program, context={"x": 0})
         if trace.status != "SUSPENDED":
             raise WorkNotDone(f"a run that should wait is {trace.status}")
-        await close(vm)
         if reopen:
-            await close(store)
+            await close(vm)
             store = open_store(turn)
         fresh = ExecutionVM(llm=None, tools=functions, store=store)
-        output = succeeded(await fresh.resume(trace.trace_id, w.EVENT))
-        await close(fresh)
-        return output
+        return succeeded(await fresh.resume(trace.trace_id, w.EVENT))
 
     measured = await time_programs(turn, tools, once)
     await close(store)
