@@ -1,9 +1,9 @@
 """A database connection that can be lent to a tool, and the turnstile in front of it.
 
-The tool may read everything and write its own tables. It cannot end the transaction, begin another, attach files,
-change settings or touch tables named `nvm_…`: SQLite's authorizer refuses these when a statement is compiled, and
-the methods that would do the same are closed. Should the transaction end all the same (`INSERT OR ROLLBACK`), the
-connection refuses every further statement, so nothing can be written outside of it.
+The tool may read everything and write its own tables. It cannot end the transaction, begin another, attach
+files, change settings or touch tables named `nvm_…`: SQLite's authorizer refuses these when a statement is
+compiled, and the methods that would do the same are closed. Should the transaction end all the same (`INSERT
+OR ROLLBACK`), the connection refuses every further statement, so nothing can be written outside of it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ _WRITES = frozenset(
 )
 
 
-def _authorize(action: int, first: str | None, second: str | None, database: str | None, by: str | None) -> int:
+def _authorize(
+    action: int, first: str | None, second: str | None, database: str | None, by: str | None
+) -> int:
     if action in _READS:
         return sqlite3.SQLITE_OK
     if action == sqlite3.SQLITE_FUNCTION:

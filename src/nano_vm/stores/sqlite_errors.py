@@ -46,7 +46,10 @@ def translate(error: sqlite3.Error, path: Path) -> StoreError:
     # Some damage shows as a schema or a value that SQL cannot make sense of.
     if name == "SQLITE_ERROR" and "malformed" in str(error):
         return StoreError(
-            "STORE_DAMAGED", f"the database `{path}` is damaged", help="restore it from a back-up", facts=facts
+            "STORE_DAMAGED",
+            f"the database `{path}` is damaged",
+            help="restore it from a back-up",
+            facts=facts,
         )
     return StoreError(
         "STORE_IO",
