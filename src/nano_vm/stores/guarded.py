@@ -119,6 +119,21 @@ class GuardedConnection(sqlite3.Connection):
     def set_authorizer(self, *args: Any) -> NoReturn:
         _refuse("set_authorizer")
 
+    def setconfig(self, *args: Any) -> NoReturn:
+        _refuse("setconfig")
+
+    def blobopen(self, *args: Any, **options: Any) -> NoReturn:
+        _refuse("blobopen")  # writes past triggers and authorizer
+
+    def deserialize(self, *args: Any, **options: Any) -> NoReturn:
+        _refuse("deserialize")
+
+    def enable_load_extension(self, *args: Any) -> NoReturn:
+        _refuse("enable_load_extension")
+
+    def __enter__(self) -> NoReturn:
+        _refuse("with connection")  # it would commit at the end of the block
+
     def _only_ours(self, method: str) -> None:
         if self.is_lent:
             _refuse(method)

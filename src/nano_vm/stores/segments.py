@@ -100,6 +100,8 @@ def unpack(run_id: str, segment: Segment, blob: Callable[[bytes], bytes | None])
             Whether the entries say what they said is not asked here: that is `verify_entry`.
     """
     seq, digests, facts, payloads = segment
+    if not (isinstance(digests, bytes) and isinstance(facts, bytes) and isinstance(payloads, bytes | None)):
+        raise damaged_segment(run_id, seq, "its columns have the wrong type")
     lines = facts.split(b"\n")
     count = len(lines)
     if len(digests) != count * DIGEST_BYTES:

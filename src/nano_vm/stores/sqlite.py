@@ -73,8 +73,13 @@ class SqliteJournalStore:
         first = open_database(self._path, busy_timeout_ms=busy_timeout_ms)
         self._lock = OwnerLock(Path(f"{self._path}-owners"))
         self._reader = Reader(first, self._path)
-        # The writer waits by itself: SQLite's own waiting is too coarse.
-        self._writer = Writer(self._connect(0), self._path, self._lock.name, busy_timeout_ms)
+        try:
+            self._writer = Writer(self._connect(), self._path, self._lock.name, busy_timeout_ms)
+        except BaseException as error:
+            first.close()
+            if isinstance(error, sqlite3.Error):
+                raise translate(error, self._path) from error
+            raise
         self._group = GroupCommit(self._writer)
         self._turnstile = Turnstile()
         self._sweep()
@@ -311,7 +316,7 @@ class SqliteJournalStore:
         self._check_open()
         try:
             # A connection of its own: the examination may take long, and readers go on meanwhile.
-            with contextlib.closing(self._connect(self._busy_timeout_ms)) as con:
+            with contextlib.closing(self._connect()) as con:
                 return sqlite_integrity.examine(con)
         except sqlite3.Error as error:
             raise translate(error, self._path) from error
@@ -333,7 +338,7 @@ class SqliteJournalStore:
             )
         partial = target.with_name(target.name + ".partial")
         try:
-            with contextlib.closing(self._connect(self._busy_timeout_ms)) as source:
+            with contextlib.closing(self._connect()) as source:
                 with contextlib.closing(sqlite3.connect(partial)) as copy:
                     copy.execute("PRAGMA synchronous=FULL")
                     source.backup(copy, pages=-1)
@@ -371,8 +376,8 @@ class SqliteJournalStore:
             self._lock.let_go(remove=self._lock.name not in owned)
 
     # --- inside -------------------------------------------------------------------------------------------
-    def _connect(self, busy_timeout_ms: int) -> sqlite3.Connection:
-        return connect(self._path, synchronous=self._synchronous, busy_timeout_ms=busy_timeout_ms)
+    def _connect(self) -> sqlite3.Connection:
+        return connect(self._path, synchronous=self._synchronous, busy_timeout_ms=self._busy_timeout_ms)
 
     def _check_open(self) -> None:
         if self._closed:

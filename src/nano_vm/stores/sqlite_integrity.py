@@ -30,7 +30,7 @@ def examine(con: sqlite3.Connection) -> list[str]:
                     problems.append(problem)
                     if len(problems) >= PROBLEMS_MAX:
                         return problems
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.Error, StoreError, TypeError, ValueError, AttributeError) as error:
                 problems.append(f"{check.__name__[1:]}: cannot be read ({error})")
     finally:
         if con.in_transaction:

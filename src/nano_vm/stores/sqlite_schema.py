@@ -25,7 +25,7 @@ _CACHE_KIB = 16_384
 def connect(
     path: Path, *, synchronous: str, busy_timeout_ms: int, factory: type[sqlite3.Connection] | None = None
 ) -> sqlite3.Connection:
-    """A connection with our settings. Nothing is read or written yet, so any file will do."""
+    """A connection with our settings."""
     con = sqlite3.connect(
         path,
         isolation_level=None,  # transactions are ours alone
@@ -33,19 +33,23 @@ def connect(
         cached_statements=256,
         factory=factory or sqlite3.Connection,
     )
-    for pragma in (
-        f"busy_timeout={busy_timeout_ms}",
-        f"synchronous={synchronous}",
-        f"fullfsync={'ON' if synchronous == 'FULL' else 'OFF'}",  # macOS: fsync alone does not reach the disk
-        f"checkpoint_fullfsync={'ON' if synchronous == 'FULL' else 'OFF'}",
-        "secure_delete=ON",
-        "cell_size_check=ON",
-        "trusted_schema=OFF",
-        "recursive_triggers=ON",
-        f"wal_autocheckpoint={_CHECKPOINT_PAGES}",
-        f"cache_size=-{_CACHE_KIB}",
-    ):
-        con.execute("PRAGMA " + pragma)
+    try:
+        for pragma in (
+            f"busy_timeout={busy_timeout_ms}",
+            f"synchronous={synchronous}",
+            f"fullfsync={'ON' if synchronous == 'FULL' else 'OFF'}",  # macOS: fsync alone does not reach the disk
+            f"checkpoint_fullfsync={'ON' if synchronous == 'FULL' else 'OFF'}",
+            "secure_delete=ON",
+            "cell_size_check=ON",
+            "trusted_schema=OFF",
+            "recursive_triggers=ON",
+            f"wal_autocheckpoint={_CHECKPOINT_PAGES}",
+            f"cache_size=-{_CACHE_KIB}",
+        ):
+            con.execute("PRAGMA " + pragma)
+    except BaseException:
+        con.close()
+        raise
     return con
 
 

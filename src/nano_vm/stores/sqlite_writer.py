@@ -46,13 +46,8 @@ class Writer:
         self.tool_thread = 0
         self._data_version = -1
         self._ownership = -1
-        try:
-            # The first look at the log may meet somebody who is just closing it: be patient once.
-            begin(con, busy_timeout_ms)
-            con.execute("ROLLBACK")
-        except sqlite3.Error as error:
-            raise translate(error, path) from error
         self._changed_version = self.data_version()
+        con.execute("PRAGMA busy_timeout=0")  # from here on we wait by ourselves, see `begin`
 
     # --- transactions -------------------------------------------------------------------------------------
     def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
