@@ -236,6 +236,7 @@ CODES: dict[str, ErrorCode] = {
     "RUN_NOT_FOUND": ErrorCode(C, False, 2, "no run of that id"),
     "PROGRAM_NOT_FOUND": ErrorCode(C, False, 2, "no program of that name or hash"),
     "MAIL_CONFLICT": ErrorCode(C, False, 2, "the same message id was used with another body"),
+    "MAIL_NOT_FOUND": ErrorCode(C, False, 2, "no message of that id"),
     "MAIL_FULL": ErrorCode(C, True, 1, "too many unanswered messages for the run"),
     "STORE_LOCKED": ErrorCode(E, True, 1, "the database is locked by another process"),
     "STORE_FULL": ErrorCode(E, True, 1, "the disk is full"),
