@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from nano_vm.program.source import ALIAS_NODES_MAX, DEPTH_MAX, NODES_MAX, Problem, Span, number
+from nano_vm.program.source import ALIAS_NODES_MAX, DEPTH_MAX, NODES_MAX, PLACEHOLDER, Problem, Span, number
 
 _C_PARSER = getattr(getattr(yaml, "cyaml", None), "CParser", None)
 
@@ -180,7 +180,7 @@ class _Builder:
             value = _plain(text)
             if isinstance(value, Problem):
                 self._problem(value.code, value.message, value.help, node)
-                return 0
+                return PLACEHOLDER
             return value
         if node.tag != _TEXT:
             self._tag(node)
