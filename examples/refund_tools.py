@@ -1,7 +1,7 @@
 """Tools of the refund examples: an order book, and a payment provider that is a ledger file.
 
-The ledger stands for the outside world. Every effect appends one line to it, so the file shows what really happened,
-whatever became of the process. It is the file that the environment variable NANO_VM_LEDGER names.
+The ledger stands for the outside world. Every effect appends one line to it, so the file shows what really
+happened, whatever became of the process. It is the file that the environment variable NANO_VM_LEDGER names.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def notify_customer(order_id: str, text: str, ctx: ToolContext) -> dict:
     return find(ctx.idempotency_key) or book("notify", order_id, 0, ctx.idempotency_key)
 
 
-# --- the outside world ---------------------------------------------------------------------------------------
+# --- the outside world -----------------------------------------------------------------------------
 
 
 def ledger() -> Path:
