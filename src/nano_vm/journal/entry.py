@@ -55,21 +55,15 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
 
 
 class _Reader(NamedTuple):
-    """How events of one type are read: with `payload`, the type has a payload; with `verdicts`, it records
-    what the kernel decided by conditions."""
+    """How events of one type are read, and whether the type has a payload."""
 
     decode: Callable[[bytes | msgspec.Raw], Any]
     payload: bool
-    verdicts: bool
 
 
 _decode_facts = msgspec.json.Decoder(Facts).decode
 _READERS: dict[str, _Reader] = {
-    name: _Reader(
-        msgspec.json.Decoder(kind).decode,
-        "payload" in kind.__struct_fields__,
-        "verdicts" in kind.__struct_fields__,
-    )
+    name: _Reader(msgspec.json.Decoder(kind).decode, "payload" in kind.__struct_fields__)
     for name, kind in EVENT_TYPES.items()
 }
 # Facts of these types may hold objects whose keys come from outside, which a plain encoder would leave in
@@ -96,7 +90,7 @@ class Chain:
         self.length = length
         self.head = head
         # Encoded once: a run id is any text, and its JSON form is the same in every entry.
-        self._run = _encode(run).decode("ascii") if run.isascii() else canonical.encode(run).decode()
+        self._run = canonical.encode(run).decode()
 
     def seal(self, event: Event, salt: bytes, payload: bytes | None) -> Entry:
         """Chain `event` to the head and return its entry.
@@ -106,34 +100,30 @@ class Chain:
             salt: 16 fresh random bytes when there is a payload; ignored without one.
             payload: canonical bytes of the event's payload, or None when it has none.
         """
-        payload_held = getattr(event, "payload", UNSET)
-        if payload_held is not UNSET:
+        # The hot path of every run: the envelope is written by hand around the encoded event.
+        held = getattr(event, "payload", UNSET)
+        if held is not UNSET:
             event.payload = UNSET  # type: ignore[union-attr]
-            try:
-                body = _body(event)
-            finally:
-                event.payload = payload_held  # type: ignore[union-attr]
-        else:
-            body = _body(event)
+        try:
+            if type(event) in _NESTED:
+                body = canonical.encode(msgspec.to_builtins(event))
+            else:
+                body = _encode(event)
+        finally:
+            if held is not UNSET:
+                event.payload = held  # type: ignore[union-attr]
         seq = self.length
-        tail = f',"prev":"{self.head}","run":{self._run},"seq":{seq},"type":"{event.type}"}}'.encode()
+        facts = f'"event":{body.decode()},"prev":"{self.head}","run":{self._run},"seq":{seq}'
         if payload is None:
+            sealed = f'{{{facts},"type":"{event.type}"}}'.encode()
             salt = b""
-            facts = b'{"event":' + body + tail
         else:
             commitment = sha256(salt + payload).hexdigest()
-            facts = b'{"commitment":"sha256:%b","event":%b%b' % (commitment.encode(), body, tail)
-        digest = "sha256:" + sha256(facts).hexdigest()
+            sealed = f'{{"commitment":"sha256:{commitment}",{facts},"type":"{event.type}"}}'.encode()
+        digest = "sha256:" + sha256(sealed).hexdigest()
         self.head = digest
         self.length = seq + 1
-        return Entry(seq, digest, facts, salt, payload)
-
-
-def _body(event: Event) -> bytes:
-    """Canonical bytes of an event whose payload is UNSET."""
-    if type(event) in _NESTED:
-        return canonical.encode(msgspec.to_builtins(event))
-    return _encode(event)
+        return Entry(seq, digest, sealed, salt, payload)
 
 
 def read_facts(entry: Entry) -> Facts:
@@ -173,11 +163,6 @@ def open_event(entry: Entry, facts: Facts | None = None) -> Event:
     except InputError:
         raise _malformed(entry, "the payload is not JSON") from None
     return event
-
-
-def has_verdicts(event: Event) -> bool:
-    """Whether events of this type record the verdicts of the conditions they led to."""
-    return _READERS[event.type].verdicts
 
 
 def verify_entry(entry: Entry, run: str, prev: str, seq: int | None = None) -> Facts:

@@ -7,20 +7,10 @@ compared with what was recorded, so a journal that the kernel would not have wri
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeAlias
-
-from msgspec import UNSET
+from typing import NamedTuple, TypeAlias
 
 from nano_vm.errors import VerificationError
-from nano_vm.journal.entry import (
-    GENESIS,
-    Chain,
-    Entry,
-    has_verdicts,
-    open_event,
-    read_facts,
-    verify_entry,
-)
+from nano_vm.journal.entry import GENESIS, Chain, Entry, open_event, read_facts, verify_entry
 from nano_vm.kernel.events import Event
 from nano_vm.kernel.state import Rejection, State
 from nano_vm.kernel.transition import apply
@@ -95,11 +85,11 @@ def take(program: CompiledProgram, state: State, event: Event, seq: int) -> None
             f"entry {seq}: the kernel does not take this {event.type} here ({code})",
             facts={"seq": seq, "code": code},
         )
-    if has_verdicts(event):
-        recorded: Any = event.verdicts  # type: ignore[union-attr]
-        if (state.verdicts or recorded is not UNSET) and recorded != state.verdicts:
-            raise VerificationError(
-                "REPLAY_MISMATCH",
-                f"entry {seq}: the conditions come out otherwise than recorded",
-                facts={"seq": seq, "code": "VERDICTS"},
-            )
+    # Events of types that cannot lead to a condition have no such field.
+    recorded = getattr(event, "verdicts", None)
+    if recorded is not None and (recorded or []) != state.verdicts:
+        raise VerificationError(
+            "REPLAY_MISMATCH",
+            f"entry {seq}: the conditions come out otherwise than recorded",
+            facts={"seq": seq, "code": "VERDICTS"},
+        )

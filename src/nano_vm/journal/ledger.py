@@ -126,6 +126,7 @@ class Ledger:
         self.leaves: dict[Place, tuple[Order, bytes]] = {}
         self.rollbacks = 0
         self._settled: dict[Place, TraceStep] = {}
+        self._lanes: dict[tuple[int, int], set[Place]] = {}  # (group, occurrence) -> lanes that have settled
         self._accounts: dict[Place, _Account] = {}
         self._tokens = 0
         self._cost_nanousd = 0
@@ -174,7 +175,11 @@ class Ledger:
         place = (settled.step, settled.occurrence, settled.item)
         step = self.program.steps[settled.step]
         account = self._accounts.get(place) or _Account(settled.entered_ms)
-        # A lane repeated by a retried group settles again: its last result stands, and stands last.
+        if step.parent >= 0:
+            self._lanes.setdefault((step.parent, settled.occurrence), set()).add(place)
+        else:
+            self._put_in_declared_order(self._lanes.pop((settled.step, settled.occurrence), set()))
+        # A lane repeated by a retried group settles again: its last result stands.
         self._settled.pop(place, None)
         self.leaves[place] = order_of(self.program, settled), leaf_of(self.program, settled)
         is_condition = step.kind is Kind.CONDITION
@@ -193,8 +198,19 @@ class Ledger:
             substituted=settled.substituted,
         )
 
+    def _put_in_declared_order(self, lanes: set[Place]) -> None:
+        """Lanes finish in any order; once their group has settled they stand as they were declared."""
+        for place in sorted(lanes):
+            self._settled[place] = self._settled.pop(place)
+
+    @property
+    def settled(self) -> list[Place]:
+        """The settled occurrences in the order of `steps`."""
+        return list(self._settled)
+
     def steps(self, state: State) -> list[TraceStep]:
-        """All occurrences: the settled ones in the order they settled, then those in progress, then those
+        """All occurrences: the settled ones in the order they settled (lanes of a settled group as declared),
+        then those in progress, then those
         given up when the run began to end."""
         found = list(self._settled.values())
         active = {

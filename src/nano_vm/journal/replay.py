@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from nano_vm import canonical
 from nano_vm.errors import VerificationError
-from nano_vm.journal.entry import GENESIS, Entry, Facts, has_verdicts, open_event, read_facts, verify_entry
+from nano_vm.journal.entry import GENESIS, Entry, Facts, open_event, read_facts, verify_entry
 from nano_vm.journal.fold import take
 from nano_vm.journal.port import RunRecord
 from nano_vm.journal.standing import Standing, standing
@@ -124,9 +124,8 @@ class _Replay:
     def take(self, entry: Entry) -> None:
         event = open_event(entry)
         take(self.program, self.state, event, entry.seq)
-        if has_verdicts(event) and event.verdicts is not UNSET:  # type: ignore[union-attr]
-            self.verdicts += len(event.verdicts)  # type: ignore[union-attr]
         state = self.state
+        self.verdicts += len(state.verdicts)
         if not self.ended and state.status.is_terminal:
             self.ended = state.seq
         if state.seq == self.claimed:

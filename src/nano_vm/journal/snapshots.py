@@ -13,6 +13,7 @@ from nano_vm import canonical
 from nano_vm.expr.reference import UNSET
 from nano_vm.journal.entry import Entry
 from nano_vm.journal.fold import fold
+from nano_vm.journal.ledger import Place
 from nano_vm.kernel.events import Event, RunStarted, ValuesChanged
 from nano_vm.kernel.state import State
 from nano_vm.program.compiled import FIRST_FREE_SLOT, CompiledProgram
@@ -44,11 +45,10 @@ class _Bound:
         return canonical.digest(b"{" + b",".join([members[i] for i in self._order if members[i]]) + b"}")
 
 
-def snapshots(program: CompiledProgram, run_id: str, entries: Iterable[Entry]) -> list[tuple[int, str]]:
-    """(position, digest) for each settled step, in the order of `Trace.steps`; the digest is of the values
-    bound after the transition that settled it."""
+def snapshots(program: CompiledProgram, run_id: str, entries: Iterable[Entry]) -> dict[Place, str]:
+    """For each settled occurrence of a step the digest of the values bound after it."""
     bound = _Bound(program)
-    found: dict[tuple[int, int, int], str] = {}
+    found: dict[Place, str] = {}
 
     def record(_entry: Entry, event: Event, state: State) -> None:
         if type(event) is RunStarted or type(event) is ValuesChanged:
@@ -60,9 +60,7 @@ def snapshots(program: CompiledProgram, run_id: str, entries: Iterable[Entry]) -
             bound.bind(state, (s for s in (step.output_slot, step.key_slot, step.error_slot) if s >= 0))
         digest = bound.digest()
         for settled in state.settled:
-            place = (settled.step, settled.occurrence, settled.item)
-            found.pop(place, None)
-            found[place] = digest
+            found[settled.step, settled.occurrence, settled.item] = digest
 
     fold(program, run_id, entries, on_transition=record)
-    return list(enumerate(found.values()))
+    return found

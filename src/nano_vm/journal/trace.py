@@ -154,7 +154,8 @@ class Trace:
 
     @cached_property
     def steps(self) -> list[TraceStep]:
-        """Occurrences of steps in the order they settled; then those in progress, then those given up."""
+        """Occurrences of steps in the order they settled, the lanes of a settled group as declared; then
+        those in progress, then those given up when the run began to end."""
         state, ledger = self._folded
         return ledger.steps(state)
 
@@ -177,7 +178,8 @@ class Trace:
     @cached_property
     def state_snapshots(self) -> list[tuple[int, str]]:
         """(index into `steps`, digest of all bound values after it) for each settled step."""
-        return snapshots(self._program, self._run_id, self.entries)
+        digests = snapshots(self._program, self._run_id, self.entries)
+        return [(index, digests[place]) for index, place in enumerate(self._folded[1].settled)]
 
     @property
     def rollbacks(self) -> int:

@@ -20,23 +20,35 @@ class SystemClock:
 
 
 class SystemEntropy:
-    """`os.urandom`, drawn in batches: one system call serves 256 salts. Safe across `fork`."""
+    """`os.urandom`, drawn in batches: one system call serves 256 salts. A forked child draws its own."""
 
-    __slots__ = ("_pid", "_place", "_pool")
+    __slots__ = ("_forks", "_place", "_pool")
 
     def __init__(self) -> None:
         self._pool = b""
-        self._place = 4096
-        self._pid = os.getpid()
+        self._place = _POOL_BYTES
+        self._forks = _forks
 
     def salt(self) -> bytes:
         place = self._place
-        if place >= 4096 or self._pid != os.getpid():
-            self._pool = os.urandom(4096)
-            self._pid = os.getpid()
+        if place == _POOL_BYTES or self._forks != _forks:
+            self._pool = os.urandom(_POOL_BYTES)
+            self._forks = _forks
             place = 0
-        self._place = place + 16
-        return self._pool[place : place + 16]
+        self._place = end = place + 16
+        return self._pool[place:end]
 
     def draw(self) -> int:
         return int.from_bytes(self.salt()[:8], "big") % 1_000_000
+
+
+_POOL_BYTES = 4096
+_forks = 0  # how often this process is a fork: a child must not use up its parent's pool again
+
+
+def _forked() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_forked)
