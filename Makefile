@@ -66,10 +66,13 @@ reference: $(VENV)/.dev
 	$(BIN)/python scripts/reference.py
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python benchmarks/start.py
+	$(BIN)/python benchmarks/steps.py
 
+# Makes one environment per peer, from pinned requirements; needs a package index the first time.
 bench-peers: $(VENV)/.dev
-	$(BIN)/python -m benchmarks --peers $(ARGS)
+	$(BIN)/python benchmarks/peers/setup.py
+	$(BIN)/python benchmarks/compare.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage
