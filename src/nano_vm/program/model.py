@@ -85,6 +85,12 @@ class Program:
         return str(self._data["version"])
 
     @property
+    def steps(self) -> list[dict[str, Any]]:
+        """The author's steps. Not to be changed; `to_dict` gives a copy."""
+        steps: list[dict[str, Any]] = self._data["steps"]
+        return steps
+
+    @property
     def canonical(self) -> bytes:
         """RFC 8785 bytes of `{"ast": …, "program": …}`: the author's fields and the trees of all expressions
         (`spec/compile.md`, "Identity").

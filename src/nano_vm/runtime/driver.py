@@ -59,8 +59,11 @@ class Run:
         "_attached",
         "_batch",
         "_created",
+        "_open",
+        "_open_payload",
         "_overdue",
         "_repeats",
+        "_riders",
         "_tasks",
         "_timers",
         "_tried",
@@ -106,6 +109,9 @@ class Run:
         self.settled: asyncio.Future[None] | None = None  # done when this process lets go of the run
         self.transitions_left = -1  # `step`: how many outcomes may still be journaled; -1 for no limit
         self._created = created
+        self._open: ev.Event | None = None  # applied, not sealed yet: intents may still ride with it
+        self._open_payload: bytes | None = None
+        self._riders: list[ev.Event] = []
         self._batch: list[Entry] = []
         self._arrivals: deque[Any] = deque()
         self._tasks: dict[tuple[int, int], asyncio.Task[Any]] = {}
@@ -119,17 +125,16 @@ class Run:
     # --- journaling -------------------------------------------------------------------------------------------
 
     def offer(self, event: ev.Event, payload: bytes | None) -> Rejection | None:
-        """Apply an event and put its entry into the batch; a rejection leaves everything as it was."""
+        """Apply an event and journal it with the next commit; a rejection leaves everything as it was."""
         result = apply(self.program, self.state, event)
         if type(result) is Rejection:
             return result
         if self.state.verdicts:
             event.verdicts = self.state.verdicts  # type: ignore[union-attr]
-        engine = self.engine
-        entry = self.chain.seal(event, engine.entropy.salt() if payload is not None else b"", payload)
-        self._batch.append(entry)
-        if self.listener is not None or engine.listeners:
-            engine.announce(self, entry, event)
+        if self._open is not None:
+            self._seal()
+        self._open = event
+        self._open_payload = payload
         return None
 
     def record_event(self, event: ev.Event, payload: bytes | None = None) -> None:
@@ -138,8 +143,43 @@ class Run:
         if rejection is not None:
             _defect(self.record.run_id, event, rejection)
 
+    def record_intent(self, event: ev.Event) -> Rejection | None:
+        """Apply an intent and let it ride with the outcome it follows from: one entry, one commit. What is requested
+        is a function of the journal before it, so it is not written again."""
+        if self._open is None:
+            return self.offer(event, None)
+        result = apply(self.program, self.state, event)
+        if type(result) is Rejection:
+            return result
+        self._riders.append(event)
+        return None
+
+    def _intend(self, event: ev.Event) -> None:
+        rejection = self.record_intent(event)
+        if rejection is not None:
+            _defect(self.record.run_id, event, rejection)
+
+    def _seal(self) -> None:
+        """Close the open entry: nothing rides with it any more."""
+        event, payload = self._open, self._open_payload
+        assert event is not None
+        engine = self.engine
+        entry = self.chain.seal(
+            event, engine.entropy.salt() if payload is not None else b"", payload, self._riders
+        )
+        self._batch.append(entry)
+        if self.listener is not None or engine.listeners:
+            engine.announce(self, entry, event)
+            for rider in self._riders:
+                engine.announce(self, entry, rider)
+        self._open = None
+        if self._riders:
+            self._riders = []
+
     def commit(self, update: RunUpdate | None = None) -> Awaitable[None] | None:
         """Make the batch durable."""
+        if self._open is not None:
+            self._seal()
         batch = self._batch
         if not batch and update is None:
             return None
@@ -161,6 +201,8 @@ class Run:
 
     def update(self, release: bool) -> RunUpdate:
         """What the run's record says now."""
+        if self._open is not None:
+            self._seal()
         state = self.state
         waits = waiting(self.program, state)
         dues = [wait.due_ms for wait in waits if wait.due_ms]
@@ -220,7 +262,7 @@ class Run:
             self._attach_children(launches)
         while self._overdue:
             self._stop_child(self._overdue.pop(), launches)
-        length = self.chain.length
+        seq = self.state.seq
         for command in decide(self.program, self.state):
             self._prepare(command, launches)
             if self.transitions_left == 1 and launches:
@@ -245,7 +287,7 @@ class Run:
                 assert type(command) is CallTool or type(command) is Compensate
                 await self._transact(command, spec)
             return True
-        if self.chain.length != length or self._arrivals:
+        if self.state.seq != seq or self._arrivals:
             return True  # something was journaled without a call, or a timer is due: look again
         if self._tasks or self._timers:
             await self.flush()
@@ -294,6 +336,7 @@ class Run:
                 if type(outcome.event) not in (ev.StepSucceeded, ev.CompensationSucceeded):
                     raise _RolledBack(outcome)
                 self.record_event(outcome.event, outcome.payload)
+                self._seal()
                 batch, self._batch = self._batch, []
                 transaction.append(self.record.run_id, self.fence, batch)
         except _RolledBack as rolled_back:
@@ -394,7 +437,7 @@ class Run:
             self._set_timer(command)  # type: ignore[arg-type]
         elif kind is Finish:
             assert type(command) is Finish
-            self.record_event(
+            self._intend(
                 ev.RunFinished(
                     at_ms=self.engine.clock.now_ms(),
                     incomplete=list(command.incomplete) or _UNSET,
@@ -443,10 +486,9 @@ class Run:
             effect=spec.effect,
             item=command.item if command.item >= 0 else _UNSET,
             occurrence=command.occurrence,
-            payload=command.args,
             step=command.step_id,
         )
-        self.record_event(event, canonical.encode(command.args))
+        self._intend(event)
         launches.append((command, spec, 0))
 
     def _prepare_model(
@@ -470,12 +512,11 @@ class Run:
             effect="model",
             item=command.item if command.item >= 0 else _UNSET,
             occurrence=command.occurrence,
-            payload=command.request,
             reserved_cost_nanousd=cost or _UNSET,
             reserved_tokens=tokens or _UNSET,
             step=command.step_id,
         )
-        rejection = self.offer(event, canonical.encode(command.request))
+        rejection = self.record_intent(event)
         if rejection is None:
             launches.append((command, None, limit))
         elif rejection.code == "OVER_BUDGET":
@@ -499,18 +540,16 @@ class Run:
     def _prepare_child(
         self, command: StartChild, launches: list[tuple[Command, ToolSpec | None, int]]
     ) -> None:
-        self.record_event(
+        self._intend(
             ev.ChildStarted(
                 at_ms=self.engine.clock.now_ms(),
                 attempt=command.attempt,
                 child=command.child,
                 item=command.item if command.item >= 0 else _UNSET,
                 occurrence=command.occurrence,
-                payload=command.inputs,
                 program=command.program,
                 step=command.step_id,
-            ),
-            canonical.encode(command.inputs),
+            )
         )
         launches.append((command, None, 0))
 
@@ -521,17 +560,15 @@ class Run:
         spec = engine.tools.spec(command.tool)
         effect = spec.effect if spec is not None else "irreversible"
         item = command.item if command.item >= 0 else _UNSET
-        self.record_event(
+        self._intend(
             ev.CompensationStarted(
                 at_ms=engine.clock.now_ms(),
                 attempt=command.attempt,
                 effect=effect,
                 item=item,
                 occurrence=command.occurrence,
-                payload=command.args,
                 step=command.step_id,
-            ),
-            canonical.encode(command.args),
+            )
         )
         if spec is not None:
             launches.append((command, spec, 0))
