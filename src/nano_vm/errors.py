@@ -235,6 +235,7 @@ CODES: dict[str, ErrorCode] = {
     "LEASE_LOST": ErrorCode(E, True, 1, "another worker owns the run"),
     "RUN_NOT_FOUND": ErrorCode(C, False, 2, "no run of that id"),
     "PROGRAM_NOT_FOUND": ErrorCode(C, False, 2, "no program of that name or hash"),
+    "MAIL_NOT_FOUND": ErrorCode(C, False, 2, "the run has no message of that id"),
     "MAIL_CONFLICT": ErrorCode(C, False, 2, "the same message id was used with another body"),
     "MAIL_FULL": ErrorCode(C, True, 1, "too many unanswered messages for the run"),
     "STORE_LOCKED": ErrorCode(E, True, 1, "the database is locked by another process"),

@@ -54,7 +54,7 @@ def test_importing_the_package_loads_nothing_of_weight() -> None:
     ("name", "absent"),
     [
         ("Program", {"asyncio", "sqlite3", "rich", "httpx", "logging", "nano_vm.runtime.engine"}),
-        ("ExecutionVM", {"sqlite3", "rich", "httpx", "argparse", "nano_vm.cli"}),
+        ("ExecutionVM", {"rich", "httpx", "argparse", "nano_vm.cli"}),
         ("SqliteStore", {"rich", "httpx", "argparse", "nano_vm.cli", "nano_vm.runtime.engine"}),
         ("tool", {"sqlite3", "rich", "httpx", "argparse", "nano_vm.cli"}),
         ("NanoVMError", {"asyncio", "sqlite3", "yaml", "rich", "httpx", "jsonschema_rs", "msgspec"}),
