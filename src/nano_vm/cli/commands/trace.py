@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import msgspec
 
@@ -15,7 +16,8 @@ from nano_vm.cli.console import Console
 from nano_vm.cli.live import describe
 from nano_vm.cli.session import Session
 from nano_vm.cli.views import continuations, moment, show_end, show_steps, show_waits
-from nano_vm.journal.entry import open_event
+from nano_vm.journal.entry import open_events
+from nano_vm.kernel.events import Event
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,25 +52,21 @@ def execute(args: argparse.Namespace, console: Console) -> int:
 def _events(args: argparse.Namespace, console: Console, session: Session) -> int:
     entries = session.store.read(args.run_id)
     if console.json_only:
-        rows = []
-        for entry in entries:
-            event = open_event(entry)
-            facts = msgspec.to_builtins(event)
-            payload = facts.pop("payload", None)
-            rows.append(
-                {
-                    "seq": entry.seq,
-                    "type": event.type,
-                    "facts": facts,
-                    "payload": payload,
-                    "digest": entry.digest,
-                }
-            )
+        rows = [
+            {"seq": entry.seq, "digest": entry.digest, "events": [_plain(event) for event in open_events(entry)]}
+            for entry in entries
+        ]
         console.document({"trace_id": args.run_id, "entries": rows})
         return exits.DONE
     for entry in entries:
-        event = open_event(entry)
-        line = describe(event)
-        name = f"{line.step} " if line.step else ""
-        console.line(f"{entry.seq:>5}  {moment(event.at_ms)}  {event.type:<21}  {name}{line.text}")
+        for event in open_events(entry):
+            line = describe(event)
+            name = f"{line.step} " if line.step else ""
+            console.line(f"{entry.seq:>5}  {moment(event.at_ms)}  {event.type:<21}  {name}{line.text}")
     return exits.DONE
+
+
+def _plain(event: Event) -> dict[str, Any]:
+    facts = msgspec.to_builtins(event)
+    payload = facts.pop("payload", None)
+    return {"type": event.type, "facts": facts, "payload": payload}
