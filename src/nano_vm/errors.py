@@ -235,6 +235,7 @@ CODES: dict[str, ErrorCode] = {
     "LEASE_LOST": ErrorCode(E, True, 1, "another worker owns the run"),
     "RUN_NOT_FOUND": ErrorCode(C, False, 2, "no run of that id"),
     "PROGRAM_NOT_FOUND": ErrorCode(C, False, 2, "no program of that name or hash"),
+    "MAIL_NOT_FOUND": ErrorCode(C, False, 2, "the run has no message of that id"),
     "MAIL_CONFLICT": ErrorCode(C, False, 2, "the same message id was used with another body"),
     "MAIL_FULL": ErrorCode(C, True, 1, "too many unanswered messages for the run"),
     "STORE_LOCKED": ErrorCode(E, True, 1, "the database is locked by another process"),
@@ -321,6 +322,22 @@ CODES: dict[str, ErrorCode] = {
     "PROGRAM_CHANGED": ErrorCode(T, False, 5, "a stored program is not the one its hash says"),
     "ACTION_CONFLICT": ErrorCode(C, False, 1, "an author's idempotency key was used with other arguments"),
     # --- rejections ---------------------------------------------------------------------------------------
+    # --- command line -------------------------------------------------------------------------------------
+    "TOOLS_UNREADABLE": ErrorCode(C, False, 2, "a tools file or module that does not exist"),
+    "TOOLS_FAILED": ErrorCode(C, False, 2, "a tools file that cannot be imported"),
+    "TOOLS_EMPTY": ErrorCode(C, False, 2, "a tools file without tools"),
+    "TOOLS_CONFLICT": ErrorCode(C, False, 2, "two tools of one name"),
+    "TOOLS_MISSING": ErrorCode(C, False, 2, "a run needs tools that were not given"),
+    "MODEL_MISSING": ErrorCode(C, False, 2, "a run needs a model and none was given"),
+    "STORE_NOT_FOUND": ErrorCode(C, False, 2, "no database at that path"),
+    "INPUT_FILE": ErrorCode(C, False, 2, "a file of inputs that cannot be taken"),
+    "SCRIPT": ErrorCode(C, False, 2, "a file of model answers that cannot be taken"),
+    "DEMO": ErrorCode(E, False, 1, "the demonstration did not go as it should"),
+    # --- providers ----------------------------------------------------------------------------------------
+    "MODEL_HTTP": ErrorCode(E, True, 1, "the model's endpoint answered with an error or not at all"),
+    "MODEL_REFUSED": ErrorCode(C, False, 1, "the model's endpoint does not accept the request or the key"),
+    "MODEL_REPLY": ErrorCode(E, True, 1, "the model's endpoint answered something that is no completion"),
+    "MODEL_TRUNCATED": ErrorCode(E, False, 1, "the model's answer was cut at the token limit"),
     # --- usage --------------------------------------------------------------------------------------------
     "USAGE": ErrorCode(C, False, 2, "a command line or call that cannot be understood"),
     "EXTRA_MISSING": ErrorCode(E, False, 1, "an optional dependency is not installed"),
