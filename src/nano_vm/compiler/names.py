@@ -1,4 +1,5 @@
-"""Who owns which name. Inputs, output keys and step ids share one namespace (SPEC §2, "Names have one owner")."""
+"""Who owns which name. Inputs, output keys and step ids share one namespace (SPEC §2, "Names have one
+owner")."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ INPUT, KEY, OUTPUT_OF, ERROR_OF, RESERVED = "input", "key", "output", "error", "
 
 
 class Symbol(NamedTuple):
-    """Something that will have a slot: an input or shared key by name, a step's output or error by index, a reserved
-    name."""
+    """Something that will have a slot: an input or shared key by name, a step's output or error by index, a
+    reserved name."""
 
     kind: str
     name: str = ""
@@ -84,7 +85,8 @@ class Names:
         return None
 
     def definitions(self, symbol: Symbol) -> list[Definition]:
-        """Returns where a value comes into being; nothing for inputs and reserved names, which are always there."""
+        """Returns where a value comes into being; nothing for inputs and reserved names, which are always
+        there."""
         if symbol.kind == KEY:
             return [Definition(owner.position, OUTPUT) for owner in self.keys[symbol.name]]
         if symbol.kind in (OUTPUT_OF, ERROR_OF):
@@ -111,8 +113,14 @@ def check_names(view: View, names: Names, flow: Flow | None) -> None:
         for owner in owners:
             if key in RESERVED_NAMES:
                 message = f"`{key}` is a reserved name"
-                view.add("RESERVED_NAME", owner, owner.at("output_key"), message, f"write `{key}_value`",
-                         field="output_key")  # fmt: skip
+                view.add(
+                    "RESERVED_NAME",
+                    owner,
+                    owner.at("output_key"),
+                    message,
+                    f"write `{key}_value`",
+                    field="output_key",
+                )
             elif key in inputs:
                 _collision(
                     view, owner, "output_key", key, "an input", "rename the key: nothing may replace an input"

@@ -27,7 +27,8 @@ from nano_vm.program.validate import validate
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What was found, by place; `compiled` is there when nothing is an error. `source` is the text, where there is one."""
+    """What was found, by place; `compiled` is there when nothing is an error. `source` is the text, where
+    there is one."""
 
     diagnostics: tuple[Diagnostic, ...]
     compiled: CompiledProgram | None = None
@@ -94,8 +95,8 @@ def compile_program(
     """Returns the compiled form of a program.
 
     Raises:
-        ProgramError: when `check` finds errors; `diagnostics` lists all findings, `code` is that of the only error or
-            INVALID_PROGRAM.
+        ProgramError: when `check` finds errors; `diagnostics` lists all findings, `code` is that of the only
+            error or INVALID_PROGRAM.
     """
     report = check(program, tools, programs)
     if report.compiled is None:

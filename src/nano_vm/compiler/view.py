@@ -20,8 +20,9 @@ FLOW_FIELDS = ("type", "then", "otherwise", "next_step", "on_failure", "is_termi
 class Step:
     """One step or sub-step.
 
-    `index` is its place among all steps, sub-steps right after their parent; `position` its place in the program's list
-    (a sub-step has its parent's). `type` is "" when it could not be understood, `data` holds the sound fields.
+    `index` is its place among all steps, sub-steps right after their parent; `position` its place in the
+    program's list (a sub-step has its parent's). `type` is "" when it could not be understood, `data` holds
+    the sound fields.
     """
 
     __slots__ = ("data", "id", "index", "lanes", "parent", "pointer", "position", "type")
@@ -133,7 +134,8 @@ class View:
         offset: int | None = None,
         length: int | None = None,
     ) -> None:
-        """Notes a finding at `pointer` (its key with `key`, a part of the string with `offset` and `length`)."""
+        """Notes a finding at `pointer` (its key with `key`, a part of the string with `offset` and
+        `length`)."""
         name = step.id if step is not None and step.id else None
         place, width = self.document.place(
             pointer, key=key, offset=offset, length=length, step=name, field=field
@@ -153,7 +155,8 @@ class View:
         )
 
     def targets(self, step: Step) -> Iterator[tuple[str, str, str]]:
-        """Yields field, pointer and name of every step that `step` names as a successor, `continue` left out."""
+        """Yields field, pointer and name of every step that `step` names as a successor, `continue` left
+        out."""
         names = ("then", "otherwise") if step.type == "condition" else ("next_step", "on_failure")
         for field in names:
             target = step.data.get(field)
@@ -161,8 +164,8 @@ class View:
                 yield field, step.at(field), target
 
     def target(self, step: Step, field: str) -> int | None:
-        """Returns the position a field of `step` leads to, None without one, `len(top)` for the end and for targets
-        that do not exist (reported elsewhere; an edge to the end does no harm to other analyses)."""
+        """Returns the position a field of `step` leads to, None without one, `len(top)` for the end and for
+        targets that do not exist (reported elsewhere; an edge to the end does no harm to other analyses)."""
         name = step.data.get(field)
         if name is None:
             return None
