@@ -52,12 +52,10 @@ class Names:
     def __init__(self, view: View) -> None:
         self._view = view
         schema = view.data.get("inputs")
-        self.open = "inputs" in view.raw and not isinstance(schema, dict)
+        self.open = not view.inputs_sound
         self.inputs: dict[str, Any] | None = None
-        if isinstance(schema, dict):
-            properties = schema.get("properties", {})
-            self.inputs = dict(properties) if isinstance(properties, dict) else {}
-            self.open = not isinstance(properties, dict)
+        if isinstance(schema, dict) and not self.open:
+            self.inputs = dict(schema.get("properties", {}))
         self.keys: dict[str, list[Step]] = {}
         for step in view.steps:
             key = step.data.get("output_key")

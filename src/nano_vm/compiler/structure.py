@@ -58,6 +58,7 @@ def _program(view: View) -> None:
     inputs = view.data.get("inputs")
     if isinstance(inputs, dict):
         for finding in check_inputs(inputs):
+            view.inputs_sound = False
             pointer = "/inputs" + finding.pointer
             view.add(
                 finding.code,
@@ -66,7 +67,7 @@ def _program(view: View) -> None:
                 finding.message,
                 finding.help,
                 field="inputs",
-                key=bool(finding.pointer),
+                key=finding.key,
             )
 
 

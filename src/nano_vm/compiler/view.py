@@ -51,6 +51,7 @@ class View:
         steps: all steps by `index`; top: those of the program's list by `position`.
         by_id: the first step of each id.
         data: the sound fields of the program itself, `steps` apart.
+        inputs_sound: `inputs` is absent or valid; when not, nothing is known about the inputs.
         flow_sound: nothing that control flow depends on was refused, so absent edges mean something.
     """
 
@@ -70,6 +71,7 @@ class View:
         self.top: list[Step] = []
         self.by_id: dict[str, Step] = {}
         self.flow_sound = "/steps" not in bad
+        self.inputs_sound = "/inputs" not in bad
         self._bad = bad
         data = document.data if isinstance(document.data, dict) else {}
         self.data: dict[str, Any] = {

@@ -80,6 +80,20 @@ WRONG = {
         "BAD_SCHEMA",
         "inputs:\n  «amount: {type: number}\nsteps: [{id: a, type: tool, tool: look}]\n",
     ),
+    "inputs without properties that are used": (
+        "BAD_SCHEMA",
+        "inputs:\n  «amount: {type: number}\nsteps: [{id: a, type: tool, tool: look, args: {a: $amount}}]\n",
+    ),
+    "required input that is not declared": (
+        "BAD_SCHEMA",
+        "inputs: {type: object, properties: {amount: {}}, required: [«amuont]}\n"
+        "steps: [{id: a, type: tool, tool: look}]\n",
+    ),
+    "default that does not fit": (
+        "BAD_SCHEMA",
+        "inputs: {type: object, properties: {n: {type: number, default: «five}}}\n"
+        "steps: [{id: a, type: tool, tool: look}]\n",
+    ),
     "bad output schema": (
         "BAD_SCHEMA",
         "steps:\n  - id: a\n    type: llm\n    prompt: x\n    output_schema:\n      type: «objekt\n",
