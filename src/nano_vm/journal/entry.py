@@ -8,11 +8,15 @@ The facts of an entry are the canonical JSON object
 and its digest is SHA-256 over exactly those bytes, which the next entry names as `prev`. `commitment` is
 there when the event has a payload: SHA-256 over a 16-byte random salt followed by the payload's canonical
 bytes. Salt and payload are stored beside the facts, so they can be destroyed without touching the chain.
+
+Intents ride with the outcome that led to them: `then` lists the events that follow in the same instant and
+have no payload of their own - `{"event": {…}, "type": "StepStarted"}` - so that a step's result, the
+decisions that follow and the next step's intent are one entry, written and hashed at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -25,6 +29,9 @@ from nano_vm.kernel.events import EVENT_TYPES, Event
 
 SALT_BYTES = 16
 GENESIS = "sha256:" + "0" * 64  # `prev` of the first entry of every run
+
+# What may ride with another event: intents, and the end of the run.
+RIDER_TYPES = frozenset({"StepStarted", "ChildStarted", "CompensationStarted", "RunFinished"})
 
 _encode = msgspec.json.Encoder().encode
 
@@ -43,6 +50,13 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     payload: bytes | None = None
 
 
+class _Rider(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """An event that rides in another's entry."""
+
+    event: msgspec.Raw
+    type: str
+
+
 class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """The decoded envelope of an entry; `event` is still encoded."""
 
@@ -52,6 +66,7 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     seq: int
     type: str
     commitment: str | None = None
+    then: list[_Rider] = []
 
 
 class _Reader(NamedTuple):
@@ -92,28 +107,23 @@ class Chain:
         # Encoded once: a run id is any text, and its JSON form is the same in every entry.
         self._run = canonical.encode(run).decode()
 
-    def seal(self, event: Event, salt: bytes, payload: bytes | None) -> Entry:
+    def seal(
+        self, event: Event, salt: bytes, payload: bytes | None, then: Sequence[Event] = ()
+    ) -> Entry:
         """Chain `event` to the head and return its entry.
 
         Args:
             event: its `payload` field is left out of the facts, whatever it holds.
             salt: 16 fresh random bytes when there is a payload; ignored without one.
             payload: canonical bytes of the event's payload, or None when it has none.
+            then: the events that ride with it, in order; their payloads must be UNSET.
         """
         # The hot path of every run: the envelope is written by hand around the encoded event.
-        held = getattr(event, "payload", UNSET)
-        if held is not UNSET:
-            event.payload = UNSET  # type: ignore[union-attr]
-        try:
-            if type(event) in _NESTED:
-                body = canonical.encode(msgspec.to_builtins(event))
-            else:
-                body = _encode(event)
-        finally:
-            if held is not UNSET:
-                event.payload = held  # type: ignore[union-attr]
         seq = self.length
-        facts = f'"event":{body.decode()},"prev":"{self.head}","run":{self._run},"seq":{seq}'
+        facts = f'"event":{_body(event)},"prev":"{self.head}","run":{self._run},"seq":{seq}'
+        if then:
+            riders = ",".join([f'{{"event":{_body(rider)},"type":"{rider.type}"}}' for rider in then])
+            facts = f'{facts},"then":[{riders}]'
         if payload is None:
             sealed = f'{{{facts},"type":"{event.type}"}}'.encode()
             salt = b""
@@ -124,6 +134,50 @@ class Chain:
         self.head = digest
         self.length = seq + 1
         return Entry(seq, digest, sealed, salt, payload)
+
+
+    def seal_success(
+        self,
+        at_ms: int,
+        occurrence: int,
+        pure: bool,
+        step: str,
+        verdicts: list[Any],
+        salt: bytes,
+        payload: bytes,
+        then: str,
+    ) -> Entry:
+        """`seal` of the StepSucceeded of a first attempt, with no event made for it. `then` is the encoded member of
+        that name with a comma before it, or empty. Step ids are identifiers and need no escaping."""
+        seq = self.length
+        extra = ',"pure":true' if pure else ""
+        decided = f',"verdicts":{_encode(verdicts).decode()}' if verdicts else ""
+        facts = (
+            f'{{"commitment":"sha256:{sha256(salt + payload).hexdigest()}","event":{{"at_ms":{at_ms},"attempt":1,'
+            f'"occurrence":{occurrence}{extra},"step":"{step}"{decided}}},"prev":"{self.head}",'
+            f'"run":{self._run},"seq":{seq}{then},"type":"StepSucceeded"}}'
+        ).encode()
+        self.head = digest = "sha256:" + sha256(facts).hexdigest()
+        self.length = seq + 1
+        return Entry(seq, digest, facts, salt, payload)
+
+
+def _body(event: Event) -> str:
+    """Canonical JSON of an event without its payload."""
+    held = getattr(event, "payload", UNSET)
+    if held is not UNSET:
+        event.payload = UNSET  # type: ignore[union-attr]
+        try:
+            return _plain_body(event)
+        finally:
+            event.payload = held  # type: ignore[union-attr]
+    return _plain_body(event)
+
+
+def _plain_body(event: Event) -> str:
+    if type(event) in _NESTED:
+        return canonical.encode(msgspec.to_builtins(event)).decode()
+    return _encode(event).decode()
 
 
 def read_facts(entry: Entry) -> Facts:
@@ -140,7 +194,7 @@ def read_facts(entry: Entry) -> Facts:
 
 
 def open_event(entry: Entry, facts: Facts | None = None) -> Event:
-    """The event an entry holds; an erased payload is `UNSET`.
+    """The event an entry is named after; an erased payload is `UNSET`.
 
     Raises:
         VerificationError: JOURNAL_MALFORMED.
@@ -149,19 +203,40 @@ def open_event(entry: Entry, facts: Facts | None = None) -> Event:
     reader = _READERS.get(facts.type)
     if reader is None:
         raise _malformed(entry, f"the type `{facts.type[:64]}` is unknown")
-    try:
-        event: Event = reader.decode(facts.event)
-        if reader.payload:
-            if event.payload is not UNSET:  # type: ignore[union-attr]
-                raise _malformed(entry, "a payload stands among the facts")
-            if entry.payload is not None:
-                event.payload = canonical.decode(entry.payload)  # type: ignore[union-attr]
-        elif entry.payload is not None:
+    event = _decode_event(entry, reader, facts.event, facts.type)
+    if entry.payload is not None:
+        if not reader.payload:
             raise _malformed(entry, f"a {facts.type} has no payload")
+        try:
+            event.payload = canonical.decode(entry.payload)  # type: ignore[union-attr]
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InputError):
+            raise _malformed(entry, "the payload is not JSON") from None
+    return event
+
+
+def open_events(entry: Entry, facts: Facts | None = None) -> list[Event]:
+    """All events of an entry: the one it is named after, then those that ride with it.
+
+    Raises:
+        VerificationError: JOURNAL_MALFORMED.
+    """
+    facts = facts or read_facts(entry)
+    events = [open_event(entry, facts)]
+    for rider in facts.then:
+        reader = _READERS.get(rider.type)
+        if reader is None or rider.type not in RIDER_TYPES:
+            raise _malformed(entry, f"a `{rider.type[:64]}` cannot ride with another event")
+        events.append(_decode_event(entry, reader, rider.event, rider.type))
+    return events
+
+
+def _decode_event(entry: Entry, reader: _Reader, body: msgspec.Raw, kind: str) -> Event:
+    try:
+        event: Event = reader.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise _malformed(entry, f"the facts are not those of a {facts.type}") from None
-    except InputError:
-        raise _malformed(entry, "the payload is not JSON") from None
+        raise _malformed(entry, f"the facts are not those of a {kind}") from None
+    if reader.payload and event.payload is not UNSET:  # type: ignore[union-attr]
+        raise _malformed(entry, "a payload stands among the facts")
     return event
 
 

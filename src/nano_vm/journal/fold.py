@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeAlias
 
 from nano_vm.errors import VerificationError
-from nano_vm.journal.entry import GENESIS, Chain, Entry, open_event, read_facts, verify_entry
+from nano_vm.journal.entry import GENESIS, Chain, Entry, open_events, read_facts, verify_entry
 from nano_vm.kernel.events import Event
 from nano_vm.kernel.state import Rejection, State
 from nano_vm.kernel.transition import apply
@@ -61,14 +61,16 @@ def fold_chain(
     """`fold`, and the chain that the next entry is sealed with."""
     state = State(run=run_id)
     head = GENESIS
+    length = 0
     for seq, entry in enumerate(entries):
         facts = verify_entry(entry, run_id, head, seq) if verify else read_facts(entry)
-        event = open_event(entry, facts)
-        take(program, state, event, seq)
+        for event in open_events(entry, facts):
+            take(program, state, event, seq)
+            if on_transition is not None:
+                on_transition(entry, event, state)
         head = entry.digest
-        if on_transition is not None:
-            on_transition(entry, event, state)
-    return Folded(state, Chain(run_id, state.seq, head))
+        length = seq + 1
+    return Folded(state, Chain(run_id, length, head))
 
 
 def take(program: CompiledProgram, state: State, event: Event, seq: int) -> None:

@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from nano_vm import canonical
 from nano_vm.errors import VerificationError
-from nano_vm.journal.entry import GENESIS, Entry, Facts, open_event, read_facts, verify_entry
+from nano_vm.journal.entry import GENESIS, Entry, Facts, open_event, open_events, read_facts, verify_entry
 from nano_vm.journal.fold import take
 from nano_vm.journal.port import RunRecord
 from nano_vm.journal.standing import Standing, standing
@@ -118,24 +118,26 @@ class _Replay:
         self.claimed = claimed
         self.state = State(run=run_id)
         self.then: Standing | None = None
+        self.length = 0
         self.ended = 0
         self.verdicts = 0
 
     def take(self, entry: Entry) -> None:
-        event = open_event(entry)
-        take(self.program, self.state, event, entry.seq)
         state = self.state
-        self.verdicts += len(state.verdicts)
+        for event in open_events(entry):
+            take(self.program, state, event, entry.seq)
+            self.verdicts += len(state.verdicts)
+        self.length += 1
         if not self.ended and state.status.is_terminal:
-            self.ended = state.seq
-        if state.seq == self.claimed:
+            self.ended = self.length
+        if self.length == self.claimed:
             self.then = standing(self.program, state)
 
     def ending(self) -> str:
         status = self.state.status
         if not self.ended:
             return f"{status}, not ended"
-        return f"{status} at entry {self.ended - 1}, {self.state.seq - self.ended} annex entries after it"
+        return f"{status} at entry {self.ended - 1}, {self.length - self.ended} annex entries after it"
 
 
 def _check_record(

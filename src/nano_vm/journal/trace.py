@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from nano_vm.journal.disclosure import disclosure_root
-from nano_vm.journal.entry import GENESIS, Entry, open_event
+from nano_vm.journal.entry import GENESIS, Entry, open_events
 from nano_vm.journal.fold import fold
 from nano_vm.journal.ledger import NANO, Ledger, TraceStep, Usage
 from nano_vm.journal.results import declared_outputs, outcome_hash, own, trace_hash
@@ -173,7 +173,7 @@ class Trace:
 
     @cached_property
     def events(self) -> list[Event]:
-        return [open_event(entry) for entry in self.entries]
+        return [event for entry in self.entries for event in open_events(entry)]
 
     @cached_property
     def state_snapshots(self) -> list[tuple[int, str]]:

@@ -82,31 +82,35 @@ class Calls:
         alone: bool = False,
     ) -> Outcome:
         """Call a tool once. `alone`: nothing else is under way in this run."""
-        pure = True if spec.effect == "pure" else _UNSET
-        item = command.item if command.item >= 0 else _UNSET
         try:
             value = await self._invoke(run, command, spec, command.timeout_ms, transaction, alone)
-            if value is PENDING or (value == "PENDING" and type(value) is str and spec.may_suspend):
-                pending = ev.StepPending(
-                    at_ms=self.clock.now_ms(),
-                    attempt=command.attempt,
-                    item=item,
-                    occurrence=command.occurrence,
-                    pure=pure,
-                    step=command.step_id,
-                )
-                return Outcome(pending, None)
-        except _TimedOutError:
-            return self._tool_timed_out(step, command, spec, pure)
         except BaseException as error:
-            if _is_ours(error):
+            if is_ours(error):
                 raise
-            return self._tool_raised(command, spec, error, pure)
+            return self.raised(step, command, spec, error)
+        return self.concluded(command, spec, value)
+
+    def concluded(self, command: CallTool, spec: ToolSpec, value: Any) -> Outcome:
+        """What a tool's return value means."""
+        pure = True if spec.effect == "pure" else _UNSET
+        item = command.item if command.item >= 0 else _UNSET
+        if value is PENDING or (type(value) is str and value == "PENDING" and spec.may_suspend):
+            pending = ev.StepPending(
+                at_ms=self.clock.now_ms(),
+                attempt=command.attempt,
+                item=item,
+                occurrence=command.occurrence,
+                pure=pure,
+                step=command.step_id,
+            )
+            return Outcome(pending, None)
         try:
             data, payload = to_data(value)
         except Exception as error:
             # The effect has happened; what it returned cannot be kept. Doing it again would not help.
-            return self._unkept(command, spec, error, pure)
+            code = error.code if isinstance(error, InputError) else "VALUE_NOT_JSON"
+            message = f"what `{spec.name}` returned cannot be kept: {_message(error)}"
+            return self.failed(command, code, message, False, pure=pure, error=error)
         return Outcome(
             ev.StepSucceeded(
                 at_ms=self.clock.now_ms(),
@@ -131,7 +135,7 @@ class Calls:
     ) -> Any:
         # Tools get copies: a tool that changes its arguments must not change what is recorded.
         args = command.args
-        arguments = _copy(args)
+        arguments = copy_arguments(args)
         inline = alone and self.inline_sync and not timeout_ms
         if spec.context_parameter is None and not timeout_ms:
             if spec.is_async:
@@ -159,31 +163,28 @@ class Calls:
             return await call
         return await _within(call, timeout_ms, context)
 
-    def _tool_timed_out(self, step: CompiledStep, command: CallTool, spec: ToolSpec, pure: Any) -> Outcome:
-        if spec.effect not in ("pure", "idempotent"):
-            return self.unknown(command, "TIMEOUT", spec.effect)
-        if step.on_timeout == "fallback":
-            return self.substituted(command, step.fallback, pure)
-        message = f"no answer within {command.timeout_ms} ms"
-        return self.failed(command, "TIMEOUT", message, True, pure=pure)
-
-    def _tool_raised(self, command: CallTool, spec: ToolSpec, error: BaseException, pure: Any) -> Outcome:
-        doubtful = spec.effect not in ("pure", "idempotent")
+    def raised(self, step: CompiledStep, command: CallTool, spec: ToolSpec, error: BaseException) -> Outcome:
+        """What an exception out of a tool means: a known failure, or an outcome that nobody knows."""
+        pure = True if spec.effect == "pure" else _UNSET
+        # What a transaction was rolled back with has not happened.
+        certain = spec.effect in ("pure", "idempotent", "transactional")
+        if isinstance(error, _TimedOutError):
+            if not certain:
+                return self.unknown(command, "TIMEOUT", spec.effect)
+            if step.on_timeout == "fallback":
+                return self.substituted(command, step.fallback, pure)
+            message = f"no answer within {command.timeout_ms} ms"
+            return self.failed(command, "TIMEOUT", message, True, pure=pure)
         if isinstance(error, ToolError):
-            if error.unknown and doubtful:
+            if error.unknown and not certain:
                 return self.unknown(command, _text(error.code), spec.effect, _describe(error))
             code, retryable = _text(error.code), bool(error.retryable)
             return self.failed(command, code, _message(error), retryable, pure=pure, error=error)
-        if doubtful and isinstance(error, asyncio.CancelledError):
+        if not certain and isinstance(error, asyncio.CancelledError):
             return self.unknown(command, "CANCELLED", spec.effect, _describe(error))
-        if doubtful and _lost_contact(error):
+        if not certain and _lost_contact(error):
             return self.unknown(command, "CONNECTION", spec.effect, _describe(error))
         return self.failed(command, type(error).__name__, _message(error), True, pure=pure, error=error)
-
-    def _unkept(self, command: CallTool, spec: ToolSpec, error: Exception, pure: Any) -> Outcome:
-        code = error.code if isinstance(error, InputError) else "VALUE_NOT_JSON"
-        message = f"what `{spec.name}` returned cannot be kept: {_message(error)}"
-        return self.failed(command, code, message, False, pure=pure, error=error)
 
     async def compensation(
         self, run: RunFacts, command: Compensate, spec: ToolSpec, transaction: Any = None
@@ -197,7 +198,7 @@ class Calls:
             except Exception:
                 data, payload = None, b"null"  # it is undone; nothing is made of what the tool returned
         except BaseException as error:
-            if _is_ours(error):
+            if is_ours(error):
                 raise
             unknown = error.unknown if isinstance(error, ToolError) else _lost_contact(error)
             if unknown and spec.effect not in ("pure", "idempotent"):
@@ -242,7 +243,7 @@ class Calls:
             attempt=command.attempt,
             principal=run.principal,
         )
-        arguments = _copy(command.args)
+        arguments = copy_arguments(command.args)
         if "ctx" in inspect.signature(spec.reconcile).parameters:
             arguments["ctx"] = context
         function = spec.reconcile
@@ -289,7 +290,7 @@ class Calls:
                 return self.substituted(command, step.fallback, _UNSET)
             return self.failed(command, "TIMEOUT", f"no answer within {command.timeout_ms} ms", True)
         except BaseException as error:
-            if _is_ours(error):
+            if is_ours(error):
                 raise
             retryable = getattr(error, "retryable", True) is not False
             code = getattr(error, "code", None)
@@ -346,7 +347,7 @@ class Calls:
 
     def _complete(self, request: dict[str, Any], limit: int) -> Any:
         assert self.llm is not None
-        params: dict[str, Any] = _copy(request.get("params") or {})
+        params: dict[str, Any] = copy_arguments(request.get("params") or {})
         if "model" in request:
             params["model"] = request["model"]
         if limit and "max_tokens" not in params:
@@ -494,7 +495,8 @@ async def _coroutine(threads: ToolThreads, spec: ToolSpec, arguments: dict[str, 
     return await threads.run(lambda: spec.function(**arguments))
 
 
-def _copy(args: dict[str, Any]) -> dict[str, Any]:
+def copy_arguments(args: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that share nothing with what is recorded."""
     for value in args.values():
         if type(value) is dict or type(value) is list:
             copied: dict[str, Any] = canonical.decode(canonical.encode(args))
@@ -601,7 +603,7 @@ def _traceback(error: BaseException) -> str:
         return ""
 
 
-def _is_ours(error: BaseException) -> bool:
+def is_ours(error: BaseException) -> bool:
     """Whether an exception out of a call is meant for us, not a failure of what was called."""
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()

@@ -42,6 +42,7 @@ from nano_vm.kernel.transition import (
 )
 from nano_vm.program.compiled import CallAction, CompiledProgram, Kind
 from nano_vm.runtime.calls import Ending, Outcome, RunFacts
+from nano_vm.runtime.lane import drive_lane
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.ports import ToolSpec
 from nano_vm.runtime.tooling import REPEATABLE
@@ -86,17 +87,20 @@ class Run:
         "_answers",
         "_arrivals",
         "_attached",
-        "_batch",
         "_child_due",
         "_created",
         "_left",
+        "_open",
+        "_open_payload",
         "_overdue",
         "_repeats",
+        "_riders",
         "_stirred",
         "_tasks",
         "_timers",
         "_tried",
         "_wake",
+        "batch",
         "chain",
         "engine",
         "facts",
@@ -144,7 +148,10 @@ class Run:
         self.settled: asyncio.Future[None] | None = None  # done when this process lets go of the run
         self.transitions_left = -1  # `step`: how many outcomes may still be journaled; -1 for no limit
         self._created = created
-        self._batch: list[Entry] = []
+        self._open: ev.Event | None = None  # applied, not sealed yet: intents may still ride with it
+        self._open_payload: bytes | None = None
+        self._riders: list[ev.Event] = []
+        self.batch: list[Entry] = []
         self._arrivals: deque[Any] = deque()
         self._answers: list[
             tuple[asyncio.Future[Rejection | None], Rejection | None]
@@ -163,17 +170,16 @@ class Run:
     # --- journaling -------------------------------------------------------------------------------------------
 
     def offer(self, event: ev.Event, payload: bytes | None) -> Rejection | None:
-        """Apply an event and put its entry into the batch; a rejection leaves everything as it was."""
+        """Apply an event and journal it with the next commit; a rejection leaves everything as it was."""
         result = apply(self.program, self.state, event)
         if type(result) is Rejection:
             return result
         if self.state.verdicts:
             event.verdicts = self.state.verdicts  # type: ignore[union-attr]
-        engine = self.engine
-        entry = self.chain.seal(event, engine.entropy.salt() if payload is not None else b"", payload)
-        self._batch.append(entry)
-        if self.listener is not None or engine.listeners:
-            engine.announce(self, entry, event)
+        if self._open is not None:
+            self._seal()
+        self._open = event
+        self._open_payload = payload
         return None
 
     def record_event(self, event: ev.Event, payload: bytes | None = None) -> None:
@@ -182,21 +188,88 @@ class Run:
         if rejection is not None:
             _defect(self.record.run_id, event, rejection)
 
+    def record_intent(self, event: ev.Event) -> Rejection | None:
+        """Apply an intent and let it ride with the outcome it follows from: one entry, one commit. What is requested
+        is a function of the journal before it, so it is not written again."""
+        if self._open is None:
+            return self.offer(event, None)
+        result = apply(self.program, self.state, event)
+        if type(result) is Rejection:
+            return result
+        self._riders.append(event)
+        return None
+
+    def ride(self, event: ev.Event) -> None:
+        """An intent that the kernel has taken already."""
+        if self._open is None:
+            self._open, self._open_payload = event, None
+        else:
+            self._riders.append(event)
+
+    def hold(self, event: ev.Event, payload: bytes | None) -> None:
+        """An outcome that the kernel has taken already."""
+        if self._open is not None:
+            self._seal()
+        self._open, self._open_payload = event, payload
+
+    def conclude(self, outcome: Outcome) -> None:
+        """An outcome of a call that was made alone."""
+        self.record_event(outcome.event, outcome.payload)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether something wants the driver's attention between two steps."""
+        return bool(
+            self._arrivals
+            or self.mail_waits
+            or self.letters
+            or self._answers
+            or self._overdue
+            or self.engine.draining
+        )
+
+    def _intend(self, event: ev.Event) -> None:
+        rejection = self.record_intent(event)
+        if rejection is not None:
+            _defect(self.record.run_id, event, rejection)
+
+    def _seal(self) -> None:
+        """Close the open entry: nothing rides with it any more."""
+        event, payload = self._open, self._open_payload
+        assert event is not None
+        engine = self.engine
+        entry = self.chain.seal(
+            event, engine.entropy.salt() if payload is not None else b"", payload, self._riders
+        )
+        self.batch.append(entry)
+        if self.listener is not None or engine.listeners:
+            engine.announce(self, entry, event)
+            for rider in self._riders:
+                engine.announce(self, entry, rider)
+        self._open = None
+        if self._riders:
+            self._riders = []
+
     def commit(self, update: RunUpdate | None = None) -> Awaitable[None] | None:
         """Make the batch durable."""
-        batch = self._batch
+        if self._open is not None:
+            self._seal()
+        batch = self.batch
         if not batch and update is None:
             return None
-        self._batch = []
+        entries = batch[:]
+        batch.clear()
         store = self.engine.store
         if self._created:
-            return store.append(self.record.run_id, self.fence, batch, update)
+            return store.append(self.record.run_id, self.fence, entries, update)
         self._created = True
         if update is not None:
             _project(self.record, update)
-        return store.create(self.record, batch)
+        return store.create(self.record, entries)
 
     async def flush(self, update: RunUpdate | None = None) -> None:
+        if self._open is not None:
+            self._seal()
         heard, answers = self.heard, self._answers
         if heard:
             self.heard = []
@@ -218,6 +291,8 @@ class Run:
 
     def update(self, release: bool) -> RunUpdate:
         """What the run's record says now."""
+        if self._open is not None:
+            self._seal()
         state = self.state
         waits = [wait.to_dict() for wait in waiting(self.program, state)]
         # The time-out of a group is not waited for by name, and yet somebody has to wake the run for it.
@@ -316,8 +391,11 @@ class Run:
     async def drive(self) -> None:
         """Take the run as far as it goes: to its end, to where it waits, or to where the engine shuts down."""
         try:
-            while await self._turn():
-                pass
+            while True:
+                if self.transitions_left < 0 and not self._tasks and not self._timers and not self.disturbed:
+                    await drive_lane(self)
+                if not await self._turn():
+                    return
         except BaseException:
             await self._abandon()
             raise
@@ -353,7 +431,7 @@ class Run:
             self._attach_children(launches)
         while self._overdue:
             self._stop_child(self._overdue.pop(), launches)
-        length = self.chain.length
+        seq = self.state.seq
         for command in decide(self.program, self.state):
             self._prepare(command, launches)
             if self.transitions_left == 1 and launches:
@@ -378,7 +456,7 @@ class Run:
                 assert type(command) is CallTool or type(command) is Compensate
                 await self._transact(command, spec)
             return True
-        if self.chain.length != length or self._arrivals:
+        if self.state.seq != seq or self._arrivals:
             return True  # something was journaled without a call, or a timer is due: look again
         if self._tasks or (self._timers and self.state.busy):
             await self.flush()
@@ -396,15 +474,10 @@ class Run:
         engine = self.engine
         step = self.program.steps[command.step]
         if spec.effect == "pure":
-            if len(self._batch) >= BATCH_MAX or self._answers:
+            if len(self.batch) >= BATCH_MAX or self._answers:
                 await self.flush()
         else:
-            if self.heard or self._answers:
-                await self.flush()
-            else:
-                durable = self.commit()
-                if durable is not None:
-                    await durable
+            await self.flush()
             if spec.effect == "transactional":
                 await self._transact(command, spec)
                 return
@@ -436,8 +509,9 @@ class Run:
                 if type(outcome.event) not in (ev.StepSucceeded, ev.CompensationSucceeded):
                     raise _RolledBack(outcome)
                 self.record_event(outcome.event, outcome.payload)
-                batch, self._batch = self._batch, []
-                transaction.append(self.record.run_id, self.fence, batch)
+                self._seal()
+                transaction.append(self.record.run_id, self.fence, self.batch[:])
+                self.batch.clear()
         except _RolledBack as rolled_back:
             # The transaction is gone, and with it the effect: this failure is known.
             outcome = rolled_back.outcome
@@ -549,7 +623,7 @@ class Run:
                 self._watch_child(command)
         elif kind is Finish:
             assert type(command) is Finish
-            self.record_event(
+            self._intend(
                 ev.RunFinished(
                     at_ms=self.engine.clock.now_ms(),
                     incomplete=list(command.incomplete) or _UNSET,
@@ -590,10 +664,9 @@ class Run:
             effect=spec.effect,
             item=command.item if command.item >= 0 else _UNSET,
             occurrence=command.occurrence,
-            payload=command.args,
             step=command.step_id,
         )
-        self.record_event(event, canonical.encode(command.args))
+        self._intend(event)
         launches.append((command, spec, 0))
 
     def _prepare_model(
@@ -617,12 +690,11 @@ class Run:
             effect="model",
             item=command.item if command.item >= 0 else _UNSET,
             occurrence=command.occurrence,
-            payload=command.request,
             reserved_cost_nanousd=cost or _UNSET,
             reserved_tokens=tokens or _UNSET,
             step=command.step_id,
         )
-        rejection = self.offer(event, canonical.encode(command.request))
+        rejection = self.record_intent(event)
         if rejection is None:
             launches.append((command, None, limit))
         elif rejection.code == "OVER_BUDGET":
@@ -646,18 +718,16 @@ class Run:
     def _prepare_child(
         self, command: StartChild, launches: list[tuple[Command, ToolSpec | None, int]]
     ) -> None:
-        self.record_event(
+        self._intend(
             ev.ChildStarted(
                 at_ms=self.engine.clock.now_ms(),
                 attempt=command.attempt,
                 child=command.child,
                 item=command.item if command.item >= 0 else _UNSET,
                 occurrence=command.occurrence,
-                payload=command.inputs,
                 program=command.program,
                 step=command.step_id,
-            ),
-            canonical.encode(command.inputs),
+            )
         )
         launches.append((command, None, 0))
 
@@ -668,17 +738,15 @@ class Run:
         spec = engine.tools.spec(command.tool)
         effect = spec.effect if spec is not None else "irreversible"
         item = command.item if command.item >= 0 else _UNSET
-        self.record_event(
+        self._intend(
             ev.CompensationStarted(
                 at_ms=engine.clock.now_ms(),
                 attempt=command.attempt,
                 effect=effect,
                 item=item,
                 occurrence=command.occurrence,
-                payload=command.args,
                 step=command.step_id,
-            ),
-            canonical.encode(command.args),
+            )
         )
         if spec is not None:
             launches.append((command, spec, 0))

@@ -265,7 +265,7 @@ class Engine:
         who = principal_of(principal, tenant)
         digest = ""
         if key is not None:
-            digest = canonical.digest_value([key, inputs])
+            digest = canonical.digest(payload)
             existing = self.store.find_key(tenant, compiled.name, key)
             if existing is not None:
                 return await self._first_result(existing, digest)

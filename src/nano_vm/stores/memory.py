@@ -22,7 +22,7 @@ from nano_vm.stores.guarded import GuardedConnection, Turnstile, inside_tool
 
 __all__ = ["MemoryJournalStore", "MemoryStore"]
 
-_NOBODY = -1  # a fence that no caller holds
+_NOBODY = None  # a fence that no caller holds
 
 
 class _Run:
@@ -34,7 +34,7 @@ class _Run:
         self.no = no
         self.record = record
         self.entries = entries
-        self.open_fence = record.fence if record.owner is not None else _NOBODY
+        self.open_fence: int | None = record.fence if record.owner is not None else _NOBODY
         self.mail: dict[str, Mail] = {}
 
     def digests(self, start: int, stop: int) -> list[str]:
@@ -76,7 +76,6 @@ class MemoryJournalStore:
         ] = []  # of commits: the run and the number of its new entries, alternating
         self._programs: dict[str, tuple[str, int, bytes]] = {}
         self._names: dict[str, str] = {}
-        self._actions: dict[str, tuple[str, str]] = {}
         self._lock = threading.RLock()
         self._turnstile = Turnstile()
         self._database: GuardedConnection | None = None
@@ -91,10 +90,6 @@ class MemoryJournalStore:
     @property
     def owner(self) -> str:
         return self._owner
-
-    @property
-    def shared(self) -> bool:
-        return True
 
     # --- journal ------------------------------------------------------------------------------------------
     def create(self, record: RunRecord, entries: Sequence[Entry]) -> None:
@@ -283,13 +278,6 @@ class MemoryJournalStore:
             ):
                 found.append(record.run_id)
         return found
-
-    # --- actions ------------------------------------------------------------------------------------------
-    def bind_action(self, key: str, digest: str, run_id: str) -> None:
-        self._check_open()
-        bound, holder = self._actions.setdefault(key, (digest, run_id))
-        if bound != digest:
-            raise rules.action_conflict(holder)
 
     # --- mail ---------------------------------------------------------------------------------------------
     def post(self, run_id: str, mail: Mail) -> None:

@@ -1,7 +1,7 @@
 """The schema of the SQLite store, as numbered migrations.
 
-Migration N takes a database of version N-1 (`PRAGMA user_version`) to version N. A published migration is never
-edited: a change is a new one.
+Migration N takes a database of version N-1 (`PRAGMA user_version`) to version N. A published migration is
+never edited: a change is a new one.
 """
 
 from __future__ import annotations
