@@ -18,6 +18,7 @@ from nano_vm import canonical
 from nano_vm.errors import NanoVMError, RuntimeFault
 from nano_vm.journal.entry import Chain, Entry
 from nano_vm.journal.port import RunRecord, RunUpdate
+from nano_vm.journal.standing import standing
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import (
     AwaitEvent,
@@ -38,7 +39,6 @@ from nano_vm.kernel.transition import (
     decide,
     event_digest,
     remaining_budgets,
-    waiting,
 )
 from nano_vm.program.compiled import CallAction, CompiledProgram, Kind
 from nano_vm.runtime.calls import Ending, Outcome, RunFacts
@@ -293,17 +293,12 @@ class Run:
         """What the run's record says now."""
         if self._open is not None:
             self._seal()
-        state = self.state
-        waits = [wait.to_dict() for wait in waiting(self.program, state)]
-        # The time-out of a group is not waited for by name, and yet somebody has to wake the run for it.
-        dues = [activity.due_ms for activity in state.active.values() if activity.due_ms] if waits else []
-        for wait in waits:
-            dues.extend(_dues_inside(wait))
+        stands = standing(self.program, self.state)
         return RunUpdate(
-            status=state.status.value,
-            outcome=state.outcome,
-            waits=waits,
-            wake_at_ms=min(dues, default=0),
+            status=stands.status,
+            outcome=stands.outcome,
+            waits=stands.waits,
+            wake_at_ms=stands.wake_at_ms,
             updated_at_ms=self.engine.clock.now_ms(),
             length=self.chain.length,
             head=self.chain.head,
@@ -982,7 +977,7 @@ def _dues_inside(wait: dict[str, Any]) -> Iterator[int]:
 
 def _child_due_ms(activity: Activity) -> int:
     """When the next timer inside a child that waits is due; 0 without one."""
-    return min(_dues_inside({"waits": activity.waits}), default=0)
+    return min(_dues_inside({"waits": activity.waits or ()}), default=0)
 
 
 def _project(record: RunRecord, update: RunUpdate) -> None:

@@ -26,7 +26,7 @@ class Keeper:
     def keep(self) -> None:
         """Called when a run becomes live."""
         loop = asyncio.get_running_loop()
-        if loop not in self._looks and self._engine.store.shared:
+        if loop not in self._looks:
             for other in [known for known in self._looks if known.is_closed()]:
                 self._looks.pop(other, None)
             self._looks[loop] = loop.call_later(LOOK_SECONDS, self._look, loop)
