@@ -17,7 +17,7 @@ from nano_vm.kernel.lane import advance, begin, is_plain, lane
 from nano_vm.kernel.limits import PAYLOAD_BYTES_MAX
 from nano_vm.kernel.state import Activity
 from nano_vm.program.compiled import CompiledStep, ToolAction
-from nano_vm.runtime.calls import copy_arguments
+from nano_vm.runtime.calls import copy_arguments, is_ours
 from nano_vm.runtime.ports import ToolInvoker, ToolSpec
 from nano_vm.runtime.tooling import PENDING
 
@@ -96,7 +96,9 @@ async def drive_lane(run: Run) -> None:
                 break
         try:
             value = await function(**args) if is_async else function(**args)
-        except Exception as error:
+        except BaseException as error:
+            if is_ours(error):
+                raise
             run.conclude(engine.calls.raised(step, _command(step, activity), spec, error))
             return
         try:
