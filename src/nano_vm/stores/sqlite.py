@@ -368,10 +368,9 @@ class SqliteJournalStore:
                 self._group.drain()
         finally:
             self._closed = True
-            self._group.close()
             owned = self._owners_of_running()
-            with self._writer.lock:
-                self._writer.con.close()
+            self._writer.close()
+            self._group.close()
             self._reader.close()
             self._lock.let_go(remove=self._lock.name not in owned)
 

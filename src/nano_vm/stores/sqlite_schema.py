@@ -37,7 +37,8 @@ def connect(
         for pragma in (
             f"busy_timeout={busy_timeout_ms}",
             f"synchronous={synchronous}",
-            f"fullfsync={'ON' if synchronous == 'FULL' else 'OFF'}",  # macOS: fsync alone does not reach the disk
+            # macOS: fsync alone does not reach the disk.
+            f"fullfsync={'ON' if synchronous == 'FULL' else 'OFF'}",
             f"checkpoint_fullfsync={'ON' if synchronous == 'FULL' else 'OFF'}",
             "secure_delete=ON",
             "cell_size_check=ON",

@@ -42,6 +42,7 @@ class Writer:
         self.busy_timeout_ms = busy_timeout_ms
         self.known: dict[str, OwnedRun] = {}
         self.lock = threading.Condition(threading.Lock())
+        self.closed = False
         self.tool_open = False
         self.tool_thread = 0
         self._data_version = -1
@@ -109,10 +110,16 @@ class Writer:
             StoreError: STORE_LOCKED at once in the thread whose event loop must end that transaction,
                 elsewhere after the busy time-out.
         """
+        if self.closed:
+            raise rules.closed()
         if not self.tool_open:
             return
         elsewhere = self.tool_thread != threading.get_ident()
-        if elsewhere and self.lock.wait_for(lambda: not self.tool_open, self.busy_timeout_ms / 1000):
+        if elsewhere and self.lock.wait_for(
+            lambda: self.closed or not self.tool_open, self.busy_timeout_ms / 1000
+        ):
+            if self.closed:
+                raise rules.closed()
             return
         raise StoreError(
             "STORE_LOCKED",
@@ -121,9 +128,18 @@ class Writer:
             facts={"path": str(self.path)},
         )
 
-    def wait_until_tool_ends(self) -> None:
-        """For a thread that nothing waits for but the queue itself; the caller holds `lock`."""
-        self.lock.wait_for(lambda: not self.tool_open)
+    def wait_until_tool_ends(self) -> bool:
+        """For a thread that nothing waits for but the queue itself; the caller holds `lock`. False when the
+        store was closed meanwhile."""
+        self.lock.wait_for(lambda: self.closed or not self.tool_open)
+        return not self.closed
+
+    def close(self) -> None:
+        """Close the connection. Whoever waits for a tool's transaction is let go; the tool cannot commit."""
+        with self.lock:
+            self.closed = True
+            self.con.close()
+            self.lock.notify_all()
 
     def _begin(self, patience_ms: int) -> None:
         try:
