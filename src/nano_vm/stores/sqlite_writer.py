@@ -19,7 +19,7 @@ from typing import TypeVar
 from nano_vm.errors import NanoVMError, StoreError
 from nano_vm.stores import rules
 from nano_vm.stores.sqlite_batch import Batch, OwnedRun, Work, attempt
-from nano_vm.stores.sqlite_errors import translate
+from nano_vm.stores.sqlite_errors import FAILURES, translate
 from nano_vm.stores.sqlite_schema import is_busy
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class Writer:
                 self.con.execute("COMMIT")
             except BaseException as error:
                 self._undo()
-                if isinstance(error, sqlite3.Error):
+                if isinstance(error, FAILURES):
                     raise translate(error, self.path) from error
                 raise
             return result
@@ -145,7 +145,7 @@ class Writer:
         try:
             begin(self.con, patience_ms)
             self._look_for_others()
-        except sqlite3.Error as error:
+        except FAILURES as error:
             if self.con.in_transaction:
                 self._undo()
             raise translate(error, self.path) from error
@@ -173,7 +173,7 @@ class Writer:
             return rules.journal_conflict(
                 works[0].run_id, entries[0].seq if entries else 0, "the database refused the row"
             )
-        if isinstance(error, sqlite3.Error):
+        if isinstance(error, FAILURES):
             return translate(error, self.path)
         return error
 
@@ -181,7 +181,7 @@ class Writer:
     def data_version(self) -> int:
         try:
             version: int = self.con.execute("PRAGMA data_version").fetchone()[0]
-        except sqlite3.Error as error:
+        except FAILURES as error:
             raise translate(error, self.path) from error
         return version
 
