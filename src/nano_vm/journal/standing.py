@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from nano_vm.kernel.state import RunStatus, State
+from nano_vm.kernel.state import State
 from nano_vm.kernel.transition import waiting
 from nano_vm.program.compiled import CompiledProgram
 
@@ -28,19 +28,17 @@ class Standing(msgspec.Struct, frozen=True):
 def standing(program: CompiledProgram, state: State) -> Standing:
     """How the run stands.
 
-    `wake_at_ms` is when a SUSPENDED run has to be taken up: at the earliest timer of anything in progress -
-    a wait, the time-out of a group - and of anything its children wait for, because a child is woken through
-    its parent. 0 without one, and while the run is RUNNING: then somebody is at work on it, or should be at
-    once.
+    `wake_at_ms` is the earliest timer of anything in progress, children's waits included (a child is woken
+    through its parent); 0 without one and once the run has ended.
     """
     status = state.status
-    if status is not RunStatus.SUSPENDED:
+    if status.is_terminal:
         return Standing(status.value, state.outcome, [], 0)
     waits = [wait.to_dict() for wait in waiting(program, state)]
     due = [activity.due_ms for activity in state.active.values() if activity.due_ms]
     for activity in state.active.values():
         due.extend(_due(activity.waits or ()))
-    return Standing(status.value, state.outcome, waits, min(due, default=0))
+    return Standing(status.value, None, waits, min(due, default=0))
 
 
 def _due(waits: Iterable[dict[str, Any]]) -> list[int]:
