@@ -14,6 +14,7 @@ import asyncio
 from typing import Any
 
 from nano_vm.cli import exits
+from nano_vm.cli.acting import interrupted_exit
 from nano_vm.cli.arguments import add_tools
 from nano_vm.cli.console import Console, printable
 from nano_vm.cli.driving import Interrupted, supervise, take_up
@@ -47,8 +48,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         try:
             supervise(session, recovery.once)
         except Interrupted as interrupted:
-            console.complain("stopped; everything that happened is journaled")
-            return interrupted.exit_code
+            return interrupted_exit(console, session, interrupted, None)
         code = exits.USAGE if any(left["exit_code"] == exits.USAGE for left in recovery.left) else exits.DONE
         console.document({"recovered": recovery.taken, "left": recovery.left, "exit_code": code})
         if not recovery.taken and not recovery.left:

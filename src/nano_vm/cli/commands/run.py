@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nano_vm.cli import exits
+from nano_vm.cli.acting import interrupted_exit
 from nano_vm.cli.arguments import add_tools, assignments
 from nano_vm.cli.console import Console
 from nano_vm.cli.driving import Interrupted, supervise, wait_through
 from nano_vm.cli.live import showing
 from nano_vm.cli.programs import admit
-from nano_vm.cli.session import Session, StoredPrograms, command
+from nano_vm.cli.session import Session, StoredPrograms
 from nano_vm.cli.views import as_json, conclude
 from nano_vm.errors import InputError
 
@@ -69,7 +70,8 @@ def execute(args: argparse.Namespace, console: Console) -> int:
             try:
                 trace = supervise(session, lambda: _run(session, program, context, _noting(tell, started)))
             except Interrupted as interrupted:
-                return _interrupted(console, args, interrupted, started)
+                run_id = started[0] if started else None
+                return interrupted_exit(console, session, interrupted, run_id, lines=args.stream)
         if args.stream:
             code = exits.of_status(trace.status.value)
             console.json_line({"result": as_json(args, trace, code)})
@@ -116,20 +118,6 @@ def _stream(console: Console) -> Listen:
         )
 
     return tell
-
-
-def _interrupted(console: Console, args: argparse.Namespace, interrupted: Interrupted, started: list[str]) -> int:
-    code = interrupted.exit_code
-    resume = command(args, "recover", drives=True)
-    console.complain("stopped; everything that happened is journaled")
-    if started:
-        console.complain(f"  trace id      {started[0]}\n  continue with {resume}")
-    document = {"interrupted": True, "trace_id": started[0] if started else None, "exit_code": code}
-    if args.stream:
-        console.json_line({"result": document})
-    else:
-        console.document(document)
-    return code
 
 
 def read_inputs(pairs: Sequence[str], file: str | None) -> dict[str, Any]:
