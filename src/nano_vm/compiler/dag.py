@@ -40,6 +40,7 @@ class DagFlow:
         self.ranks, self.cycle = self._sort()
         self._diagrams = Diagrams()
         self._runs: list[int] = []
+        self._reached: set[int] | None = None
         if not self.cycle:
             try:
                 self._runs = self._verdicts()
@@ -128,9 +129,11 @@ class DagFlow:
 
     def reachable(self) -> set[int]:
         """Returns the positions of steps that can run."""
-        if not self._runs:
-            return set(range(self.size))
-        return {position for position in range(self.size) if self._runs[position] != NEVER}
+        if self._reached is None:
+            self._reached = {
+                position for position in range(self.size) if not self._runs or self._runs[position] != NEVER
+            }
+        return self._reached
 
     def exclusive(self, first: int, second: int) -> bool:
         """Whether two steps never both run."""

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from nano_vm.compiler.view import CONTINUE, View
+from nano_vm.compiler.view import View
 
 OUTPUT = "output"
 ERROR_VALUE = "error"
@@ -36,9 +36,11 @@ class ListFlow:
         for step in view.top:
             self._wire(view, step.position)
         self._order: list[int] | None = None
+        self._reached: set[int] | None = None
         self._dominators: list[int] | None = None
         self._intervals: tuple[list[int], list[int]] | None = None
-        self._avoiding: dict[frozenset[int], list[int]] = {}
+        self._before: list[list[int]] | None = None
+        self._numbers: list[int] | None = None
 
     def _wire(self, view: View, position: int) -> None:
         step = view.top[position]
@@ -77,7 +79,9 @@ class ListFlow:
 
     def reachable(self) -> set[int]:
         """Returns the positions that can be reached."""
-        return {node for node in self.order() if node < self.size}
+        if self._reached is None:
+            self._reached = {node for node in self.order() if node < self.size}
+        return self._reached
 
     def dominates(self, above: int, below: int) -> bool:
         """Whether every path from the start to node `below` passes node `above`. Both must be reachable."""
@@ -117,61 +121,72 @@ class ListFlow:
         nodes = [node for node in nodes if reached[node] >= 0]
         if any(self.dominates(node, use) for node in nodes):
             return None
-        key = frozenset(nodes)
-        parents = self._avoiding.get(key)
+        parents = self._search_back(use, frozenset(nodes))
         if parents is None:
-            parents = self._search(key)
-            if len(self._avoiding) < 64:
-                self._avoiding[key] = parents
-        if parents[use] == -2:
             return None
         path: list[str] = []
-        node = use
+        node = 0
         while node >= 0:
             if node < self.size:
                 path.append(self._view.top[node].id)
             node = parents[node]
-        return path[::-1]
+        return path
 
-    def _search(self, avoid: frozenset[int]) -> list[int]:
-        """Returns the predecessor of every node on a shortest path around `avoid`; -1 at the start, -2 out of reach."""
-        parents = [-2] * len(self.successors)
-        parents[0] = -1
-        queue = deque([0])
+    def _search_back(self, use: int, avoid: frozenset[int]) -> dict[int, int] | None:
+        """Returns, for nodes on the ways from the start to `use` around `avoid`, the next node on a shortest way; None
+        if there is no way. Going backwards ends soon where the value is assigned, which is the rule."""
+        predecessors = self._predecessors()
+        parents = {use: -1}
+        queue = deque([use])
         while queue:
             node = queue.popleft()
-            for following in self.successors[node]:
-                if parents[following] == -2 and following not in avoid:
-                    parents[following] = node
-                    queue.append(following)
-        return parents
+            if node == 0:
+                return parents
+            for before in predecessors[node]:
+                if before not in parents and before not in avoid:
+                    parents[before] = node
+                    queue.append(before)
+        return None
+
+    def _predecessors(self) -> list[list[int]]:
+        if self._before is None:
+            self._before = [[] for _ in self.successors]
+            for node in self.order():
+                for following in self.successors[node]:
+                    self._before[following].append(node)
+        return self._before
 
     def exclusive(self, first: int, second: int) -> bool:
         """Whether two steps never both run in one pass through the program (loops begin a new pass)."""
         return first != second and not self._leads(first, second) and not self._leads(second, first)
 
-    def _leads(self, source: int, target: int) -> bool:
-        enter, _ = self._dominator_intervals()
-        if enter[source] < 0 or enter[target] < 0:
+    def _leads(self, source: int, target: int, stop: int = -1) -> bool:
+        """Whether a way leads from one node to another without a loop's way back and without passing `stop`."""
+        numbers = self._order_numbers()
+        bound = numbers[target]
+        if numbers[source] < 0 or bound < 0:
             return False
-        return target in self.forward(source, stop=frozenset({target}))
-
-    def forward(self, source: int, stop: frozenset[int]) -> set[int]:
-        """Returns the nodes that can be reached from `source` without taking a loop's way back; the search does not go
-        on behind nodes in `stop`."""
-        enter, _ = self._dominator_intervals()
-        seen: set[int] = set()
+        # Ways without loops follow the order, so nothing behind the target leads to it.
+        seen = {source}
         stack = [source]
         while stack:
             node = stack.pop()
             for following in self.successors[node]:
-                back = enter[following] >= 0 and self.dominates(following, node)
-                if following in seen or back:
+                if following == target:
+                    return not self.dominates(target, node)
+                if following in seen or following == stop or numbers[following] > bound:
                     continue
-                seen.add(following)
-                if following not in stop:
+                if not self.dominates(following, node):
+                    seen.add(following)
                     stack.append(following)
-        return seen
+        return False
+
+    def _order_numbers(self) -> list[int]:
+        if self._numbers is None:
+            self._numbers = [-1] * len(self.successors)
+            for number, node in enumerate(self.order()):
+                self._numbers[node] = number
+        return self._numbers
 
     # --- findings of control flow -------------------------------------------------------------------------
 
@@ -197,7 +212,7 @@ class ListFlow:
             return False
         if faller == branch:
             return True
-        return faller in self.forward(branch, stop=frozenset({condition, other}))
+        return branch != other and self._leads(branch, faller, condition)
 
     def loops(self) -> list[tuple[list[int], bool]]:
         """Returns the loops that can be reached: the positions in each, in order, and whether it can be left."""
@@ -209,11 +224,6 @@ class ListFlow:
             leaves = any(following not in inside for node in component for following in self.successors[node])
             found.append((sorted({node % self.size for node in component if node < self.size}), leaves))
         return sorted(found)
-
-
-def continues(view: View, position: int, field: str) -> bool:
-    """Whether a branch of the condition at `position` is the word `continue`."""
-    return view.top[position].data.get(field) == CONTINUE
 
 
 def _reverse_post_order(start: int, successors: list[tuple[int, ...]]) -> list[int]:

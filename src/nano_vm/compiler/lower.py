@@ -94,13 +94,13 @@ class _Lowering:
     def _assign_slots(self) -> None:
         for name in [*(self.names.inputs or ()), *self.names.assumed]:
             self._slot(Symbol(INPUT, name), name)
-        errors = {use.target[0].index for use in self.resolved.uses if use.target[0].kind == ERROR_OF}
+        errors = {use.target[0].step for use in self.resolved.uses if use.target[0].kind == ERROR_OF}
         for step in self.view.steps:
             if step.type == "condition":
                 continue
-            self._slot(Symbol(OUTPUT_OF, index=step.index), f"{step.id}.output")
+            self._slot(Symbol(OUTPUT_OF, step=step.index), f"{step.id}.output")
             if step.index in errors:
-                self._slot(Symbol(ERROR_OF, index=step.index), f"{step.id}.error")
+                self._slot(Symbol(ERROR_OF, step=step.index), f"{step.id}.error")
         for key, owners in self.names.keys.items():
             if len(owners) > 1:
                 self._slot(Symbol(KEY, key), key)
@@ -205,9 +205,9 @@ class _Lowering:
             action=self._action(step),
             rank=rank,
             parent=step.parent.index if step.parent is not None else NO_TARGET,
-            output_slot=self.slots.get(Symbol(OUTPUT_OF, index=step.index), NO_TARGET),
+            output_slot=self.slots.get(Symbol(OUTPUT_OF, step=step.index), NO_TARGET),
             key_slot=self.slots.get(Symbol(KEY, key), NO_TARGET) if key is not None else NO_TARGET,
-            error_slot=self.slots.get(Symbol(ERROR_OF, index=step.index), NO_TARGET),
+            error_slot=self.slots.get(Symbol(ERROR_OF, step=step.index), NO_TARGET),
             next=self._next(step) if top and not dag else END,
             is_terminal=bool(data.get("is_terminal", False)) and "next_step" not in data,
             final_status=data.get("final_status", "SUCCESS"),

@@ -20,7 +20,7 @@ class Symbol(NamedTuple):
 
     kind: str
     name: str = ""
-    index: int = -1
+    step: int = -1
 
 
 class Flow(Protocol):
@@ -72,12 +72,12 @@ class Names:
         step = self._view.by_id.get(name)
         if step is not None:
             if path and path[0] in (OUTPUT_OF, ERROR_OF):
-                return Symbol(path[0], index=step.index), path[1:]
+                return Symbol(path[0], step=step.index), path[1:]
             return None
         owners = self.keys.get(name)
         if owners is not None:
             if len(owners) == 1:
-                return Symbol(OUTPUT_OF, index=owners[0].index), path
+                return Symbol(OUTPUT_OF, step=owners[0].index), path
             return Symbol(KEY, name), path
         if name in self.assumed or (self.inputs is not None and name in self.inputs):
             return Symbol(INPUT, name), path
@@ -88,7 +88,7 @@ class Names:
         if symbol.kind == KEY:
             return [Definition(owner.position, OUTPUT) for owner in self.keys[symbol.name]]
         if symbol.kind in (OUTPUT_OF, ERROR_OF):
-            return [Definition(self._view.steps[symbol.index].position, symbol.kind)]
+            return [Definition(self._view.steps[symbol.step].position, symbol.kind)]
         return []
 
 

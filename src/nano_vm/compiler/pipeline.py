@@ -15,6 +15,7 @@ from nano_vm.compiler.lower import lower
 from nano_vm.compiler.names import Names, check_names
 from nano_vm.compiler.resolve import check_assigned, resolve
 from nano_vm.compiler.structure import check_structure
+from nano_vm.compiler.types import check_types
 from nano_vm.compiler.view import View
 from nano_vm.program import document as documents
 from nano_vm.program.compiled import CompiledProgram
@@ -76,6 +77,7 @@ def check(
     check_names(view, names, flow if sound else None)
     if sound:
         check_assigned(view, names, flow, resolved.uses)
+    check_types(view, names, resolved)
     findings = sort([*diagnostics, *view.diagnostics])
     compiled = None
     if not any(finding.severity == ERROR for finding in findings):

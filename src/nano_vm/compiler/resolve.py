@@ -33,6 +33,7 @@ _KNOWN_PARTS = {
     "error": ("type", "message", "attempts"),
 }
 COMPENSATE = "compensate"
+_UNASSIGNED_MAX = 200
 
 
 class Use(NamedTuple):
@@ -182,7 +183,7 @@ class _Resolver:
         symbol = target[0]
         if symbol.kind not in (OUTPUT_OF, ERROR_OF):
             return None
-        owner = self.view.steps[symbol.index]
+        owner = self.view.steps[symbol.step]
         if owner.type == "condition":
             message = f"`{owner.id}` is a condition and has no {symbol.kind}"
             return "UNKNOWN_REFERENCE", message, "refer to what it compares"
@@ -233,6 +234,8 @@ def check_assigned(view: View, names: Names, flow: Flow, uses: list[Use]) -> Non
         if symbol.kind not in (OUTPUT_OF, ERROR_OF, KEY) or key in seen:
             continue
         found = _unassigned(view, names, flow, use)
+        if len(seen) >= _UNASSIGNED_MAX:
+            return  # each costs a search for a path; the rest is told when these are mended
         if found is not None:
             seen.add(key)
             message, help = found
@@ -243,7 +246,7 @@ def check_assigned(view: View, names: Names, flow: Flow, uses: list[Use]) -> Non
 def _unassigned(view: View, names: Names, flow: Flow, use: Use) -> tuple[str, str] | None:
     assert use.step is not None
     symbol, step = use.target[0], use.step
-    owners = names.keys[symbol.name] if symbol.kind == KEY else [view.steps[symbol.index]]
+    owners = names.keys[symbol.name] if symbol.kind == KEY else [view.steps[symbol.step]]
     done = use.field == COMPENSATE
     if step in owners and done and symbol.kind != ERROR_OF:
         return None  # its own output: it has just succeeded
@@ -273,6 +276,8 @@ def _unassigned(view: View, names: Names, flow: Flow, use: Use) -> tuple[str, st
     if path is None:
         return None
     help = "move the step that assigns it before the branch, or ask for it with `is not null`"
+    if view.is_dag:
+        help = f"add `{owners[0].id}` to `depends_on`, or ask for the value with `is not null`"
     if not path:
         return f"`{use.ref}` is not assigned on every path", help
     shown = path if len(path) <= 8 else [*path[:3], "…", *path[-4:]]

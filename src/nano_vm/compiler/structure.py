@@ -40,15 +40,7 @@ def check_structure(view: View) -> None:
 
 def _complete(view: View, step: Step) -> bool:
     """Nothing of the step was refused, so what is missing was never written."""
-    return step.data is _raw(view, step) or len(step.data) == len(_raw(view, step))
-
-
-def _raw(view: View, step: Step) -> dict[str, Any]:
-    node: Any = view.raw
-    for part in step.pointer.split("/")[1:]:
-        node = node[int(part)] if isinstance(node, list) else node[part]
-    assert isinstance(node, dict)
-    return node
+    return len(step.data) == len(view.written(step))
 
 
 def _ids(view: View) -> None:
@@ -106,7 +98,7 @@ def _targets(view: View, step: Step) -> None:
             )
             continue
         help = did_you_mean(name, [other.id for other in view.top if other is not step])
-        if help is None and name.lower() in ("end", "stop", "done", "exit", "finish"):
+        if name.lower() in ("end", "stop", "done", "exit", "finish"):
             help = "to end the run put `is_terminal: true` on the last step of the branch"
         help = help or "name a step of this program"
         view.add("MISSING_TARGET", step, pointer, f"there is no step {quote(name)}", help, field=field)

@@ -65,6 +65,7 @@ class View:
         self.programs = programs
         self.diagnostics: list[Diagnostic] = []
         self.steps: list[Step] = []
+        self._written: list[dict[str, Any]] = []
         self.top: list[Step] = []
         self.by_id: dict[str, Step] = {}
         self.flow_sound = "/steps" not in bad
@@ -107,9 +108,14 @@ class View:
             sound = data
         step = Step(len(self.steps), position, sound, pointer, parent)
         self.steps.append(step)
+        self._written.append(data)
         if step.id:
             self.by_id.setdefault(step.id, step)
         return step
+
+    def written(self, step: Step) -> dict[str, Any]:
+        """Returns the fields of a step as written, refused ones included."""
+        return self._written[step.index]
 
     # --- findings -----------------------------------------------------------------------------------------
 

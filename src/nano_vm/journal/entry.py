@@ -136,6 +136,32 @@ class Chain:
         return Entry(seq, digest, sealed, salt, payload)
 
 
+    def seal_success(
+        self,
+        at_ms: int,
+        occurrence: int,
+        pure: bool,
+        step: str,
+        verdicts: list[Any],
+        salt: bytes,
+        payload: bytes,
+        then: str,
+    ) -> Entry:
+        """`seal` of the StepSucceeded of a first attempt, with no event made for it. `then` is the encoded member of
+        that name with a comma before it, or empty. Step ids are identifiers and need no escaping."""
+        seq = self.length
+        extra = ',"pure":true' if pure else ""
+        decided = f',"verdicts":{_encode(verdicts).decode()}' if verdicts else ""
+        facts = (
+            f'{{"commitment":"sha256:{sha256(salt + payload).hexdigest()}","event":{{"at_ms":{at_ms},"attempt":1,'
+            f'"occurrence":{occurrence}{extra},"step":"{step}"{decided}}},"prev":"{self.head}",'
+            f'"run":{self._run},"seq":{seq}{then},"type":"StepSucceeded"}}'
+        ).encode()
+        self.head = digest = "sha256:" + sha256(facts).hexdigest()
+        self.length = seq + 1
+        return Entry(seq, digest, facts, salt, payload)
+
+
 def _body(event: Event) -> str:
     """Canonical JSON of an event without its payload."""
     held = getattr(event, "payload", UNSET)

@@ -1,7 +1,8 @@
 """Commands: what must happen next. The driver acts; it never decides.
 
-A command's `id` is deterministic - step, occurrence, item, attempt - so that a driver inside another durable-execution
-engine can name its effect by it. Values in `args` and `request` may be shared with the state: hand out copies.
+A command's `id` is deterministic - step, occurrence, item, attempt - so that a driver inside another
+durable-execution engine can name its effect by it. Values in `args` and `request` may be shared with the
+state: hand out copies.
 """
 
 from __future__ import annotations
@@ -60,6 +61,11 @@ class StartTimer(_Command, frozen=True, kw_only=True):
 
     due_ms: int
 
+    @property
+    def id(self) -> str:
+        # One attempt may have several timers one after the other: a back-off, then a time-out.
+        return f"{_Command.id.__get__(self)}!{self.due_ms}"
+
 
 class AwaitEvent(_Command, frozen=True, kw_only=True):
     """Nothing to do but wait. `kind` as in `Waiting`; `due_ms` is its time-out, 0 without one."""
@@ -69,7 +75,7 @@ class AwaitEvent(_Command, frozen=True, kw_only=True):
 
 
 class Reconcile(_Command, frozen=True, kw_only=True):
-    """The outcome of this attempt is unknown: settle it under the tool's contract, or wait for an operator."""
+    """The outcome of this attempt is unknown: settle it under the tool's contract or wait for somebody."""
 
     tool: str
     args: Any
@@ -77,6 +83,11 @@ class Reconcile(_Command, frozen=True, kw_only=True):
     reason: str
     compensation: bool
     business_key: Any = None
+
+    @property
+    def id(self) -> str:
+        # A step and its compensation share step, occurrence and attempts.
+        return f"Undo{_Command.id.__get__(self)}" if self.compensation else _Command.id.__get__(self)
 
 
 class Compensate(_Command, frozen=True, kw_only=True):

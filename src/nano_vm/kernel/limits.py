@@ -10,3 +10,5 @@ CALL_DEPTH_MAX = 16
 COMPENSATION_ATTEMPTS_MAX = 3
 COMPENSATION_BACKOFF_MS = 1_000
 TEXT_CHARS_MAX = 1_024  # an error type, a name, a reason
+NAME_CHARS_MAX = 256  # a step id, an event name, a run id as far as events name them
+ROLES_MAX = 64  # roles of one principal

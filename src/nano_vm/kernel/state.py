@@ -1,7 +1,7 @@
 """The state of one run: plain data, snapshotted and carried as such.
 
-`State` is owned linearly: `apply` consumes the state it is given and returns it changed (or a `Rejection`, and then it
-is as it was). Whoever needs to keep one takes a `snapshot`, which copies.
+`State` is owned linearly: `apply` consumes the state it is given and returns it changed (or a `Rejection`,
+and then it is as it was). Whoever needs to keep one takes a `snapshot`, which copies.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from nano_vm import canonical
+from nano_vm.errors import NanoVMError, VerificationError
 from nano_vm.expr.reference import UNSET
 
 
@@ -63,16 +64,24 @@ class Phase(IntEnum):
     GROUP = 6  # a parallel or map whose lanes are activities of their own
 
 
-# While an activity is in one of these phases the run is RUNNING: something is under way or about to be.
-BUSY = frozenset({Phase.READY, Phase.STARTED, Phase.BACKOFF})
+# Up to this phase an activity is busy and the run RUNNING: something is under way or about to be. (Phases are
+# compared as the integers they are; a set of enum members would cost a Python call per look-up.)
+LAST_BUSY = Phase.BACKOFF
+
+# Members of an enum are looked up through its metaclass; the hot path uses names bound once.
+_GOING, _ENDING, _ENDED, _NEW = Stage.GOING, Stage.ENDING, Stage.ENDED, Stage.NEW
 
 
 class Activity(msgspec.Struct, kw_only=True):
     """One occurrence of a step in progress.
 
-    `request` is what was rendered when the step was reached (tool arguments, model request, call inputs); it does not
-    change while attempts are repeated, except that a gate appends what was wrong. `due_ms` is the timer of a BACKOFF
-    or WAITING activity, or the time-out of a group or child; 0 without one.
+    `request` is what was rendered when the step was reached (tool arguments, model request, call inputs); it
+    does not change while attempts are repeated, except that a gate appends what was wrong. `due_ms` is the
+    timer of a BACKOFF or WAITING activity, or the time-out of a group or child; 0 without one. `error` is the
+    type of the last failed attempt. `stopping`: the child has timed out and is to be stopped; its end settles
+    the step.
+
+    Invariant: (step, occurrence, item, attempt) names one dispatch and is never used twice.
     """
 
     step: int
@@ -89,24 +98,37 @@ class Activity(msgspec.Struct, kw_only=True):
     reserved_cost_nanousd: int = 0
     effect: str = ""
     reason: str = ""
-    waits: list[dict[str, Any]] = []
+    error: str = ""
+    stopping: bool = False
+    waits: list[dict[str, Any]] | None = None
     group: Group | None = None
 
 
 class Group(msgspec.Struct, kw_only=True):
-    """The lanes of a parallel or map. Lane numbers are places in declared or input order."""
+    """The lanes of a parallel or map. Lane numbers are places in declared or input order.
+
+    `attempts` keeps how far the attempts of a failed lane went: when the group is retried they count on.
+
+    Invariant: `active` is the number of lanes among the activities; while the group has not timed out and the
+    run is going, every lane is in exactly one of `queue`, the activities, `results` and `errors`.
+    """
 
     total: int
     queue: list[int]  # lanes to start, last first
     active: int = 0
     results: dict[int, Any] = {}
     errors: dict[int, str] = {}
+    attempts: dict[int, int] = {}
     items: list[Any] | None = None
     timed_out: bool = False
 
 
 class Undo(msgspec.Struct, kw_only=True):
-    """A compensation that is due if the run ends other than SUCCESS. `path` names the step, through children."""
+    """A compensation that is due if the run ends other than SUCCESS.
+
+    `step` is a step id, or the way to a step of a finished child: `pay/charge`, `pay.2/charge` in the second
+    occurrence of the call, `pay.1.4/charge` in lane 4 of a map. (step, occurrence, item) is unique in a run.
+    """
 
     step: str
     occurrence: int
@@ -152,7 +174,9 @@ class Waiting(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Settled(msgspec.Struct, frozen=True, gc=False):
-    """What one transition settled: the result of one occurrence of a step. For a condition `output` is the verdict."""
+    """What one transition settled: the result of one occurrence of a step. For a condition `output` is the
+    verdict.
+    """
 
     step: int
     occurrence: int
@@ -183,6 +207,7 @@ REJECTIONS: dict[str, str] = {
     "NOT_ACCEPTED": "the wait's `accept` expression does not hold for the event",
     "NOT_APPROVER": "the principal holds none of the wait's roles",
     "NOT_APPROVAL": "an approval needs an object with a boolean `approved`",
+    "AMBIGUOUS": "several waits could take the event; name the step and the item",
     "INBOX_FULL": "too many early events",
     "OVER_BUDGET": "the reservation does not fit what is left",
     "GATE": "the output is not one that the step admits",
@@ -225,7 +250,8 @@ class State(msgspec.Struct, kw_only=True):
     error: dict[str, Any] | None = None  # {"type", "step", …} of what ended the run other than SUCCESS
     undo: list[Undo] = []
     incomplete: list[str] = []
-    last_output: Any = None
+    last_output: Any = None  # the run's final output so far
+    last_rank: int = -1  # rank of the step it came from (DAG: the highest rank wins, whatever finished last)
     # outside events
     inbox: list[dict[str, Any]] = []
     seen: dict[str, str] = {}  # event id -> digest of its content
@@ -243,43 +269,68 @@ class State(msgspec.Struct, kw_only=True):
 
     @property
     def status(self) -> RunStatus:
-        if self.stage == Stage.ENDED:
+        if self.stage is _ENDED:
             return RunStatus(self.ending)
-        if self.stage != Stage.NEW and not self.busy and self.active:
+        if not self.busy and self.active and self.stage is not _NEW:
             return RunStatus.SUSPENDED
         return RunStatus.RUNNING
 
 
+# What a snapshot holds in an order of its own: JSON objects have none.
+_ORDERED = ("active", "ready", "parked", "seen")
+
+
 def snapshot(state: State) -> bytes:
-    """The state as canonical JSON: independent of `state`, byte-identical for equal states."""
-    plain = msgspec.to_builtins(state, builtin_types=(bytes,), enc_hook=_plain, str_keys=True)
-    del plain["settled"], plain["verdicts"]  # they describe the last transition, not the state
+    """The state as canonical JSON: independent of `state`, byte-identical for equal states.
+
+    `settled` and `verdicts` describe the last transition, not the state, and are left out. Order that matters
+    (of activities, of what is ready, of event ids) is kept by writing these tables as arrays of pairs.
+    """
+    plain: dict[str, Any] = msgspec.structs.asdict(state)
+    del plain["settled"], plain["verdicts"]
+    for name in _ORDERED:
+        plain[name] = [[key, value] for key, value in plain[name].items()]
     plain["slots"] = {str(i): value for i, value in enumerate(state.slots) if value is not UNSET}
     plain["slot_count"] = len(state.slots)
-    return canonical.encode(plain)
+    return canonical.encode(msgspec.to_builtins(plain, str_keys=True))
 
 
 def restore(data: bytes) -> State:
-    """The state that `snapshot` wrote."""
-    plain = canonical.decode(data)
-    filled = plain.pop("slots")
-    slots: list[Any] = [UNSET] * plain.pop("slot_count")
-    for index, value in filled.items():
-        slots[int(index)] = value
-    state = msgspec.convert(plain, State, str_keys=True)
+    """The state that `snapshot` wrote.
+
+    Raises:
+        VerificationError: STATE_MALFORMED when `data` is no snapshot.
+    """
+    try:
+        plain = canonical.decode(data)
+        filled = plain.pop("slots")
+        slots: list[Any] = [UNSET] * plain.pop("slot_count")
+        for index, value in filled.items():
+            slots[int(index)] = value
+        tables = {name: plain.pop(name) for name in _ORDERED}
+        state = msgspec.convert(plain, State, str_keys=True)
+        for name, kind in zip(_ORDERED, (Activity, None, None, str), strict=True):
+            pairs = [(key, msgspec.convert(value, kind, str_keys=True)) for key, value in tables[name]]
+            setattr(state, name, dict(pairs))
+    except (
+        NanoVMError,
+        msgspec.ValidationError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:
+        raise VerificationError(
+            "STATE_MALFORMED", f"the snapshot cannot be read: {type(error).__name__}"
+        ) from None
     state.slots = slots
     return state
 
 
-def _plain(value: Any) -> Any:
-    if value is UNSET:
-        return None
-    raise TypeError(f"{type(value).__name__} is not plain data")
-
-
 def activity_key(step: int, item: int) -> int:
-    """Key of an activity: a step is in progress at most once, a map lane once per item."""
+    """Key of an activity: a step is in progress at most once, a map lane once per item. That of a
+    compensation is -1, whatever its item."""
     return step if item < 0 else (item + 1) << 24 | step
 
 
-COMPENSATION_KEY = -1  # the compensation in progress
+COMPENSATION_KEY = -1  # step and key of the compensation in progress

@@ -65,28 +65,31 @@ class Calls:
         self, run: RunFacts, step: CompiledStep, command: CallTool, spec: ToolSpec, transaction: Any = None
     ) -> Outcome:
         """Call a tool once."""
-        pure = True if spec.effect == "pure" else _UNSET
-        item = command.item if command.item >= 0 else _UNSET
         try:
             value = await self._invoke(run, command, command.args, spec, command.timeout_ms, transaction)
-            if value is PENDING or (value == "PENDING" and type(value) is str and spec.may_suspend):
-                pending = ev.StepPending(
-                    at_ms=self.clock.now_ms(),
-                    attempt=command.attempt,
-                    item=item,
-                    occurrence=command.occurrence,
-                    pure=pure,
-                    step=command.step_id,
-                )
-                return Outcome(pending, None)
+        except Exception as error:
+            return self.raised(step, command, spec, error)
+        return self.concluded(command, spec, value)
+
+    def concluded(self, command: CallTool, spec: ToolSpec, value: Any) -> Outcome:
+        """What a tool's return value means."""
+        pure = True if spec.effect == "pure" else _UNSET
+        item = command.item if command.item >= 0 else _UNSET
+        if value is PENDING or (type(value) is str and value == "PENDING" and spec.may_suspend):
+            pending = ev.StepPending(
+                at_ms=self.clock.now_ms(),
+                attempt=command.attempt,
+                item=item,
+                occurrence=command.occurrence,
+                pure=pure,
+                step=command.step_id,
+            )
+            return Outcome(pending, None)
+        try:
             data, payload = to_data(value)
-        except _TimedOutError:
-            return self._tool_timed_out(step, command, spec, pure, item)
         except InputError as error:
             # The effect has happened; what it returned cannot be kept. Doing it again would not help.
             return self.failed(command, error.code, error.message, False, pure=pure)
-        except Exception as error:
-            return self._tool_raised(command, spec, error, pure, item)
         return Outcome(
             ev.StepSucceeded(
                 at_ms=self.clock.now_ms(),
@@ -110,7 +113,7 @@ class Calls:
         transaction: Any,
     ) -> Any:
         # Tools get copies: a tool that changes its arguments must not change what is recorded.
-        arguments = _copy(args)
+        arguments = copy_arguments(args)
         if spec.context_parameter is None and not timeout_ms:
             if spec.is_async:
                 return await spec.function(**arguments)
@@ -136,24 +139,23 @@ class Calls:
             return await call
         return await _within(call, timeout_ms, context)
 
-    def _tool_timed_out(
-        self, step: CompiledStep, command: CallTool, spec: ToolSpec, pure: Any, item: Any
-    ) -> Outcome:
-        if spec.effect not in ("pure", "idempotent"):
-            return self.unknown(command, "TIMEOUT", spec.effect)
-        if step.on_timeout == "fallback":
-            return self.substituted(command, step.fallback, pure)
-        message = f"no answer within {command.timeout_ms} ms"
-        return self.failed(command, "TIMEOUT", message, True, pure=pure)
-
-    def _tool_raised(
-        self, command: CallTool, spec: ToolSpec, error: Exception, pure: Any, item: Any
-    ) -> Outcome:
+    def raised(self, step: CompiledStep, command: CallTool, spec: ToolSpec, error: Exception) -> Outcome:
+        """What an exception out of a tool means: a known failure, or an outcome that nobody knows."""
+        pure = True if spec.effect == "pure" else _UNSET
+        # What a transaction was rolled back with has not happened.
+        certain = spec.effect in ("pure", "idempotent", "transactional")
+        if isinstance(error, _TimedOutError):
+            if not certain:
+                return self.unknown(command, "TIMEOUT", spec.effect)
+            if step.on_timeout == "fallback":
+                return self.substituted(command, step.fallback, pure)
+            message = f"no answer within {command.timeout_ms} ms"
+            return self.failed(command, "TIMEOUT", message, True, pure=pure)
         if isinstance(error, ToolError):
-            if error.unknown and spec.effect not in ("pure", "idempotent"):
+            if error.unknown and not certain:
                 return self.unknown(command, error.code[:TEXT_CHARS_MAX], spec.effect, _describe(error))
             return self.failed(command, error.code, str(error), error.retryable, pure=pure, error=error)
-        if spec.effect not in ("pure", "idempotent") and _lost_contact(error):
+        if not certain and _lost_contact(error):
             return self.unknown(command, "CONNECTION", spec.effect, _describe(error))
         return self.failed(command, type(error).__name__, str(error), True, pure=pure, error=error)
 
@@ -209,7 +211,7 @@ class Calls:
             attempt=command.attempt,
             principal=run.principal,
         )
-        arguments = _copy(command.args)
+        arguments = copy_arguments(command.args)
         if "ctx" in inspect.signature(spec.reconcile).parameters:
             arguments["ctx"] = context
         function = spec.reconcile
@@ -458,7 +460,7 @@ async def _coroutine(threads: ToolThreads, spec: ToolSpec, arguments: dict[str, 
     return await threads.run(lambda: spec.function(**arguments))
 
 
-def _copy(args: dict[str, Any]) -> dict[str, Any]:
+def copy_arguments(args: dict[str, Any]) -> dict[str, Any]:
     for value in args.values():
         if type(value) is dict or type(value) is list:
             copied: dict[str, Any] = canonical.decode(canonical.encode(args))

@@ -35,6 +35,7 @@ from nano_vm.kernel.state import Activity, Phase, Rejection, RunStatus, Stage, S
 from nano_vm.kernel.transition import apply, child_run_id, decide, remaining_budgets, waiting
 from nano_vm.program.compiled import CallAction, CompiledProgram, Kind
 from nano_vm.runtime.calls import Outcome, RunFacts
+from nano_vm.runtime.lane import drive_lane
 from nano_vm.runtime.ports import ToolSpec
 from nano_vm.runtime.tooling import REPEATABLE
 
@@ -57,7 +58,6 @@ class Run:
     __slots__ = (
         "_arrivals",
         "_attached",
-        "_batch",
         "_created",
         "_open",
         "_open_payload",
@@ -68,6 +68,7 @@ class Run:
         "_timers",
         "_tried",
         "_wake",
+        "batch",
         "chain",
         "engine",
         "facts",
@@ -112,7 +113,7 @@ class Run:
         self._open: ev.Event | None = None  # applied, not sealed yet: intents may still ride with it
         self._open_payload: bytes | None = None
         self._riders: list[ev.Event] = []
-        self._batch: list[Entry] = []
+        self.batch: list[Entry] = []
         self._arrivals: deque[Any] = deque()
         self._tasks: dict[tuple[int, int], asyncio.Task[Any]] = {}
         self._timers: dict[int, tuple[int, asyncio.Task[None]]] = {}
@@ -154,6 +155,28 @@ class Run:
         self._riders.append(event)
         return None
 
+    def ride(self, event: ev.Event) -> None:
+        """An intent that the kernel has taken already."""
+        if self._open is None:
+            self._open, self._open_payload = event, None
+        else:
+            self._riders.append(event)
+
+    def hold(self, event: ev.Event, payload: bytes | None) -> None:
+        """An outcome that the kernel has taken already."""
+        if self._open is not None:
+            self._seal()
+        self._open, self._open_payload = event, payload
+
+    def conclude(self, outcome: Outcome) -> None:
+        """An outcome of a call that was made alone."""
+        self.record_event(outcome.event, outcome.payload)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether something wants the driver's attention between two steps."""
+        return bool(self._arrivals) or self.engine.draining
+
     def _intend(self, event: ev.Event) -> None:
         rejection = self.record_intent(event)
         if rejection is not None:
@@ -167,7 +190,7 @@ class Run:
         entry = self.chain.seal(
             event, engine.entropy.salt() if payload is not None else b"", payload, self._riders
         )
-        self._batch.append(entry)
+        self.batch.append(entry)
         if self.listener is not None or engine.listeners:
             engine.announce(self, entry, event)
             for rider in self._riders:
@@ -180,17 +203,18 @@ class Run:
         """Make the batch durable."""
         if self._open is not None:
             self._seal()
-        batch = self._batch
+        batch = self.batch
         if not batch and update is None:
             return None
-        self._batch = []
+        entries = batch[:]
+        batch.clear()
         store = self.engine.store
         if self._created:
-            return store.append(self.record.run_id, self.fence, batch, update)
+            return store.append(self.record.run_id, self.fence, entries, update)
         self._created = True
         if update is not None:
             _project(self.record, update)
-        return store.create(self.record, batch)
+        return store.create(self.record, entries)
 
     async def flush(self, update: RunUpdate | None = None) -> None:
         durable = self.commit(update)
@@ -235,8 +259,11 @@ class Run:
     async def drive(self) -> None:
         """Take the run as far as it goes: to its end, to where it waits, or to where the engine shuts down."""
         try:
-            while await self._turn():
-                pass
+            while True:
+                if self.transitions_left < 0 and not self._tasks and not self._timers and not self.disturbed:
+                    await drive_lane(self)
+                if not await self._turn():
+                    return
         except BaseException:
             await self._abandon()
             raise
@@ -305,7 +332,7 @@ class Run:
         engine = self.engine
         step = self.program.steps[command.step]
         if spec.effect == "pure":
-            if len(self._batch) >= BATCH_MAX:
+            if len(self.batch) >= BATCH_MAX:
                 await self.flush()
         else:
             durable = self.commit()
@@ -337,8 +364,8 @@ class Run:
                     raise _RolledBack(outcome)
                 self.record_event(outcome.event, outcome.payload)
                 self._seal()
-                batch, self._batch = self._batch, []
-                transaction.append(self.record.run_id, self.fence, batch)
+                transaction.append(self.record.run_id, self.fence, self.batch[:])
+                self.batch.clear()
         except _RolledBack as rolled_back:
             # The transaction is gone, and with it the effect: this failure is known.
             outcome = rolled_back.outcome
