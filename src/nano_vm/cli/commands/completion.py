@@ -1,8 +1,8 @@
 """Print a completion script.
 
-  bash:  source <(nano-vm completion bash)
-  zsh:   source <(nano-vm completion zsh)
-  fish:  nano-vm completion fish | source
+bash:  source <(nano-vm completion bash)
+zsh:   source <(nano-vm completion zsh)
+fish:  nano-vm completion fish | source
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def fish() -> str:
     ]
     for name, found in options().items():
         seen = f"'__fish_seen_subcommand_from {name}'"
-        lines += [f"complete -c nano-vm -n {seen} -l {option[2:]} -d '{text}'" for option, text in found.items()]
+        lines += [
+            f"complete -c nano-vm -n {seen} -l {option[2:]} -d '{text}'" for option, text in found.items()
+        ]
         if name in _choices():
             lines.append(f"complete -c nano-vm -n {seen} -f -a '{_choices()[name]}'")
     return "\n".join(lines) + "\n"

@@ -53,16 +53,22 @@ class Examination:
     def installation(self) -> None:
         from nano_vm import __version__
 
-        self._find("ok", "version", f"nano-vm {__version__}, Python {platform.python_version()}, {sys.platform}")
+        self._find(
+            "ok", "version", f"nano-vm {__version__}, Python {platform.python_version()}, {sys.platform}"
+        )
         self._find("ok", "sqlite", f"SQLite {sqlite3.sqlite_version}")
         for name in DEPENDENCIES:
             try:
                 self._find("ok", name, f"{name} {metadata.version(name)}")
             except metadata.PackageNotFoundError:
-                self._find("problem", name, f"{name} is not installed", "pip install --force-reinstall nano-vm")
+                self._find(
+                    "problem", name, f"{name} is not installed", "pip install --force-reinstall nano-vm"
+                )
         for extra, module in EXTRAS.items():
             if importlib.util.find_spec(module) is None:
-                self._find("note", module, f"extra [{extra}] is not installed", f"pip install 'nano-vm[{extra}]'")
+                self._find(
+                    "note", module, f"extra [{extra}] is not installed", f"pip install 'nano-vm[{extra}]'"
+                )
             else:
                 self._find("ok", module, f"extra [{extra}] is installed")
 
@@ -105,7 +111,9 @@ class Examination:
             problem = self._stuck(record, record.run_id in free, now)
             if problem is not None:
                 stuck += 1
-                self._find("problem", "run", f"{record.run_id} ({record.program_name}): {problem[0]}", problem[1])
+                self._find(
+                    "problem", "run", f"{record.run_id} ({record.program_name}): {problem[0]}", problem[1]
+                )
         owned = [record for record in records if record.owner is not None]
         for record in owned:
             self._find("note", "lease", f"{record.run_id} is owned until {moment(record.lease_until_ms)}")
@@ -136,7 +144,9 @@ class Examination:
         problems = sum(finding["level"] == "problem" for finding in self.findings)
         code = exits.FAILED if problems else exits.DONE
         self.console.document({"ok": not problems, "findings": self.findings, "exit_code": code})
-        self.console.line("all is well" if not problems else f"{problems} need attention", "bad" if problems else "good")
+        self.console.line(
+            "all is well" if not problems else f"{problems} need attention", "bad" if problems else "good"
+        )
         return code
 
 

@@ -19,9 +19,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_id", metavar="ID", help="the run to fork")
     parser.add_argument("step", metavar="STEP", help="the first step that is taken anew")
     parser.add_argument(
-        "--set", metavar="NAME=VALUE", action="append", default=[], help="change a value; JSON if it is JSON, else text"
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="change a value; JSON if it is JSON, else text",
     )
-    parser.add_argument("--occurrence", metavar="N", type=int, help="which time the run came to the step (the last)")
+    parser.add_argument(
+        "--occurrence", metavar="N", type=int, help="which time the run came to the step (the last)"
+    )
     parser.add_argument("--trace-id", metavar="ID", help="the id of the new run (default: a new one)")
     add_tools(parser)
 

@@ -111,8 +111,13 @@ class Recovery:
         if trace is None:
             return  # somebody else was quicker
         status = trace.status.value
-        facts = {"trace_id": run_id, "program": trace.program_name, "status": status}
-        facts["continue"] = continuations(self.session.args, trace)
+        program = self.session.engine.load_program(trace.program_hash)
+        facts = {
+            "trace_id": run_id,
+            "program": trace.program_name,
+            "status": status,
+            "continue": continuations(self.session.args, program, trace),
+        }
         if self.lines:
             if self.console.json_only:
                 self.console.json_line(facts)
@@ -121,8 +126,8 @@ class Recovery:
         style = STATUS_STYLES.get(status, "bad")
         self.console.line(f"{self.console.style(status, style)}  {run_id}  {printable(trace.program_name)}")
         if not self.console.quiet:
-            show_steps(self.console, self.session.engine.load_program(trace.program_hash), trace)
-            show_waits(self.console, self.session.args, trace)
+            show_steps(self.console, program, trace)
+            show_waits(self.console, self.session.args, program, trace)
 
     def _leave(self, run_id: str, error: NanoVMError) -> None:
         if run_id in self._complained:
@@ -133,4 +138,6 @@ class Recovery:
             self.left.append(facts)
         elif self.console.json_only:
             self.console.json_line(facts)
-        self.console.complain(f"left untouched: {run_id}\n  {printable(str(error), keep_newlines=True)}", "warn")
+        self.console.complain(
+            f"left untouched: {run_id}\n  {printable(str(error), keep_newlines=True)}", "warn"
+        )

@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_id", metavar="ID", help="the run's trace id")
     parser.add_argument("step", metavar="STEP", help="the step whose outcome is unknown")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--succeeded", metavar="JSON", help="it happened; this is its output (JSON, @FILE or -)")
+    what.add_argument(
+        "--succeeded", metavar="JSON", help="it happened; this is its output (JSON, @FILE or -)"
+    )
     what.add_argument("--failed", metavar="MESSAGE", help="it did not happen, and shall count as failed")
     what.add_argument("--repeat", action="store_true", help="it did not happen: do it again")
     parser.add_argument("--item", metavar="N", type=int, help="which element, inside a map")

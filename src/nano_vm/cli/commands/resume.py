@@ -24,7 +24,9 @@ from nano_vm.journal.trace import Trace
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_id", metavar="ID", help="the run's trace id")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--event", metavar="JSON", help="the event's data: JSON, @FILE, or - for standard input")
+    what.add_argument(
+        "--event", metavar="JSON", help="the event's data: JSON, @FILE, or - for standard input"
+    )
     what.add_argument("--approve", action="store_true", help='the event {"approved": true}')
     what.add_argument("--deny", action="store_true", help='the event {"approved": false}')
     parser.add_argument("--name", metavar="NAME", help="the event's name, when several are waited for")

@@ -36,16 +36,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="the program: YAML or JSON; - is standard input")
     add_tools(parser)
     parser.add_argument(
-        "--input", metavar="NAME=VALUE", action="append", default=[], help="an input; JSON if it is JSON, else text"
+        "--input",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="an input; JSON if it is JSON, else text",
     )
     parser.add_argument("--input-file", metavar="FILE", help="inputs from a JSON or YAML file")
     parser.add_argument(
-        "--program", metavar="FILE", action="append", default=[], help="store this program first, for call steps"
+        "--program",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="store this program first, for call steps",
     )
     parser.add_argument("--idempotency-key", metavar="KEY", help="the same key never starts a second run")
     parser.add_argument("--trace-id", metavar="ID", help="the id of the run (default: a new one)")
     parser.add_argument("--wait", action="store_true", help="sleep through timers instead of suspending")
-    parser.add_argument("--stream", action="store_true", help="with --json: every event as a line, the result last")
+    parser.add_argument(
+        "--stream", action="store_true", help="with --json: every event as a line, the result last"
+    )
 
 
 def execute(args: argparse.Namespace, console: Console) -> int:
@@ -74,7 +84,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
                 return interrupted_exit(console, session, interrupted, run_id, lines=args.stream)
         if args.stream:
             code = exits.of_status(trace.status.value)
-            console.json_line({"result": as_json(args, trace, code)})
+            console.json_line({"result": as_json(args, compiled, trace, code)})
             return code
         return conclude(console, args, compiled, trace)
 
@@ -133,7 +143,9 @@ def read_inputs(pairs: Sequence[str], file: str | None) -> dict[str, Any]:
         data = read_data(Path(file), "INPUT_FILE")
         if not isinstance(data, dict):
             raise InputError(
-                "INPUT_FILE", f"`{file}` does not hold a mapping of inputs", help="write one name: value per line"
+                "INPUT_FILE",
+                f"`{file}` does not hold a mapping of inputs",
+                help="write one name: value per line",
             )
         given = data
     return {**given, **assignments(pairs, "--input")}

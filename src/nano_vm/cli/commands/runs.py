@@ -1,6 +1,6 @@
 """List runs, newest first.
 
-  nano-vm runs --status SUSPENDED
+nano-vm runs --status SUSPENDED
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ LIMIT_MAX = 10_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--status", choices=[status.value for status in RunStatus], help="only runs in this status")
+    parser.add_argument(
+        "--status", choices=[status.value for status in RunStatus], help="only runs in this status"
+    )
     parser.add_argument("--program", metavar="NAME", help="only runs of this program")
     parser.add_argument("--limit", metavar="N", type=int, default=20, help="at most so many (default: 20)")
 

@@ -1,6 +1,6 @@
 """Print the JSON Schema (2020-12) of programs, for editors and for whoever writes programs by machine.
 
-  nano-vm schema > nano-vm-program.schema.json
+nano-vm schema > nano-vm-program.schema.json
 """
 
 from __future__ import annotations

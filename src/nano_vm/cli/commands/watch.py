@@ -126,7 +126,9 @@ def _once(session: Session, console: Console, *, document: bool = True) -> int:
             )
             waits = ", ".join(f"{wait['kind']} `{wait['step']}`" for wait in record.waits)
             shown = console.style(f"{status:<9}", STATUS_STYLES[status])
-            console.line(f"{shown}  {record.run_id}  {printable(record.program_name)}  {printable(waits)}".rstrip())
+            console.line(
+                f"{shown}  {record.run_id}  {printable(record.program_name)}  {printable(waits)}".rstrip()
+            )
     if not rows:
         console.line("no run is in progress")
     if document:
