@@ -40,7 +40,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         return act(
             session,
             console,
-            args.trace_id,
+            None,  # what is copied has not happened now: only the end is shown
             lambda: engine.fork(
                 args.run_id,
                 args.step,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from nano_vm.journal.trace import Trace
     from nano_vm.program.model import Program
     from nano_vm.runtime.engine import Progress
+    from nano_vm.runtime.ports import Listener
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,8 +78,9 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         started: list[str] = []
         with showing(console) as listen:
             tell = _stream(console) if args.stream else listen
+            engine.listeners.append(_noting(tell, started, children=args.stream))
             try:
-                trace = supervise(session, lambda: _run(session, program, context, _noting(tell, started)))
+                trace = supervise(session, lambda: _run(session, program, context))
             except Interrupted as interrupted:
                 run_id = started[0] if started else None
                 return interrupted_exit(console, session, interrupted, run_id, lines=args.stream)
@@ -89,7 +91,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         return conclude(console, args, compiled, trace)
 
 
-async def _run(session: Session, program: Program, context: dict[str, Any], listen: Listen) -> Trace:
+async def _run(session: Session, program: Program, context: dict[str, Any]) -> Trace:
     args = session.args
     trace = await session.engine.run(
         program,
@@ -97,18 +99,19 @@ async def _run(session: Session, program: Program, context: dict[str, Any], list
         idempotency_key=args.idempotency_key,
         trace_id=args.trace_id,
         principal=session.principal,
-        listener=listen,
     )
     if args.wait:
-        trace = await wait_through(session, trace, listen)
+        trace = await wait_through(session, trace)
     return trace
 
 
-def _noting(listen: Listen | None, started: list[str]) -> Listen:
-    def note(progress: Progress) -> None:
+def _noting(listen: Listen | None, started: list[str], *, children: bool) -> Listener:
+    """Tells `listen`, and notes the id of the run, which is the first one heard of."""
+
+    def note(run_id: str, progress: Progress) -> None:
         if not started:
-            started.append(progress.run_id)
-        if listen is not None:
+            started.append(run_id)
+        if listen is not None and (children or run_id == started[0]):
             listen(progress)
 
     return note
