@@ -11,6 +11,12 @@ from pathlib import Path
 import pytest
 from unit.cli.conftest import RUN, Cli, effects, start
 
+BOOK = """
+def _book(what: str) -> None:
+    with open("effects.txt", "a") as file:
+        file.write(what + chr(10))
+
+"""
 APPROVE = ("--approve", "--principal", "ana", "--role", "boss", "--tools", "tools.py", "--model", "mock:yes")
 
 
@@ -230,11 +236,11 @@ def test_a_signal_ends_a_run_gracefully_and_another_process_finishes_it(
     cli: Cli, place: Path, number: signal.Signals, code: int
 ) -> None:
     (place / "slow.py").write_text(
-        "import os, time\nfrom pathlib import Path\n\n"
+        BOOK + "import time\nfrom pathlib import Path\n\n"
         "def wait() -> str:\n    Path('begun').touch()\n"
         "    while not Path('go').exists():\n        time.sleep(0.01)\n"
-        "    open('effects.txt', 'a').write('waited\\n')\n    return 'done'\n\n"
-        "def after() -> str:\n    open('effects.txt', 'a').write('after\\n')\n    return 'x'\n"
+        "    _book('waited')\n    return 'done'\n\n"
+        "def after() -> str:\n    _book('after')\n    return 'x'\n"
     )
     (place / "slow.yaml").write_text(
         "name: s\nsteps:\n  - {id: wait, type: tool, tool: wait}\n  - {id: after, type: tool, tool: after}\n"
@@ -258,10 +264,10 @@ def test_a_signal_ends_a_run_gracefully_and_another_process_finishes_it(
 
 def test_a_killed_run_is_found_by_the_doctor_and_recovered_without_repeating(cli: Cli, place: Path) -> None:
     (place / "slow.py").write_text(
-        "import time\nfrom pathlib import Path\nfrom nano_vm import tool\n\n"
+        BOOK + "import time\nfrom pathlib import Path\nfrom nano_vm import tool\n\n"
         "@tool(effect='keyed')\ndef wait() -> str:\n    Path('begun').touch()\n"
         "    while not Path('go').exists():\n        time.sleep(0.01)\n    return 'done'\n\n"
-        "@tool(effect='irreversible')\ndef first() -> str:\n    open('effects.txt', 'a').write('first\\n')\n"
+        "@tool(effect='irreversible')\ndef first() -> str:\n    _book('first')\n"
     )
     (place / "slow.yaml").write_text(
         "name: s\nsteps:\n  - {id: first, type: tool, tool: first}\n  - {id: wait, type: tool, tool: wait}\n"

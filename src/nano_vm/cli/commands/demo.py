@@ -26,8 +26,6 @@ from nano_vm.cli.console import Console
 from nano_vm.cli.session import invocation
 from nano_vm.errors import InputError, RuntimeFault
 
-# The two files of the example in the repository; as data, so that they are in the wheel (a test holds them equal).
-FILES = {"refund_approval.yaml": "refund_approval.yaml", "refund_tools.py": "refund_tools.py.txt"}
 PROGRAM = "refund_approval.yaml"
 TOOLS = "refund_tools.py"
 RUN_ID = "demo-refund"
@@ -84,8 +82,8 @@ class Demo:
         """
         say = self.console.line
         source = resources.files("nano_vm.cli") / "demo_data"
-        for name, stored in FILES.items():
-            (self.directory / name).write_bytes((source / stored).read_bytes())
+        for name in (PROGRAM, TOOLS):
+            (self.directory / name).write_bytes((source / name).read_bytes())
         say(f"A refund for order A-1002, in {self.directory}")
         say(f"  $ cd {self.directory}", "bold")
         self._check()

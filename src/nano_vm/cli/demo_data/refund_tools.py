@@ -1,4 +1,4 @@
-"""Tools of the refund examples: an order book, and a payment provider that is a ledger file.
+"""Tools of the refund: an order book, and a payment provider that is a ledger file.
 
 The ledger stands for the outside world. Every effect appends one line to it, so the file shows what really
 happened, whatever became of the process. It is the file that the environment variable NANO_VM_LEDGER names.
@@ -11,6 +11,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nano_vm import Reconciled, ToolContext, ToolError, tool
 
@@ -49,25 +50,25 @@ def find_out(order_id: str, amount: int, ctx: ToolContext) -> Reconciled:
 
 
 @tool(effect="reconcilable", reconcile=find_out)
-def reserve_funds(order_id: str, amount: int, ctx: ToolContext) -> dict:
+def reserve_funds(order_id: str, amount: int, ctx: ToolContext) -> dict[str, Any]:
     """Set the money aside before anybody is asked."""
     return book("reserve", order_id, amount, ctx.idempotency_key)
 
 
 @tool(effect="reconcilable", reconcile=find_out)
-def send_refund(order_id: str, amount: int, ctx: ToolContext) -> dict:
+def send_refund(order_id: str, amount: int, ctx: ToolContext) -> dict[str, Any]:
     """Pay the money back."""
     return book("refund", order_id, amount, ctx.idempotency_key)
 
 
 @tool(effect="keyed")
-def release_funds(order_id: str, reservation: str, ctx: ToolContext) -> dict:
+def release_funds(order_id: str, reservation: str, ctx: ToolContext) -> dict[str, Any]:
     """Undo a reservation. The provider drops a second call under the same key."""
     return find(ctx.idempotency_key) or book("release", order_id, 0, ctx.idempotency_key)
 
 
 @tool(effect="keyed")
-def notify_customer(order_id: str, text: str, ctx: ToolContext) -> dict:
+def notify_customer(order_id: str, text: str, ctx: ToolContext) -> dict[str, Any]:
     """Send one message to the customer; the mail service drops a second one under the same key."""
     return find(ctx.idempotency_key) or book("notify", order_id, 0, ctx.idempotency_key)
 
@@ -79,18 +80,18 @@ def ledger() -> Path:
     return Path(os.environ.get("NANO_VM_LEDGER", "ledger.jsonl"))
 
 
-def find(key: str) -> dict | None:
+def find(key: str) -> dict[str, Any] | None:
     """The line that was booked under an idempotency key."""
     if not ledger().exists():
         return None
     for text in ledger().read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
+        line: dict[str, Any] = json.loads(text)
         if line["key"] == key:
             return line
     return None
 
 
-def book(effect: str, order_id: str, amount: int, key: str) -> dict:
+def book(effect: str, order_id: str, amount: int, key: str) -> dict[str, Any]:
     """Append one line, in one write."""
     line = {
         "effect": effect,
@@ -105,7 +106,5 @@ def book(effect: str, order_id: str, amount: int, key: str) -> dict:
     finally:
         os.close(descriptor)
     if os.environ.get("NANO_VM_LEDGER_PAUSE") == effect:
-        time.sleep(
-            3600
-        )  # `nano-vm demo refund` kills the process here: the effect has happened, nobody knows
+        time.sleep(3600)  # `nano-vm demo refund` kills the process here: it has happened, and nobody knows
     return line
