@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from unit.cli.conftest import RUN, Cli, effects, start
 
 BOOK = """
@@ -141,7 +142,18 @@ def test_resuming_without_the_tools_is_refused_and_leaves_the_run_untouched(cli:
     assert (done.code, done.json["error"]["code"]) == (2, "TOOLS_MISSING")
     assert done.json["error"]["facts"]["tools"] == ["greet"]
     done = cli(
-        *("resume", waiting, "--approve", "--principal", "a", "--role", "boss", "--tools", "tools.py", "--json")
+        *(
+            "resume",
+            waiting,
+            "--approve",
+            "--principal",
+            "a",
+            "--role",
+            "boss",
+            "--tools",
+            "tools.py",
+            "--json",
+        )
     )
     assert (done.code, done.json["error"]["code"]) == (2, "MODEL_MISSING")
     after = cli("trace", waiting, "--json").json
@@ -320,7 +332,7 @@ def test_verify_numbers_its_steps_and_replay_agrees(cli: Cli, waiting: str) -> N
     done = cli("verify", "--json")
     assert done.code == 0
     assert done.json["ok"] is True
-    assert [step["check"] for step in done.json["runs"][0]["steps"]][0] == "chain"
+    assert next(step["check"] for step in done.json["runs"][0]["steps"]) == "chain"
     human = cli("verify", "--all")
     assert human.out.splitlines()[0].split()[0] == "1."
     assert cli("replay", waiting, "--json").json["replayed"] is True

@@ -26,7 +26,7 @@ from nano_vm.cli.console import Console
 from nano_vm.cli.session import invocation
 from nano_vm.errors import InputError, RuntimeFault
 
-PROGRAM = "refund_approval.yaml"
+PROGRAM = "refund.yaml"
 TOOLS = "refund_tools.py"
 RUN_ID = "demo-refund"
 STORE = "demo.db"
