@@ -108,7 +108,7 @@ class _Part(NamedTuple):
 
 
 def _shared(entries: Sequence[Entry]) -> list[_Part]:
-    """The events of the prefix. What rides with the last of them comes after the fork: the intent of the step itself."""
+    """The events of the prefix. What rides with the last of them belongs to the step that is taken anew."""
     parts = []
     for entry in entries:
         events = open_events(entry) if entry is not entries[-1] else [open_event(entry)]
