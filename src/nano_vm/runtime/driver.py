@@ -168,6 +168,14 @@ class Run:
             self._seal()
         self._open, self._open_payload = event, payload
 
+    def finish(self) -> None:
+        """Let the end of the run ride with the outcome it follows from, when nothing is left to be done."""
+        state = self.state
+        if state.stage is Stage.ENDING and not state.active:
+            for command in decide(self.program, state):
+                if type(command) is Finish:
+                    self._prepare(command, [])
+
     def conclude(self, outcome: Outcome) -> None:
         """An outcome of a call that was made alone."""
         self.record_event(outcome.event, outcome.payload)
@@ -228,10 +236,11 @@ class Run:
         if self._open is not None:
             self._seal()
         state = self.state
-        waits = waiting(self.program, state)
+        status = state.status
+        waits = waiting(self.program, state) if status is RunStatus.SUSPENDED else []
         dues = [wait.due_ms for wait in waits if wait.due_ms]
         return RunUpdate(
-            status=state.status.value,
+            status=status.value,
             outcome=state.outcome,
             waits=[wait.to_dict() for wait in waits],
             wake_at_ms=min(dues, default=0),
@@ -262,6 +271,9 @@ class Run:
             while True:
                 if self.transitions_left < 0 and not self._tasks and not self._timers and not self.disturbed:
                     await drive_lane(self)
+                    if self.state.stage is Stage.ENDED:
+                        await self.flush(self.update(release=True))
+                        return
                 if not await self._turn():
                     return
         except BaseException:
@@ -742,6 +754,8 @@ class Run:
         if self._tasks:
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         try:
+            if self.engine.volatile:
+                self.commit()  # entries were gathered here that describe what has happened
             self.engine.store.release(self.record.run_id, self.fence)
         except NanoVMError:
             pass  # the lease runs out, or the lock is free as soon as we are gone
