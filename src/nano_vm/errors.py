@@ -335,6 +335,7 @@ CODES: dict[str, ErrorCode] = {
     "DEMO": ErrorCode(E, False, 1, "the demonstration did not go as it should"),
     # --- providers ----------------------------------------------------------------------------------------
     "MODEL_HTTP": ErrorCode(E, True, 1, "the model's endpoint answered with an error or not at all"),
+    "MODEL_TIMEOUT": ErrorCode(E, True, 1, "the model's endpoint did not answer in time"),
     "MODEL_REFUSED": ErrorCode(C, False, 1, "the model's endpoint does not accept the request or the key"),
     "MODEL_REPLY": ErrorCode(E, True, 1, "the model's endpoint answered something that is no completion"),
     "MODEL_TRUNCATED": ErrorCode(E, False, 1, "the model's answer was cut at the token limit"),

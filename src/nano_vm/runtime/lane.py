@@ -40,7 +40,7 @@ class _Plan(NamedTuple):
     spec: ToolSpec
 
 
-class _NotPlain(Exception):  # noqa: N818 - a signal, not an error
+class _NotPlain(Exception):
     """The value is for the general path."""
 
 
