@@ -23,7 +23,7 @@ GRACE_SECONDS = 30.0
 POLL_SECONDS = 0.05
 
 
-class Interrupted(Exception):  # noqa: N818 - a signal, not an error
+class Interrupted(Exception):
     """A signal ended the command; runs that are not done can be recovered."""
 
     def __init__(self, code: int) -> None:

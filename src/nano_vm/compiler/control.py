@@ -89,7 +89,7 @@ def _dag(view: View, flow: DagFlow) -> None:
     if flow.cycle:
         names = [view.top[position].id for position in flow.cycle]
         shown = " → ".join([*names[:8], names[0]])
-        for position in flow.cycle:
+        for position in sorted(flow.cycle):
             step = view.top[position]
             if "depends_on" in step.data:
                 message = f"these steps wait for one another: {shown}"

@@ -276,6 +276,8 @@ def _unassigned(view: View, names: Names, flow: Flow, use: Use) -> tuple[str, st
     if path is None:
         return None
     help = "move the step that assigns it before the branch, or ask for it with `is not null`"
+    if view.is_dag:
+        help = f"add `{owners[0].id}` to `depends_on`, or ask for the value with `is not null`"
     if not path:
         return f"`{use.ref}` is not assigned on every path", help
     shown = path if len(path) <= 8 else [*path[:3], "…", *path[-4:]]

@@ -195,7 +195,7 @@ class _Types:
             message = f"there is no program {quote(name)}"
             self.view.add("UNKNOWN_PROGRAM", step, step.at("program"), message, help, field="program")
             return
-        way = _way_back(programs, name, self.view.raw.get("name", "unnamed"))
+        way = _way_back(programs, name, self.view.data.get("name"))
         if way is not None:
             message = f"the program calls itself: {' → '.join(way)}"
             help = "write the repetition as a loop or a map"
@@ -293,9 +293,9 @@ def _violations(schema: Any, value: Any) -> list[tuple[str, str]]:
         return []  # a tool's own schema is the registry's business, not the author's
 
 
-def _way_back(programs: Mapping[str, Program], start: str, own: str) -> list[str] | None:
+def _way_back(programs: Mapping[str, Program], start: str, own: str | None) -> list[str] | None:
     """Returns the calls that lead from this program back to it, or around another loop."""
-    stack: list[tuple[str, tuple[str, ...]]] = [(start, (own, start))]
+    stack: list[tuple[str, tuple[str, ...]]] = [(start, (own or "this program", start))]
     done: set[str] = set()
     while stack:
         name, way = stack.pop()

@@ -114,6 +114,11 @@ class JournalStore(Protocol):
     def owner(self) -> str:
         """Identity of this store object as an owner of runs; other processes can tell whether it lives."""
 
+    @property
+    def shared(self) -> bool:
+        """Whether others - processes, or engines with the same store object - may have a hand in its runs: then
+        leases are renewed and mail is looked for while runs are driven."""
+
     # --- journal ------------------------------------------------------------------------------------------
     def create(self, record: RunRecord, entries: Sequence[Entry]) -> Durable:
         """Add a run and its first entries in one commit. The record's owner, fence 1 and lease are set by the store
@@ -179,6 +184,14 @@ class JournalStore(Protocol):
     def claimable(self, now_ms: int, limit: int = 100) -> list[str]:
         """Runs that somebody should take up: RUNNING without a live owner, or SUSPENDED with a due timer or unread
         mail, top-level runs only, oldest first."""
+
+    # --- actions ------------------------------------------------------------------------------------------
+    def bind_action(self, key: str, digest: str, run_id: str) -> None:
+        """Bind an action's key to what it is, durably and for ever; a no-op when it is bound to the same.
+
+        Raises: ConflictError ACTION_CONFLICT (facts: run_id, the run that bound it) when it is bound to another
+            digest.
+        """
 
     # --- mail ---------------------------------------------------------------------------------------------
     def post(self, run_id: str, mail: Mail) -> None:

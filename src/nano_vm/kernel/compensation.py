@@ -64,8 +64,8 @@ def compensation_started(
 
 
 def _names(state: State, event: Any, item_optional: bool = False) -> bool:
-    """Whether the event is about the compensation that is due. Timers and resolutions answer a command for the one
-    in progress and may leave the item out."""
+    """Whether the event is about the compensation that is due. Timers and resolutions answer a command for
+    the one in progress and may leave the item out."""
     undo = state.undo[-1]
     if event.item is ABSENT:
         same_item = item_optional or undo.item < 0

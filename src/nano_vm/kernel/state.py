@@ -328,8 +328,8 @@ def restore(data: bytes) -> State:
 
 
 def activity_key(step: int, item: int) -> int:
-    """Key of an activity: a step is in progress at most once, a map lane once per item. That of a compensation is
-    -1, whatever its item."""
+    """Key of an activity: a step is in progress at most once, a map lane once per item. That of a
+    compensation is -1, whatever its item."""
     return step if item < 0 else (item + 1) << 24 | step
 
 

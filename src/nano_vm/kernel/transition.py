@@ -191,8 +191,8 @@ def _gate(step: CompiledStep, value: Any, substituted: bool) -> Rejection | None
     allowed = action.allowed_outputs if type(action) is ModelAction else ()
     if substituted:
         fits = step.on_timeout == "fallback" and value == step.fallback
-        if type(action) is ModelAction and (step.on_timeout == "fallback" or step.on_error == "skip"):
-            fits = fits or value == (allowed[0] if allowed else "")
+        if step.on_error == "skip" and allowed:
+            fits = fits or value == allowed[0]
         return None if fits else Rejection("GATE", f"`{step.id}` has no such fallback")
     if allowed and value not in allowed:
         return Rejection("GATE", f"`{step.id}` admits none but its allowed outputs")
@@ -314,8 +314,8 @@ def _outcome_resolved(program: CompiledProgram, state: State, event: ev.OutcomeR
 def _repeat(
     program: CompiledProgram, state: State, step: CompiledStep, activity: Activity, by: str, draw: int
 ) -> None:
-    """Do it again: after a crash, the first time, or when somebody vouches for it, at once; else after the step's
-    back-off, so that a tool that never answers is not called in a tight loop."""
+    """Do it again: at once after a crash, the first time, or when somebody vouches for it; else after the
+    step's back-off, so that a tool that never answers is not called in a tight loop."""
     at_once = by == "operator" or activity.reason == "CRASH" or activity.attempt == 1
     if not goes_on(state, step):
         _give_up(program, state, step, activity)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-from nano_vm.program.source import DEPTH_MAX, NODES_MAX, Problem, Span, number
+from nano_vm.program.source import DEPTH_MAX, NODES_MAX, PLACEHOLDER, Problem, Span, number
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
@@ -151,7 +151,7 @@ class _Reader:
             value = number(match[0])
             if isinstance(value, Problem):
                 self.problems.append(value._replace(start=index, length=len(match[0])))
-                return 0
+                return PLACEHOLDER
             return value
         word = _WORD.match(self.text, index)
         if word and word[0] in _WORDS:

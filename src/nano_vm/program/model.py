@@ -12,7 +12,7 @@ from nano_vm.expr.errors import ExprError
 from nano_vm.expr.nodes import to_ast
 from nano_vm.expr.parser import parse
 from nano_vm.program import document as documents
-from nano_vm.program.diagnostic import ERROR, Diagnostic, to_error
+from nano_vm.program.diagnostic import ERROR, Diagnostic, sort, to_error
 from nano_vm.program.document import Document
 from nano_vm.program.fields import PROGRAM_FIELDS
 from nano_vm.program.validate import validate
@@ -34,7 +34,7 @@ class Program:
     _hash: str | None
 
     def __init__(self, document: Document) -> None:
-        findings = validate(document).diagnostics
+        findings = sort(validate(document).diagnostics)
         if any(finding.severity == ERROR for finding in findings):
             raise to_error(findings)
         set_once = object.__setattr__

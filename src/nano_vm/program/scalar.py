@@ -21,8 +21,9 @@ def source_index(text: str, start: int, end: int, style: str, value: str, offset
         offset: 0 … len(value); an offset at the end points behind the last character.
     """
     raw = text[start:end]
+    offset = max(0, min(offset, len(value)))
     if style == "" and raw[: len(value)] == value:
-        return start + min(offset, len(value))
+        return start + offset
     # White space moves when lines are folded or indented, everything else stays in order: the n-th character
     # that is not white space in the value is the n-th in the source.
     wanted = sum(1 for character in value[:offset] if not character.isspace())

@@ -343,6 +343,8 @@ class _Validator:
                               "remove one of them", field=field)  # fmt: skip
                     return False
                 seen.add(item)
+        if not passed:
+            self.bad.add(pointer)
         return passed
 
     def _mapping(self, value: dict[str, Any], rule: Rule, pointer: str, field: str) -> bool:

@@ -1,9 +1,9 @@
 """A database connection that can be lent to a tool, and the turnstile in front of it.
 
-The tool may read everything and write its own tables. It cannot end the transaction, begin another, attach files,
-change settings or touch tables named `nvm_…`: SQLite's authorizer refuses these when a statement is compiled, and
-the methods that would do the same are closed. Should the transaction end all the same (`INSERT OR ROLLBACK`), the
-connection refuses every further statement, so nothing can be written outside of it.
+The tool may read everything and write its own tables. It cannot end the transaction, begin another, attach
+files, change settings or touch tables named `nvm_…`: SQLite's authorizer refuses these when a statement is
+compiled, and the methods that would do the same are closed. Should the transaction end all the same (`INSERT
+OR ROLLBACK`), the connection refuses every further statement, so nothing can be written outside of it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ _WRITES = frozenset(
 )
 
 
-def _authorize(action: int, first: str | None, second: str | None, database: str | None, by: str | None) -> int:
+def _authorize(
+    action: int, first: str | None, second: str | None, database: str | None, by: str | None
+) -> int:
     if action in _READS:
         return sqlite3.SQLITE_OK
     if action == sqlite3.SQLITE_FUNCTION:
@@ -93,6 +95,12 @@ class GuardedConnection(sqlite3.Connection):
     def cursor(self, factory: Any = None) -> Any:
         return super().cursor(GuardedCursor)
 
+    def execute(self, *args: Any) -> Any:
+        return self.cursor().execute(*args)
+
+    def executemany(self, *args: Any) -> Any:
+        return self.cursor().executemany(*args)
+
     def commit(self) -> None:
         self._only_ours("commit")
         super().commit()
@@ -110,6 +118,21 @@ class GuardedConnection(sqlite3.Connection):
 
     def set_authorizer(self, *args: Any) -> NoReturn:
         _refuse("set_authorizer")
+
+    def setconfig(self, *args: Any) -> NoReturn:
+        _refuse("setconfig")
+
+    def blobopen(self, *args: Any, **options: Any) -> NoReturn:
+        _refuse("blobopen")  # writes past triggers and authorizer
+
+    def deserialize(self, *args: Any, **options: Any) -> NoReturn:
+        _refuse("deserialize")
+
+    def enable_load_extension(self, *args: Any) -> NoReturn:
+        _refuse("enable_load_extension")
+
+    def __enter__(self) -> NoReturn:
+        _refuse("with connection")  # it would commit at the end of the block
 
     def _only_ours(self, method: str) -> None:
         if self.is_lent:

@@ -22,7 +22,7 @@ from nano_vm.stores.guarded import GuardedConnection, Turnstile, inside_tool
 
 __all__ = ["MemoryJournalStore", "MemoryStore"]
 
-_NOBODY = -1  # a fence that no caller holds
+_NOBODY = None  # a fence that no caller holds
 
 
 class _Run:
@@ -34,7 +34,7 @@ class _Run:
         self.no = no
         self.record = record
         self.entries = entries
-        self.open_fence = record.fence if record.owner is not None else _NOBODY
+        self.open_fence: int | None = record.fence if record.owner is not None else _NOBODY
         self.mail: dict[str, Mail] = {}
 
     def digests(self, start: int, stop: int) -> list[str]:

@@ -1,10 +1,10 @@
 """Which owners of runs are alive on this machine.
 
-A store object that owns runs holds an exclusive `flock` on a file of its own in `<database>-owners/`. The kernel
-releases it when the process ends, however it ends; so a lock that can be had is proof that its owner is dead. The
-name of an owner says where it lives: `<host>-<boot>-<pid>-<random>`. A lock is believed when the owner has our boot id
-(same kernel) or our host id (same machine, perhaps before a restart); of anybody else, and where the file is
-missing, only the lease tells.
+A store object that owns runs holds an exclusive `flock` on a file of its own in `<database>-owners/`. The
+kernel releases it when the process ends, however it ends; so a lock that can be had is proof that its owner
+is dead. The name of an owner says where it lives: `<host>-<boot>-<pid>-<random>`. A lock is believed when the
+owner has our boot id (same kernel) or our host id (same machine, perhaps before a restart); of anybody else,
+and where the file is missing, only the lease tells.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ class OwnerLock:
             os.close(fd)
 
     def let_go(self, *, remove: bool) -> None:
-        """Give the lock up. The file stays, as proof of death, unless nothing is owned any more (`remove`)."""
+        """Give the lock up. The file stays, as proof of death, unless nothing is owned any more
+        (`remove`)."""
         held, self._held = self._held, None
         if held is None:
             return

@@ -1,4 +1,4 @@
-"""What every store decides alike, free of any database: who may append what, and the seals of operator rows."""
+"""What every store decides alike, free of any database: appends, mail, and the seals of operator rows."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _encode = msgspec.json.Encoder(order="deterministic").encode
 def admit(
     run_id: str, length: int, entries: Sequence[Entry], stored: Callable[[int, int], Sequence[str]]
 ) -> Sequence[Entry]:
-    """What of `entries` is to be added to a journal of `length` entries: those at its end, after as many as are
-    stored already.
+    """What of `entries` is to be added to a journal of `length` entries: those at its end, after as many as
+    are stored already.
 
     Args:
         stored: the digests of the stored entries from a seq (inclusive) to a seq (exclusive).
 
     Raises:
-        ConflictError: JOURNAL_CONFLICT (facts: run_id, seq) for a gap, for entries out of order, and for another entry
-            at a place that is taken.
+        ConflictError: JOURNAL_CONFLICT (facts: run_id, seq) for a gap, for entries out of order, and for
+            another entry at a place that is taken.
     """
     if not entries:
         return entries
@@ -105,6 +105,15 @@ def check_owner(record: RunRecord, owner: str) -> None:
         )
 
 
+def action_conflict(run_id: str) -> ConflictError:
+    return ConflictError(
+        "ACTION_CONFLICT",
+        f"the idempotency key was used with other arguments, in run `{run_id}`",
+        help="an idempotency key names one action: use another key for other arguments",
+        facts={"run_id": run_id},
+    )
+
+
 # --- mail -------------------------------------------------------------------------------------------------
 def same_mail(run_id: str, held: Mail, mail: Mail) -> None:
     """Posting a message again is allowed when it is the same.
@@ -140,9 +149,9 @@ def mail_not_found(run_id: str, mail_id: str) -> NotFoundError:
 
 
 # --- seals ------------------------------------------------------------------------------------------------
-# A record and a message live outside the hash chain until the journal confirms them. Their seals make a changed byte
-# visible; they do not resist somebody who computes them anew - that is what comparing with the journal is for.
-# Ownership (owner, fence, lease) is not sealed: it is not evidence, and heals itself.
+# A record and a message live outside the hash chain until the journal confirms them. Their seals make a
+# changed byte visible; they do not resist somebody who computes them anew - that is what comparing with the
+# journal is for. Ownership (owner, fence, lease) is not sealed: it is not evidence, and heals itself.
 
 
 def seal_origin(record: RunRecord) -> bytes:

@@ -1,18 +1,19 @@
 """How journal entries lie in a row: one *segment* per append, whatever the database.
 
-A segment is the unit of writing. The two or three entries of one append share a row, because a row per entry was
-measured at 0.75-0.8 of the throughput (`benchmarks/layout.py`). Its columns:
+A segment is the unit of writing. The two or three entries of one append share a row, because a row per entry
+was measured at 0.75-0.8 of the throughput (`benchmarks/layout.py`). Its columns:
 
     seq       sequence number of the first entry
     digests   32 bytes per entry: SHA-256 of its facts. Their number is the number of entries
-    facts     the canonical facts, joined by newlines (canonical JSON never contains one), so that SQL can read them
+    facts     the canonical facts, joined by newlines (canonical JSON never contains one): SQL can read them
     payloads  NULL when no entry has one; else, per entry, a 5-byte head, the salt, and the payload
 
-The head is little-endian `<IB`: the size of what follows the salt, and a tag: bit 0 - there is a payload; bit 1 - it is
-a blob, and what follows is its SHA-256; bits 2-7 - the length of the salt (a payload that carries its salt inside has
-none here).
+The head is little-endian `<IB`: the size of what follows the salt, and a tag: bit 0 - there is a payload; bit
+1 - it is a blob, and what follows is its SHA-256; bits 2-7 - the length of the salt (a payload that carries
+its salt inside has none here).
 
-Digests are stored although they follow from the facts, so that an edited byte is blamed on the entry that holds it.
+Digests are stored although they follow from the facts, so that an edited byte is blamed on the entry that
+holds it.
 """
 
 from __future__ import annotations
@@ -95,10 +96,12 @@ def unpack(run_id: str, segment: Segment, blob: Callable[[bytes], bytes | None])
     """The entries of a segment; `blob` finds a payload by its SHA-256.
 
     Raises:
-        StoreError: STORE_DAMAGED (facts: run_id, seq) when the row cannot be read or a blob is missing. Whether the
-            entries say what they said is not asked here: that is `verify_entry`.
+        StoreError: STORE_DAMAGED (facts: run_id, seq) when the row cannot be read or a blob is missing.
+            Whether the entries say what they said is not asked here: that is `verify_entry`.
     """
     seq, digests, facts, payloads = segment
+    if not (isinstance(digests, bytes) and isinstance(facts, bytes) and isinstance(payloads, bytes | None)):
+        raise damaged_segment(run_id, seq, "its columns have the wrong type")
     lines = facts.split(b"\n")
     count = len(lines)
     if len(digests) != count * DIGEST_BYTES:
@@ -134,7 +137,8 @@ def unpack(run_id: str, segment: Segment, blob: Callable[[bytes], bytes | None])
 
 
 def blob_digests(payloads: bytes | None) -> list[bytes]:
-    """The SHA-256 of every blob that a segment's payloads refer to; a broken column gives those before the break."""
+    """The SHA-256 of every blob that a segment's payloads refer to; a broken column gives those before the
+    break."""
     found: list[bytes] = []
     at = 0
     while payloads is not None and at + 5 <= len(payloads):

@@ -1,8 +1,9 @@
 """The SQLite store: one file, many processes, every commit on disk before anybody hears of it.
 
-How it fits together: `sqlite_schema` opens files, `sqlite_writer` owns the write connection, `sqlite_batch` turns
-appends into rows, `sqlite_group` commits what one tick of the event loop has gathered, `sqlite_tool` lends a
-transaction to a tool, `sqlite_reader` reads, `sqlite_integrity` examines, `owners` knows who is alive.
+How it fits together: `sqlite_schema` opens files, `sqlite_writer` owns the write connection, `sqlite_batch`
+turns appends into rows, `sqlite_group` commits what one tick of the event loop has gathered, `sqlite_tool`
+lends a transaction to a tool, `sqlite_reader` reads, `sqlite_integrity` examines, `owners` knows who is
+alive.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from nano_vm.stores.sqlite_batch import Work
 from nano_vm.stores.sqlite_errors import translate
 from nano_vm.stores.sqlite_group import GroupCommit
 from nano_vm.stores.sqlite_reader import Reader, find_mail, run_number
-from nano_vm.stores.sqlite_schema import connect, prepare
+from nano_vm.stores.sqlite_schema import connect, open_database
 from nano_vm.stores.sqlite_tool import tool_transaction
 from nano_vm.stores.sqlite_writer import Writer
 
@@ -40,20 +41,21 @@ class SqliteJournalStore:
     """A `JournalStore` in a SQLite file.
 
     Args:
-        path: the file; made when it is missing, in a directory that exists. Beside it lie `<path>-wal`, `<path>-shm`
-            and, while runs are owned, `<path>-owners/`.
-        durability: "full" syncs the disk in every commit; "normal" survives the death of the process, but a power
-            loss may take the last commits.
-        busy_timeout_ms: how long a call waits for other processes before it raises STORE_LOCKED. The event loop is
-            held up for 3 ms of it at most by an append; other writing calls wait where they are called.
+        path: the file; made when it is missing, in a directory that exists. Beside it lie `<path>-wal`,
+            `<path>-shm` and, while runs are owned, `<path>-owners/`.
+        durability: "full" syncs the disk in every commit; "normal" survives the death of the process, but a
+            power loss may take the last commits.
+        busy_timeout_ms: how long a call waits for other processes before it raises STORE_LOCKED. An append
+            holds the event loop up for 3 ms of it at most; other writing calls wait where they are called.
 
     Raises:
         InputError: USAGE.
-        StoreError: STORE_FOREIGN, STORE_NEWER, STORE_DAMAGED, STORE_READ_ONLY, STORE_LOCKED, STORE_FULL, STORE_IO.
+        StoreError: STORE_FOREIGN, STORE_NEWER, STORE_DAMAGED, STORE_READ_ONLY, STORE_LOCKED, STORE_FULL,
+            STORE_IO.
 
     Writing calls other than `create`, `append` and `annex` first commit what these have gathered, and raise
-    STORE_LOCKED at once when a tool's transaction is open in the same event loop. In a process forked from the one
-    that opened the store, every call raises STORE_CLOSED.
+    STORE_LOCKED at once when a tool's transaction is open in the same event loop. In a process forked from
+    the one that opened the store, every call raises STORE_CLOSED.
     """
 
     def __init__(
@@ -68,11 +70,16 @@ class SqliteJournalStore:
         self._busy_timeout_ms = busy_timeout_ms
         self._pid = os.getpid()
         self._closed = False
-        prepare(self._path, busy_timeout_ms=busy_timeout_ms)
+        first = open_database(self._path, busy_timeout_ms=busy_timeout_ms)
         self._lock = OwnerLock(Path(f"{self._path}-owners"))
-        # The writer waits by itself: SQLite's own waiting is too coarse.
-        self._writer = Writer(self._connect(0), self._path, self._lock.name, busy_timeout_ms)
-        self._reader = Reader(self._connect(busy_timeout_ms), self._path)
+        self._reader = Reader(first, self._path)
+        try:
+            self._writer = Writer(self._connect(), self._path, self._lock.name, busy_timeout_ms)
+        except BaseException as error:
+            first.close()
+            if isinstance(error, sqlite3.Error):
+                raise translate(error, self._path) from error
+            raise
         self._group = GroupCommit(self._writer)
         self._turnstile = Turnstile()
         self._sweep()
@@ -90,6 +97,10 @@ class SqliteJournalStore:
     @property
     def owner(self) -> str:
         return self._lock.name
+
+    @property
+    def shared(self) -> bool:
+        return True
 
     # --- journal ------------------------------------------------------------------------------------------
     def create(self, record: RunRecord, entries: Sequence[Entry]) -> Durable:
@@ -135,7 +146,9 @@ class SqliteJournalStore:
         if self._reader.program_named(name) == program_hash:
             return
         if canonical.digest(canonical_bytes) != program_hash:
-            raise InputError("USAGE", f"`{program_hash}` is not the hash of the program", facts={"name": name})
+            raise InputError(
+                "USAGE", f"`{program_hash}` is not the hash of the program", facts={"name": name}
+            )
         seal = rules.seal_program(program_hash, name, now_ms)
 
         def work(con: sqlite3.Connection) -> None:
@@ -201,7 +214,8 @@ class SqliteJournalStore:
         return self._write(work)
 
     def release(self, run_id: str, fence: int) -> None:
-        sql = "UPDATE nvm_runs SET owner = NULL, lease_until_ms = 0 WHERE run_id = ? AND owner = ? AND fence = ?"
+        sql = """UPDATE nvm_runs SET owner = NULL, lease_until_ms = 0
+            WHERE run_id = ? AND owner = ? AND fence = ?"""
 
         def work(con: sqlite3.Connection) -> None:
             if con.execute(sql, (run_id, self._lock.name, fence)).rowcount:
@@ -223,6 +237,21 @@ class SqliteJournalStore:
                     continue
             found.append(run_id)
         return found
+
+    # --- actions ------------------------------------------------------------------------------------------
+    def bind_action(self, key: str, digest: str, run_id: str) -> None:
+        sql = "SELECT digest, run_id FROM nvm_actions WHERE key = ?"
+
+        def work(con: sqlite3.Connection) -> tuple[str, str]:
+            held = con.execute(sql, (key,)).fetchone()
+            if held is None:
+                con.execute("INSERT INTO nvm_actions VALUES (?,?,?)", (key, digest, run_id))
+                return digest, run_id
+            return str(held[0]), str(held[1])
+
+        bound, holder = self._write(work)
+        if bound != digest:
+            raise rules.action_conflict(holder)
 
     # --- mail ---------------------------------------------------------------------------------------------
     def post(self, run_id: str, mail: Mail) -> None:
@@ -290,8 +319,9 @@ class SqliteJournalStore:
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """A transaction for one transactional tool. Keep it short: writers wait for it.
 
-        Its connection takes reads, DML and CREATE TABLE/INDEX on tables that are not ours; everything else that could
-        end or widen the transaction is refused by SQLite's authorizer. Transactions of one store follow one another.
+        Its connection takes reads, DML and CREATE TABLE/INDEX on tables that are not ours; everything else
+        that could end or widen the transaction is refused by SQLite's authorizer. Transactions of one store
+        follow one another.
 
         Raises:
             StoreError: STORE_LOCKED when begun inside another transaction of this store.
@@ -300,9 +330,15 @@ class SqliteJournalStore:
         return tool_transaction(self._writer, self._group, self._turnstile, self._synchronous)
 
     def integrity(self) -> list[str]:
-        """Examine the file and every row's own proof. Takes time in proportion to the size of the database."""
+        """Examine the file and every row's own proof. Takes time in proportion to the size of the
+        database."""
         self._check_open()
-        return self._reader.query(sqlite_integrity.examine)
+        try:
+            # A connection of its own: the examination may take long, and readers go on meanwhile.
+            with contextlib.closing(self._connect()) as con:
+                return sqlite_integrity.examine(con)
+        except sqlite3.Error as error:
+            raise translate(error, self._path) from error
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy the database, as of one moment, to a new file, while others go on writing.
@@ -321,13 +357,15 @@ class SqliteJournalStore:
             )
         partial = target.with_name(target.name + ".partial")
         try:
-            with contextlib.closing(self._connect(self._busy_timeout_ms)) as source:
+            with contextlib.closing(self._connect()) as source:
                 with contextlib.closing(sqlite3.connect(partial)) as copy:
                     copy.execute("PRAGMA synchronous=FULL")
                     source.backup(copy, pages=-1)
                 os.link(partial, target)  # unlike a rename, never replaces a file
         except FileExistsError:
-            raise StoreError("STORE_IO", f"the back-up `{target}` exists already", help="name a new file") from None
+            raise StoreError(
+                "STORE_IO", f"the back-up `{target}` exists already", help="name a new file"
+            ) from None
         except sqlite3.Error as error:
             raise translate(error, target) from error
         except OSError as error:
@@ -340,7 +378,8 @@ class SqliteJournalStore:
                     os.unlink(f"{partial}{suffix}")
 
     def close(self) -> None:
-        """As the port says. A tool's transaction that is still open is rolled back. A second call is a no-op."""
+        """As the port says. A tool's transaction that is still open is rolled back. A second call is a
+        no-op."""
         if self._closed or os.getpid() != self._pid:
             return
         try:
@@ -356,8 +395,8 @@ class SqliteJournalStore:
             self._lock.let_go(remove=self._lock.name not in owned)
 
     # --- inside -------------------------------------------------------------------------------------------
-    def _connect(self, busy_timeout_ms: int) -> sqlite3.Connection:
-        return connect(self._path, synchronous=self._synchronous, busy_timeout_ms=busy_timeout_ms)
+    def _connect(self) -> sqlite3.Connection:
+        return connect(self._path, synchronous=self._synchronous, busy_timeout_ms=self._busy_timeout_ms)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -1,4 +1,5 @@
-"""One write transaction of the SQLite store: the appends of many runs, checked one by one, written together."""
+"""One write transaction of the SQLite store: the appends of many runs, checked one by one, written
+together."""
 
 from __future__ import annotations
 
@@ -14,12 +15,13 @@ from nano_vm.stores.segments import DIGEST_BYTES, pack
 
 NOBODY = -1  # a fence that no caller holds
 
-_INSERT_RUN = """INSERT INTO nvm_runs (run_id, tenant, program_hash, program_name, key, inputs_digest, parent, status,
-    outcome, waits, wake_at_ms, created_at_ms, updated_at_ms, length, head, owner, fence, lease_until_ms, origin, seal)
+_INSERT_RUN = """INSERT INTO nvm_runs (run_id, tenant, program_hash, program_name, key, inputs_digest, parent,
+    status, outcome, waits, wake_at_ms, created_at_ms, updated_at_ms, length, head, owner, fence,
+    lease_until_ms, origin, seal)
     VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"""
 _INSERT_SEGMENT = "INSERT INTO nvm_segments (run, seq, digests, facts, payloads) VALUES (?,?,?,?,?)"
-_UPDATE_RUN = """UPDATE nvm_runs SET status=?, outcome=?, waits=?, wake_at_ms=?, updated_at_ms=?, length=?, head=?,
-    seal=?, owner=?, lease_until_ms=iif(?, 0, lease_until_ms) WHERE no=?"""
+_UPDATE_RUN = """UPDATE nvm_runs SET status=?, outcome=?, waits=?, wake_at_ms=?, updated_at_ms=?, length=?,
+    head=?, seal=?, owner=?, lease_until_ms=iif(?, 0, lease_until_ms) WHERE no=?"""
 _LOAD_RUN = """SELECT no, owner, fence, origin, coalesce((SELECT seq + length(digests) / 32 FROM nvm_segments
     WHERE run = no ORDER BY seq DESC LIMIT 1), 0) FROM nvm_runs WHERE run_id = ?"""
 _HOLDER = """SELECT run_id FROM nvm_runs WHERE run_id = ?
@@ -69,7 +71,8 @@ class Batch:
     Checks come first and touch nothing, so a call that fails leaves no trace and the others go on.
 
     Args:
-        known: runs owned by `owner`, true as of this transaction; kept up to date. After a roll-back it is wrong and
+        known: runs owned by `owner`, true as of this transaction; kept up to date. After a roll-back it is
+        wrong and
             must be cleared.
     """
 
@@ -98,9 +101,7 @@ class Batch:
         if run.fence != fence or fence < 1:
             raise rules.lease_lost(run_id, entries[0].seq if entries else None)
         no = run.no
-        fresh = rules.admit(
-            run_id, run.length, entries, lambda start, stop: self._stored(no, start, stop)
-        )
+        fresh = rules.admit(run_id, run.length, entries, lambda start, stop: self._stored(no, start, stop))
         if fresh:
             self._stage(no, fresh)
             run.length += len(fresh)
@@ -129,7 +130,10 @@ class Batch:
         """Write what was gathered."""
         if self._blobs:
             for digest, body in self._blobs.items():
-                if self._con.execute("SELECT 1 FROM nvm_blobs WHERE digest = ?", (digest,)).fetchone() is None:
+                if (
+                    self._con.execute("SELECT 1 FROM nvm_blobs WHERE digest = ?", (digest,)).fetchone()
+                    is None
+                ):
                     self._con.execute("INSERT INTO nvm_blobs (digest, body) VALUES (?,?)", (digest, body))
             self._blobs = {}
         if self._segments:
@@ -198,7 +202,10 @@ class Batch:
         if length:
             head = self._stored(no, length - 1, length)[0]
         entries = build(length, head)
-        if rules.admit(run_id, length, entries, lambda start, stop: self._stored(no, start, stop)) is not entries:
+        if (
+            rules.admit(run_id, length, entries, lambda start, stop: self._stored(no, start, stop))
+            is not entries
+        ):
             raise rules.journal_conflict(run_id, entries[0].seq, "an annex begins at the end")
         if entries:
             self._stage(no, entries)

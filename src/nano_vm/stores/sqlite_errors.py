@@ -44,9 +44,12 @@ def translate(error: sqlite3.Error, path: Path) -> StoreError:
         if name.startswith(prefix):
             return StoreError(code, f"the database `{path}` {what}", help=help, facts=facts)
     # Some damage shows as a schema or a value that SQL cannot make sense of.
-    if name == "SQLITE_ERROR" and "malformed" in str(error):
+    if "malformed" in str(error) or "decode to UTF-8" in str(error):
         return StoreError(
-            "STORE_DAMAGED", f"the database `{path}` is damaged", help="restore it from a back-up", facts=facts
+            "STORE_DAMAGED",
+            f"the database `{path}` is damaged",
+            help="restore it from a back-up",
+            facts=facts,
         )
     return StoreError(
         "STORE_IO",

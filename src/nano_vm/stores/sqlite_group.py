@@ -1,8 +1,8 @@
 """Group commit: what becomes ready in one tick of the event loop is committed together.
 
-The first append of a tick asks the loop to call `_flush` after the callbacks that are ready already; by then every
-run that could go on has added its own. One commit, one fsync, then all of them are told. While a commit waits - for
-another process, or for a tool's transaction - the next group gathers.
+The first append of a tick asks the loop to call `_flush` after the callbacks that are ready already; by then
+every run that could go on has added its own. One commit, one fsync, then all of them are told. While a commit
+waits - for another process, or for a tool's transaction - the next group gathers.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ INLINE_PATIENCE_MS = 3
 class GroupCommit:
     """The queue in front of a `Writer`.
 
-    Calls without a running event loop are committed at once. Calls from a second event loop (in another thread)
-    commit what the first has gathered and take its place.
+    Calls without a running event loop are committed at once. Calls from a second event loop (in another
+    thread) commit what the first has gathered and take its place.
     """
 
     def __init__(self, writer: Writer) -> None:
@@ -87,7 +87,13 @@ class GroupCommit:
         """Flush what gathered while a tool's transaction was open; callable from any thread."""
         with self._mutex:
             loop = self._loop
-            if not self._pending or self._scheduled or self._job is not None or loop is None or loop.is_closed():
+            if (
+                not self._pending
+                or self._scheduled
+                or self._job is not None
+                or loop is None
+                or loop.is_closed()
+            ):
                 return
             self._scheduled = True
         loop.call_soon_threadsafe(self._flush, loop)

@@ -18,8 +18,8 @@ PROBLEMS_MAX = 100  # a broken page can break thousands of rows
 def examine(con: sqlite3.Connection) -> list[str]:
     """One sentence per problem, at most `PROBLEMS_MAX`; empty when the database is sound.
 
-    Looked at: SQLite's own structures, our schema with its guards, references between tables, that segments follow
-    one another and can be read, and the seal or hash of every record, message, program and blob.
+    Looked at: SQLite's own structures, our schema with its guards, references between tables, that segments
+    follow one another and can be read, and the seal or hash of every record, message, program and blob.
     """
     problems: list[str] = []
     con.execute("BEGIN")  # one moment for all checks
@@ -30,7 +30,7 @@ def examine(con: sqlite3.Connection) -> list[str]:
                     problems.append(problem)
                     if len(problems) >= PROBLEMS_MAX:
                         return problems
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.Error, StoreError, TypeError, ValueError, AttributeError) as error:
                 problems.append(f"{check.__name__[1:]}: cannot be read ({error})")
     finally:
         if con.in_transaction:
@@ -78,9 +78,9 @@ def _programs(con: sqlite3.Connection) -> Iterator[str]:
 
 def _records(con: sqlite3.Connection) -> Iterator[str]:
     for no, origin, *row in con.execute(
-        """SELECT no, origin, run_id, tenant, program_hash, program_name, key, inputs_digest, parent, status, outcome,
-            waits, wake_at_ms, created_at_ms, updated_at_ms, length, head, owner, fence, lease_until_ms, seal
-            FROM nvm_runs ORDER BY no"""
+        """SELECT no, origin, run_id, tenant, program_hash, program_name, key, inputs_digest, parent,
+            status, outcome, waits, wake_at_ms, created_at_ms, updated_at_ms, length, head,
+            owner, fence, lease_until_ms, seal FROM nvm_runs ORDER BY no"""
     ):
         record, sound = read_record(tuple(row))
         if not sound or origin != rules.seal_origin(record):

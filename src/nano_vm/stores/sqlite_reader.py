@@ -1,7 +1,7 @@
 """Everything a SQLite store reads, on a connection of its own: readers never wait for writers.
 
-Rows are checked as they are read: a record or message against its seal, a program and a blob against its hash. What
-does not match is STORE_DAMAGED. Entries are handed out as they are, for `verify_entry` to judge.
+Rows are checked as they are read: a record or message against its seal, a program and a blob against its
+hash. What does not match is STORE_DAMAGED. Entries are handed out as they are, for `verify_entry` to judge.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from nano_vm.stores.sqlite_errors import translate
 
 T = TypeVar("T")
 
-_RECORD = """run_id, tenant, program_hash, program_name, key, inputs_digest, parent, status, outcome, waits, wake_at_ms,
-    created_at_ms, updated_at_ms, length, head, owner, fence, lease_until_ms, seal"""
+_RECORD = """run_id, tenant, program_hash, program_name, key, inputs_digest, parent, status, outcome, waits,
+    wake_at_ms, created_at_ms, updated_at_ms, length, head, owner, fence, lease_until_ms, seal"""
 _MAIL = "mail_id, kind, body, posted_at_ms, answer, seal"
 # A position in the order of commits: the segment's row, and how many of its entries have been seen.
 _CURSOR_SHIFT = 16
@@ -61,8 +61,9 @@ class Reader:
         start = max(start, 0)
         stop = 1 << 62 if limit is None else start + max(limit, 0)
         rows = con.execute(
-            """SELECT seq, digests, facts, payloads FROM nvm_segments WHERE run = ?1 AND seq < ?3 AND seq >= coalesce(
-                (SELECT max(seq) FROM nvm_segments WHERE run = ?1 AND seq <= ?2), 0) ORDER BY seq""",
+            """SELECT seq, digests, facts, payloads FROM nvm_segments WHERE run = ?1 AND seq < ?3
+                AND seq >= coalesce((SELECT max(seq) FROM nvm_segments WHERE run = ?1 AND seq <= ?2), 0)
+                ORDER BY seq""",
             (no, start, stop),
         )
         entries: list[Entry] = []
@@ -192,7 +193,8 @@ def find_mail(con: sqlite3.Connection, run_id: str, no: int, mail_id: str) -> Ma
 def to_mail(run_id: str, row: Iterable[Any]) -> Mail:
     mail_id, kind, body, posted_at_ms, answer, seal = row
     mail = Mail(mail_id=mail_id, kind=kind, body=body, posted_at_ms=posted_at_ms, answer=answer)
-    if rules.seal_mail(run_id, mail) != seal:
+    sound = isinstance(body, bytes) and isinstance(answer, bytes | None)
+    if not sound or rules.seal_mail(run_id, mail) != seal:
         raise rules.damaged(f"a message of run `{run_id}` was changed", run_id=run_id, mail_id=mail_id)
     return mail
 

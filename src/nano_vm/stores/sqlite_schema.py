@@ -16,7 +16,8 @@ _MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
 _RETRY_PAUSE_S = 0.002
 
-# The log is copied into the file every so many pages: large enough that a busy page is copied once for many commits.
+# The log is copied into the file every so many pages: large enough that a busy page is copied once for many
+# commits.
 _CHECKPOINT_PAGES = 4_000
 _CACHE_KIB = 16_384
 
@@ -24,7 +25,7 @@ _CACHE_KIB = 16_384
 def connect(
     path: Path, *, synchronous: str, busy_timeout_ms: int, factory: type[sqlite3.Connection] | None = None
 ) -> sqlite3.Connection:
-    """A connection with our settings. Nothing is read or written yet, so any file will do."""
+    """A connection with our settings."""
     con = sqlite3.connect(
         path,
         isolation_level=None,  # transactions are ours alone
@@ -32,30 +33,35 @@ def connect(
         cached_statements=256,
         factory=factory or sqlite3.Connection,
     )
-    for pragma in (
-        f"busy_timeout={busy_timeout_ms}",
-        f"synchronous={synchronous}",
-        f"fullfsync={'ON' if synchronous == 'FULL' else 'OFF'}",  # macOS: fsync alone does not reach the disk
-        f"checkpoint_fullfsync={'ON' if synchronous == 'FULL' else 'OFF'}",
-        "secure_delete=ON",
-        "cell_size_check=ON",
-        "trusted_schema=OFF",
-        "recursive_triggers=ON",
-        f"wal_autocheckpoint={_CHECKPOINT_PAGES}",
-        f"cache_size=-{_CACHE_KIB}",
-    ):
-        con.execute("PRAGMA " + pragma)
+    try:
+        for pragma in (
+            f"busy_timeout={busy_timeout_ms}",
+            f"synchronous={synchronous}",
+            f"fullfsync={'ON' if synchronous == 'FULL' else 'OFF'}",  # macOS: fsync alone does not reach the disk
+            f"checkpoint_fullfsync={'ON' if synchronous == 'FULL' else 'OFF'}",
+            "secure_delete=ON",
+            "cell_size_check=ON",
+            "trusted_schema=OFF",
+            "recursive_triggers=ON",
+            f"wal_autocheckpoint={_CHECKPOINT_PAGES}",
+            f"cache_size=-{_CACHE_KIB}",
+        ):
+            con.execute("PRAGMA " + pragma)
+    except BaseException:
+        con.close()
+        raise
     return con
 
 
-def prepare(path: Path, *, busy_timeout_ms: int) -> None:
-    """Make sure that `path` is our database in the present version; a missing or empty file becomes one.
+def open_database(path: Path, *, busy_timeout_ms: int) -> sqlite3.Connection:
+    """A first connection to our database in its present version; a missing or empty file becomes one.
 
     Many processes may do this at the same time: the schema appears in one exclusive transaction.
 
     Raises:
         InputError: USAGE for a name that SQLite does not take as a file.
-        StoreError: STORE_FOREIGN, STORE_NEWER, STORE_DAMAGED, STORE_READ_ONLY, STORE_LOCKED, STORE_FULL, STORE_IO.
+        StoreError: STORE_FOREIGN, STORE_NEWER, STORE_DAMAGED, STORE_READ_ONLY, STORE_LOCKED, STORE_FULL,
+            STORE_IO.
     """
     is_new = _look_at_file(path)
     deadline = time.monotonic() + busy_timeout_ms / 1000
@@ -69,11 +75,13 @@ def prepare(path: Path, *, busy_timeout_ms: int) -> None:
             if is_new:
                 _sync_directory(path.parent)
         _check_size(con, path)
-    except sqlite3.Error as error:
-        raise _explain(error, path) from error
-    finally:
+        return con
+    except BaseException as error:
         if con is not None:
             con.close()
+        if isinstance(error, sqlite3.Error):
+            raise _explain(error, path) from error
+        raise
 
 
 def expected_schema() -> dict[str, str]:
@@ -96,7 +104,8 @@ def schema_of(con: sqlite3.Connection) -> dict[str, str]:
 
 
 def _look_at_file(path: Path) -> bool:
-    """Refuse what is plainly not ours before SQLite touches it; tells whether the file has still to be made."""
+    """Refuse what is plainly not ours before SQLite touches it; tells whether the file has still to be
+    made."""
     if path.name in ("", ":memory:") or "\0" in str(path):
         raise InputError("USAGE", f"`{path}` is not the name of a file", help="use MemoryStore() instead")
     if path.is_dir():
@@ -150,7 +159,8 @@ def _check_identity(con: sqlite3.Connection, path: Path) -> int:
 
 
 def _use_wal(con: sqlite3.Connection, path: Path, deadline: float) -> None:
-    # SQLite does not wait here when two connections change the mode at once: it fails, so that they cannot deadlock.
+    # SQLite does not wait here when two connections change the mode at once: it fails, so that they cannot
+    # deadlock.
     while True:
         try:
             mode = con.execute("PRAGMA journal_mode=WAL").fetchone()[0]
@@ -228,7 +238,9 @@ def _refused(code: str, path: Path, what: str, help: str) -> StoreError:
 
 
 def _foreign(path: Path) -> StoreError:
-    return _refused("STORE_FOREIGN", path, "was not made by nano-vm", "name another file; this one is unchanged")
+    return _refused(
+        "STORE_FOREIGN", path, "was not made by nano-vm", "name another file; this one is unchanged"
+    )
 
 
 def _damaged(path: Path) -> StoreError:

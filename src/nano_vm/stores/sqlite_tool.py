@@ -30,7 +30,8 @@ class ToolTransaction:
 
     @property
     def connection(self) -> Any:
-        """A sqlite3.Connection: any reads, INSERT, UPDATE and DELETE on tables of one's own, CREATE TABLE and INDEX."""
+        """A sqlite3.Connection: any reads, INSERT, UPDATE and DELETE on tables of one's own, CREATE TABLE and
+        INDEX."""
         return self._con
 
     def append(
@@ -67,7 +68,8 @@ async def tool_transaction(
 ) -> AsyncIterator[ToolTransaction]:
     """One transaction from BEGIN IMMEDIATE to COMMIT, or to ROLLBACK when the body raises.
 
-    Meanwhile the group commit of this process gathers and waits; other processes wait for their busy time-out.
+    Meanwhile the group commit of this process gathers and waits; other processes wait for their busy
+    time-out.
     """
     await turnstile.enter()
     try:

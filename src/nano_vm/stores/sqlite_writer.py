@@ -1,9 +1,9 @@
 """The one connection through which a SQLite store writes, and who may use it when.
 
-Three parties want it: the group commit (on the event loop, or in its thread), calls that write at once (from any
-thread), and - on a connection of its own, but with the same database lock - a tool's transaction, which may stay open
-across awaits. `lock` guards the connection; `tool_open` tells that a tool's transaction holds the database's write
-lock, so that nobody in this process runs into it.
+Three parties want it: the group commit (on the event loop, or in its thread), calls that write at once (from
+any thread), and - on a connection of its own, but with the same database lock - a tool's transaction, which
+may stay open across awaits. `lock` guards the connection; `tool_open` tells that a tool's transaction holds
+the database's write lock, so that nobody in this process runs into it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.000_5, 0.01
 class Writer:
     """Write transactions.
 
-    What is known of owned runs is kept between them. Ownership can change only through a commit of somebody else, so a
-    transaction begins by comparing `PRAGMA data_version`, and, if that has moved, the count of changes of ownership
-    that a trigger keeps: the fence check costs nothing while nobody takes runs over.
+    What is known of owned runs is kept between them. Ownership can change only through a commit of somebody
+    else, so a transaction begins by comparing `PRAGMA data_version`, and, if that has moved, the count of
+    changes of ownership that a trigger keeps: the fence check costs nothing while nobody takes runs over.
     """
 
     def __init__(self, con: sqlite3.Connection, path: Path, owner: str, busy_timeout_ms: int) -> None:
@@ -47,6 +47,7 @@ class Writer:
         self._data_version = -1
         self._ownership = -1
         self._changed_version = self.data_version()
+        con.execute("PRAGMA busy_timeout=0")  # from here on we wait by ourselves, see `begin`
 
     # --- transactions -------------------------------------------------------------------------------------
     def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -68,7 +69,8 @@ class Writer:
             return result
 
     def try_commit(self, works: Sequence[Work], patience_ms: int) -> bool:
-        """Commit the works together; False (and nothing done) when the database stays locked for `patience_ms`.
+        """Commit the works together; False (and nothing done) when the database stays locked for
+        `patience_ms`.
 
         The caller holds `lock`. The outcome of each work is in its `error`.
         """
@@ -104,14 +106,14 @@ class Writer:
         """Wait until no tool's transaction is open; the caller holds `lock`.
 
         Raises:
-            StoreError: STORE_LOCKED at once in the thread whose event loop must end that transaction, elsewhere
-                after the busy time-out.
+            StoreError: STORE_LOCKED at once in the thread whose event loop must end that transaction,
+                elsewhere after the busy time-out.
         """
         if not self.tool_open:
             return
-        if self.tool_thread != threading.get_ident():
-            if self.lock.wait_for(lambda: not self.tool_open, self.busy_timeout_ms / 1000):
-                return
+        elsewhere = self.tool_thread != threading.get_ident()
+        if elsewhere and self.lock.wait_for(lambda: not self.tool_open, self.busy_timeout_ms / 1000):
+            return
         raise StoreError(
             "STORE_LOCKED",
             "a tool's transaction is open in this process",
@@ -147,7 +149,7 @@ class Writer:
             if self.con.in_transaction:
                 self.con.execute("ROLLBACK")
         except sqlite3.Error:
-            pass  # SQLite has rolled back by itself, or the connection is gone; the first error is the one to tell
+            pass  # SQLite has rolled back by itself; the first error is the one to tell
 
     def _meaning(self, works: Sequence[Work], error: BaseException) -> BaseException:
         if isinstance(error, sqlite3.IntegrityError):
@@ -168,8 +170,8 @@ class Writer:
         return version
 
     def changed(self) -> bool:
-        """Whether anybody else has committed since the last call; True also when a commit of ours is under way and
-        the answer would have to wait for it."""
+        """Whether anybody else has committed since the last call; True also when a commit of ours is under
+        way and the answer would have to wait for it."""
         if not self.lock.acquire(blocking=False):
             return True
         try:
@@ -183,8 +185,8 @@ class Writer:
 
 
 def begin(con: sqlite3.Connection, patience_ms: int) -> None:
-    """BEGIN IMMEDIATE, tried again for `patience_ms`. SQLite's own busy handler pauses up to 100 ms at a time and so
-    loses against writers that commit often; ours pauses 10 ms at most."""
+    """BEGIN IMMEDIATE, tried again for `patience_ms`. SQLite's own busy handler pauses up to 100 ms at a time
+    and so loses against writers that commit often; ours pauses 10 ms at most."""
     deadline = 0.0
     pause = _PAUSE_FIRST_S
     while True:

@@ -17,6 +17,7 @@ from nano_vm import canonical
 from nano_vm.errors import NanoVMError
 from nano_vm.expr.reference import UNSET as UNBOUND
 from nano_vm.journal.entry import Chain, Entry
+from nano_vm.journal.trace import Trace
 from nano_vm.kernel import commands as cmd
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.state import Rejection, RunStatus, State
@@ -430,6 +431,10 @@ class Driver:
 
 # --- journals that many tests use
 # -----------------------------------------------------------------------------
+
+
+def trace_of(run: Driver, with_state: bool = False) -> Trace:
+    return Trace(run.program, run.state.run, lambda: run.entries, run.state if with_state else None)
 
 
 def counter() -> Callable[[Any], int]:

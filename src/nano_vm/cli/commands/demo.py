@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace, console: Console) -> int:
     if args.keep is None:
-        with tempfile.TemporaryDirectory(prefix="nano-vm-demo-") as directory:
-            return Demo(console, Path(directory), kept=False).play()
+        with tempfile.TemporaryDirectory(prefix="nano-vm-demo-") as temporary:
+            return Demo(console, Path(temporary), kept=False).play()
     directory = Path(args.keep)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError("USAGE", f"`{directory}` is not empty", help="--keep takes a new or empty directory")
@@ -114,7 +114,9 @@ class Demo:
         self._title(2, "It runs, and is killed in the middle of a tool")
         (self.directory / "slow_bank").touch()
         words = ("run", "refund.yaml", "--trace-id", RUN_ID, *DRIVE, *INPUTS)
-        self._prompt("touch slow_bank   # from now on the bank does its work, but does not answer", plain=True)
+        self._prompt(
+            "touch slow_bank   # from now on the bank does its work, but does not answer", plain=True
+        )
         self._prompt(*words)
         output = self.directory / "killed.out"
         with output.open("wb") as file:
@@ -151,7 +153,9 @@ class Demo:
         trace = self._trace()
         events = [event for entry in trace["entries"] for event in entry["events"]]
         resolved = [event for event in events if event["type"] == "OutcomeResolved"]
-        if [(event["facts"]["step"], event["facts"]["by"]) for event in resolved] != [("reserve", "reconcile")]:
+        if [(event["facts"]["step"], event["facts"]["by"]) for event in resolved] != [
+            ("reserve", "reconcile")
+        ]:
             raise self._broken("the unknown outcome was not reconciled")
         counts = self._expect({"order read": 1, "money reserved": 1})
         self._say(
@@ -182,11 +186,11 @@ class Demo:
     def _tamper(self) -> dict[str, Any]:
         self._title(8, "One changed byte in a copy of the database does not go unnoticed")
         copy = self.directory / "tampered.db"
-        from nano_vm.stores.sqlite import SqliteJournalStore
-
-        with SqliteJournalStore(self.directory / STORE) as store:
-            store.backup(copy)
-        data = copy.read_bytes()
+        # Every process above has closed the database, so that its write-ahead log is in the file.
+        if (self.directory / f"{STORE}-wal").exists():
+            raise self._broken("the database is still in use")
+        data = (self.directory / STORE).read_bytes()
+        copy.write_bytes(data)
         wanted = b'"amount":250'
         place = data.find(wanted) + len(wanted) - 3
         if place < len(wanted):
@@ -195,7 +199,8 @@ class Demo:
             file.seek(place)
             file.write(b"9")
         self._prompt(
-            f"cp {STORE} tampered.db && printf 9 | dd of=tampered.db bs=1 seek={place} conv=notrunc", plain=True
+            f"cp {STORE} tampered.db && printf 9 | dd of=tampered.db bs=1 seek={place} conv=notrunc",
+            plain=True,
         )
         changed = sum(a != b for a, b in zip(data, copy.read_bytes(), strict=True))
         self._say(f"{changed} byte of {len(data)} changed: an amount of 250 has become one of 950")
@@ -210,7 +215,9 @@ class Demo:
         if self.kept:
             say(f"The files of this demonstration are in {self.directory}")
         else:
-            say(f"The files of this demonstration are gone; `{self.shown} demo refund --keep DIR` keeps them.")
+            say(
+                f"The files of this demonstration are gone; `{self.shown} demo refund --keep DIR` keeps them."
+            )
 
     # --- means ------------------------------------------------------------------------------------------------
 
@@ -299,5 +306,8 @@ class Demo:
 
     def _broken(self, what: str) -> RuntimeFault:
         return RuntimeFault(
-            "DEMO", f"the demonstration failed: {what}", help="report it with the output above", facts={"what": what}
+            "DEMO",
+            f"the demonstration failed: {what}",
+            help="report it with the output above",
+            facts={"what": what},
         )

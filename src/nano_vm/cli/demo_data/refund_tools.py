@@ -76,4 +76,6 @@ def release_money(order_id: str, amount: float, ctx: ToolContext) -> dict[str, A
 @tool(effect="idempotent")
 def write_to_customer(order_id: str, text: str, ctx: ToolContext) -> dict[str, Any]:
     """Send a letter; the post drops a second one with the same key."""
-    return _booked(ctx.idempotency_key) or _book("letter sent", ctx.idempotency_key, order=order_id, text=text)
+    return _booked(ctx.idempotency_key) or _book(
+        "letter sent", ctx.idempotency_key, order=order_id, text=text
+    )

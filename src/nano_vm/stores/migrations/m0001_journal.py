@@ -48,7 +48,8 @@ TABLES = (
     "CREATE INDEX nvm_runs_status ON nvm_runs (status)",
     "CREATE INDEX nvm_runs_timer ON nvm_runs (wake_at_ms) WHERE status = 'SUSPENDED' AND wake_at_ms > 0",
     "CREATE INDEX nvm_runs_parent ON nvm_runs (parent) WHERE parent IS NOT NULL",
-    # `run` is nvm_runs.no: with the 32-character ids in the index, throughput halves once 10,000 runs are stored.
+    # `run` is nvm_runs.no: with the 32-character ids in the index, throughput halves once 10,000 runs are
+    # stored.
     """CREATE TABLE nvm_segments (
         n INTEGER PRIMARY KEY,
         run INTEGER NOT NULL REFERENCES nvm_runs (no),
@@ -83,22 +84,25 @@ TABLES = (
 )
 
 # Append-only means that the database itself refuses, whoever asks.
-GUARDS = tuple(
-    f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
-    f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
-    for table in ("nvm_segments", "nvm_programs", "nvm_blobs")
-    for verb in ("UPDATE", "DELETE")
-) + (
+GUARDS = (
+    *(
+        f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
+        f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+        for table in ("nvm_segments", "nvm_programs", "nvm_blobs")
+        for verb in ("UPDATE", "DELETE")
+    ),
     "CREATE TRIGGER nvm_runs_no_delete BEFORE DELETE ON nvm_runs "
     "BEGIN SELECT RAISE(ABORT, 'runs are never deleted'); END",
     """CREATE TRIGGER nvm_runs_origin BEFORE UPDATE OF
-        no, run_id, tenant, program_hash, program_name, key, inputs_digest, parent, created_at_ms, origin ON nvm_runs
+        no, run_id, tenant, program_hash, program_name, key, inputs_digest, parent, created_at_ms, origin
+        ON nvm_runs
         BEGIN SELECT RAISE(ABORT, 'the origin of a run never changes'); END""",
-    # Neither a gap nor an overlap can be written: a segment begins where the one before it ends. The second condition
-    # stops REPLACE, which would remove the row of the same `n` without asking the triggers above.
+    # Neither a gap nor an overlap can be written: a segment begins where the one before it ends. The second
+    # condition stops REPLACE, which would remove the row of the same `n` without asking the triggers above.
     """CREATE TRIGGER nvm_segments_consecutive BEFORE INSERT ON nvm_segments
         WHEN NEW.seq IS NOT coalesce(
-            (SELECT seq + length(digests) / 32 FROM nvm_segments WHERE run = NEW.run ORDER BY seq DESC LIMIT 1), 0)
+            (SELECT seq + length(digests) / 32 FROM nvm_segments
+                WHERE run = NEW.run ORDER BY seq DESC LIMIT 1), 0)
             OR EXISTS (SELECT 1 FROM nvm_segments WHERE n = NEW.n)
         BEGIN SELECT RAISE(ABORT, 'a segment begins where the one before it ends'); END""",
     """CREATE TRIGGER nvm_programs_once BEFORE INSERT ON nvm_programs
