@@ -168,6 +168,11 @@ class Run:
             self._seal()
         self._open, self._open_payload = event, payload
 
+    def seal_open(self) -> None:
+        """Nothing will ride with the open entry."""
+        if self._open is not None:
+            self._seal()
+
     def conclude(self, outcome: Outcome) -> None:
         """An outcome of a call that was made alone."""
         self.record_event(outcome.event, outcome.payload)
