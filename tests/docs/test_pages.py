@@ -112,9 +112,15 @@ def run_console(block: Block, where: str, directory: Path) -> None:
 
 def commands(body: str) -> list[tuple[str, list[str]]]:
     found: list[tuple[str, list[str]]] = []
+    here = None  # the word that ends a here-document
     for line in body.splitlines():
-        if line.startswith("$ "):
+        if here is not None:
+            found[-1] = (f"{found[-1][0]}\n{line}", [])
+            here = None if line == here else here
+        elif line.startswith("$ "):
             found.append((line[2:], []))
+            opened = re.search(r"<< '(\w+)'$", line)
+            here = opened[1] if opened else None
         elif found and found[-1][0].endswith("\\"):
             found[-1] = (found[-1][0] + "\n" + line, found[-1][1])
         elif found:
