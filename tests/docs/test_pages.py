@@ -103,7 +103,7 @@ def run_console(block: Block, where: str, directory: Path) -> None:
     for shown, expected in commands(block.body):
         wanted = re.search(r"#\s*exit (\d+)\s*$", shown)
         done = subprocess.run(
-            ["bash", "-c", shown], cwd=directory, env=environment, capture_output=True, text=True, timeout=120
+            ["bash", "-c", f"{shown}\nexit $?"], cwd=directory, env=environment, capture_output=True, text=True, timeout=120
         )
         output = done.stdout + done.stderr
         assert done.returncode == int(wanted[1] if wanted else 0), f"{where}: {shown}\n{output}"
