@@ -116,8 +116,7 @@ class JournalStore(Protocol):
 
     @property
     def shared(self) -> bool:
-        """Whether others - processes, or engines with the same store object - may have a hand in its runs: then
-        leases are renewed and mail is looked for while runs are driven."""
+        """Whether other processes may have a hand in its runs: then nothing may keep leases from being renewed."""
 
     # --- journal ------------------------------------------------------------------------------------------
     def create(self, record: RunRecord, entries: Sequence[Entry]) -> Durable:

@@ -105,7 +105,7 @@ def _step_started(program: CompiledProgram, state: State, event: ev.StepStarted)
     activity: Activity = found  # type: ignore[assignment]
     if activity.phase is not _READY:
         return wrong_phase(event, activity.phase)
-    if activity.step >= 0 and program.steps[activity.step].kind is _CALL:
+    if program.steps[activity.step].kind is _CALL:
         return Rejection("OUT_OF_ORDER", f"`{event.step}` starts a child")
     payload = event.payload
     same = payload is ABSENT or payload == activity.request
@@ -124,7 +124,7 @@ def _step_started(program: CompiledProgram, state: State, event: ev.StepStarted)
         activity.effect = event.effect
     # READY and STARTED are both busy: only the queue of what is to be dispatched changes.
     activity.phase = _STARTED
-    del state.ready[key_of(activity)]
+    del state.ready[activity.step if activity.item < 0 else key_of(activity)]
     return None
 
 
@@ -176,7 +176,8 @@ def _step_succeeded(program: CompiledProgram, state: State, event: ev.StepSuccee
             return refusal
     if event.at_ms > state.now_ms:
         advance_clock(state, event.at_ms)
-    _spend(state, event)
+    if not (event.tokens_in is event.tokens_out is event.cost_nanousd is ABSENT):
+        _spend(state, event)
     todo: list[int] = []
     succeed(program, state, step, activity, value, todo, substituted)
     move(program, state, todo)

@@ -70,9 +70,7 @@ async def fork(
     )
     run = engine.new_run(record, program, who)
     shared = [
-        (entry, event)
-        for entry in entries[:cut]
-        if type(event := open_event(entry)) not in _NOT_COPIED
+        (entry, event) for entry in entries[:cut] if type(event := open_event(entry)) not in _NOT_COPIED
     ]
     early = shared[:-1] if decides and changed and len(shared) > 1 else shared
     start = shared[0][1]
