@@ -73,6 +73,8 @@ async def drive_lane(run: Run) -> None:
                 held = False
                 if len(batch) >= BATCH_MAX:
                     await run.flush()
+            else:
+                run.seal_open()  # what came before the lane comes before it in the journal
         else:
             begin(state, activity, effect)
             if held:
