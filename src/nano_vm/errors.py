@@ -317,7 +317,6 @@ CODES: dict[str, ErrorCode] = {
     "TOOL_SIGNATURE": ErrorCode(A, False, 2, "a tool whose parameters cannot be passed by name"),
     "TOOL_ERROR": ErrorCode(E, True, 1, "a tool failed"),
     "NO_MODEL": ErrorCode(C, False, 1, "a model step without a model adapter"),
-    "TRANSACTION_UNSUPPORTED": ErrorCode(C, False, 1, "a transactional tool with a store that has no transactions"),
     "SHUTTING_DOWN": ErrorCode(C, True, 1, "the engine has been closed"),
     "PROGRAM_CHANGED": ErrorCode(T, False, 5, "a stored program is not the one its hash says"),
     "ACTION_CONFLICT": ErrorCode(C, False, 1, "an author's idempotency key was used with other arguments"),
@@ -335,6 +334,7 @@ CODES: dict[str, ErrorCode] = {
     "DEMO": ErrorCode(E, False, 1, "the demonstration did not go as it should"),
     # --- providers ----------------------------------------------------------------------------------------
     "MODEL_HTTP": ErrorCode(E, True, 1, "the model's endpoint answered with an error or not at all"),
+    "MODEL_TIMEOUT": ErrorCode(E, True, 1, "the model's endpoint did not answer in time"),
     "MODEL_REFUSED": ErrorCode(C, False, 1, "the model's endpoint does not accept the request or the key"),
     "MODEL_REPLY": ErrorCode(E, True, 1, "the model's endpoint answered something that is no completion"),
     "MODEL_TRUNCATED": ErrorCode(E, False, 1, "the model's answer was cut at the token limit"),

@@ -54,7 +54,10 @@ def _meaning(event: Any) -> tuple[str, str]:
         case ev.OutcomeUnknown():
             return "unknown", f"outcome unknown: {event.reason}"
         case ev.OutcomeResolved():
-            return "bad" if event.resolution == "failed" else "good", f"{event.resolution}, says {_says(event.by)}"
+            return (
+                "bad" if event.resolution == "failed" else "good",
+                f"{event.resolution}, says {_says(event.by)}",
+            )
         case ev.TimerFired():
             return "dot", "timer fired"
         case ev.EventReceived():
@@ -97,7 +100,9 @@ def _data(event: Any) -> Any:
 
 
 def _says(by: str) -> str:
-    return {"contract": "its contract", "reconcile": "its reconcile function", "operator": "an operator"}.get(by, by)
+    return {"contract": "its contract", "reconcile": "its reconcile function", "operator": "an operator"}.get(
+        by, by
+    )
 
 
 def text_of(console: Console, line: Line) -> str:

@@ -65,8 +65,9 @@ def apply(program: CompiledProgram, state: State, event: ev.Event) -> State | Re
         refusal = _refused_by_stage(state, event)
         if refusal is not None:
             return refusal
-    handler = _HANDLERS.get(type(event))
-    if handler is None:
+    try:
+        handler = _HANDLERS[type(event)]
+    except KeyError:
         return Rejection("MALFORMED", f"no event is a {type(event).__name__}")
     settled, verdicts = state.settled, state.verdicts
     if settled:
@@ -108,7 +109,7 @@ def _step_started(program: CompiledProgram, state: State, event: ev.StepStarted)
     if program.steps[activity.step].kind is _CALL:
         return Rejection("OUT_OF_ORDER", f"`{event.step}` starts a child")
     payload = event.payload
-    same = payload is ABSENT or payload == activity.request
+    same = payload is activity.request or payload is ABSENT or payload == activity.request
     # The prefix of a fork was recorded under another run id, which requests may hold.
     if not same and state.seq >= state.fork_seq:
         return Rejection("MISMATCH", f"`{event.step}` renders another request")

@@ -212,6 +212,11 @@ class Run:
             self._seal()
         self._open, self._open_payload = event, payload
 
+    def seal_open(self) -> None:
+        """Nothing will ride with the open entry."""
+        if self._open is not None:
+            self._seal()
+
     def finish(self) -> None:
         """Let the end of the run ride with the outcome it follows from, when nothing is left to be done."""
         state = self.state
@@ -361,7 +366,9 @@ class Run:
         rejection: Rejection | None
         if type(event) is ev.EventReceived and state.stage is Stage.ENDED and event.event_id in state.seen:
             same = state.seen[event.event_id] == event_digest(event)
-            rejection = Rejection("DUPLICATE" if same else "EVENT_CONFLICT", f"event `{event.event_id}` is known")
+            rejection = Rejection(
+                "DUPLICATE" if same else "EVENT_CONFLICT", f"event `{event.event_id}` is known"
+            )
         else:
             rejection = self.offer(event, payload)
         if rejection is not None and rejection.code != "DUPLICATE" and type(event) is ev.EventReceived:
@@ -586,7 +593,9 @@ class Run:
             rejection = self.offer(event, payload)
             if rejection is not None:
                 # A timer may lose a race against what it timed, and a call without effects against the end of the run.
-                late = rejection.code in ("STALE_ATTEMPT", "DUPLICATE") or getattr(event, "pure", _UNSET) is True
+                late = (
+                    rejection.code in ("STALE_ATTEMPT", "DUPLICATE") or getattr(event, "pure", _UNSET) is True
+                )
                 if not late and type(event) is not ev.TimerFired:
                     _defect(self.record.run_id, event, rejection)
             elif type(event) is not ev.TimerFired:

@@ -40,7 +40,7 @@ class _Plan(NamedTuple):
     spec: ToolSpec
 
 
-class _NotPlain(Exception):  # noqa: N818 - a signal, not an error
+class _NotPlain(Exception):
     """The value is for the general path."""
 
 
@@ -73,6 +73,8 @@ async def drive_lane(run: Run) -> None:
                 held = False
                 if len(batch) >= BATCH_MAX:
                     await run.flush()
+            else:
+                run.seal_open()  # what came before the lane comes before it in the journal
         else:
             begin(state, activity, effect)
             if held:

@@ -1,7 +1,7 @@
 """Show what a run did: its steps, what it waits for, what it cost, its hashes.
 
-  nano-vm trace ID
-  nano-vm trace ID --events      the journal itself, entry by entry
+nano-vm trace ID
+nano-vm trace ID --events      the journal itself, entry by entry
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace, console: Console) -> int:
     with Session(args) as session:
         trace = session.engine.trace(args.run_id)
+        program = session.engine.load_program(trace.program_hash)
         if args.events:
             return _events(args, console, session)
         if console.json_only:
@@ -35,17 +36,17 @@ def execute(args: argparse.Namespace, console: Console) -> int:
             extra = {
                 "parent": record.parent,
                 "owner": record.owner,
-                "continue": continuations(args, trace) if record.owner is None else [],
+                "continue": continuations(args, program, trace) if record.owner is None else [],
             }
             console.document({**trace.to_dict(), **extra})
             return exits.DONE
-        show_steps(console, session.engine.load_program(trace.program_hash), trace)
+        show_steps(console, program, trace)
         show_end(console, trace)
         console.line(f"  program       {trace.program_hash}")
         ended = f", ended {moment(trace.finished_at_ms)}" if trace.finished_at_ms else ""
         console.line(f"  started       {moment(trace.started_at_ms)}{ended}")
         console.line(f"  journal       {len(trace.entries)} entries, head {trace.head}")
-        show_waits(console, args, trace)
+        show_waits(console, args, program, trace)
         return exits.DONE
 
 
@@ -53,7 +54,11 @@ def _events(args: argparse.Namespace, console: Console, session: Session) -> int
     entries = session.store.read(args.run_id)
     if console.json_only:
         rows = [
-            {"seq": entry.seq, "digest": entry.digest, "events": [_plain(event) for event in open_events(entry)]}
+            {
+                "seq": entry.seq,
+                "digest": entry.digest,
+                "events": [_plain(event) for event in open_events(entry)],
+            }
             for entry in entries
         ]
         console.document({"trace_id": args.run_id, "entries": rows})

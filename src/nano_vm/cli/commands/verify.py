@@ -102,7 +102,8 @@ class Proof:
         passed = error.facts.get("passed", [])
         for name, detail in passed:
             self._good(name, f"{_MEANINGS.get(name, '')}: {detail}")
-        where = f"entry {error.facts['seq']}: " if "seq" in error.facts else ""
+        named = "seq" in error.facts and "entry" not in error.message
+        where = f"entry {error.facts['seq']}: " if named else ""
         self._bad(str(error.facts.get("check", "journal")), f"{error.code} {where}{printable(error.message)}")
         self.runs.append(
             {
@@ -132,7 +133,7 @@ class Proof:
         )
         count = f"{len(self.runs)} run" + ("" if len(self.runs) == 1 else "s")
         if self.failures:
-            self.console.line(f"NOT VERIFIED: {self.failures} of {count} or rows fail", "bad")
+            self.console.line(f"NOT VERIFIED: {self.failures} of {self.number} checks fail", "bad")
         else:
             self.console.line(f"VERIFIED: {count}, {self.number} checks", "good")
         return code
