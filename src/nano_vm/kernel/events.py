@@ -1,14 +1,15 @@
 """Events: the closed set of facts a run is made of.
 
-Everything nondeterministic - time, outputs, usage, errors, who - arrives in an event; folding the same events gives
-the same state anywhere. A struct holds *facts* (clear, hashed whole, never personal data) and one `payload`, which the
-journal stores apart under a salted commitment so that it can be erased. Fields are alphabetical and those left `UNSET`
-are not encoded: the plain JSON encoding of a struct without its payload is therefore its RFC 8785 form (facts hold no
-floats). `spec/transition.md` says what each event does in each state.
+Everything nondeterministic - time, outputs, usage, errors, who - arrives in an event; folding the same events
+gives the same state anywhere. A struct holds *facts* (clear, hashed whole, never personal data) and one
+`payload`, which the journal stores apart under a salted commitment so that it can be erased. Fields are
+alphabetical and those left `UNSET` are not encoded: the plain JSON encoding of a struct without its payload
+is therefore its RFC 8785 form (facts hold no floats). `spec/transition.md` says what each event does in each
+state.
 
-Common fields: `at_ms` - epoch milliseconds when it happened, as seen by the driver; `step` - step id; `occurrence` -
-how often the run has come to that step (1-based); `item` - index of a map lane; `attempt` - 1-based, rises with every
-dispatch; money is in nano-dollars.
+Common fields: `at_ms` - epoch milliseconds when it happened, as seen by the driver; `step` - step id;
+`occurrence` - how often the run has come to that step (1-based); `item` - index of a map lane; `attempt` -
+1-based, rises with every dispatch; money is in nano-dollars.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class RunStarted(_Event, kw_only=True):
     principal: Principal | UnsetType = UNSET
     program: str  # "sha256:…"
     programs: dict[str, str] | UnsetType = UNSET  # called program -> hash, pinned for the whole tree
+    verdicts: list[Any] | UnsetType = UNSET
 
 
 class StepStarted(_Event, kw_only=True):
@@ -86,7 +88,8 @@ class StepSucceeded(_Event, kw_only=True):
 
 
 class StepFailed(_Event, kw_only=True):
-    """The attempt failed, and we know it. Payload: {"message", …} for the author, never for a model.
+    """The attempt failed, and we know it. Payload: {"message", …} for the author, never for a model. `pure`
+    says that nothing was dispatched: no intent is needed.
 
     `draw` is a random number in [0, 1_000_000) from which the kernel computes the jittered back-off."""
 
@@ -173,12 +176,15 @@ class TimerFired(_Event, kw_only=True):
 
 
 class EventReceived(_Event, kw_only=True):
-    """Something from outside: an event, an approval, the answer to a PENDING tool. Payload: its data."""
+    """Something from outside: an event, an approval, the answer to a PENDING tool. Payload: its data.
+
+    `step` (and, for a map, `item`) says which wait is meant; `name` which kind of event it is."""
 
     type: ClassVar[str] = "EventReceived"
 
     at_ms: int
     event_id: str
+    item: int | UnsetType = UNSET
     name: str | UnsetType = UNSET
     payload: Any = UNSET
     principal: Principal | UnsetType = UNSET
@@ -194,6 +200,7 @@ class EventRefused(_Event, kw_only=True):
     at_ms: int
     code: str
     event_id: str
+    item: int | UnsetType = UNSET
     name: str | UnsetType = UNSET
     payload: Any = UNSET
     principal: Principal | UnsetType = UNSET
@@ -282,8 +289,8 @@ class BudgetExhausted(_Event, kw_only=True):
 
 
 class RunAdopted(_Event, kw_only=True):
-    """Another worker took the run over. `fence` rises with every owner; the old owner's appends collide with this
-    entry."""
+    """Another worker took the run over. `fence` rises with every owner; the old owner's appends collide with
+    this entry."""
 
     type: ClassVar[str] = "RunAdopted"
 
@@ -300,6 +307,7 @@ class ValuesChanged(_Event, kw_only=True):
     names: list[str]
     payload: Any = UNSET
     principal: Principal | UnsetType = UNSET
+    verdicts: list[Any] | UnsetType = UNSET
 
 
 class CompensationStarted(_Event, kw_only=True):
@@ -408,4 +416,6 @@ EVENT_TYPES: dict[str, type[Event]] = {
         RunFinished,
     )
 }
+# Named changes of the kernel that a run may have been made under; a run naming another one is refused.
+FEATURES: frozenset[str] = frozenset()
 ANNEX_TYPES = frozenset({"EventRefused", "RunAdopted"})  # what may follow a terminal status

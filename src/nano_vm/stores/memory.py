@@ -67,6 +67,8 @@ class MemoryJournalStore:
     It is its only owner. One event loop and any number of threads may use it.
     """
 
+    volatile = True  # nothing here outlives the process, so nothing is gained by appending before every effect
+
     def __init__(self) -> None:
         self._owner = "memory-" + secrets.token_hex(6)
         self._runs: dict[str, _Run] = {}
@@ -76,6 +78,7 @@ class MemoryJournalStore:
         ] = []  # of commits: the run and the number of its new entries, alternating
         self._programs: dict[str, tuple[str, int, bytes]] = {}
         self._names: dict[str, str] = {}
+        self._actions: dict[str, tuple[str, str]] = {}
         self._lock = threading.RLock()
         self._turnstile = Turnstile()
         self._database: GuardedConnection | None = None
@@ -90,6 +93,10 @@ class MemoryJournalStore:
     @property
     def owner(self) -> str:
         return self._owner
+
+    @property
+    def shared(self) -> bool:
+        return False
 
     # --- journal ------------------------------------------------------------------------------------------
     def create(self, record: RunRecord, entries: Sequence[Entry]) -> None:
@@ -123,7 +130,11 @@ class MemoryJournalStore:
             journal, count = run.entries, len(entries)
             if entries[0].seq == len(journal) == entries[-1].seq + 1 - count:
                 journal += entries
-                self._order += (run, count)
+                order = self._order
+                if order[-2] is run:  # runs that go on alone do not make the list grow
+                    order[-1] += count  # type: ignore[operator]
+                else:
+                    order += (run, count)
                 if update is not None:
                     run.apply(update)
                 return
@@ -278,6 +289,13 @@ class MemoryJournalStore:
             ):
                 found.append(record.run_id)
         return found
+
+    # --- actions ------------------------------------------------------------------------------------------
+    def bind_action(self, key: str, digest: str, run_id: str) -> None:
+        self._check_open()
+        bound, holder = self._actions.setdefault(key, (digest, run_id))
+        if bound != digest:
+            raise rules.action_conflict(holder)
 
     # --- mail ---------------------------------------------------------------------------------------------
     def post(self, run_id: str, mail: Mail) -> None:

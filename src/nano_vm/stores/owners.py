@@ -34,7 +34,7 @@ _NAME = re.compile(r"([0-9a-f]{8})-([0-9a-f]{8})-([0-9]+)-[0-9a-f]{12}")
 
 def _digest_of(path: str, fallback: str) -> str:
     try:
-        text = Path(path).read_text().strip()
+        text = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         text = ""
     return sha256((text or fallback).encode()).hexdigest()[:8]

@@ -105,6 +105,15 @@ def check_owner(record: RunRecord, owner: str) -> None:
         )
 
 
+def action_conflict(run_id: str) -> ConflictError:
+    return ConflictError(
+        "ACTION_CONFLICT",
+        f"the idempotency key was used with other arguments, in run `{run_id}`",
+        help="an idempotency key names one action: use another key for other arguments",
+        facts={"run_id": run_id},
+    )
+
+
 # --- mail -------------------------------------------------------------------------------------------------
 def same_mail(run_id: str, held: Mail, mail: Mail) -> None:
     """Posting a message again is allowed when it is the same.

@@ -98,6 +98,10 @@ class SqliteJournalStore:
     def owner(self) -> str:
         return self._lock.name
 
+    @property
+    def shared(self) -> bool:
+        return True
+
     # --- journal ------------------------------------------------------------------------------------------
     def create(self, record: RunRecord, entries: Sequence[Entry]) -> Durable:
         rules.check_owner(record, self._lock.name)
@@ -233,6 +237,21 @@ class SqliteJournalStore:
                     continue
             found.append(run_id)
         return found
+
+    # --- actions ------------------------------------------------------------------------------------------
+    def bind_action(self, key: str, digest: str, run_id: str) -> None:
+        sql = "SELECT digest, run_id FROM nvm_actions WHERE key = ?"
+
+        def work(con: sqlite3.Connection) -> tuple[str, str]:
+            held = con.execute(sql, (key,)).fetchone()
+            if held is None:
+                con.execute("INSERT INTO nvm_actions VALUES (?,?,?)", (key, digest, run_id))
+                return digest, run_id
+            return str(held[0]), str(held[1])
+
+        bound, holder = self._write(work)
+        if bound != digest:
+            raise rules.action_conflict(holder)
 
     # --- mail ---------------------------------------------------------------------------------------------
     def post(self, run_id: str, mail: Mail) -> None:

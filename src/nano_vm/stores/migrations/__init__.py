@@ -6,7 +6,7 @@ never edited: a change is a new one.
 
 from __future__ import annotations
 
-from nano_vm.stores.migrations import m0001_journal
+from nano_vm.stores.migrations import m0001_journal, m0002_actions
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (m0001_journal.STATEMENTS,)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (m0001_journal.STATEMENTS, m0002_actions.STATEMENTS)
 VERSION = len(MIGRATIONS)

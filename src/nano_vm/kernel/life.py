@@ -1,0 +1,197 @@
+"""The run itself: how it starts, is cancelled, changes hands, is forked, and ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import UNSET as ABSENT
+
+from nano_vm.expr.reference import UNSET
+from nano_vm.kernel import events as ev
+from nano_vm.kernel.activity import remove
+from nano_vm.kernel.decide import compensates, incomplete
+from nano_vm.kernel.ending import end
+from nano_vm.kernel.find import advance_clock
+from nano_vm.kernel.flow import move
+from nano_vm.kernel.groups import lanes_of, open_group
+from nano_vm.kernel.limits import CALL_DEPTH_MAX
+from nano_vm.kernel.opening import prepare
+from nano_vm.kernel.state import Activity, Phase, Rejection, RunStatus, Stage, State
+from nano_vm.program.compiled import (
+    FIRST_FREE_SLOT,
+    SLOT_PRINCIPAL,
+    SLOT_RUN,
+    CompiledProgram,
+    Kind,
+)
+
+_NEW, _GOING, _ENDING, _ENDED = Stage.NEW, Stage.GOING, Stage.ENDING, Stage.ENDED
+
+
+def run_started(program: CompiledProgram, state: State, event: ev.RunStarted) -> Rejection | None:
+    if state.stage is not _NEW:
+        return Rejection("OUT_OF_ORDER", "the run has started before")
+    refusal = _start_refused(program, event)
+    if refusal is not None:
+        return refusal
+    state.depth = 0 if event.depth is ABSENT else event.depth
+    state.fork_seq = 0 if event.forked is ABSENT else event.forked["seq"]
+    state.programs = {} if event.programs is ABSENT else dict(event.programs)
+    state.started_ms = state.now_ms = event.at_ms
+    state.slots = _first_slots(program, state, event)
+    _set_budgets(program, state, {} if event.budgets is ABSENT else event.budgets)
+    state.occurrences = [0] * len(program.steps)
+    state.stage = _GOING
+    if program.is_dag:
+        state.unmet = [step.dependencies for step in program.steps]
+        state.taken = [False] * len(program.steps)
+        todo = list(program.roots)
+    else:
+        todo = [program.entry]
+    move(program, state, todo)
+    return None
+
+
+def _start_refused(program: CompiledProgram, event: ev.RunStarted) -> Rejection | None:
+    if event.program != program.hash:
+        return Rejection("MISMATCH", "the run is pinned to another program")
+    if event.features is not ABSENT and not ev.FEATURES.issuperset(event.features):
+        return Rejection("MISMATCH", "the run was made under a feature that this kernel does not know")
+    if event.payload is not ABSENT and type(event.payload) is not dict:
+        return Rejection("MALFORMED", "the inputs are no object")
+    if event.depth is not ABSENT and event.depth > CALL_DEPTH_MAX:
+        return Rejection("OVER_BUDGET", f"calls are nested deeper than {CALL_DEPTH_MAX}")
+    if event.forked is not ABSENT:
+        seq = event.forked.get("seq")
+        if type(seq) is not int or seq < 1:
+            return Rejection("MALFORMED", "a fork shares at least the start of the other run")
+    return None
+
+
+def _first_slots(program: CompiledProgram, state: State, event: ev.RunStarted) -> list[Any]:
+    inputs: dict[str, Any] = {} if event.payload is ABSENT else event.payload
+    slots: list[Any] = [UNSET] * len(program.slots)
+    for name, slot in program.input_slots.items():
+        if name in inputs:
+            slots[slot] = inputs[name]
+        elif name in program.optional_inputs:
+            slots[slot] = program.optional_inputs[name]
+    slots[SLOT_RUN] = {
+        "id": state.run,
+        "program": program.name,
+        "program_hash": program.hash,
+        "started_at_ms": event.at_ms,
+    }
+    if event.principal is not ABSENT:
+        slots[SLOT_PRINCIPAL] = event.principal
+    return slots
+
+
+def _set_budgets(program: CompiledProgram, state: State, given: dict[str, int]) -> None:
+    budgets = program.budgets
+    state.steps_max = min(budgets.steps_max, max(given.get("steps", budgets.steps_max), 0))
+    state.tokens_max = _tighter(budgets.tokens_max, given, "tokens")
+    state.cost_nanousd_max = _tighter(budgets.cost_nanousd_max, given, "cost_nanousd")
+    state.duration_ms_max = _tighter(budgets.duration_ms_max, given, "duration_ms")
+    state.stalled_steps_max = budgets.stalled_steps_max
+
+
+def _tighter(own: int, given: dict[str, int], name: str) -> int:
+    """A parent's remaining budget tightens the child's own; 0 of it left is as good as 1: nothing fits."""
+    if name not in given:
+        return own
+    left = max(given[name], 1)
+    return min(own, left) if own else left
+
+
+def run_cancelled(program: CompiledProgram, state: State, event: ev.RunCancelled) -> Rejection | None:
+    if state.stage is not _GOING:
+        return Rejection("OUT_OF_ORDER", "the run is ending already")
+    advance_clock(state, event.at_ms)
+    error = {"type": "CANCELLED", "message": "", "attempts": 0}
+    end(program, state, RunStatus.CANCELLED, error)
+    return None
+
+
+def budget_exhausted(program: CompiledProgram, state: State, event: ev.BudgetExhausted) -> Rejection | None:
+    if state.stage is not _GOING:
+        return Rejection("OUT_OF_ORDER", "the run is ending already")
+    index = program.step_index.get(event.step)
+    if index is None:
+        return Rejection("UNKNOWN_STEP", f"no step `{event.step}`")
+    if not any(state.active[key].step == index for key in state.ready):
+        return Rejection("OUT_OF_ORDER", f"`{event.step}` is not about to be dispatched")
+    if event.needed <= event.left:
+        return Rejection("MISMATCH", f"what `{event.step}` needs is left")
+    advance_clock(state, event.at_ms)
+    error = {"type": "BUDGET_EXCEEDED", "message": event.budget, "attempts": 0, "step": event.step}
+    end(program, state, RunStatus.BUDGET_EXCEEDED, error)
+    return None
+
+
+def run_adopted(program: CompiledProgram, state: State, event: ev.RunAdopted) -> Rejection | None:
+    return None
+
+
+def event_refused(program: CompiledProgram, state: State, event: ev.EventRefused) -> Rejection | None:
+    return None
+
+
+def run_finished(program: CompiledProgram, state: State, event: ev.RunFinished) -> Rejection | None:
+    if state.stage is not _ENDING or state.active:
+        return Rejection("OUT_OF_ORDER", "the run is not ready to end")
+    if compensates(state):
+        return Rejection("OUT_OF_ORDER", "a compensation is due first")
+    outcome = None if event.outcome is ABSENT else event.outcome
+    named = [] if event.incomplete is ABSENT else event.incomplete
+    if event.status != state.ending or outcome != state.outcome or named != incomplete(state):
+        return Rejection("MISMATCH", f"the run ends {state.ending}")
+    advance_clock(state, event.at_ms)
+    state.stage = _ENDED
+    return None
+
+
+# --- forks --------------------------------------------------------------------------------------------------
+
+
+def values_changed(program: CompiledProgram, state: State, event: ev.ValuesChanged) -> Rejection | None:
+    """A fork leaves the shared prefix. What has been reached but not begun is rendered again from the new
+    values.
+    """
+    if state.stage is not _GOING or not state.fork_seq or state.seq != state.fork_seq:
+        return Rejection("OUT_OF_ORDER", "values change only where a fork leaves the shared prefix")
+    changes = event.payload if type(event.payload) is dict else {}
+    slots = {name: slot for slot, name in enumerate(program.slots) if slot >= FIRST_FREE_SLOT}
+    if sorted(changes) != event.names or any(name not in slots for name in changes):
+        return Rejection("MALFORMED", "the change names a value that the program does not have")
+    if event.at_ms > state.now_ms:
+        # Between the prefix and the fork nobody was running this.
+        state.suspended_ms += event.at_ms - state.now_ms
+        state.now_ms = event.at_ms
+    for name, value in changes.items():
+        state.slots[slots[name]] = value
+    todo: list[int] = []
+    for activity in list(state.active.values()):
+        if state.active.get(activity.step) is activity and program.steps[activity.step].parent < 0:
+            _reach_again(program, state, activity, todo)
+    move(program, state, todo)
+    return None
+
+
+def _reach_again(program: CompiledProgram, state: State, activity: Activity, todo: list[int]) -> None:
+    step = program.steps[activity.step]
+    if activity.group is not None:
+        lanes = lanes_of(program, state, step)
+        begun = activity.group.results or activity.group.errors or activity.group.attempts
+        if not begun and all(_untouched(program, lane) for lane in lanes):
+            for lane in [*lanes, activity]:
+                remove(state, lane)
+            state.steps -= len(lanes)
+            open_group(program, state, step, activity.occurrence, todo)
+    elif activity.phase is Phase.READY or (activity.phase is Phase.WAITING and step.kind is Kind.WAIT):
+        prepare(program, state, step, activity, todo)
+
+
+def _untouched(program: CompiledProgram, lane: Activity) -> bool:
+    waits = lane.phase is Phase.WAITING and program.steps[lane.step].kind is Kind.WAIT
+    return (lane.phase is Phase.READY or waits) and lane.attempt == 1

@@ -1,0 +1,21 @@
+"""What the compiler is told about a tool."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class ToolSchema(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool as the compiler sees it.
+
+    `parameters` is the JSON Schema (2020-12) of the object of arguments; `effect` the effect class of SPEC §7
+    (`pure`, `idempotent`, `keyed`, `transactional`, `reconcilable`, `irreversible`); `output` the JSON Schema
+    of the result, where known.
+    """
+
+    name: str
+    parameters: dict[str, Any] = msgspec.field(default_factory=lambda: {"type": "object"})
+    effect: str = "irreversible"
+    output: dict[str, Any] | None = None
