@@ -213,8 +213,12 @@ class Run:
         self._open, self._open_payload = event, payload
 
     def conclude(self, outcome: Outcome) -> None:
-        """An outcome of a call that was made alone."""
-        self.record_event(outcome.event, outcome.payload)
+        """An outcome of a call that was made alone. What arrived in the meantime comes first."""
+        if self._arrivals:
+            self._arrivals.append((outcome, None))
+        else:
+            self.record_event(outcome.event, outcome.payload)
+            self._count_outcome()
 
     @property
     def disturbed(self) -> bool:
@@ -314,6 +318,8 @@ class Run:
             _refuse(answer)
         else:
             self._arrivals.append((Outcome(event, payload), answer))
+            if type(event) is ev.RunCancelled:
+                self.facts.ending.has_come = True  # a long call may want to stop at a safe place
             self.wake()
         return answer
 
@@ -481,8 +487,7 @@ class Run:
             outcome = await self._action_conflict(command, spec)
         if outcome is None:
             outcome = await engine.calls.tool(self.facts, step, command, spec, alone=True)
-        self.record_event(outcome.event, outcome.payload)
-        self._count_outcome()
+        self.conclude(outcome)
 
     async def _transact(self, command: CallTool | Compensate, spec: ToolSpec) -> None:
         """The tool's writes and its outcome commit together, in a transaction of their own (SPEC §7)."""
