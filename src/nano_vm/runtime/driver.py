@@ -383,6 +383,8 @@ class Run:
 
     async def wait_until_settled(self) -> None:
         """Until this process lets go of the run; to be called in the loop that drives it."""
+        if self._left:
+            return
         if self.settled is None:
             self.settled = asyncio.get_running_loop().create_future()
         await asyncio.shield(self.settled)
