@@ -162,7 +162,7 @@ PROGRAMS: dict[str, dict[str, Any]] = {
         "steps": [
             step("pure", "P"),
             {"id": "ask", "type": "llm", "prompt": "go on?", "allowed_outputs": ["yes", "no"]},
-            {"id": "c", "type": "condition", "condition": "$ask.output == 'yes'", "then": "g", "otherwise": "Z"},
+            {"id": "c", "type": "condition", "condition": "$ask.output == 'yes'", "then": "g", "otherwise": "no"},
             {
                 "id": "g",
                 "type": "parallel",
@@ -170,7 +170,8 @@ PROGRAMS: dict[str, dict[str, Any]] = {
             },
             {"id": "m", "type": "map", "over": [1, 2, 3],
              "step": {"id": "each", "type": "tool", "tool": "keyed", "args": {"name": "M${index}"}}},
-            step("transactional", "Z"),
+            step("transactional", "Z", is_terminal=True),
+            step("pure", "no", is_terminal=True),
         ],
     },
     "saga": {

@@ -109,6 +109,7 @@ class Run:
         "letters",
         "listener",
         "loop",
+        "mail",
         "mail_taken",
         "mail_waits",
         "program",
@@ -143,6 +144,7 @@ class Run:
         self.letters: dict[str, list[Letter]] = {}  # for children that wait, by run id
         self.loop: asyncio.AbstractEventLoop | None = None  # where it is driven
         self.mail_waits = created  # whether the store may hold mail for it
+        self.mail: list[tuple[str, asyncio.Future[Rejection | None]]] = []  # by message id; to be answered
         self.mail_taken: set[str] = set()  # ids of the messages that are being dealt with
         self.stopping: set[str] = set()  # children that are to be cancelled
         self.settled: asyncio.Future[None] | None = None  # done when this process lets go of the run
@@ -440,7 +442,7 @@ class Run:
             if self.transitions_left == 1 and launches:
                 break
         if self.state.stage is Stage.ENDED:
-            await self.flush(self.update(release=True))
+            await self._let_go()
             return False
         if len(launches) == 1 and len(self.state.active) == 1 and not self._tasks and not self._timers:
             command, spec, limit = launches[0]
@@ -468,7 +470,7 @@ class Run:
         if self.state.status is RunStatus.SUSPENDED:
             if self.mail_waits:
                 return True
-            await self.flush(self.update(release=True))
+            await self._let_go()
             return False
         raise RuntimeFault("INTERNAL", "the run has nothing to do and nothing to wait for")
 
@@ -602,6 +604,8 @@ class Run:
 
     async def _something(self) -> None:
         """Wait until an outcome, a timer or an outside event arrives."""
+        if self.mail:
+            await self.engine.answer_mail(self)
         if not self._stirred:
             self._wake = asyncio.get_running_loop().create_future()
             try:
@@ -926,6 +930,9 @@ class Run:
             for command in decide(self.program, self.state):
                 if type(command) is Finish:
                     self._prepare(command, [])
+        if self.mail:
+            await self.flush()
+            await self.engine.answer_mail(self)
         await self.flush(self.update(release=True))
 
     async def _abandon(self) -> None:
