@@ -35,7 +35,7 @@ USAGE = [
     (("run", "greeting.yaml", *DRIVE, "--input-file", "no.yaml"), "INPUT_FILE"),
     (("run", "greeting.yaml", *DRIVE, "--input-file", "list.json"), "INPUT_FILE"),
     (("run", "greeting.yaml", *DRIVE, "--input-file", "cut.json"), "INPUT_FILE"),
-    (("run", "greeting.yaml", "--model", "mock:yes", "--input", "name=a"), "UNKNOWN_TOOL"),
+    (("run", "greeting.yaml", "--model", "mock:yes", "--input", "name=a"), "INVALID_PROGRAM"),
     (("run", "greeting.yaml", "--tools", "tools.py", "--input", "name=a"), "MODEL_MISSING"),
     (("run", "greeting.yaml", "--tools", "no.py", "--model", "mock:yes"), "TOOLS_UNREADABLE"),
     (("run", "greeting.yaml", "--tools", "no_such_module", "--model", "mock:yes"), "TOOLS_UNREADABLE"),
