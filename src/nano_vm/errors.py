@@ -317,7 +317,6 @@ CODES: dict[str, ErrorCode] = {
     "TOOL_SIGNATURE": ErrorCode(A, False, 2, "a tool whose parameters cannot be passed by name"),
     "TOOL_ERROR": ErrorCode(E, True, 1, "a tool failed"),
     "NO_MODEL": ErrorCode(C, False, 1, "a model step without a model adapter"),
-    "TRANSACTION_UNSUPPORTED": ErrorCode(C, False, 1, "a transactional tool with a store that has no transactions"),
     "SHUTTING_DOWN": ErrorCode(C, True, 1, "the engine has been closed"),
     "PROGRAM_CHANGED": ErrorCode(T, False, 5, "a stored program is not the one its hash says"),
     "ACTION_CONFLICT": ErrorCode(C, False, 1, "an author's idempotency key was used with other arguments"),

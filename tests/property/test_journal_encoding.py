@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nano_vm import canonical
-from nano_vm.journal.entry import GENESIS, Chain, open_event, verify_entry
+from nano_vm.journal.entry import GENESIS, RIDER_TYPES, Chain, open_events, verify_entry
 from nano_vm.kernel.events import EVENT_TYPES
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -56,6 +56,9 @@ def events_of(kind):
     return st.builds(kind, **fields)
 
 
+riders = st.sampled_from(sorted(RIDER_TYPES)).flatmap(lambda name: events_of(EVENT_TYPES[name]))
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     event=st.sampled_from(sorted(EVENT_TYPES)).flatmap(lambda name: events_of(EVENT_TYPES[name])),
@@ -63,12 +66,13 @@ def events_of(kind):
     run=texts,
     salt=st.binary(min_size=16, max_size=16),
     length=st.integers(0, 2**40),
+    then=st.lists(riders, max_size=3),
 )
-def test_sealed_facts_are_rfc_8785_and_give_the_event_back(event, payload, run, salt, length):
+def test_sealed_facts_are_rfc_8785_and_give_the_event_back(event, payload, run, salt, length, then):
     data = None
     if hasattr(event, "payload"):
         event.payload, data = canonical.normalize(payload)
-    entry = Chain(run, length).seal(event, salt, data)
+    entry = Chain(run, length).seal(event, salt, data, then)
     plain = json.loads(entry.facts)
     assert entry.facts == rfc8785.dumps(plain) == canonical.encode(plain)
     assert entry.digest == "sha256:" + sha256(entry.facts).hexdigest()
@@ -78,7 +82,8 @@ def test_sealed_facts_are_rfc_8785_and_give_the_event_back(event, payload, run, 
         assert entry.payload == rfc8785.dumps(payload)
         assert plain["commitment"] == "sha256:" + sha256(salt + entry.payload).hexdigest()
     assert verify_entry(entry, run, GENESIS, length).type == event.type
-    assert open_event(entry) == event
+    assert open_events(entry) == [event, *then]
+    assert [rider["type"] for rider in plain.get("then", [])] == [rider.type for rider in then]
 
 
 def test_every_event_type_can_be_generated():

@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
         console.complain("interrupted")
         return exits.INTERRUPTED
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
         return exits.FAILED
     except Exception as error:
         return failures.report(console, error)

@@ -107,9 +107,7 @@ class Chain:
         # Encoded once: a run id is any text, and its JSON form is the same in every entry.
         self._run = canonical.encode(run).decode()
 
-    def seal(
-        self, event: Event, salt: bytes, payload: bytes | None, then: Sequence[Event] = ()
-    ) -> Entry:
+    def seal(self, event: Event, salt: bytes, payload: bytes | None, then: Sequence[Event] = ()) -> Entry:
         """Chain `event` to the head and return its entry.
 
         Args:

@@ -37,7 +37,7 @@ def standing(program: CompiledProgram, state: State) -> Standing:
     waits = [wait.to_dict() for wait in waiting(program, state)]
     due = [activity.due_ms for activity in state.active.values() if activity.due_ms]
     for activity in state.active.values():
-        due.extend(_due(activity.waits))
+        due.extend(_due(activity.waits or ()))
     return Standing(status.value, None, waits, min(due, default=0))
 
 

@@ -29,6 +29,8 @@ from nano_vm.runtime.values import to_data
 _UNSET = ev.UNSET
 TRACEBACK_CHARS_MAX = 8_000
 NANO = Decimal(1_000_000_000)
+TOKENS_MAX = 1_000_000_000  # of one call; more is a mistake of the adapter
+COST_USD_MAX = 1_000_000
 
 
 class Outcome(NamedTuple):
@@ -38,20 +40,28 @@ class Outcome(NamedTuple):
     payload: bytes | None
 
 
+class Ending:
+    """Tells the calls of a run that it is coming to its end."""
+
+    __slots__ = ("has_come",)
+
+    def __init__(self) -> None:
+        self.has_come = False
+
+
 class RunFacts(NamedTuple):
     """What a call may know of its run."""
 
     run_id: str
     tenant: str
     principal: dict[str, Any] | None
+    ending: Ending
 
 
 class Calls:
     """Carries out calls with the tools, models, threads and clock of one engine."""
 
-    def __init__(
-        self, llm: ModelClient | None, clock: Clock, entropy: Entropy, threads: ToolThreads
-    ) -> None:
+    def __init__(self, llm: ModelClient | None, clock: Clock, entropy: Entropy, threads: ToolThreads) -> None:
         self.llm = llm
         self.clock = clock
         self.entropy = entropy
@@ -62,12 +72,21 @@ class Calls:
     # --- tools ------------------------------------------------------------------------------------------------
 
     async def tool(
-        self, run: RunFacts, step: CompiledStep, command: CallTool, spec: ToolSpec, transaction: Any = None
+        self,
+        run: RunFacts,
+        step: CompiledStep,
+        command: CallTool,
+        spec: ToolSpec,
+        transaction: Any = None,
+        *,
+        alone: bool = False,
     ) -> Outcome:
-        """Call a tool once."""
+        """Call a tool once. `alone`: nothing else is under way in this run."""
         try:
-            value = await self._invoke(run, command, command.args, spec, command.timeout_ms, transaction)
-        except Exception as error:
+            value = await self._invoke(run, command, spec, command.timeout_ms, transaction, alone)
+        except BaseException as error:
+            if is_ours(error):
+                raise
             return self.raised(step, command, spec, error)
         return self.concluded(command, spec, value)
 
@@ -87,9 +106,11 @@ class Calls:
             return Outcome(pending, None)
         try:
             data, payload = to_data(value)
-        except InputError as error:
+        except Exception as error:
             # The effect has happened; what it returned cannot be kept. Doing it again would not help.
-            return self.failed(command, error.code, error.message, False, pure=pure)
+            code = error.code if isinstance(error, InputError) else "VALUE_NOT_JSON"
+            message = f"what `{spec.name}` returned cannot be kept: {_message(error)}"
+            return self.failed(command, code, message, False, pure=pure, error=error)
         return Outcome(
             ev.StepSucceeded(
                 at_ms=self.clock.now_ms(),
@@ -107,17 +128,19 @@ class Calls:
         self,
         run: RunFacts,
         command: CallTool | Compensate,
-        args: dict[str, Any],
         spec: ToolSpec,
         timeout_ms: int,
         transaction: Any,
+        alone: bool = False,
     ) -> Any:
         # Tools get copies: a tool that changes its arguments must not change what is recorded.
+        args = command.args
         arguments = copy_arguments(args)
+        inline = alone and self.inline_sync and not timeout_ms
         if spec.context_parameter is None and not timeout_ms:
             if spec.is_async:
                 return await spec.function(**arguments)
-            if self.inline_sync or not spec.blocking:
+            if inline or not spec.blocking:
                 return spec.function(**arguments)
             return await self.threads.run(lambda: spec.function(**arguments))
         deadline = self.clock.now_ms() + timeout_ms if timeout_ms else None
@@ -130,16 +153,17 @@ class Calls:
             attempt=command.attempt,
             deadline_ms=deadline,
             principal=run.principal,
+            has_ended=None if type(command) is Compensate else lambda: run.ending.has_come,
         )
         context.transaction = transaction
         if spec.context_parameter is not None:
             arguments[spec.context_parameter] = context
-        call = _coroutine(self.threads, spec, arguments, self.inline_sync and not timeout_ms)
+        call = _coroutine(self.threads, spec, arguments, inline)
         if not timeout_ms:
             return await call
         return await _within(call, timeout_ms, context)
 
-    def raised(self, step: CompiledStep, command: CallTool, spec: ToolSpec, error: Exception) -> Outcome:
+    def raised(self, step: CompiledStep, command: CallTool, spec: ToolSpec, error: BaseException) -> Outcome:
         """What an exception out of a tool means: a known failure, or an outcome that nobody knows."""
         pure = True if spec.effect == "pure" else _UNSET
         # What a transaction was rolled back with has not happened.
@@ -153,11 +177,14 @@ class Calls:
             return self.failed(command, "TIMEOUT", message, True, pure=pure)
         if isinstance(error, ToolError):
             if error.unknown and not certain:
-                return self.unknown(command, error.code[:TEXT_CHARS_MAX], spec.effect, _describe(error))
-            return self.failed(command, error.code, str(error), error.retryable, pure=pure, error=error)
+                return self.unknown(command, _text(error.code), spec.effect, _describe(error))
+            code, retryable = _text(error.code), bool(error.retryable)
+            return self.failed(command, code, _message(error), retryable, pure=pure, error=error)
+        if not certain and isinstance(error, asyncio.CancelledError):
+            return self.unknown(command, "CANCELLED", spec.effect, _describe(error))
         if not certain and _lost_contact(error):
             return self.unknown(command, "CONNECTION", spec.effect, _describe(error))
-        return self.failed(command, type(error).__name__, str(error), True, pure=pure, error=error)
+        return self.failed(command, type(error).__name__, _message(error), True, pure=pure, error=error)
 
     async def compensation(
         self, run: RunFacts, command: Compensate, spec: ToolSpec, transaction: Any = None
@@ -165,9 +192,14 @@ class Calls:
         """Call a compensating tool once."""
         item = command.item if command.item >= 0 else _UNSET
         try:
-            value = await self._invoke(run, command, command.args, spec, 0, transaction)
-            data, payload = to_data(value)
-        except Exception as error:
+            value = await self._invoke(run, command, spec, 0, transaction)
+            try:
+                data, payload = to_data(value)
+            except Exception:
+                data, payload = None, b"null"  # it is undone; nothing is made of what the tool returned
+        except BaseException as error:
+            if is_ours(error):
+                raise
             unknown = error.unknown if isinstance(error, ToolError) else _lost_contact(error)
             if unknown and spec.effect not in ("pure", "idempotent"):
                 return self.unknown(command, "CONNECTION", spec.effect, _describe(error), compensation=True)
@@ -178,11 +210,11 @@ class Calls:
                     at_ms=self.clock.now_ms(),
                     attempt=command.attempt,
                     draw=self.entropy.draw(),
-                    error=code[:TEXT_CHARS_MAX],
+                    error=_text(code),
                     item=item,
                     occurrence=command.occurrence,
                     payload=details,
-                    retryable=not isinstance(error, InputError) and getattr(error, "retryable", True),
+                    retryable=getattr(error, "retryable", True) is not False,
                     step=command.step_id,
                 ),
                 canonical.encode(details),
@@ -257,15 +289,16 @@ class Calls:
             if step.on_timeout == "fallback":
                 return self.substituted(command, step.fallback, _UNSET)
             return self.failed(command, "TIMEOUT", f"no answer within {command.timeout_ms} ms", True)
-        except Exception as error:
+        except BaseException as error:
+            if is_ours(error):
+                raise
             retryable = getattr(error, "retryable", True) is not False
             code = getattr(error, "code", None)
             kind = code if isinstance(code, str) else type(error).__name__
-            return self.failed(command, kind, str(error), retryable, error=error)
+            return self.failed(command, kind, _message(error), retryable, error=error)
         usage = completion.usage
-        cost = _nanousd(usage.cost_usd)
         spent = {
-            "cost_nanousd": cost or _UNSET,
+            "cost_nanousd": _nanousd(usage.cost_usd) or _UNSET,
             "tokens_in": usage.prompt_tokens or _UNSET,
             "tokens_out": usage.completion_tokens or _UNSET,
         }
@@ -314,7 +347,7 @@ class Calls:
 
     def _complete(self, request: dict[str, Any], limit: int) -> Any:
         assert self.llm is not None
-        params: dict[str, Any] = dict(request.get("params") or {})
+        params: dict[str, Any] = copy_arguments(request.get("params") or {})
         if "model" in request:
             params["model"] = request["model"]
         if limit and "max_tokens" not in params:
@@ -344,7 +377,7 @@ class Calls:
             at_ms=self.clock.now_ms(),
             attempt=command.attempt,
             draw=self.entropy.draw(),
-            error=_encodable_text(code)[:TEXT_CHARS_MAX],
+            error=_text(code),
             item=command.item if command.item >= 0 else _UNSET,
             occurrence=command.occurrence,
             payload=details,
@@ -441,6 +474,8 @@ async def _within(call: Any, timeout_ms: int, context: ToolContext | None) -> An
             return await call
     except TimeoutError:
         if limit.expired():
+            if context is not None:
+                context.cancelled = True  # a thread cannot be stopped, but it may ask
             raise _TimedOutError from None
         raise
 
@@ -461,6 +496,7 @@ async def _coroutine(threads: ToolThreads, spec: ToolSpec, arguments: dict[str, 
 
 
 def copy_arguments(args: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that share nothing with what is recorded."""
     for value in args.values():
         if type(value) is dict or type(value) is list:
             copied: dict[str, Any] = canonical.decode(canonical.encode(args))
@@ -475,7 +511,11 @@ def action_key(run: RunFacts, command: Any, spec: ToolSpec, args: dict[str, Any]
     if business_key is not None:
         parts: list[Any] = ["business", run.tenant, spec.name, business_key]
     else:
-        kind = "compensation" if isinstance(command, Compensate) or getattr(command, "compensation", False) else "step"
+        kind = (
+            "compensation"
+            if isinstance(command, Compensate) or getattr(command, "compensation", False)
+            else "step"
+        )
         place = [kind, command.step_id, command.occurrence, command.item]
         parts = ["action", run.run_id, *place, spec.name, spec.digest, args]
     return "nvm-" + sha256(canonical.encode(parts)).hexdigest()[:48]
@@ -500,23 +540,32 @@ _TRANSPORT_ERRORS = frozenset({"TransportError", "ConnectionError", "Timeout", "
 
 
 def _completion(answer: Any) -> Completion:
-    if type(answer) is str:
-        return Completion(text=answer)
-    if isinstance(answer, Completion):
-        if type(answer.text) is not str:
-            raise TypeError(f"the adapter returned a {type(answer.text).__name__} as text")
-        return answer
-    if type(answer) is tuple and len(answer) == 2 and type(answer[0]) is str:
+    """An adapter's answer in the one form we keep, or a TypeError that says what is wrong with it."""
+    if isinstance(answer, str):
+        return Completion(text=str(answer))
+    if type(answer) is tuple and len(answer) == 2 and isinstance(answer[0], str):
         usage = answer[1] or {}
-        return Completion(
-            text=answer[0],
-            usage=Usage(
-                prompt_tokens=int(usage.get("prompt_tokens") or 0),
-                completion_tokens=int(usage.get("completion_tokens") or 0),
-                cost_usd=usage.get("cost_usd"),
-            ),
-        )
-    raise TypeError(f"the adapter returned a {type(answer).__name__}, not text")
+        if isinstance(usage, Usage):
+            answer = Completion(text=str(answer[0]), usage=usage)
+        else:
+            counts = {name: usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")}
+            answer = Completion(text=str(answer[0]), usage=Usage(**counts, cost_usd=usage.get("cost_usd")))
+    if not isinstance(answer, Completion):
+        raise TypeError(f"the adapter returned a {type(answer).__name__}, not text")
+    if type(answer.text) is not str:
+        raise TypeError(f"the adapter returned a {type(answer.text).__name__} as text")
+    usage = answer.usage
+    if not all(
+        type(count) is int and 0 <= count <= TOKENS_MAX
+        for count in (usage.prompt_tokens, usage.completion_tokens)
+    ):
+        raise TypeError("the adapter reported tokens that are not whole numbers from 0 on")
+    cost = usage.cost_usd
+    if cost is not None and (type(cost) not in (int, float) or not 0 <= cost <= COST_USD_MAX):
+        raise TypeError("the adapter reported a cost that is not a number from 0 on")
+    if answer.model is not None and type(answer.model) is not str:
+        raise TypeError(f"the adapter returned a {type(answer.model).__name__} as model")
+    return answer
 
 
 def _nanousd(cost_usd: float | None) -> int:
@@ -535,12 +584,36 @@ def _accepted(function: Callable[..., Any]) -> frozenset[str] | None:
 
 
 def _describe(error: BaseException) -> dict[str, Any]:
-    details, _ = _encodable({"message": str(error)[:TRACEBACK_CHARS_MAX], "traceback": _traceback(error)})
+    message = _message(error)[:TRACEBACK_CHARS_MAX]
+    details, _ = _encodable({"message": message, "traceback": _traceback(error)})
     return details
 
 
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # an exception may be as broken as anything else
+        return f"{type(error).__name__}, which cannot be printed"
+
+
 def _traceback(error: BaseException) -> str:
-    return "".join(traceback.format_exception(error))[-TRACEBACK_CHARS_MAX:]
+    try:
+        return "".join(traceback.format_exception(error))[-TRACEBACK_CHARS_MAX:]
+    except Exception:
+        return ""
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether an exception out of a call is meant for us, not a failure of what was called."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is None or task.cancelling() > 0  # else something inside the tool was cancelled
+    return isinstance(error, KeyboardInterrupt | GeneratorExit)
+
+
+def _text(value: Any) -> str:
+    """A name or code that came from outside, as text that facts may hold."""
+    return _encodable_text(value if type(value) is str else str(value))[:TEXT_CHARS_MAX]
 
 
 def _encodable(details: dict[str, Any]) -> tuple[dict[str, Any], bytes]:

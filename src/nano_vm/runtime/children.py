@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nano_vm import canonical
-from nano_vm.errors import ConflictError, NanoVMError, NotFoundError
+from nano_vm.errors import (
+    ConflictError,
+    NanoVMError,
+    NotFoundError,
+    RuntimeFault,
+    StoreError,
+    VerificationError,
+)
 from nano_vm.journal.port import RunRecord
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import StartChild
 from nano_vm.kernel.state import RunStatus
 from nano_vm.kernel.transition import waiting
 from nano_vm.runtime.calls import Outcome
-from nano_vm.runtime.driver import Run
+from nano_vm.runtime.driver import Letter, Run
 
 if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
@@ -30,10 +37,14 @@ async def run_child(engine: Engine, parent: Run, command: StartChild) -> Outcome
     try:
         engine.store.record(command.child)
     except NotFoundError:
+        if command.child in parent.stopping:
+            return _refused(
+                engine, command, RuntimeFault("CANCELLED", "the parent is ending"), RunStatus.CANCELLED
+            )
         try:
             run = await _create(engine, parent, command)
         except NanoVMError as error:
-            if isinstance(error, ConflictError) or error.code.startswith("STORE_"):
+            if isinstance(error, ConflictError | StoreError | VerificationError):
                 raise
             return _refused(engine, command, error)
     else:
@@ -41,15 +52,10 @@ async def run_child(engine: Engine, parent: Run, command: StartChild) -> Outcome
         if taken is None:
             raise ConflictError("LEASE_LOST", f"the child {command.child} is being driven by another worker")
         run = taken
-        letter = parent.letters.pop(command.child, None)
-        if letter is not None:
-            await _deliver(engine, run, *letter)
+        _deliver(engine, run, parent.letters.pop(command.child, []))
     if command.child in parent.stopping and not run.state.status.is_terminal:
         _cancel(engine, run)
-    if run.state.status.is_terminal:
-        await run.flush(run.update(release=True))
-    else:
-        await engine.drive(run)
+    await engine.drive(run)
     return report(engine, run, command)
 
 
@@ -95,20 +101,12 @@ async def _create(engine: Engine, parent: Run, command: StartChild) -> Run:
     return run
 
 
-async def _deliver(engine: Engine, run: Run, kind: str, letter: dict[str, Any], answer: Any) -> None:
-    """Give a letter that was addressed to the parent to the child that waits for it (or to the child's child)."""
+def _deliver(engine: Engine, run: Run, letters: list[Letter]) -> None:
+    """Give letters that were addressed to the parent to the child that waits for them (or to the child's child)."""
     from nano_vm.runtime import control
 
-    target = control.route(run, kind, letter)
-    if target is not None:
-        run.letters[target] = (kind, letter, answer)
-        return
-    rejection = control.offer_letter(engine, run, kind, letter)
-    if rejection is not None and kind == "event" and rejection.code != "DUPLICATE":
-        control.note_refusal(engine, run, letter, rejection)
-    if not answer.done():
-        answer.set_result(rejection)
-    await run.flush()
+    for letter in letters:
+        control.hand_in(engine, run, letter.kind, letter.body).add_done_callback(letter.pass_on)
 
 
 def report(engine: Engine, run: Run, command: StartChild) -> Outcome:
@@ -163,7 +161,9 @@ def _output(run: Run) -> Any:
     return found
 
 
-def _refused(engine: Engine, command: StartChild, error: NanoVMError) -> Outcome:
+def _refused(
+    engine: Engine, command: StartChild, error: NanoVMError, status: RunStatus = RunStatus.FAILED
+) -> Outcome:
     """The child could not be started at all."""
     details = {"output": None, "compensations": [], "message": error.message}
     return Outcome(
@@ -174,7 +174,7 @@ def _refused(engine: Engine, command: StartChild, error: NanoVMError) -> Outcome
             item=command.item if command.item >= 0 else _UNSET,
             occurrence=command.occurrence,
             payload=details,
-            status=RunStatus.FAILED.value,
+            status=status.value,
             step=command.step_id,
             steps=0,
         ),
@@ -187,7 +187,7 @@ def stop_child(engine: Engine, parent: Run, child: str) -> None:
     if child in parent.stopping:
         return
     parent.stopping.add(child)
-    live = engine.live.get(child)
+    live = engine.live_here(child)
     if live is not None:
         event = ev.RunCancelled(at_ms=engine.clock.now_ms(), payload={"reason": "parent"})
         answer = live.deliver(event, canonical.encode({"reason": "parent"}))

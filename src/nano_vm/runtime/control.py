@@ -8,15 +8,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nano_vm import canonical
-from nano_vm.errors import InputError, RejectedError
+from nano_vm.errors import ConflictError, InputError, NanoVMError, RejectedError
 from nano_vm.journal.port import Mail
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.limits import EVENT_ID_CHARS_MAX, PAYLOAD_BYTES_MAX
-from nano_vm.kernel.state import COMPENSATION_KEY, Phase, Rejection, State
+from nano_vm.kernel.state import COMPENSATION_KEY, Phase, Rejection, RunStatus, State
 from nano_vm.kernel.transition import all_waits, child_run_id, event_digest
 from nano_vm.program.compiled import CompiledProgram
 from nano_vm.runtime.driver import Run, RunLeft
+from nano_vm.runtime.patience import patiently
 
 if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
@@ -43,6 +44,8 @@ async def resume(
         canonical.check_size(encoded, PAYLOAD_BYTES_MAX, "the event")
     if event_id is not None and not 0 < len(event_id) <= EVENT_ID_CHARS_MAX:
         raise InputError("EVENT_ID", f"an event id has 1 to {EVENT_ID_CHARS_MAX} characters")
+    if event_id is not None and event_id.startswith(AUTO):
+        raise InputError("EVENT_ID", f"event ids beginning with `{AUTO}` are reserved")
     who = principal_of(principal)
     letter = {"event_id": event_id, "name": name, "step": step, "data": data, "principal": who}
     return await _deliver(engine, trace_id, "event", letter)
@@ -94,88 +97,120 @@ async def _deliver(engine: Engine, trace_id: str, kind: str, letter: dict[str, A
 
     mail_id: str | None = None
     while True:
-        live = engine.live.get(trace_id)
-        if live is not None:
+        if mail_id is None:
+            live = engine.live_here(trace_id)
+            if live is not None:
+                try:
+                    return await _to_live(engine, live, kind, letter)
+                except RunLeft:
+                    await asyncio.sleep(0)
+                    continue
+            record = engine.store.record(trace_id)
+            if record.parent is not None:
+                raise InputError(
+                    "CHILD_RUN",
+                    f"run {trace_id} is a child: its waits and its cancellation go through its parent",
+                    help=f"use {record.parent}",
+                )
+        else:
+            answer = engine.store.answered(trace_id, mail_id)
+            if answer is not None:
+                said = canonical.decode(answer)
+                _raise_refusal(trace_id, Rejection(said["code"], said["message"]) if said else None)
+                await _until_settled(engine, trace_id)
+                return engine.trace(trace_id)
+        run = await recovery.take_over(engine, trace_id)
+        if run is not None and mail_id is None:
             try:
-                return await _to_live(engine, live, kind, letter)
+                return await _to_parked(engine, run, kind, letter)
             except RunLeft:
                 continue
-        record = engine.store.record(trace_id)
-        if record.parent is not None:
-            raise InputError(
-                "CHILD_RUN",
-                f"run {trace_id} is a child: its waits and its cancellation go through its parent",
-                help=f"use {record.parent}",
-            )
-        run = await recovery.take_over(engine, trace_id)
         if run is not None:
-            return await _to_parked(engine, run, kind, letter)
+            await engine.drive(run)  # its mail, ours among it, is read first
+            await asyncio.sleep(0)
+            continue
         if mail_id is None:
-            mail_id = _post(engine, trace_id, kind, letter)
-        answer = engine.store.answered(trace_id, mail_id)
-        if answer is not None:
-            _raise_refusal(trace_id, canonical.decode(answer))
-            return engine.trace(trace_id)
-        await engine.clock.sleep_until(engine.clock.now_ms() + POLL_MS)
+            mail_id = await _post(engine, trace_id, kind, letter)
+        await asyncio.sleep(POLL_MS / 1_000)
 
 
-def _post(engine: Engine, trace_id: str, kind: str, letter: dict[str, Any]) -> str:
+async def _until_settled(engine: Engine, trace_id: str) -> None:
+    """Wait while another worker drives the run on with what we sent it."""
+    while not engine.draining:
+        live = engine.live_here(trace_id)
+        if live is not None:
+            await live.wait_until_settled()
+        record = engine.store.record(trace_id)
+        if record.status != RunStatus.RUNNING or record.owner is None:
+            return
+        await asyncio.sleep(POLL_MS / 1_000)
+
+
+async def _post(engine: Engine, trace_id: str, kind: str, letter: dict[str, Any]) -> str:
     given = letter.get("event_id")
-    mail_id = f"event:{given}" if given is not None else f"{kind}:{engine.entropy.salt().hex()}"
-    engine.store.post(
-        trace_id,
-        Mail(mail_id=mail_id, kind=kind, body=canonical.encode(letter), posted_at_ms=engine.clock.now_ms()),
-    )
+    chance = engine.entropy.salt().hex()
+    mail_id = f"event:{given}" if given is not None else f"{kind}:{chance}"
+    body, now = canonical.encode(letter), engine.clock.now_ms()
+    try:
+        mail = Mail(mail_id=mail_id, kind=kind, body=body, posted_at_ms=now)
+        await patiently(lambda: engine.store.post(trace_id, mail))
+    except ConflictError:
+        # The same id with other content: the run itself has to refuse it, and to keep what it refused.
+        mail_id = f"{mail_id}#{chance}"
+        other = Mail(mail_id=mail_id, kind=kind, body=body, posted_at_ms=now)
+        await patiently(lambda: engine.store.post(trace_id, other))
     return mail_id
 
 
 async def _to_live(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> Trace:
-    rejection: Rejection | None
-    target = route(run, kind, letter)
-    if target is not None:
-        rejection = await _to_child(run, target, kind, letter)
-    else:
-        built = _build(engine, run.program, run.state, kind, letter)
-        if isinstance(built, Rejection):
-            rejection = built
-        else:
-            rejection = await run.deliver(*built)
-    if rejection is not None:
-        _refuse(engine, run, kind, letter, rejection)
-    if run.settled is None:
-        run.settled = asyncio.get_running_loop().create_future()
-    await asyncio.shield(run.settled)
-    return engine.trace_of(run)
+    rejection = await hand_in(engine, run, kind, letter)
+    _raise_refusal(run.record.run_id, rejection)
+    await run.wait_until_settled()
+    return engine.trace(run.record.run_id)
 
 
 async def _to_parked(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> Trace:
-    """Apply a letter to a run we have just taken over, and drive it on; or refuse, and put it back."""
-    target = route(run, kind, letter)
-    if target is not None:
-        # A child waits for it: it is delivered there, and the parent drives on.
-        answer = _to_child(run, target, kind, letter)
-        await engine.drive(run)
-        if (refused := await answer) is not None and refused.code != "DUPLICATE":
-            _raise_refusal(run.record.run_id, {"code": refused.code, "message": refused.message})
-        return engine.trace_of(run)
-    rejection = offer_letter(engine, run, kind, letter)
-    if rejection is not None:
-        try:
-            _refuse(engine, run, kind, letter, rejection)
-        finally:
-            await run.flush(run.update(release=True))
-        return engine.trace_of(run)
+    """Hand a letter to a run we have just taken over, and drive it on."""
+    answer = hand_in(engine, run, kind, letter)
     await engine.drive(run)
+    _raise_refusal(run.record.run_id, await answer)
     return engine.trace_of(run)
 
 
-def offer_letter(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> Rejection | None:
-    """Put a letter to the kernel, as the event it stands for."""
-    built = _build(engine, run.program, run.state, kind, letter)
+def hand_in(
+    engine: Engine, run: Run, kind: str, letter: dict[str, Any]
+) -> asyncio.Future[Rejection | None]:
+    """Give a letter to a run that we own, or to the child of it that waits for it. The future says whether it was
+    admitted, once that is durable; what is refused is journaled where it was refused. It raises RunLeft when the run
+    was let go before."""
+    target, child = _addressee(engine, run, kind, letter) or (run, None)
+    if child is not None:
+        return target.forward(child, kind, letter)
+    built = _build(engine, target.program, target.state, kind, letter)
     if isinstance(built, Rejection):
-        return built
-    event, payload = built
-    return run.offer(event, payload)
+        return target.answer_later(built)
+    return target.deliver(*built)
+
+
+def _addressee(
+    engine: Engine, run: Run, kind: str, letter: dict[str, Any]
+) -> tuple[Run, str | None] | None:
+    """Who waits for a letter: a run that is being driven here, and the id of its child when that one is parked."""
+    if kind == "cancel":
+        return run, None
+    for wait in all_waits(run.program, run.state):
+        if wait.kind == "child":
+            if any(_fits(kind, letter, inner) for inner in wait.waits):
+                item = -1 if wait.item is None else wait.item
+                return run, child_run_id(run.state.run, wait.step, wait.occurrence, item, wait.attempt)
+        elif _fits(kind, letter, wait.to_dict()):
+            return run, None
+    for child in run.children_at_work():
+        live = engine.live_here(child)
+        found = None if live is None else _addressee(engine, live, kind, letter)
+        if found is not None:
+            return found
+    return None
 
 
 def _build(
@@ -197,16 +232,13 @@ def _build(
         step=_UNSET if letter["step"] is None else letter["step"],
     )
     if letter["event_id"] is None:
-        event.event_id = _auto_id(program, state, event)
-    elif event.event_id.startswith(AUTO):
-        return Rejection("MALFORMED", f"event ids beginning with `{AUTO}` are reserved")
-    if state.status.is_terminal and event.event_id in state.seen:
-        same = state.seen[event.event_id] == event_digest(event)
-        return Rejection("DUPLICATE" if same else "EVENT_CONFLICT", f"event `{event.event_id}` is known")
+        event.event_id = _auto_id(program, state, event, letter.get("mail_id"))
     return event, canonical.encode(letter["data"])
 
 
-def _auto_id(program: CompiledProgram, state: State, event: ev.EventReceived) -> str:
+def _auto_id(
+    program: CompiledProgram, state: State, event: ev.EventReceived, mail_id: str | None
+) -> str:
     """An event without an id of its own is the same one when its content is, unless the run has come to wait again:
     then it is the answer to the new wait."""
     digest = event_digest(event)
@@ -221,6 +253,8 @@ def _auto_id(program: CompiledProgram, state: State, event: ev.EventReceived) ->
         for known, content in state.seen.items():
             if known.startswith(AUTO) and content == digest:
                 return known
+    if mail_id is not None:  # dealt with once, even if its owner is gone before it is answered
+        return AUTO + canonical.digest_value([state.run, mail_id])[7:39]
     place = [state.seq, [wait.to_dict() for wait in wanted]]
     return AUTO + canonical.digest_value([place, digest])[7:39]
 
@@ -263,27 +297,6 @@ def _resolution(
     return event, None if payload is _UNSET else canonical.encode(payload)
 
 
-def route(run: Run, kind: str, letter: dict[str, Any]) -> str | None:
-    """The child run that waits for a letter, if it is not the run itself."""
-    if kind == "cancel":
-        return None
-    for wait in all_waits(run.program, run.state):
-        if wait.kind == "child":
-            if any(_fits(kind, letter, inner) for inner in wait.waits):
-                item = -1 if wait.item is None else wait.item
-                return child_run_id(run.state.run, wait.step, wait.occurrence, item, wait.attempt)
-        elif _fits(kind, letter, wait.to_dict()):
-            return None
-    return None
-
-
-def _to_child(run: Run, child: str, kind: str, letter: dict[str, Any]) -> asyncio.Future[Rejection | None]:
-    answer: asyncio.Future[Rejection | None] = asyncio.get_running_loop().create_future()
-    run.letters[child] = (kind, letter, answer)
-    run.wake()
-    return answer
-
-
 def _fits(kind: str, letter: dict[str, Any], wait: dict[str, Any]) -> bool:
     if wait["kind"] == "child":
         return any(_fits(kind, letter, inner) for inner in wait.get("waits", ()))
@@ -299,39 +312,13 @@ def _fits(kind: str, letter: dict[str, Any], wait: dict[str, Any]) -> bool:
 # --- refusals -----------------------------------------------------------------------------------------------
 
 
-def _refuse(engine: Engine, run: Run, kind: str, letter: dict[str, Any], rejection: Rejection) -> None:
-    """Journal what was refused and say so - except that a repetition is answered like the first time."""
-    if rejection.code == "DUPLICATE":
-        return
-    if kind == "event":
-        note_refusal(engine, run, letter, rejection)
-    _raise_refusal(run.record.run_id, {"code": rejection.code, "message": rejection.message})
-
-
-def note_refusal(engine: Engine, run: Run, letter: dict[str, Any], rejection: Rejection) -> None:
-    who = _UNSET if letter["principal"] is None else letter["principal"]
-    run.record_event(
-        ev.EventRefused(
-            at_ms=engine.clock.now_ms(),
-            code=rejection.code,
-            event_id=letter["event_id"] or "",
-            name=_UNSET if letter["name"] is None else letter["name"],
-            payload=letter["data"],
-            principal=who,
-            step=_UNSET if letter["step"] is None else letter["step"],
-        ),
-        canonical.encode(letter["data"]),
-    )
-    run.wake()
-
-
-def _raise_refusal(run_id: str, answer: dict[str, Any]) -> None:
-    code = answer.get("code")
-    if code and code != "DUPLICATE":
+def _raise_refusal(run_id: str, rejection: Rejection | None) -> None:
+    """Say what was refused - except that a repetition is answered like the first time."""
+    if rejection is not None and rejection.code != "DUPLICATE":
         raise RejectedError(
-            code,
-            f"run {run_id} does not take the event: {answer['message']}",
-            help=_REMEDIES.get(code),
+            rejection.code,
+            f"run {run_id} does not take the event: {rejection.message}",
+            help=_REMEDIES.get(rejection.code),
             facts={"run_id": run_id},
         )
 
@@ -347,21 +334,24 @@ _REMEDIES = {
 # --- mail ---------------------------------------------------------------------------------------------------
 
 
-def take_mail(engine: Engine, run: Run) -> bool:
-    """Deal with what other processes left for a run we own. Returns whether there was anything."""
-    if not getattr(engine.store, "shared", False):
-        return False
-    run_id = run.record.run_id
-    letters = engine.store.mail(run_id)
-    for mail in letters:
-        letter = canonical.decode(mail.body)
-        rejection = offer_letter(engine, run, mail.kind, letter)
-        answer: dict[str, Any] = {}
-        if rejection is not None:
-            answer = {"code": rejection.code, "message": rejection.message}
-            if mail.kind == "event" and rejection.code != "DUPLICATE":
-                note_refusal(engine, run, letter, rejection)
-        engine.store.answer(run_id, mail.mail_id, canonical.encode(answer))
-    if letters:
-        run.wake()
-    return bool(letters)
+def take_mail(engine: Engine, run: Run) -> None:
+    """Deal with what others left for a run that we drive; each is answered when what came of it is durable."""
+    for mail in engine.store.mail(run.record.run_id):
+        if mail.mail_id not in run.mail_taken:
+            run.mail_taken.add(mail.mail_id)
+            letter = {**canonical.decode(mail.body), "mail_id": mail.mail_id}
+            engine.in_background(_answer_mail(engine, run, mail, hand_in(engine, run, mail.kind, letter)))
+
+
+async def _answer_mail(
+    engine: Engine, run: Run, mail: Mail, answer: asyncio.Future[Rejection | None]
+) -> None:
+    try:
+        rejection = await answer
+    except RunLeft:
+        return  # it stays where it is, for the next owner
+    written = {} if rejection is None else {"code": rejection.code, "message": rejection.message}
+    try:
+        await patiently(lambda: engine.store.answer(run.record.run_id, mail.mail_id, canonical.encode(written)))
+    except NanoVMError:
+        pass  # the next owner deals with it again: it is a repetition then

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Awaitable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from nano_vm import canonical
 from nano_vm.errors import NanoVMError, RuntimeFault
 from nano_vm.journal.entry import Chain, Entry
 from nano_vm.journal.port import RunRecord, RunUpdate
+from nano_vm.journal.standing import standing
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import (
     AwaitEvent,
@@ -32,10 +33,17 @@ from nano_vm.kernel.commands import (
     StopChild,
 )
 from nano_vm.kernel.state import Activity, Phase, Rejection, RunStatus, Stage, State, activity_key
-from nano_vm.kernel.transition import apply, child_run_id, decide, remaining_budgets, waiting
+from nano_vm.kernel.transition import (
+    apply,
+    child_run_id,
+    decide,
+    event_digest,
+    remaining_budgets,
+)
 from nano_vm.program.compiled import CallAction, CompiledProgram, Kind
-from nano_vm.runtime.calls import Outcome, RunFacts
+from nano_vm.runtime.calls import Ending, Outcome, RunFacts
 from nano_vm.runtime.lane import drive_lane
+from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.ports import ToolSpec
 from nano_vm.runtime.tooling import REPEATABLE
 
@@ -44,11 +52,31 @@ if TYPE_CHECKING:
 
 _UNSET = ev.UNSET
 BATCH_MAX = 256  # entries of pure steps that are gathered before they are made durable
+ATTEMPTS_MAX = (
+    100  # an unknown outcome is not repeated beyond this attempt, however many processes it has cost
+)
 REPEATS_MAX = 3  # how often an unknown outcome is repeated under the tool's contract while the process lives
-MODEL_TOKENS_DEFAULT = 4_096  # asked for, and reserved, when a token budget is declared but the step sets no limit
+MODEL_TOKENS_DEFAULT = (
+    4_096  # asked for, and reserved, when a token budget is declared but the step sets no limit
+)
 
 
-class Released(Exception):  # noqa: N818 - a signal, not an error
+class Letter(NamedTuple):
+    """Something from outside for a child: `kind` is event or resolve; `answer` tells what the child's kernel says."""
+
+    kind: str
+    body: dict[str, Any]
+    answer: asyncio.Future[Rejection | None]
+
+    def pass_on(self, inner: asyncio.Future[Rejection | None]) -> None:
+        """Answer as the child was answered."""
+        if inner.cancelled() or inner.exception() is not None:
+            _refuse(self.answer)
+        elif not self.answer.done():
+            self.answer.set_result(inner.result())
+
+
+class Released(Exception):
     """The driver gave the run up at a safe place because the engine is shutting down."""
 
 
@@ -56,14 +84,18 @@ class Run:
     """One run in the hands of this process."""
 
     __slots__ = (
+        "_answers",
         "_arrivals",
         "_attached",
+        "_child_due",
         "_created",
+        "_left",
         "_open",
         "_open_payload",
         "_overdue",
         "_repeats",
         "_riders",
+        "_stirred",
         "_tasks",
         "_timers",
         "_tried",
@@ -76,6 +108,9 @@ class Run:
         "heard",
         "letters",
         "listener",
+        "loop",
+        "mail_taken",
+        "mail_waits",
         "program",
         "record",
         "settled",
@@ -102,10 +137,13 @@ class Run:
         self.state = state
         self.chain = chain
         self.fence = fence
-        self.facts = RunFacts(record.run_id, record.tenant, principal)
+        self.facts = RunFacts(record.run_id, record.tenant, principal, Ending())
         self.listener: Any = None
         self.heard: list[tuple[Entry, ev.Event]] = []  # journaled, not yet told to the listeners
-        self.letters: dict[str, tuple[str, dict[str, Any], Any]] = {}  # for children that wait, by run id
+        self.letters: dict[str, list[Letter]] = {}  # for children that wait, by run id
+        self.loop: asyncio.AbstractEventLoop | None = None  # where it is driven
+        self.mail_waits = created  # whether the store may hold mail for it
+        self.mail_taken: set[str] = set()  # ids of the messages that are being dealt with
         self.stopping: set[str] = set()  # children that are to be cancelled
         self.settled: asyncio.Future[None] | None = None  # done when this process lets go of the run
         self.transitions_left = -1  # `step`: how many outcomes may still be journaled; -1 for no limit
@@ -115,12 +153,18 @@ class Run:
         self._riders: list[ev.Event] = []
         self.batch: list[Entry] = []
         self._arrivals: deque[Any] = deque()
+        self._answers: list[
+            tuple[asyncio.Future[Rejection | None], Rejection | None]
+        ] = []  # told when durable
         self._tasks: dict[tuple[int, int], asyncio.Task[Any]] = {}
         self._timers: dict[int, tuple[int, asyncio.Task[None]]] = {}
         self._wake: asyncio.Future[None] | None = None
         self._repeats: dict[int, int] = {}
         self._tried: set[str] = set()
         self._attached = False
+        self._stirred = False
+        self._left = False  # this process has let go of the run
+        self._child_due = False  # a timer inside a child that waits is due
         self._overdue: list[int] = []  # children that have taken too long
 
     # --- journaling -------------------------------------------------------------------------------------------
@@ -168,6 +212,11 @@ class Run:
             self._seal()
         self._open, self._open_payload = event, payload
 
+    def seal_open(self) -> None:
+        """Nothing will ride with the open entry."""
+        if self._open is not None:
+            self._seal()
+
     def finish(self) -> None:
         """Let the end of the run ride with the outcome it follows from, when nothing is left to be done."""
         state = self.state
@@ -183,7 +232,14 @@ class Run:
     @property
     def disturbed(self) -> bool:
         """Whether something wants the driver's attention between two steps."""
-        return bool(self._arrivals) or self.engine.draining
+        return bool(
+            self._arrivals
+            or self.mail_waits
+            or self.letters
+            or self._answers
+            or self._overdue
+            or self.engine.draining
+        )
 
     def _intend(self, event: ev.Event) -> None:
         rejection = self.record_intent(event)
@@ -225,25 +281,37 @@ class Run:
         return store.create(self.record, entries)
 
     async def flush(self, update: RunUpdate | None = None) -> None:
-        durable = self.commit(update)
-        if durable is not None:
-            await durable
-        if self.heard:
-            self.engine.publish(self)
+        if self._open is not None:
+            self._seal()
+        heard, answers = self.heard, self._answers
+        if heard:
+            self.heard = []
+        if answers:
+            self._answers = []
+        try:
+            durable = self.commit(update)
+            if durable is not None:
+                await durable
+        except BaseException:
+            for answer, _ in answers:
+                _refuse(answer)
+            raise
+        for answer, rejection in answers:
+            if not answer.done():
+                answer.set_result(rejection)
+        if heard:
+            self.engine.publish(self, heard)
 
     def update(self, release: bool) -> RunUpdate:
         """What the run's record says now."""
         if self._open is not None:
             self._seal()
-        state = self.state
-        status = state.status
-        waits = waiting(self.program, state) if status is RunStatus.SUSPENDED else []
-        dues = [wait.due_ms for wait in waits if wait.due_ms]
+        stands = standing(self.program, self.state)
         return RunUpdate(
-            status=status.value,
-            outcome=state.outcome,
-            waits=[wait.to_dict() for wait in waits],
-            wake_at_ms=min(dues, default=0),
+            status=stands.status,
+            outcome=stands.outcome,
+            waits=stands.waits,
+            wake_at_ms=stands.wake_at_ms,
             updated_at_ms=self.engine.clock.now_ms(),
             length=self.chain.length,
             head=self.chain.head,
@@ -254,14 +322,79 @@ class Run:
 
     def deliver(self, event: ev.Event, payload: bytes | None) -> asyncio.Future[Rejection | None]:
         """Hand an outside event to a run that is being driven; the future tells whether it was admitted."""
-        answer: asyncio.Future[Rejection | None] = asyncio.get_running_loop().create_future()
-        self._arrivals.append((Outcome(event, payload), answer))
-        self.wake()
+        answer = _answer()
+        if self._left:
+            _refuse(answer)
+        else:
+            self._arrivals.append((Outcome(event, payload), answer))
+            self.wake()
         return answer
 
+    def forward(self, child: str, kind: str, body: dict[str, Any]) -> asyncio.Future[Rejection | None]:
+        """Hand something to a child that waits, by way of this run."""
+        answer = _answer()
+        if self._left:
+            _refuse(answer)
+        else:
+            self.letters.setdefault(child, []).append(Letter(kind, body, answer))
+            self.wake()
+        return answer
+
+    def answer_later(self, rejection: Rejection) -> asyncio.Future[Rejection | None]:
+        """A rejection that needs no kernel, told in turn with the others."""
+        answer = _answer()
+        if self._left:
+            _refuse(answer)
+        else:
+            self._answers.append((answer, rejection))
+            self.wake()
+        return answer
+
+    def children_at_work(self) -> list[str]:
+        """Ids of the child runs that are not waiting for anything."""
+        return [
+            self._child_command(activity).child
+            for activity in self.state.active.values()
+            if activity.phase is Phase.STARTED
+            and activity.step >= 0
+            and type(self.program.steps[activity.step].action) is CallAction
+        ]
+
+    def admit(self, event: ev.Event, payload: bytes | None) -> Rejection | None:
+        """`offer` for events from outside: one that is refused is kept as evidence, a repetition is not."""
+        state = self.state
+        rejection: Rejection | None
+        if type(event) is ev.EventReceived and state.stage is Stage.ENDED and event.event_id in state.seen:
+            same = state.seen[event.event_id] == event_digest(event)
+            rejection = Rejection(
+                "DUPLICATE" if same else "EVENT_CONFLICT", f"event `{event.event_id}` is known"
+            )
+        else:
+            rejection = self.offer(event, payload)
+        if rejection is not None and rejection.code != "DUPLICATE" and type(event) is ev.EventReceived:
+            refused = ev.EventRefused(
+                at_ms=event.at_ms,
+                code=rejection.code,
+                event_id=event.event_id,
+                name=event.name,
+                payload=event.payload,
+                principal=event.principal,
+                step=event.step,
+            )
+            self.record_event(refused, payload)
+        return rejection
+
     def wake(self) -> None:
+        """Have the driver look again, now or at the latest before it would wait."""
+        self._stirred = True
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
+
+    async def wait_until_settled(self) -> None:
+        """Until this process lets go of the run; to be called in the loop that drives it."""
+        if self.settled is None:
+            self.settled = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self.settled)
 
     # --- the loop ---------------------------------------------------------------------------------------------
 
@@ -282,22 +415,32 @@ class Run:
         finally:
             for _, timer in self._timers.values():
                 timer.cancel()
+            for task in self._tasks.values():
+                task.cancel()  # calls without effects, whose results a run that has ended does not take
             self._refuse_arrivals()
 
     async def _turn(self) -> bool:
-        """One round; False when there is nothing more to do here."""
+        """One round; False when there is nothing more to do here.
+
+        Invariant: only the driver of a run applies events to it. Whoever has something for it hands it in (`deliver`)
+        and is told when it is durable."""
+        if self.mail_waits:
+            self.mail_waits = False
+            self.engine.take_mail(self)
         if self._arrivals:
             self._take_arrivals()
         engine = self.engine
+        if self.state.stage is Stage.ENDING:
+            self._stop_models()
         if engine.draining or self.transitions_left == 0:
-            if not self._tasks:
+            if not self._tasks and not self._arrivals:
                 await self._let_go()
                 return False
             await self.flush()
             await self._something()
             return True
         launches: list[tuple[Command, ToolSpec | None, int]] = []
-        if self.letters or not self._attached:
+        if self.letters or self._child_due or not self._attached:
             self._attach_children(launches)
         while self._overdue:
             self._stop_child(self._overdue.pop(), launches)
@@ -309,7 +452,7 @@ class Run:
         if self.state.stage is Stage.ENDED:
             await self.flush(self.update(release=True))
             return False
-        if len(launches) == 1 and not self._tasks and not self._timers:
+        if len(launches) == 1 and len(self.state.active) == 1 and not self._tasks and not self._timers:
             command, spec, limit = launches[0]
             if type(command) is CallTool and spec is not None:
                 await self._call_alone(command, spec)
@@ -328,12 +471,12 @@ class Run:
             return True
         if self.state.seq != seq or self._arrivals:
             return True  # something was journaled without a call, or a timer is due: look again
-        if self._tasks or self._timers:
+        if self._tasks or (self._timers and self.state.busy):
             await self.flush()
             await self._something()
             return True
         if self.state.status is RunStatus.SUSPENDED:
-            if await engine.take_mail(self):
+            if self.mail_waits:
                 return True
             await self.flush(self.update(release=True))
             return False
@@ -344,26 +487,30 @@ class Run:
         engine = self.engine
         step = self.program.steps[command.step]
         if spec.effect == "pure":
-            if len(self.batch) >= BATCH_MAX:
+            if len(self.batch) >= BATCH_MAX or self._answers:
                 await self.flush()
         else:
-            durable = self.commit()
-            if durable is not None:
-                await durable
-            if self.heard:
-                engine.publish(self)
+            await self.flush()
             if spec.effect == "transactional":
                 await self._transact(command, spec)
                 return
-        outcome = await engine.calls.tool(self.facts, step, command, spec)
+        outcome = None
+        if command.business_key is not None:
+            outcome = await self._action_conflict(command, spec)
+        if outcome is None:
+            outcome = await engine.calls.tool(self.facts, step, command, spec, alone=True)
         self.record_event(outcome.event, outcome.payload)
         self._count_outcome()
 
     async def _transact(self, command: CallTool | Compensate, spec: ToolSpec) -> None:
         """The tool's writes and its outcome commit together, in a transaction of their own (SPEC §7)."""
         engine = self.engine
-        if not engine.transactions:
-            raise RuntimeFault("TRANSACTION_UNSUPPORTED", "this store has no transactions for tools")
+        if type(command) is CallTool and command.business_key is not None:
+            conflict = await self._action_conflict(command, spec)
+            if conflict is not None:
+                self.record_event(conflict.event, conflict.payload)
+                self._count_outcome()
+                return
         try:
             async with engine.store.transaction() as transaction:
                 if type(command) is CallTool:
@@ -398,7 +545,10 @@ class Run:
             if type(command) is CallTool:
                 assert spec is not None
                 step = self.program.steps[command.step]
-                outcome = await calls.tool(self.facts, step, command, spec)
+                if command.business_key is not None:
+                    outcome = await self._action_conflict(command, spec)
+                if outcome is None:
+                    outcome = await calls.tool(self.facts, step, command, spec)
             elif type(command) is CallModel:
                 outcome = await calls.model(self.program.steps[command.step], command, limit)
             elif type(command) is Compensate:
@@ -421,6 +571,13 @@ class Run:
             self._arrivals.append((outcome if failure is None else failure, None))
         self.wake()
 
+    async def _action_conflict(self, command: CallTool, spec: ToolSpec) -> Outcome | None:
+        """Bind the author's idempotency key to its arguments; a failure when it was used for others before."""
+        problem = await self.engine.claim_action(self, command, spec)
+        if problem is None:
+            return None
+        return self.engine.calls.failed(command, problem.code, problem.message, False)
+
     def _take_arrivals(self) -> None:
         while self._arrivals:
             arrival, answer = self._arrivals.popleft()
@@ -429,25 +586,28 @@ class Run:
             if isinstance(arrival, BaseException):
                 raise arrival
             event, payload = arrival
-            rejection = self.offer(event, payload)
             if answer is not None:
-                if not answer.done():
-                    answer.set_result(rejection)
-            elif rejection is not None and rejection.code not in ("STALE_ATTEMPT", "DUPLICATE"):
-                # A timer may lose a race against what it timed; nothing else may.
-                if type(event) is not ev.TimerFired:
+                rejection = self.admit(event, payload)
+                self._answers.append((answer, rejection))
+                continue
+            rejection = self.offer(event, payload)
+            if rejection is not None:
+                # A timer may lose a race against what it timed, and a call without effects against the end of the run.
+                late = (
+                    rejection.code in ("STALE_ATTEMPT", "DUPLICATE") or getattr(event, "pure", _UNSET) is True
+                )
+                if not late and type(event) is not ev.TimerFired:
                     _defect(self.record.run_id, event, rejection)
-            elif rejection is None and type(event) is not ev.TimerFired:
+            elif type(event) is not ev.TimerFired:
                 self._count_outcome()
-            if self.state.stage is Stage.ENDING:
-                self._stop_models()
 
     def _count_outcome(self) -> None:
         if self.transitions_left > 0:
             self.transitions_left -= 1
 
     def _stop_models(self) -> None:
-        """A run that is ending does not wait for answers it will not use; effects are waited for."""
+        """A run that is ending does not wait for answers it will not use; effects are waited for, and told."""
+        self.facts.ending.has_come = True
         for key, task in self._tasks.items():
             step = self.program.steps[key[0] & 0xFFFFFF] if key[0] >= 0 else None
             if step is not None and step.kind is Kind.LLM:
@@ -455,13 +615,13 @@ class Run:
 
     async def _something(self) -> None:
         """Wait until an outcome, a timer or an outside event arrives."""
-        if self._arrivals or self._overdue:
-            return
-        self._wake = asyncio.get_running_loop().create_future()
-        try:
-            await self._wake
-        finally:
-            self._wake = None
+        if not self._stirred:
+            self._wake = asyncio.get_running_loop().create_future()
+            try:
+                await self._wake
+            finally:
+                self._wake = None
+        self._stirred = False
 
     # --- commands ---------------------------------------------------------------------------------------------
 
@@ -474,6 +634,8 @@ class Run:
             self._prepare_model(command, launches)  # type: ignore[arg-type]
         elif kind is StartTimer or kind is AwaitEvent:
             self._set_timer(command)  # type: ignore[arg-type]
+            if type(command) is AwaitEvent and command.kind == "child":
+                self._watch_child(command)
         elif kind is Finish:
             assert type(command) is Finish
             self._intend(
@@ -494,9 +656,7 @@ class Run:
             assert type(command) is StopChild
             self._stop_child(activity_key(command.step, command.item), launches)
 
-    def _prepare_tool(
-        self, command: CallTool, launches: list[tuple[Command, ToolSpec | None, int]]
-    ) -> None:
+    def _prepare_tool(self, command: CallTool, launches: list[tuple[Command, ToolSpec | None, int]]) -> None:
         engine = self.engine
         spec = engine.tools.spec(command.tool)
         if spec is None:
@@ -513,12 +673,6 @@ class Run:
             if (activity_key(command.step, command.item), command.attempt) not in self._tasks:
                 launches.append((command, spec, 0))
             return
-        if command.business_key is not None:
-            problem = engine.claim_action(self, command, spec)
-            if problem is not None:
-                outcome = engine.calls.failed(command, problem.code, problem.message, False, pure=True)
-                self.record_event(outcome.event, outcome.payload)
-                return
         event = ev.StepStarted(
             at_ms=engine.clock.now_ms(),
             attempt=command.attempt,
@@ -643,6 +797,8 @@ class Run:
             repeats = self._repeats.get(key, 0)
             if command.reason != "CRASH" and not is_model and repeats >= REPEATS_MAX:
                 return
+            if command.attempt >= ATTEMPTS_MAX:
+                return  # whoever tries it dies: somebody has to look
             self._repeats[key] = repeats + 1
             self.record_event(self.engine.calls.resolved(command, "contract", "repeat"))
         elif spec is not None and spec.reconcile is not None:
@@ -666,6 +822,26 @@ class Run:
             task = asyncio.get_running_loop().create_task(self._ring_at(key, command))
             self._timers[key] = (command.due_ms, task)
 
+    def _watch_child(self, command: AwaitEvent) -> None:
+        """Have a child that waits taken up when a timer of its own is due, if we are still busy with others then."""
+        activity = self.state.active[activity_key(command.step, command.item)]
+        due_ms = _child_due_ms(activity)
+        key = -2 - activity_key(command.step, command.item)
+        if not due_ms or (key in self._timers and self._timers[key][0] == due_ms):
+            return
+        if self.engine.clock.now_ms() >= due_ms:
+            self._child_due = True
+            self.wake()
+        elif self.state.busy:
+            task = asyncio.get_running_loop().create_task(self._look_at_children(key, due_ms))
+            self._timers[key] = (due_ms, task)
+
+    async def _look_at_children(self, key: int, due_ms: int) -> None:
+        await self.engine.clock.sleep_until(due_ms)
+        self._timers.pop(key, None)
+        self._child_due = True
+        self.wake()
+
     async def _ring_at(self, key: int, command: StartTimer | AwaitEvent) -> None:
         await self.engine.clock.sleep_until(command.due_ms)
         self._timers.pop(key, None)
@@ -676,6 +852,8 @@ class Run:
         if activity is None or activity.due_ms != command.due_ms:
             return  # what it timed has settled
         if activity.phase in (Phase.STARTED, Phase.CHILD_WAITING):
+            if self._child_command(activity).child in self.stopping:
+                return
             self._overdue.append(key)
         else:
             event = ev.TimerFired(
@@ -691,14 +869,16 @@ class Run:
     # --- children -----------------------------------------------------------------------------------------------
 
     def _attach_children(self, launches: list[tuple[Command, ToolSpec | None, int]]) -> None:
-        """Take up the children that were under way when the run was loaded, and those that a letter is for."""
+        """Take up the children that were under way when the run was loaded, and those that have something to do."""
+        called = set()
         for key, activity in self.state.active.items():
             if activity.step < 0 or type(self.program.steps[activity.step].action) is not CallAction:
                 continue
             command = self._child_command(activity)
+            called.add(command.child)
             if (key, activity.attempt) in self._tasks:
                 continue
-            if activity.phase is Phase.CHILD_WAITING and command.child in self.letters:
+            if activity.phase is Phase.CHILD_WAITING and self._is_wanted(activity, command.child):
                 self.record_event(
                     ev.ChildResumed(
                         at_ms=self.engine.clock.now_ms(),
@@ -712,6 +892,17 @@ class Run:
             elif activity.phase is Phase.STARTED and not self._attached:
                 launches.append((command, None, 0))
         self._attached = True
+        self._child_due = False
+        for child in self.letters.keys() - called:
+            for letter in self.letters.pop(child):
+                _refuse(letter.answer)  # the child has ended in the meantime: ask again
+
+    def _is_wanted(self, activity: Activity, child: str) -> bool:
+        """Whether a child that waits has something to do: a letter has come, or a timer of its own is due."""
+        if child in self.letters:
+            return True
+        due_ms = _child_due_ms(activity)
+        return bool(due_ms) and due_ms <= self.engine.clock.now_ms()
 
     def _child_command(self, activity: Activity) -> StartChild:
         step = self.program.steps[activity.step]
@@ -744,6 +935,10 @@ class Run:
 
     async def _let_go(self) -> None:
         """Stop at a safe place: everything that happened is journaled, nothing is under way."""
+        if self.transitions_left == 0 and self.state.stage is Stage.ENDING:
+            for command in decide(self.program, self.state):
+                if type(command) is Finish:
+                    self._prepare(command, [])
         await self.flush(self.update(release=True))
 
     async def _abandon(self) -> None:
@@ -756,25 +951,55 @@ class Run:
         try:
             if self.engine.volatile:
                 self.commit()  # entries were gathered here that describe what has happened
-            self.engine.store.release(self.record.run_id, self.fence)
+            await patiently(lambda: self.engine.store.release(self.record.run_id, self.fence))
         except NanoVMError:
             pass  # the lease runs out, or the lock is free as soon as we are gone
 
     def _refuse_arrivals(self) -> None:
+        self._left = True
+        for answer, _ in self._answers:
+            _refuse(answer)
         while self._arrivals:
             _, answer = self._arrivals.popleft()
-            if answer is not None and not answer.done():
-                answer.set_exception(RunLeft())
+            _refuse(answer)
+        for letters in self.letters.values():
+            for letter in letters:
+                _refuse(letter.answer)
+        self.letters.clear()
 
 
-class RunLeft(Exception):  # noqa: N818 - a signal, not an error
+class RunLeft(Exception):
     """The run was let go before it could take the event: deliver it by way of the store."""
 
 
-class _RolledBack(Exception):  # noqa: N818 - carries an outcome out of a transaction
+class _RolledBack(Exception):
     def __init__(self, outcome: Outcome) -> None:
         super().__init__()
         self.outcome = outcome
+
+
+def _answer() -> asyncio.Future[Rejection | None]:
+    answer: asyncio.Future[Rejection | None] = asyncio.get_running_loop().create_future()
+    answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # whether anybody asks or not
+    return answer
+
+
+def _refuse(answer: asyncio.Future[Rejection | None] | None) -> None:
+    if answer is not None and not answer.done():
+        answer.set_exception(RunLeft())
+
+
+def _dues_inside(wait: dict[str, Any]) -> Iterator[int]:
+    """When the timers of a child's waits are due, and those of its children."""
+    for inner in wait.get("waits", ()):
+        if inner.get("due_ms"):
+            yield inner["due_ms"]
+        yield from _dues_inside(inner)
+
+
+def _child_due_ms(activity: Activity) -> int:
+    """When the next timer inside a child that waits is due; 0 without one."""
+    return min(_dues_inside({"waits": activity.waits or ()}), default=0)
 
 
 def _project(record: RunRecord, update: RunUpdate) -> None:

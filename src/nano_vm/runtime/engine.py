@@ -6,7 +6,7 @@ An engine owns no global state: two of them, in one process or in many, share ru
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -28,14 +28,15 @@ from nano_vm.runtime import children, control, forks, recovery
 from nano_vm.runtime.calls import Calls, Outcome, action_key
 from nano_vm.runtime.driver import Run
 from nano_vm.runtime.gates import validator
+from nano_vm.runtime.keeper import Keeper
+from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.ports import Clock, Entropy, Listener, ModelClient, ToolInvoker, ToolSpec
 from nano_vm.runtime.system import SystemClock, SystemEntropy
 from nano_vm.runtime.threads import ToolThreads
 
 _T = TypeVar("_T")
 _UNSET = ev.UNSET
-KEEP_SECONDS = 0.25  # how often owned runs look for mail from other processes
-RENEW_EVERY = 40  # leases are renewed every so many looks
+POLL_S = 0.02  # how often a run that another process drives is looked at
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -76,20 +77,19 @@ class Engine:
         self.entropy: Entropy = entropy or SystemEntropy()
         self.threads = ToolThreads()
         self.calls = Calls(llm, self.clock, self.entropy, self.threads)
-        self.transactions = True
         self.volatile = bool(getattr(store, "volatile", False))
         self.draining = False
-        self.live: dict[str, Run] = {}
+        self.live: dict[str, Run] = {}  # in all event loops that use this engine
+        self.background: set[asyncio.Task[Any]] = set()  # kept from being collected
+        self.keeper = Keeper(self)
         self.listeners: list[Listener] = []
         self.plans: dict[str, dict[int, Any]] = {}  # program hash -> step -> how the lane takes it
         self._compiled: dict[str, CompiledProgram] = {}
+        self._checked: set[str] = set()  # hashes of programs that were checked against the tools
         self._stored: set[str] = set()
         self._max_concurrent_runs = max_concurrent_runs
         self._slots: asyncio.Semaphore | None = None
         self._slots_loop: asyncio.AbstractEventLoop | None = None
-        self._keeper: asyncio.TimerHandle | None = None
-        self._keeper_loop: asyncio.AbstractEventLoop | None = None
-        self._rounds = 0
 
     # --- programs ---------------------------------------------------------------------------------------------
 
@@ -102,14 +102,15 @@ class Engine:
         if not isinstance(program, Program):
             program = Program.from_dict(dict(program))
         compiled = self._compiled.get(program.hash)
-        if compiled is None:
+        if compiled is None or program.hash not in self._checked:
             compiled = compile_program(program, tools=self.tools.schemas())
             self._compiled[program.hash] = compiled
+            self._checked.add(program.hash)
         return program, compiled
 
     def forget_compiled(self) -> None:
         """Programs are checked again: the tools have changed."""
-        self._compiled.clear()
+        self._checked.clear()
         self.plans.clear()
 
     def save_program(self, program: Program | Mapping[str, Any]) -> str:
@@ -213,8 +214,8 @@ class Engine:
         async def main() -> _T:
             return await make()
 
-        alone = not self.live
-        self.calls.inline_sync = alone
+        # With nothing else in the loop a blocking tool needs no thread - unless leases have to be renewed meanwhile.
+        self.calls.inline_sync = not self.live and not self.store.shared
         try:
             return asyncio.run(main())
         finally:
@@ -244,6 +245,8 @@ class Engine:
         """Run a program and yield its events as they are journaled. Leaving the loop early does not stop the run."""
         queue: asyncio.Queue[Progress | None] = asyncio.Queue()
         task = asyncio.ensure_future(self.run(program, context, listener=queue.put_nowait, **options))
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
         task.add_done_callback(lambda _: queue.put_nowait(None))
         while (progress := await queue.get()) is not None:
             yield progress
@@ -270,7 +273,7 @@ class Engine:
             if existing is not None:
                 return await self._first_result(existing, digest)
         if program.hash not in self._stored:
-            self.save_program(program)
+            await patiently(lambda: self.save_program(program))
         now = self.clock.now_ms()
         run_id = trace_id or self.new_run_id(now)
         record = RunRecord(
@@ -323,23 +326,26 @@ class Engine:
 
     async def drive(self, run: Run) -> None:
         """Drive a run that this process owns until it ends, waits or is let go."""
-        slots = self._concurrency() if self._max_concurrent_runs else None
-        if slots is None or run.record.parent is not None:
-            await self._drive(run)
-            return
-        async with slots:
-            await self._drive(run)
-
-    async def _drive(self, run: Run) -> None:
         run_id = run.record.run_id
+        run.loop = asyncio.get_running_loop()
         self.live[run_id] = run
-        self._keep()
+        self.keeper.keep()
+        slots = self._concurrency() if self._max_concurrent_runs else None
         try:
-            await run.drive()
+            if slots is None or run.record.parent is not None:
+                await run.drive()
+            else:
+                async with slots:
+                    await run.drive()
         finally:
-            self.live.pop(run_id, None)
+            del self.live[run_id]
             if run.settled is not None and not run.settled.done():
                 run.settled.set_result(None)
+
+    def live_here(self, run_id: str) -> Run | None:
+        """The run, if it is being driven in the running event loop."""
+        run = self.live.get(run_id)
+        return run if run is not None and run.loop is asyncio.get_running_loop() else None
 
     def _concurrency(self) -> asyncio.Semaphore | None:
         if not self._max_concurrent_runs:
@@ -359,19 +365,19 @@ class Engine:
                 facts={"run_id": record.run_id},
             )
         while True:
-            live = self.live.get(record.run_id)
+            live = self.live_here(record.run_id)
             if live is not None:
-                if live.settled is None:
-                    live.settled = asyncio.get_running_loop().create_future()
-                await asyncio.shield(live.settled)
+                await live.wait_until_settled()
             record = self.store.record(record.run_id)
             if record.status != RunStatus.RUNNING or self.draining:
                 return self.trace(record.run_id)
             run = await recovery.take_over(self, record.run_id)
-            if run is not None:
-                await self.drive(run)
+            if run is None:
+                await asyncio.sleep(POLL_S)
+            elif run.state.status.is_terminal:
+                await run.flush(run.update(release=True))
             else:
-                await self.clock.sleep_until(self.clock.now_ms() + 20)
+                await self.drive(run)
 
     # --- looking ----------------------------------------------------------------------------------------------
 
@@ -389,7 +395,12 @@ class Engine:
         return Trace(run.program, run_id, lambda: store.read(run_id), run.state)
 
     def runs(
-        self, *, status: str | None = None, program: str | None = None, tenant: str | None = None, limit: int = 100
+        self,
+        *,
+        status: str | None = None,
+        program: str | None = None,
+        tenant: str | None = None,
+        limit: int = 100,
     ) -> list[RunRecord]:
         """Records of top-level runs, newest first."""
         return self.store.records(
@@ -461,9 +472,15 @@ class Engine:
         """Take one step of a run that nobody drives: one outcome, and what follows from it at once."""
         return await recovery.step(self, trace_id)
 
-    async def recover(self, *, limit: int = 100) -> list[Trace]:
-        """Finish what a dead process left, and fire due timers. Returns the traces of the runs taken up."""
-        return await recovery.recover(self, limit)
+    async def recover(
+        self, *, limit: int = 100, on_error: Callable[[str, Exception], None] | None = None
+    ) -> list[Trace]:
+        """Finish what a dead process left, and fire due timers. Returns the traces of the runs taken up.
+
+        A run that cannot be taken up never keeps others from it: `on_error(run id, error)` is told; without it the
+        first error is raised when all the others are done.
+        """
+        return await recovery.recover(self, limit, on_error)
 
     async def fork(
         self,
@@ -485,14 +502,18 @@ class Engine:
         """Note an event for the listeners; they hear of it when it is durable."""
         run.heard.append((entry, event))
 
-    def publish(self, run: Run) -> None:
-        heard, run.heard = run.heard, []
+    def publish(self, run: Run, heard: list[tuple[Entry, ev.Event]]) -> None:
+        """Tell the listeners. They listen and never decide: what one of them raises goes to the loop's handler."""
         for entry, event in heard:
             progress = Progress(run.record.run_id, entry.seq, event.type, event, entry.digest)
-            if run.listener is not None:
-                run.listener(progress)
-            for listener in self.listeners:
-                listener(run.record.run_id, progress)
+            try:
+                if run.listener is not None:
+                    run.listener(progress)
+                for listener in self.listeners:
+                    listener(run.record.run_id, progress)
+            except Exception as error:
+                facts = {"message": f"a listener of run {run.record.run_id} failed", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(facts)
 
     def worst_cost(self, request: dict[str, Any], prompt_tokens: int, output_tokens: int) -> int:
         """What a model call may cost at most, in nano-dollars; 0 when the adapter has no price."""
@@ -502,11 +523,12 @@ class Engine:
             return 0
         return int(prompt_tokens * prices[0] + output_tokens * prices[1])
 
-    def claim_action(self, run: Run, command: CallTool, spec: ToolSpec) -> NanoVMError | None:
+    async def claim_action(self, run: Run, command: CallTool, spec: ToolSpec) -> NanoVMError | None:
         """Bind an author's idempotency key to its arguments; other arguments under the same key are an error."""
         key = action_key(run.facts, command, spec, command.args)
+        digest = canonical.digest_value([spec.name, command.args])
         try:
-            self.store.bind_action(key, canonical.digest_value([spec.name, command.args]), run.record.run_id)
+            await patiently(lambda: self.store.bind_action(key, digest, run.record.run_id))
         except ConflictError as error:
             return error
         return None
@@ -517,50 +539,33 @@ class Engine:
     def stop_child(self, parent: Run, child: str) -> None:
         children.stop_child(self, parent, child)
 
-    async def take_mail(self, run: Run) -> bool:
-        return control.take_mail(self, run)
+    def take_mail(self, run: Run) -> None:
+        control.take_mail(self, run)
 
-    # --- keeping runs -----------------------------------------------------------------------------------------
-
-    def _keep(self) -> None:
-        """While runs are live: renew their leases, and look for mail from other processes."""
-        if not getattr(self.store, "shared", False):
-            return
-        loop = asyncio.get_running_loop()
-        if self._keeper is None or self._keeper_loop is not loop:
-            self._keeper_loop = loop
-            self._keeper = loop.call_later(KEEP_SECONDS, self._look)
-
-    def _look(self) -> None:
-        self._keeper = None
-        if not self.live:
-            return
-        self._rounds += 1
-        try:
-            if self._rounds % RENEW_EVERY == 0:
-                self.store.renew(list(self.live), self.clock.now_ms())
-            if self.store.changed():
-                for run in list(self.live.values()):
-                    control.take_mail(self, run)
-        except NanoVMError:
-            pass  # a busy database: the next look, or the next append, will tell
-        self._keep()
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
 
     async def close(self, grace_seconds: float = 30.0) -> None:
         """Stop taking runs, let calls under way finish (at most `grace_seconds`), release every run and lose nothing.
         Runs that are not done stay RUNNING for whoever recovers them."""
         self.draining = True
-        waiting: list[asyncio.Future[None]] = []
+        waiting: list[asyncio.Task[None]] = []
+        loop = asyncio.get_running_loop()
         for run in list(self.live.values()):
-            if run.settled is None:
-                run.settled = asyncio.get_running_loop().create_future()
-            waiting.append(run.settled)
-            run.wake()
+            if run.loop is loop:
+                waiting.append(loop.create_task(run.wait_until_settled()))
+                run.wake()
+            elif run.loop is not None and not run.loop.is_closed():
+                run.loop.call_soon_threadsafe(run.wake)
         if waiting:
-            await asyncio.wait(waiting, timeout=grace_seconds)
-        if self._keeper is not None:
-            self._keeper.cancel()
-            self._keeper = None
+            _, late = await asyncio.wait(waiting, timeout=grace_seconds)
+            for task in late:
+                task.cancel()
+        if here := [task for task in self.background if task.get_loop() is loop]:
+            await asyncio.wait(here, timeout=1)  # mail is answered
+        self.keeper.close()
         self.threads.close()
         self.store.close()
 
@@ -574,9 +579,7 @@ class Engine:
 _E = TypeVar("_E", bound=Engine)
 
 
-def principal_of(
-    principal: str | Mapping[str, Any] | None, tenant: str = "default"
-) -> dict[str, Any] | None:
+def principal_of(principal: str | Mapping[str, Any] | None, tenant: str = "default") -> dict[str, Any] | None:
     """A principal as it is journaled: {"id", "roles", "tenant"}."""
     if principal is None:
         return None
@@ -587,7 +590,9 @@ def principal_of(
     roles = who.get("roles", [])
     if unknown or type(who.get("id")) is not str or not all(type(role) is str for role in roles):
         raise InputError(
-            "PRINCIPAL", "a principal is an id, or an object of `id`, `roles` and `tenant`", help='{"id": "ana"}'
+            "PRINCIPAL",
+            "a principal is an id, or an object of `id`, `roles` and `tenant`",
+            help='{"id": "ana"}',
         )
     return {"id": who["id"], "roles": list(roles), "tenant": who.get("tenant", tenant)}
 

@@ -17,7 +17,7 @@ from nano_vm.kernel.lane import advance, begin, is_plain, lane
 from nano_vm.kernel.limits import PAYLOAD_BYTES_MAX
 from nano_vm.kernel.state import Activity
 from nano_vm.program.compiled import CompiledStep, ToolAction
-from nano_vm.runtime.calls import copy_arguments
+from nano_vm.runtime.calls import copy_arguments, is_ours
 from nano_vm.runtime.ports import ToolInvoker, ToolSpec
 from nano_vm.runtime.tooling import PENDING
 
@@ -40,7 +40,7 @@ class _Plan(NamedTuple):
     spec: ToolSpec
 
 
-class _NotPlain(Exception):  # noqa: N818 - a signal, not an error
+class _NotPlain(Exception):
     """The value is for the general path."""
 
 
@@ -73,6 +73,8 @@ async def drive_lane(run: Run) -> None:
                 held = False
                 if len(batch) >= BATCH_MAX:
                     await run.flush()
+            else:
+                run.seal_open()  # what came before the lane comes before it in the journal
         else:
             begin(state, activity, effect)
             if held:
@@ -96,7 +98,9 @@ async def drive_lane(run: Run) -> None:
                 break
         try:
             value = await function(**args) if is_async else function(**args)
-        except Exception as error:
+        except BaseException as error:
+            if is_ours(error):
+                raise
             run.conclude(engine.calls.raised(step, _command(step, activity), spec, error))
             return
         try:

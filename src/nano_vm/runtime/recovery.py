@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nano_vm.errors import ConflictError, RejectedError
@@ -13,6 +15,7 @@ from nano_vm.kernel import events as ev
 from nano_vm.kernel.state import Phase, State
 from nano_vm.program.compiled import CallAction, CompiledProgram
 from nano_vm.runtime.driver import Run
+from nano_vm.runtime.patience import patiently
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
 
 _UNSET = ev.UNSET
+RECOVERIES_MAX = 32  # runs that one `recover` drives at once
 
 
 def load(engine: Engine, run_id: str, fence: int) -> Run:
@@ -64,15 +68,16 @@ async def take_over(engine: Engine, run_id: str) -> Run | None:
     """
     if run_id in engine.live:
         return None
-    fence = engine.store.claim(run_id, engine.clock.now_ms())
+    fence = await patiently(lambda: engine.store.claim(run_id, engine.clock.now_ms()))
     if fence is None:
         return None
+    held = fence
     try:
-        run = load(engine, run_id, fence)
+        run = load(engine, run_id, held)
         if not run.state.status.is_terminal:
             await adopt(engine, run)
     except BaseException:
-        engine.store.release(run_id, fence)
+        await patiently(lambda: engine.store.release(run_id, held))
         raise
     return run
 
@@ -104,23 +109,48 @@ async def adopt(engine: Engine, run: Run) -> None:
     await run.flush()
 
 
-async def recover(engine: Engine, limit: int) -> list[Trace]:
+async def recover(
+    engine: Engine, limit: int, on_error: Callable[[str, Exception], None] | None
+) -> list[Trace]:
     """See `Engine.recover`."""
-    traces = []
-    for run_id in engine.store.claimable(engine.clock.now_ms(), limit):
-        try:
-            run = await take_over(engine, run_id)
-        except ConflictError:
-            continue  # somebody else was quicker
-        if run is None:
-            continue
-        if run.state.status.is_terminal:
-            # The journal had ended, its record did not say so: bring the record up to date.
-            await run.flush(run.update(release=True))
-        else:
-            await engine.drive(run)
-        traces.append(engine.trace_of(run))
-    return traces
+    lanes = asyncio.Semaphore(RECOVERIES_MAX)
+    failures: list[Exception] = []
+
+    async def take_up(run_id: str) -> Trace | None:
+        async with lanes:
+            if engine.draining:
+                return None
+            try:
+                return await _take_up(engine, run_id)
+            except ConflictError as error:
+                if error.code in ("LEASE_LOST", "JOURNAL_CONFLICT"):
+                    return None  # somebody else was quicker
+                failure: Exception = error
+            except Exception as error:
+                failure = error
+            if on_error is not None:
+                on_error(run_id, failure)
+            else:
+                failures.append(failure)
+            return None
+
+    run_ids = engine.store.claimable(engine.clock.now_ms(), limit)
+    traces = await asyncio.gather(*(take_up(run_id) for run_id in run_ids))
+    if failures:
+        raise failures[0]
+    return [trace for trace in traces if trace is not None]
+
+
+async def _take_up(engine: Engine, run_id: str) -> Trace | None:
+    run = await take_over(engine, run_id)
+    if run is None:
+        return None
+    if run.state.status.is_terminal:
+        # The journal had ended, its record did not say so: bring the record up to date.
+        await run.flush(run.update(release=True))
+    else:
+        await engine.drive(run)
+    return engine.trace_of(run)
 
 
 async def step(engine: Engine, trace_id: str) -> Trace:

@@ -86,6 +86,7 @@ class ToolContext:
     """
 
     __slots__ = (
+        "_has_ended",
         "_key",
         "_on_heartbeat",
         "attempt",
@@ -111,8 +112,10 @@ class ToolContext:
         deadline_ms: int | None = None,
         principal: dict[str, Any] | None = None,
         on_heartbeat: Callable[[], None] | None = None,
+        has_ended: Callable[[], bool] | None = None,
     ) -> None:
         self._key = key
+        self._has_ended = has_ended
         self.trace_id = trace_id
         self.step = step
         self.occurrence = occurrence
@@ -129,9 +132,15 @@ class ToolContext:
         return self._key()
 
     def heartbeat(self) -> None:
-        """Say that the tool is alive: its time-out starts again. Raises ToolError CANCELLED when the run was
-        cancelled, so that a long tool can stop at a safe place."""
-        if self._on_heartbeat is not None:
+        """Say that the tool is alive: its time-out starts again.
+
+        Raises:
+            ToolError: CANCELLED when the run is ending or the time is over, so that a long tool can stop at a safe
+                place.
+        """
+        if self._has_ended is not None and self._has_ended():
+            self.cancelled = True
+        if self._on_heartbeat is not None and not self.cancelled:
             self._on_heartbeat()
         if self.cancelled:
             raise ToolError("the run was cancelled", retryable=False, code="CANCELLED")

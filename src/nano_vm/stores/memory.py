@@ -78,6 +78,7 @@ class MemoryJournalStore:
         ] = []  # of commits: the run and the number of its new entries, alternating
         self._programs: dict[str, tuple[str, int, bytes]] = {}
         self._names: dict[str, str] = {}
+        self._actions: dict[str, tuple[str, str]] = {}
         self._lock = threading.RLock()
         self._turnstile = Turnstile()
         self._database: GuardedConnection | None = None
@@ -92,6 +93,10 @@ class MemoryJournalStore:
     @property
     def owner(self) -> str:
         return self._owner
+
+    @property
+    def shared(self) -> bool:
+        return False
 
     # --- journal ------------------------------------------------------------------------------------------
     def create(self, record: RunRecord, entries: Sequence[Entry]) -> None:
@@ -284,6 +289,13 @@ class MemoryJournalStore:
             ):
                 found.append(record.run_id)
         return found
+
+    # --- actions ------------------------------------------------------------------------------------------
+    def bind_action(self, key: str, digest: str, run_id: str) -> None:
+        self._check_open()
+        bound, holder = self._actions.setdefault(key, (digest, run_id))
+        if bound != digest:
+            raise rules.action_conflict(holder)
 
     # --- mail ---------------------------------------------------------------------------------------------
     def post(self, run_id: str, mail: Mail) -> None:

@@ -202,7 +202,7 @@ def describe(function: Callable[..., Any], name: str | None = None) -> ToolSpec:
 
 def _is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - an object with `async def __call__`
+        getattr(function, "__call__", None)
     )
 
 
