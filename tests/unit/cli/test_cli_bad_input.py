@@ -24,7 +24,6 @@ USAGE = [
     (("run", "greeting.yaml", *DRIVE, "--input", "name"), "USAGE"),
     (("run", "greeting.yaml", *DRIVE, "--input", "=1"), "USAGE"),
     (("run", "greeting.yaml", *DRIVE, "--input", "name=a", "--input", "name=b"), "USAGE"),
-    (("run", "greeting.yaml", *DRIVE, "--stream", "--input", "name=a"), "USAGE"),
     (("run", "greeting.yaml", *DRIVE, "--input", "name=a", "--trace-id", ""), "USAGE"),
     (("run", "greeting.yaml", *DRIVE, "--input", "name=a", "--role", "boss"), "USAGE"),
     (("run", "greeting.yaml", *DRIVE, "--input", "name=a", "--principal", ""), "USAGE"),
@@ -242,6 +241,10 @@ def test_a_defect_is_reported_as_one(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
     done = cli("schema", "--json")
     assert (done.code, done.json["error"]["code"]) == (70, "INTERNAL")
     assert "private words" not in done.out + done.err
+
+
+def test_streaming_without_json_is_refused(cli: Cli) -> None:
+    assert cli("run", "greeting.yaml", *DRIVE, "--input", "name=a", "--stream").code == 2
 
 
 def test_debug_adds_the_traceback(process: Cli, place: Path) -> None:
