@@ -280,7 +280,8 @@ def test_without_httpx_the_extra_is_named() -> None:
         "from nano_vm import OpenAICompatibleAdapter\n"
         "from nano_vm.errors import NanoVMError\n"
         "try:\n    OpenAICompatibleAdapter('http://host/v1')\n"
-        "except NanoVMError as error:\n    sys.exit(0 if error.code == 'EXTRA_MISSING' and 'nano-vm[http]' in error.help else 1)\n"
+        "except NanoVMError as error:\n"
+        "    sys.exit(0 if error.code == 'EXTRA_MISSING' and 'nano-vm[http]' in error.help else 1)\n"
         "sys.exit(2)\n"
     )
     source = str(Path(__file__).resolve().parents[3] / "src")
