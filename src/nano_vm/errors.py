@@ -213,7 +213,9 @@ CODES: dict[str, ErrorCode] = {
     "MISSING_ARGUMENT": ErrorCode(A, False, 3, "an argument that the tool's schema requires"),
     "UNKNOWN_ARGUMENT": ErrorCode(A, False, 3, "an argument that the tool does not have"),
     "UNKNOWN_TOOL": ErrorCode(A, False, 3, "a tool that is not registered"),
-    "FALLBACK_ON_EFFECT": ErrorCode(A, False, 3, "a fallback for a tool whose time-out is an unknown outcome"),
+    "FALLBACK_ON_EFFECT": ErrorCode(
+        A, False, 3, "a fallback for a tool whose time-out is an unknown outcome"
+    ),
     "FALLBACK_IMPLICIT": ErrorCode(A, False, 3, "a fallback value that the author did not write"),
     "UNKNOWN_PROGRAM": ErrorCode(A, False, 3, "a called program that is not stored"),
     "CALL_RECURSION": ErrorCode(A, False, 3, "a program that calls itself"),

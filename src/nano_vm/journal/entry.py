@@ -133,7 +133,6 @@ class Chain:
         self.length = seq + 1
         return Entry(seq, digest, sealed, salt, payload)
 
-
     def seal_success(
         self,
         at_ms: int,

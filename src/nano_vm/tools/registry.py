@@ -96,7 +96,9 @@ def tool(
 def _check_effect(name: str, effect: str, reconcile: Callable[..., Any] | None) -> None:
     if effect not in EFFECTS:
         raise ProgramError(
-            "TOOL_EFFECT", f"tool `{name}` declares the unknown effect `{effect}`", help=f"one of: {', '.join(EFFECTS)}"
+            "TOOL_EFFECT",
+            f"tool `{name}` declares the unknown effect `{effect}`",
+            help=f"one of: {', '.join(EFFECTS)}",
         )
     if (effect == "reconcilable") != (reconcile is not None):
         raise ProgramError(
