@@ -290,7 +290,7 @@ CODES: dict[str, ErrorCode] = {
     "OUT_OF_ORDER": ErrorCode(C, False, 1, "the event does not belong to what the run is doing now"),
     "DUPLICATE": ErrorCode(C, False, 1, "the same event was accepted before; its answer stands"),
     "EVENT_CONFLICT": ErrorCode(C, False, 1, "the event id was used before with other content"),
-    "UNKNOWN_STEP": ErrorCode(C, False, 1, "the program has no such step"),
+    "UNKNOWN_STEP": ErrorCode(C, False, 2, "the program has no such step"),
     "TERMINAL": ErrorCode(C, False, 1, "the run has ended"),
     "STALE_ATTEMPT": ErrorCode(C, False, 1, "another attempt or occurrence is current"),
     "NOT_WAITING": ErrorCode(C, False, 1, "nothing waits for the event and no wait declares it"),

@@ -141,7 +141,7 @@ def compare(expected: list[str], output: str, where: str) -> None:
         words = " ".join(wanted.split())
         if words in ("", "…"):
             continue
-        pattern = re.compile(".*".join(re.escape(part) for part in words.split("…")))
+        pattern = re.compile(".*".join(re.escape(part.strip()) for part in words.split("…")))
         for index in range(position, len(lines)):
             if pattern.fullmatch(lines[index]):
                 position = index + 1
