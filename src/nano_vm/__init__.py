@@ -1,1 +1,96 @@
-"""nano-vm: deterministic, durable, governed execution of LLM workflows."""
+"""nano-vm: deterministic, durable, governed execution of LLM workflows.
+
+    from nano_vm import ExecutionVM, Program, SqliteStore, tool
+
+Importing this package does nothing: names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from nano_vm.compiler import ProgramValidator as ProgramValidator
+    from nano_vm.compiler import Report as Report
+    from nano_vm.errors import CapabilityDeniedError as CapabilityDeniedError
+    from nano_vm.errors import ConflictError as ConflictError
+    from nano_vm.errors import InputError as InputError
+    from nano_vm.errors import NanoVMError as NanoVMError
+    from nano_vm.errors import NotFoundError as NotFoundError
+    from nano_vm.errors import ProgramError as ProgramError
+    from nano_vm.errors import RejectedError as RejectedError
+    from nano_vm.errors import RuntimeFault as RuntimeFault
+    from nano_vm.errors import StoreError as StoreError
+    from nano_vm.errors import VerificationError as VerificationError
+    from nano_vm.journal.diff import diff as diff
+    from nano_vm.journal.trace import Trace as Trace
+    from nano_vm.kernel.state import RunStatus as RunStatus
+    from nano_vm.kernel.state import StepStatus as StepStatus
+    from nano_vm.program.model import Program as Program
+    from nano_vm.providers.mock import MockLLMAdapter as MockLLMAdapter
+    from nano_vm.providers.openai_compatible import OpenAICompatibleAdapter as OpenAICompatibleAdapter
+    from nano_vm.runtime.engine import Progress as Progress
+    from nano_vm.runtime.ports import Completion as Completion
+    from nano_vm.runtime.ports import Usage as Usage
+    from nano_vm.runtime.tooling import PENDING as PENDING
+    from nano_vm.runtime.tooling import Reconciled as Reconciled
+    from nano_vm.runtime.tooling import ToolContext as ToolContext
+    from nano_vm.runtime.tooling import ToolError as ToolError
+    from nano_vm.stores.memory import MemoryJournalStore as MemoryStore
+    from nano_vm.stores.sqlite import SqliteJournalStore as SqliteStore
+    from nano_vm.tools.registry import ToolSet as ToolSet
+    from nano_vm.tools.registry import tool as tool
+    from nano_vm.vm import ExecutionVM as ExecutionVM
+
+# Public name -> (module, name there). A subprocess test keeps this table and the imports above equal.
+_PUBLIC: dict[str, tuple[str, str]] = {
+    "PENDING": ("nano_vm.runtime.tooling", "PENDING"),
+    "CapabilityDeniedError": ("nano_vm.errors", "CapabilityDeniedError"),
+    "Completion": ("nano_vm.runtime.ports", "Completion"),
+    "ConflictError": ("nano_vm.errors", "ConflictError"),
+    "ExecutionVM": ("nano_vm.vm", "ExecutionVM"),
+    "InputError": ("nano_vm.errors", "InputError"),
+    "MemoryStore": ("nano_vm.stores.memory", "MemoryJournalStore"),
+    "MockLLMAdapter": ("nano_vm.providers.mock", "MockLLMAdapter"),
+    "NanoVMError": ("nano_vm.errors", "NanoVMError"),
+    "NotFoundError": ("nano_vm.errors", "NotFoundError"),
+    "OpenAICompatibleAdapter": ("nano_vm.providers.openai_compatible", "OpenAICompatibleAdapter"),
+    "Program": ("nano_vm.program.model", "Program"),
+    "ProgramError": ("nano_vm.errors", "ProgramError"),
+    "ProgramValidator": ("nano_vm.compiler", "ProgramValidator"),
+    "Progress": ("nano_vm.runtime.engine", "Progress"),
+    "Reconciled": ("nano_vm.runtime.tooling", "Reconciled"),
+    "RejectedError": ("nano_vm.errors", "RejectedError"),
+    "Report": ("nano_vm.compiler", "Report"),
+    "RunStatus": ("nano_vm.kernel.state", "RunStatus"),
+    "RuntimeFault": ("nano_vm.errors", "RuntimeFault"),
+    "SqliteStore": ("nano_vm.stores.sqlite", "SqliteJournalStore"),
+    "StepStatus": ("nano_vm.kernel.state", "StepStatus"),
+    "StoreError": ("nano_vm.errors", "StoreError"),
+    "ToolContext": ("nano_vm.runtime.tooling", "ToolContext"),
+    "ToolError": ("nano_vm.runtime.tooling", "ToolError"),
+    "ToolSet": ("nano_vm.tools.registry", "ToolSet"),
+    "Trace": ("nano_vm.journal.trace", "Trace"),
+    "Usage": ("nano_vm.runtime.ports", "Usage"),
+    "VerificationError": ("nano_vm.errors", "VerificationError"),
+    "diff": ("nano_vm.journal.diff", "diff"),
+    "tool": ("nano_vm.tools.registry", "tool"),
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> Any:
+    place = _PUBLIC.get(name)
+    if place is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(place[0]), place[1])
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -239,8 +239,16 @@ def check_assigned(view: View, names: Names, flow: Flow, uses: list[Use]) -> Non
         if found is not None:
             seen.add(key)
             message, help = found
-            view.add("UNASSIGNED_REFERENCE", use.step, use.pointer, message, help, field=use.field,
-                     offset=use.ref.offset, length=use.ref.length)  # fmt: skip
+            view.add(
+                "UNASSIGNED_REFERENCE",
+                use.step,
+                use.pointer,
+                message,
+                help,
+                field=use.field,
+                offset=use.ref.offset,
+                length=use.ref.length,
+            )
 
 
 def _unassigned(view: View, names: Names, flow: Flow, use: Use) -> tuple[str, str] | None:
@@ -276,6 +284,8 @@ def _unassigned(view: View, names: Names, flow: Flow, use: Use) -> tuple[str, st
     if path is None:
         return None
     help = "move the step that assigns it before the branch, or ask for it with `is not null`"
+    if view.is_dag:
+        help = f"add `{owners[0].id}` to `depends_on`, or ask for the value with `is not null`"
     if not path:
         return f"`{use.ref}` is not assigned on every path", help
     shown = path if len(path) <= 8 else [*path[:3], "…", *path[-4:]]

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from typing import Any, Literal, NamedTuple, TypeAlias, assert_never
+from typing import Literal, NamedTuple, TypeAlias, assert_never
 
 from nano_vm.expr.errors import ExprError
-from nano_vm.expr.evaluator import evaluate
+from nano_vm.expr.evaluator import bindings_lookup, evaluate
 from nano_vm.expr.nodes import And, Compare, IsNull, ListOf, Lit, Node, Not, Or, Text, refs
 from nano_vm.expr.operators import mismatch_help
 from nano_vm.expr.reference import Ref
@@ -29,6 +29,8 @@ from nano_vm.expr.types import (
 )
 
 __all__ = ["Finding", "Type", "TypeOf", "check", "field_type", "type_from_schema"]
+
+_nothing_bound = bindings_lookup({})
 
 TypeOf: TypeAlias = Callable[[Ref], Type | None]
 """The type of what a whole reference (name and path) yields; `None` when nothing is known of it."""
@@ -97,7 +99,7 @@ class _Checker:
 
     def report_constant(self, node: Node) -> None:
         try:
-            result = evaluate(node, _no_references)
+            result = evaluate(node, _nothing_bound)
         except ExprError:
             return  # the types are wrong, and that is what will be reported
         self.report(
@@ -216,12 +218,8 @@ class _Checker:
         )
 
 
-def _no_references(ref: Ref) -> Any:
-    raise ExprError("UNASSIGNED_REFERENCE", "a constant has no references")
-
-
 def _holds(node: Compare, left: Scalar, right: Scalar) -> bool:
-    return evaluate(Compare(node.op, Lit(left), Lit(right)), _no_references)
+    return evaluate(Compare(node.op, Lit(left), Lit(right)), _nothing_bound)
 
 
 def _disjoint(left: Type, right: Type) -> bool:

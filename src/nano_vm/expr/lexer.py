@@ -30,6 +30,7 @@ _WORD = re.compile(r"[^\W\d]\w*").match
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?").match
 _NUMBER_LIKE = re.compile(r"-?\.?[0-9](?:[\w.]|(?<=[eE])[+-])*").match
 _METHOD = re.compile(r"\.[ \t]*([A-Za-z_][A-Za-z0-9_]*)[ \t]*(\()?").match
+_HYPHENATED = re.compile(r"-[A-Za-z0-9_]").match
 # Everything up to the next character that means something inside quotes.
 _PLAIN_CHARS = re.compile(r"[^\\$'\"]+").match
 _UNICODE_ESCAPE = re.compile(r"u([0-9a-fA-F]{4})").match
@@ -45,6 +46,7 @@ class Lexer:
         self.offset = 0
         # Whether the last token ended a value: decides if `-5` is a number or a subtraction.
         self.after_value = False
+        self.after_ref = False
 
     def next(self) -> Token:
         """Returns the next token. Raises `ExprError` for anything that begins no token."""
@@ -56,6 +58,7 @@ class Lexer:
             return Token("end", "", len(source), 0)
         token = self.read(source, offset)
         self.offset = offset + token.length
+        self.after_ref = token.kind == "ref"
         self.after_value = (
             token.kind in ("ref", "string", "number")
             or token.value in (")", "]")
@@ -92,6 +95,14 @@ class Lexer:
             method = _METHOD(source, offset)
             if method is not None and method[2]:
                 return refused_call(method[1], offset, method.end(1) - offset)
+        if self.after_ref and offset == self.offset and _HYPHENATED(source, offset):
+            return ExprError(
+                "EXPR_ARITHMETIC",
+                "`-` is arithmetic",
+                offset=offset,
+                length=1,
+                help="a key with a hyphen goes into braces: `${name.a-b}`; to subtract, use a tool step",
+            )
         refused = REFUSED_SYMBOL(source, offset)
         if refused is not None:
             return refused_symbol(refused[0], offset)

@@ -268,8 +268,6 @@ class _Parser:
         """The source goes on where the value before it is complete."""
         token = self.token
         if token.kind == "word" and token.value not in _CONSTANTS and token.value != "not":
-            if token.value in ("and", "or"):
-                self.fail_at(token, message, help)
             raise refused_operator_word(token.value, token.offset)
         if token.kind == "symbol" and token.value in (")", "]"):
             self.fail_at(

@@ -2,28 +2,36 @@
 
 The facts of an entry are the canonical JSON object
 
-    {"commitment": "sha256:…", "event": {…}, "prev": "sha256:…", "run": "…", "seq": 7, "type": "StepSucceeded"}
+    {"commitment": "sha256:…", "event": {…}, "prev": "sha256:…", "run": "…", "seq": 7, "type":
+    "StepSucceeded"}
 
-and its digest is SHA-256 over exactly those bytes, which the next entry names as `prev`. `commitment` is there when the event has a
-payload: SHA-256 over a 16-byte random salt followed by the payload's canonical bytes. Salt and payload are stored
-beside the facts, so they can be destroyed without touching the chain.
+and its digest is SHA-256 over exactly those bytes, which the next entry names as `prev`. `commitment` is
+there when the event has a payload: SHA-256 over a 16-byte random salt followed by the payload's canonical
+bytes. Salt and payload are stored beside the facts, so they can be destroyed without touching the chain.
+
+Intents ride with the outcome that led to them: `then` lists the events that follow in the same instant and
+have no payload of their own - `{"event": {…}, "type": "StepStarted"}` - so that a step's result, the
+decisions that follow and the next step's intent are one entry, written and hashed at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET
 
 from nano_vm import canonical
-from nano_vm.errors import VerificationError
+from nano_vm.errors import InputError, VerificationError
 from nano_vm.kernel.events import EVENT_TYPES, Event
 
 SALT_BYTES = 16
 GENESIS = "sha256:" + "0" * 64  # `prev` of the first entry of every run
+
+# What may ride with another event: intents, and the end of the run.
+RIDER_TYPES = frozenset({"StepStarted", "ChildStarted", "CompensationStarted", "RunFinished"})
 
 _encode = msgspec.json.Encoder().encode
 
@@ -31,8 +39,8 @@ _encode = msgspec.json.Encoder().encode
 class Entry(msgspec.Struct, frozen=True, gc=False):
     """One stored entry.
 
-    `facts` are the hashed bytes, `digest` is "sha256:<hex>" of them. `payload` is None when the event has none or when
-    it has been erased (then the facts still hold its commitment).
+    `facts` are the hashed bytes, `digest` is "sha256:<hex>" of them. `payload` is None when the event has
+    none or when it has been erased (then the facts still hold its commitment).
     """
 
     seq: int
@@ -40,6 +48,13 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     facts: bytes
     salt: bytes = b""
     payload: bytes | None = None
+
+
+class _Rider(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """An event that rides in another's entry."""
+
+    event: msgspec.Raw
+    type: str
 
 
 class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -51,12 +66,30 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     seq: int
     type: str
     commitment: str | None = None
+    then: list[_Rider] = []
+
+
+class _Reader(NamedTuple):
+    """How events of one type are read, and whether the type has a payload."""
+
+    decode: Callable[[bytes | msgspec.Raw], Any]
+    payload: bool
 
 
 _decode_facts = msgspec.json.Decoder(Facts).decode
-_EVENT_DECODERS: dict[str, Callable[[bytes | msgspec.Raw], Any]] = {
-    name: msgspec.json.Decoder(kind).decode for name, kind in EVENT_TYPES.items()
+_READERS: dict[str, _Reader] = {
+    name: _Reader(msgspec.json.Decoder(kind).decode, "payload" in kind.__struct_fields__)
+    for name, kind in EVENT_TYPES.items()
 }
+# Facts of these types may hold objects whose keys come from outside, which a plain encoder would leave in
+# their order.
+_NESTED = frozenset(
+    kind
+    for kind in EVENT_TYPES.values()
+    if not {"budgets", "forked", "parent", "principal", "programs", "waits"}.isdisjoint(
+        kind.__struct_fields__
+    )
+)
 
 
 class Chain:
@@ -72,35 +105,76 @@ class Chain:
         self.length = length
         self.head = head
         # Encoded once: a run id is any text, and its JSON form is the same in every entry.
-        self._run = _encode(run).decode("ascii") if run.isascii() else canonical.encode(run).decode()
+        self._run = canonical.encode(run).decode()
 
-    def seal(self, event: Event, salt: bytes, payload: bytes | None) -> Entry:
+    def seal(self, event: Event, salt: bytes, payload: bytes | None, then: Sequence[Event] = ()) -> Entry:
         """Chain `event` to the head and return its entry.
 
         Args:
             event: its `payload` field is left out of the facts, whatever it holds.
             salt: 16 fresh random bytes when there is a payload; ignored without one.
             payload: canonical bytes of the event's payload, or None when it has none.
+            then: the events that ride with it, in order; their payloads must be UNSET.
         """
-        held = event.payload if hasattr(event, "payload") else UNSET
-        if held is not UNSET:
-            event.payload = UNSET  # type: ignore[union-attr]
-            body = _encode(event)
-            event.payload = held  # type: ignore[union-attr]
-        else:
-            body = _encode(event)
+        # The hot path of every run: the envelope is written by hand around the encoded event.
         seq = self.length
-        tail = f',"prev":"{self.head}","run":{self._run},"seq":{seq},"type":"{event.type}"}}'.encode()
+        facts = f'"event":{_body(event)},"prev":"{self.head}","run":{self._run},"seq":{seq}'
+        if then:
+            riders = ",".join([f'{{"event":{_body(rider)},"type":"{rider.type}"}}' for rider in then])
+            facts = f'{facts},"then":[{riders}]'
         if payload is None:
+            sealed = f'{{{facts},"type":"{event.type}"}}'.encode()
             salt = b""
-            facts = b'{"event":' + body + tail
         else:
             commitment = sha256(salt + payload).hexdigest()
-            facts = b'{"commitment":"sha256:%b","event":%b%b' % (commitment.encode(), body, tail)
-        digest = "sha256:" + sha256(facts).hexdigest()
+            sealed = f'{{"commitment":"sha256:{commitment}",{facts},"type":"{event.type}"}}'.encode()
+        digest = "sha256:" + sha256(sealed).hexdigest()
         self.head = digest
         self.length = seq + 1
+        return Entry(seq, digest, sealed, salt, payload)
+
+    def seal_success(
+        self,
+        at_ms: int,
+        occurrence: int,
+        pure: bool,
+        step: str,
+        verdicts: list[Any],
+        salt: bytes,
+        payload: bytes,
+        then: str,
+    ) -> Entry:
+        """`seal` of the StepSucceeded of a first attempt, with no event made for it. `then` is the encoded member of
+        that name with a comma before it, or empty. Step ids are identifiers and need no escaping."""
+        seq = self.length
+        extra = ',"pure":true' if pure else ""
+        decided = f',"verdicts":{_encode(verdicts).decode()}' if verdicts else ""
+        facts = (
+            f'{{"commitment":"sha256:{sha256(salt + payload).hexdigest()}","event":{{"at_ms":{at_ms},"attempt":1,'
+            f'"occurrence":{occurrence}{extra},"step":"{step}"{decided}}},"prev":"{self.head}",'
+            f'"run":{self._run},"seq":{seq}{then},"type":"StepSucceeded"}}'
+        ).encode()
+        self.head = digest = "sha256:" + sha256(facts).hexdigest()
+        self.length = seq + 1
         return Entry(seq, digest, facts, salt, payload)
+
+
+def _body(event: Event) -> str:
+    """Canonical JSON of an event without its payload."""
+    held = getattr(event, "payload", UNSET)
+    if held is not UNSET:
+        event.payload = UNSET  # type: ignore[union-attr]
+        try:
+            return _plain_body(event)
+        finally:
+            event.payload = held  # type: ignore[union-attr]
+    return _plain_body(event)
+
+
+def _plain_body(event: Event) -> str:
+    if type(event) in _NESTED:
+        return canonical.encode(msgspec.to_builtins(event)).decode()
+    return _encode(event).decode()
 
 
 def read_facts(entry: Entry) -> Facts:
@@ -111,59 +185,117 @@ def read_facts(entry: Entry) -> Facts:
     """
     try:
         return _decode_facts(entry.facts)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise VerificationError(
-            "JOURNAL_MALFORMED",
-            f"the facts of entry {entry.seq} cannot be read: {error}",
-            facts={"seq": entry.seq},
-        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # From nothing: the parser's message may quote the data.
+        raise _malformed(entry, "the facts cannot be read") from None
 
 
 def open_event(entry: Entry, facts: Facts | None = None) -> Event:
-    """The event an entry holds; an erased payload is `UNSET`.
+    """The event an entry is named after; an erased payload is `UNSET`.
 
     Raises:
         VerificationError: JOURNAL_MALFORMED.
     """
-    facts = facts or read_facts(entry)
-    decoder = _EVENT_DECODERS.get(facts.type)
-    if decoder is None:
-        raise VerificationError(
-            "JOURNAL_MALFORMED",
-            f"entry {entry.seq} has the unknown type `{facts.type}`",
-            facts={"seq": entry.seq},
-        )
+    if facts is None:
+        facts = read_facts(entry)
+    return _decode_event(entry, facts.type, facts.event, entry.payload)
+
+
+def open_events(entry: Entry, facts: Facts | None = None) -> list[Event]:
+    """All events of an entry: the one it is named after, then those that ride with it.
+
+    Raises:
+        VerificationError: JOURNAL_MALFORMED.
+    """
+    if facts is None:
+        facts = read_facts(entry)
+    events = [_decode_event(entry, facts.type, facts.event, entry.payload)]
+    for rider in facts.then:
+        if rider.type not in RIDER_TYPES:
+            raise _malformed(entry, f"a `{rider.type[:64]}` cannot ride with another event")
+        events.append(_decode_event(entry, rider.type, rider.event, None))
+    return events
+
+
+def _decode_event(entry: Entry, kind: str, body: msgspec.Raw, payload: bytes | None) -> Event:
+    reader = _READERS.get(kind)
+    if reader is None:
+        raise _malformed(entry, f"the type `{kind[:64]}` is unknown")
+    decode, has_payload = reader
     try:
-        event: Event = decoder(facts.event)
-        if entry.payload is not None:
-            event.payload = canonical.decode(entry.payload)  # type: ignore[union-attr]
-    except (msgspec.DecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise VerificationError(
-            "JOURNAL_MALFORMED",
-            f"entry {entry.seq} ({facts.type}) cannot be read: {error}",
-            facts={"seq": entry.seq},
-        ) from None
+        event: Event = decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise _malformed(entry, f"the facts are not those of a {kind}") from None
+    if has_payload:
+        if event.payload is not UNSET:  # type: ignore[union-attr]
+            raise _malformed(entry, "a payload stands among the facts")
+        if payload is not None:
+            try:
+                event.payload = canonical.decode(payload)  # type: ignore[union-attr]
+            except InputError:
+                raise _malformed(entry, "the payload is not JSON") from None
+    elif payload is not None:
+        raise _malformed(entry, f"a {kind} has no payload")
     return event
 
 
-def verify_entry(entry: Entry, run: str, prev: str) -> Facts:
+def verify_entry(entry: Entry, run: str, prev: str, seq: int | None = None) -> Facts:
     """Check one entry against its place in the chain and return its facts.
 
+    Args:
+        run: the run it has to belong to.
+        prev: digest of the entry before it, `GENESIS` for the first.
+        seq: its place, where the caller has counted; by default the entry's own word is taken.
+
     Raises:
-        VerificationError: DIGEST_MISMATCH, CHAIN_BROKEN or COMMITMENT_MISMATCH, naming the entry in `facts["seq"]`.
+        VerificationError: JOURNAL_MALFORMED, DIGEST_MISMATCH, CHAIN_BROKEN, COMMITMENT_MISMATCH or
+            PAYLOAD_MISSING, naming the entry in `facts["seq"]` (its place, where `seq` was given).
+    """
+    place = entry.seq if seq is None else seq
+    if "sha256:" + sha256(entry.facts).hexdigest() != entry.digest:
+        raise _broken("DIGEST_MISMATCH", "the facts do not have the stored digest", place)
+    facts = read_facts(entry)
+    if entry.seq != place or facts.seq != place or facts.prev != prev or facts.run != run:
+        raise _broken("CHAIN_BROKEN", "it does not follow the entry before it", place)
+    commitment = facts.commitment
+    if commitment is not None and entry.payload is None:
+        raise _broken("PAYLOAD_MISSING", "its payload is gone", place)
+    if commitment is not None or entry.payload is not None or entry.salt:
+        _verify_payload(entry, facts, place)
+    return facts
+
+
+def verify_shown(entry: Entry, run: str) -> Facts:
+    """Check an entry that is shown alone, with or without its payload, and return its facts.
+
+    Raises:
+        VerificationError: JOURNAL_MALFORMED, DIGEST_MISMATCH, CHAIN_BROKEN (of another run or place) or
+            COMMITMENT_MISMATCH.
     """
     if "sha256:" + sha256(entry.facts).hexdigest() != entry.digest:
         raise _broken("DIGEST_MISMATCH", "the facts do not have the stored digest", entry.seq)
     facts = read_facts(entry)
-    if facts.seq != entry.seq or facts.prev != prev or facts.run != run:
-        raise _broken("CHAIN_BROKEN", "it does not follow the entry before it", entry.seq)
-    if entry.payload is not None:
-        if facts.commitment != "sha256:" + sha256(entry.salt + entry.payload).hexdigest():
-            raise _broken("COMMITMENT_MISMATCH", "the payload is not the one committed to", entry.seq)
-        if len(entry.salt) != SALT_BYTES:
-            raise _broken("COMMITMENT_MISMATCH", "the salt is not 16 bytes long", entry.seq)
+    if facts.seq != entry.seq or facts.run != run:
+        raise _broken("CHAIN_BROKEN", "it belongs elsewhere", entry.seq)
+    _verify_payload(entry, facts, entry.seq)
     return facts
+
+
+def _verify_payload(entry: Entry, facts: Facts, place: int) -> None:
+    payload = entry.payload
+    if payload is not None:
+        if facts.commitment != "sha256:" + sha256(entry.salt + payload).hexdigest():
+            raise _broken("COMMITMENT_MISMATCH", "the payload is not the one committed to", place)
+        # Of another length, salt and payload could trade bytes under the same commitment.
+        if len(entry.salt) != SALT_BYTES:
+            raise _broken("COMMITMENT_MISMATCH", "the salt is not 16 bytes long", place)
+    elif entry.salt:
+        raise _broken("COMMITMENT_MISMATCH", "there is a salt without a payload", place)
 
 
 def _broken(code: str, what: str, seq: int) -> VerificationError:
     return VerificationError(code, f"entry {seq}: {what}", facts={"seq": seq})
+
+
+def _malformed(entry: Entry, what: str) -> VerificationError:
+    return _broken("JOURNAL_MALFORMED", what, entry.seq)

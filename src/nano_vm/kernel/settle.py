@@ -14,7 +14,7 @@ from nano_vm.expr.reference import UNSET
 from nano_vm.kernel.activity import release_reservation, remove, set_phase
 from nano_vm.kernel.dag import settle_edges
 from nano_vm.kernel.ending import end, leave_group, place_of
-from nano_vm.kernel.state import Activity, Phase, RunStatus, Settled, Stage, State, StepStatus, Undo
+from nano_vm.kernel.state import STATUSES, Activity, Phase, RunStatus, Settled, Stage, State, StepStatus, Undo
 from nano_vm.program.compiled import (
     SLOT_INDEX,
     SLOT_ITEM,
@@ -108,7 +108,7 @@ def _settle_value(
     elif state.stage is _GOING:
         if step.is_terminal:
             state.last_output = value
-            _end_here(program, state, step)
+            end_here(program, state, step)
         elif not program.is_dag:
             state.last_output = value
             todo.append(step.next)
@@ -120,12 +120,13 @@ def _settle_value(
             settle_edges(program, state, step, "done", todo)
 
 
-def _end_here(program: CompiledProgram, state: State, step: CompiledStep) -> None:
+def end_here(program: CompiledProgram, state: State, step: CompiledStep) -> None:
+    """The run ends as the terminal step says."""
     state.outcome = step.outcome
     error = None
     if step.final_status != "SUCCESS":
         error = {"type": "GOVERNED_FAILURE", "message": "", "attempts": 0, "step": step.id}
-    end(program, state, RunStatus(step.final_status), error)
+    end(program, state, STATUSES[step.final_status], error)
 
 
 def _count_stalled(state: State, step: CompiledStep, value: Any) -> None:

@@ -1,7 +1,7 @@
 """A program as its author wrote it: plain data, and the place of everything in it.
 
-YAML, JSON and Python dicts all become a `Document`. Loading never raises for what the text says: whatever is wrong is in
-`findings`, and `data` holds what could be understood.
+YAML, JSON and Python dicts all become a `Document`. Loading never raises for what the text says: whatever is
+wrong is in `findings`, and `data` holds what could be understood.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nano_vm.errors import Place, ProgramError
 from nano_vm.program import json_text, yaml_text
 from nano_vm.program.diagnostic import ERROR, Diagnostic
 from nano_vm.program.scalar import source_index
-from nano_vm.program.source import BYTES_MAX, DEPTH_MAX, NODES_MAX, Problem, Span, whole
+from nano_vm.program.source import BYTES_MAX, DEPTH_MAX, NODES_MAX, PLACEHOLDER, Problem, Span, whole
 
 # What neither YAML nor JSON admits, and what hides things from a reader (bidirectional overrides).
 _FORBIDDEN = re.compile(
@@ -34,7 +34,8 @@ class Document:
     """Plain JSON data with places.
 
     Attributes:
-        data: dict, list, str, int, float, bool or None, sharing nothing with the caller; None when unreadable.
+        data: dict, list, str, int, float, bool or None, sharing nothing with the caller; None when
+            unreadable.
         text: the source text, None for dicts.
         file: its name, for messages.
         findings: what is wrong with the document itself.
@@ -302,10 +303,10 @@ class _Copier:
                 return value
             message = "an integer beyond what JSON holds exactly (2^53-1)"
             self._add("DOCUMENT_NUMBER", pointer, message, "write it as a string if it is an identifier")
-            return 0
+            return PLACEHOLDER
         if not math.isfinite(value):
             self._add(
                 "DOCUMENT_NUMBER", pointer, "a number that is not finite", "leave the field out for no limit"
             )
-            return 0
+            return PLACEHOLDER
         return whole(value)

@@ -1,7 +1,7 @@
 """From an offset within a string to where that character stands in the author's file.
 
-A condition is a YAML or JSON string. When its 17th character is wrong, the caret has to stand under that character in
-the file, past quotes, escapes, folds and indentation.
+A condition is a YAML or JSON string. When its 17th character is wrong, the caret has to stand under that
+character in the file, past quotes, escapes, folds and indentation.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ def source_index(text: str, start: int, end: int, style: str, value: str, offset
         offset: 0 … len(value); an offset at the end points behind the last character.
     """
     raw = text[start:end]
+    offset = max(0, min(offset, len(value)))
     if style == "" and raw[: len(value)] == value:
-        return start + min(offset, len(value))
+        return start + offset
     # White space moves when lines are folded or indented, everything else stays in order: the n-th character
     # that is not white space in the value is the n-th in the source.
     wanted = sum(1 for character in value[:offset] if not character.isspace())

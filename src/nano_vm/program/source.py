@@ -12,6 +12,9 @@ NODES_MAX = 5_000_000
 DEPTH_MAX = 64
 ALIAS_NODES_MAX = 100_000
 
+# Takes the place of a number that cannot be held, chosen so that no field complains about it a second time.
+PLACEHOLDER = 1
+
 
 class Problem(NamedTuple):
     """Something wrong with a text: `start` is an index into it, `length` in characters."""
@@ -24,7 +27,8 @@ class Problem(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Where a key or value stands in a text. `style` and `value` are those of a scalar; `value` is None for others."""
+    """Where a key or value stands in a text. `style` and `value` are those of a scalar; `value` is None for
+    others."""
 
     start: int
     end: int

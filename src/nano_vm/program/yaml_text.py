@@ -1,8 +1,9 @@
 """YAML text into plain data, with the place of every key and value.
 
-PyYAML's composer does the syntax; what scalars mean is decided here, by the JSON-like part of YAML 1.2's core schema:
-`true false null`, decimal integers and floats. Everything else is a string, so `yes`, `no`, `on`, `off`, `2024-01-31`,
-`1_000`, `0o17`, `017` and `12:30` are what they look like. Tags, merge keys and unbounded aliases are refused.
+PyYAML's composer does the syntax; what scalars mean is decided here, by the JSON-like part of YAML 1.2's core
+schema: `true false null`, decimal integers and floats. Everything else is a string, so `yes`, `no`, `on`,
+`off`, `2024-01-31`, `1_000`, `0o17`, `017` and `12:30` are what they look like. Tags, merge keys and
+unbounded aliases are refused.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from nano_vm.program.source import ALIAS_NODES_MAX, DEPTH_MAX, NODES_MAX, Problem, Span, number
+from nano_vm.program.source import ALIAS_NODES_MAX, DEPTH_MAX, NODES_MAX, PLACEHOLDER, Problem, Span, number
 
 _C_PARSER = getattr(getattr(yaml, "cyaml", None), "CParser", None)
 
@@ -73,8 +74,12 @@ class Loaded(NamedTuple):
 
 
 def load(text: str) -> Loaded:
-    """Returns the data of a YAML document and everything that is wrong with it. Syntax errors end the load."""
+    """Returns the data of a YAML document and everything that is wrong with it. Syntax errors end the
+    load."""
     try:
+        too_deep = _depth_problem(text)
+        if too_deep is not None:
+            return Loaded(None, [too_deep], False)
         root = _composer(text).get_single_node()
     except yaml.YAMLError as error:
         return Loaded(None, [_syntax(error, text)], False)
@@ -88,6 +93,32 @@ def load(text: str) -> Loaded:
     except _Stop:
         return Loaded(None, builder.problems, False)
     return Loaded(data, builder.problems, False)
+
+
+# Nesting that is written with few characters; deep indentation needs long lines.
+_COMPACT = re.compile(r"(?:[-?:][ \t]+){20}|^[ ]{120}", re.MULTILINE)
+_BRACKET = re.compile(r"[\[\]{}]")
+
+
+def _depth_problem(text: str) -> Problem | None:
+    """Returns the problem of a text that nests too deep. The composer of libyaml recurses on the stack of C,
+    so it must never see one. Only what looks suspicious is parsed for it."""
+    depth = deepest = 0
+    for match in _BRACKET.finditer(text):
+        depth = depth + 1 if match[0] in "[{" else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    if deepest <= DEPTH_MAX and _COMPACT.search(text) is None:
+        return None
+    events, depth = _composer(text), 0
+    while events.check_event():
+        event = events.get_event()
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > DEPTH_MAX:
+                return _too_deep(event.start_mark.index if event.start_mark is not None else 0)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+    return None
 
 
 class _Stop(Exception):
@@ -180,7 +211,7 @@ class _Builder:
             value = _plain(text)
             if isinstance(value, Problem):
                 self._problem(value.code, value.message, value.help, node)
-                return 0
+                return PLACEHOLDER
             return value
         if node.tag != _TEXT:
             self._tag(node)
@@ -216,8 +247,9 @@ def _too_deep(index: int) -> Problem:
 def _syntax(error: yaml.YAMLError, text: str) -> Problem:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     index = min(mark.index, len(text)) if mark is not None else int(getattr(error, "position", 0) or 0)
-    if "quoted scalar" in str(getattr(error, "context", "")) and error.context_mark is not None:
-        index = error.context_mark.index  # where the quote was opened says more than the end of the file
+    opened = getattr(error, "context_mark", None)
+    if "quoted scalar" in str(getattr(error, "context", "")) and opened is not None:
+        index = opened.index  # where the quote was opened says more than the end of the file
     problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML")
     context = str(getattr(error, "context", None) or "")
     at = text[index : index + 1]
@@ -247,13 +279,16 @@ def _syntax_help(problem: str, at: str) -> str:
 
 
 class Spans:
-    """Where keys and values stand. Composing again is cheaper than keeping every position of every program."""
+    """Where keys and values stand. Composing again is cheaper than keeping every position of every
+    program."""
 
     def __init__(self, text: str) -> None:
+        self._root = None
         try:
-            self._root = _composer(text).get_single_node()
+            if _depth_problem(text) is None:
+                self._root = _composer(text).get_single_node()
         except (yaml.YAMLError, RecursionError):
-            self._root = None
+            pass
 
     def find(self, parts: list[str], key: bool) -> Span | None:
         node, key_node = self._root, None

@@ -1,0 +1,1 @@
+"""Stores: implementations of the journal's `JournalStore` port. Import the one you need from its module."""

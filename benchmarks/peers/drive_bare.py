@@ -1,0 +1,229 @@
+"""The limits: the same work without any engine.
+
+`await`: the workload's awaits and comparisons, nothing more; W2 walks a table of steps and binds every
+value to its name, because that data flow is part of the work. `sqlite`: that, and the rows nano-vm writes,
+in as many commits as nano-vm needs (numbers measured on nano-vm and handed over with --commits, --rows,
+--bytes). `sqlite_20`: one commit per step. `group`: 100 programs in lockstep whose rows share one
+transaction per commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import sqlite3
+import sys
+from pathlib import Path
+
+import workloads as w
+from harness import (
+    Measured,
+    Slice,
+    WorkNotDone,
+    check_calls,
+    check_result,
+    probe_durability,
+    run_driver,
+    time_programs,
+    time_programs_sync,
+)
+
+# W2 as a table: (name read, name bound), and for a condition (name read, None). A condition's limit is its
+# number.
+TWENTY: tuple[tuple[str, str | None, int], ...] = tuple(
+    (f"v{number}", None, number)
+    if position == 0
+    else (f"v{number + position - 1}", f"v{number + position}", 0)
+    for number in range(0, 15, 3)
+    for position in range(4)
+)
+LAST = "v15"
+
+
+async def refund(turn: Slice) -> Measured:
+    tools = w.Tools()
+
+    async def once() -> object:
+        order = await tools.lookup(7)
+        if order["amount"] > 100:
+            return await tools.reject()
+        return await tools.notify(await tools.refund(order["amount"]))
+
+    return await time_programs(turn, tools, once)
+
+
+async def twenty_once(tools: w.Tools) -> int:
+    values = {"v0": 0}
+    add_one = tools.add_one
+    for source, target, least in TWENTY:
+        if target is not None:
+            values[target] = await add_one(x=values[source])
+        elif values[source] < least:
+            raise WorkNotDone("the wrong branch was taken")
+    return values[LAST]
+
+
+async def twenty(turn: Slice) -> Measured:
+    tools = w.Tools()
+    return await time_programs(turn, tools, lambda: twenty_once(tools))
+
+
+def twenty_sync(turn: Slice) -> Measured:
+    tools = w.Tools()
+
+    def once() -> object:
+        values = {"v0": 0}
+        for source, target, least in TWENTY:
+            if target is not None:
+                values[target] = tools.add_one_sync(x=values[source])
+            elif values[source] < least:
+                raise WorkNotDone("the wrong branch was taken")
+        return values[LAST]
+
+    return time_programs_sync(turn, tools, once)
+
+
+async def loop(turn: Slice) -> Measured:
+    tools = w.Tools()
+    limit = turn.workload.loop_limit
+
+    async def once() -> object:
+        tools.count = n = 0
+        while n < limit:
+            n = await tools.tick()
+        return await tools.done(n)
+
+    return await time_programs(turn, tools, once)
+
+
+async def gather(turn: Slice) -> Measured:
+    tools = w.Tools()
+
+    async def once() -> object:
+        return sum(await asyncio.gather(*(tools.add_one(0) for _ in range(w.FAN_OUT))))
+
+    return await time_programs(turn, tools, once)
+
+
+async def gather_eager(turn: Slice) -> Measured:
+    if sys.version_info < (3, 12):
+        raise SystemExit("eager tasks need Python 3.12")
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    return await gather(turn)
+
+
+class Log:
+    """A journal table and nothing else: rows of opaque bytes, spread evenly over a program's commits."""
+
+    def __init__(self, path: Path, sync: str, commits: int, rows: int, size: int) -> None:
+        rows = max(rows, commits)
+        self.con = sqlite3.connect(path, isolation_level=None)
+        self.con.execute("PRAGMA journal_mode=WAL")
+        self.con.execute(f"PRAGMA synchronous={sync}")
+        self.con.execute("CREATE TABLE log (run INTEGER NOT NULL, seq INTEGER NOT NULL, body BLOB NOT NULL)")
+        self.con.execute("CREATE UNIQUE INDEX log_at ON log (run, seq)")
+        self.body = os.urandom(max(1, size // rows))
+        self.runs = 0
+        # seqs[k] = the places of the rows that commit k writes
+        edges = [rows * k // commits for k in range(commits + 1)]
+        self.seqs = [range(edges[k], edges[k + 1]) for k in range(commits)]
+
+    def begin(self) -> int:
+        self.runs += 1
+        return self.runs
+
+    def commit(self, runs: range, number: int) -> None:
+        body = self.body
+        self.con.execute("BEGIN IMMEDIATE")
+        self.con.executemany(
+            "INSERT INTO log VALUES (?,?,?)", [(run, seq, body) for run in runs for seq in self.seqs[number]]
+        )
+        self.con.execute("COMMIT")
+
+
+async def sqlite_seq(turn: Slice, commits: int, rows: int, size: int) -> Measured:
+    tools = w.Tools()
+    log = Log(turn.database, str(turn.workload.sync), commits, rows, size)
+    # Which commits follow which step; the first ones belong to the start of the run.
+    per_step = [range(commits * k // 20, commits * (k + 1) // 20) for k in range(20)]
+
+    async def once() -> object:
+        values = {"v0": 0}
+        run = log.begin()
+        for (source, target, least), numbers in zip(TWENTY, per_step, strict=True):
+            if target is not None:
+                values[target] = await tools.add_one(x=values[source])
+            elif values[source] < least:
+                raise WorkNotDone("the wrong branch was taken")
+            for number in numbers:
+                log.commit(range(run, run + 1), number)
+        return values[LAST]
+
+    await probe_durability(turn, once)
+    return await time_programs(turn, tools, once)
+
+
+async def sqlite_as_nano_vm(turn: Slice) -> Measured:
+    options = turn.options
+    return await sqlite_seq(turn, options.commits, options.rows, options.bytes)
+
+
+async def sqlite_20(turn: Slice) -> Measured:
+    return await sqlite_seq(turn, 20, 20, 20 * 100)
+
+
+async def sqlite_group(turn: Slice) -> Measured:
+    """All programs advance together; what they wrote in a step is committed in one transaction."""
+    options, workload = turn.options, turn.workload
+    tools = w.Tools()
+    commits = options.commits
+    log = Log(turn.database, str(workload.sync), commits, options.rows, options.bytes)
+    per_step = [range(commits * k // 20, commits * (k + 1) // 20) for k in range(20)]
+    wave_workload = w.Workload(
+        workload.key, workload.title, 20, workload.calls * workload.width, workload.result, workload.unit
+    )
+
+    async def once() -> object:
+        runs = [log.begin() for _ in range(workload.width)]
+        programs = [{"v0": 0} for _ in runs]
+        for (source, target, least), numbers in zip(TWENTY, per_step, strict=True):
+            for values in programs:
+                if target is not None:
+                    values[target] = await tools.add_one(x=values[source])
+                elif values[source] < least:
+                    raise WorkNotDone("the wrong branch was taken")
+            for number in numbers:
+                log.commit(range(runs[0], runs[-1] + 1), number)
+        for values in programs:
+            check_result(workload, values[LAST])
+        return programs[0][LAST]
+
+    wave = Slice(wave_workload, turn.seconds, turn.folder, options, turn.checks)
+    measured = await time_programs(wave, tools, once)
+    rows = log.con.execute("SELECT count(*) FROM log").fetchone()[0]
+    if rows != log.runs * max(options.rows, commits):
+        raise WorkNotDone(f"{rows} rows stored for {log.runs} programs")
+    check_calls(workload, tools, log.runs)
+    return Measured(measured.programs * workload.width, measured.seconds)
+
+
+AWAIT = {
+    "W1": refund,
+    "W2": twenty,
+    "W2_sync": twenty_sync,
+    "W3_100": loop,
+    "W3_1000": loop,
+    "W3_10000": loop,
+    "W6": gather,
+}
+VARIANTS = {
+    "await": AWAIT,
+    "eager": {"W6": gather_eager},
+    "sqlite": {"W4_full_seq": sqlite_as_nano_vm, "W4_normal_seq": sqlite_as_nano_vm},
+    "sqlite_20": {"W4_full_seq": sqlite_20, "W4_normal_seq": sqlite_20},
+    "group": {"W4_full_100": sqlite_group, "W4_normal_100": sqlite_group},
+}
+
+if __name__ == "__main__":
+    raise SystemExit(run_driver("bare", f"Python {platform.python_version()}", VARIANTS))

@@ -1,0 +1,173 @@
+"""DBOS on SQLite: everything it runs is durable, so W3 and W6 are too (FULL, WAL).
+
+A condition is plain code in the workflow function. DBOS is one engine per process: W5 suspends in `recv`
+and is woken by `send`, without a fresh engine object (the event may even be there first); its poller is set
+to the fastest interval it allows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+import sqlalchemy as sa
+import workloads as w
+from dbos import DBOS, DBOSConfig
+from harness import Measured, Slice, WorkNotDone, probe_durability, run_driver, time_programs
+
+
+@asynccontextmanager
+async def engine(turn: Slice, define: Callable[[], Any]) -> AsyncIterator[Any]:
+    """DBOS launched on a WAL database; yields what `define` registered."""
+    with sqlite3.connect(turn.database) as con:
+        con.execute("PRAGMA journal_mode=WAL")
+    con.close()
+    sync = turn.workload.sync or "FULL"
+    turn.checks["synchronous"] = sync
+
+    @sa.event.listens_for(sa.Engine, "connect")
+    def set_pragmas(connection: Any, record: Any) -> None:
+        connection.execute(f"PRAGMA synchronous={sync}")
+
+    config: DBOSConfig = {
+        "name": "bench",
+        "system_database_url": f"sqlite:///{turn.database}",
+        "log_level": "ERROR",
+        "notification_listener_polling_interval_sec": 0.001,
+    }
+    DBOS(config=config)
+    defined = define()
+    DBOS.launch()
+    logging.getLogger("dbos").setLevel(logging.CRITICAL)
+    try:
+        yield defined
+    finally:
+        DBOS.destroy()
+
+
+def define_twenty(tools: w.Tools) -> Any:
+    @DBOS.step()
+    async def tool(x: int) -> int:
+        return await tools.add_one(x)
+
+    @DBOS.workflow()
+    async def twenty_steps(x: int) -> int:
+        for number in range(15):
+            if number % 3 == 0 and x < number:
+                raise WorkNotDone("the wrong branch was taken")
+            x = await tool(x)
+        return x
+
+    return twenty_steps
+
+
+async def durable(turn: Slice) -> Measured:
+    tools = w.Tools()
+    async with engine(turn, lambda: define_twenty(tools)) as workflow:
+
+        async def once() -> object:
+            return await workflow(0)
+
+        await probe_durability(turn, once)
+        return await time_programs(turn, tools, once)
+
+
+async def loop(turn: Slice) -> Measured:
+    tools = w.Tools()
+    limit = turn.workload.loop_limit
+
+    def define() -> Any:
+        @DBOS.step()
+        async def tick() -> int:
+            return await tools.tick()
+
+        @DBOS.step()
+        async def done(n: int) -> int:
+            return await tools.done(n)
+
+        @DBOS.workflow()
+        async def count() -> int:
+            n = 0
+            while n < limit:
+                n = await tick()
+            return await done(n)
+
+        return count
+
+    async with engine(turn, define) as workflow:
+
+        async def once() -> object:
+            tools.count = 0
+            return await workflow()
+
+        return await time_programs(turn, tools, once)
+
+
+async def suspend_resume(turn: Slice) -> Measured:
+    turn.checks["fresh_engine"] = False
+    tools = w.Tools()
+
+    def define() -> Any:
+        @DBOS.step()
+        async def tool(x: int) -> int:
+            return await tools.add_one(x)
+
+        @DBOS.workflow()
+        async def approval(x: int) -> int:
+            await tool(x)
+            event = await DBOS.recv_async("approval", timeout_seconds=60)
+            return await tool(event["value"])
+
+        return approval
+
+    async with engine(turn, define) as workflow:
+
+        async def once() -> object:
+            handle = await DBOS.start_workflow_async(workflow, 0)
+            await DBOS.send_async(handle.get_workflow_id(), w.EVENT, "approval")
+            return await handle.get_result(polling_interval_sec=0.001)
+
+        return await time_programs(turn, tools, once)
+
+
+async def fan_out(turn: Slice) -> Measured:
+    tools = w.Tools()
+
+    def define() -> Any:
+        @DBOS.step()
+        async def tool(x: int) -> int:
+            return await tools.add_one(x)
+
+        @DBOS.workflow()
+        async def fan(x: int) -> int:
+            return sum(await asyncio.gather(*(tool(x) for _ in range(w.FAN_OUT))))
+
+        return fan
+
+    async with engine(turn, define) as workflow:
+
+        async def once() -> object:
+            return await workflow(0)
+
+        return await time_programs(turn, tools, once)
+
+
+DRIVERS = {
+    "W3_100": loop,
+    "W3_1000": loop,
+    "W3_10000": loop,
+    "W4_full_seq": durable,
+    "W4_full_100": durable,
+    "W4_normal_seq": durable,
+    "W4_normal_100": durable,
+    "W5": suspend_resume,
+    "W6": fan_out,
+}
+
+if __name__ == "__main__":
+    raise SystemExit(run_driver("dbos", version("dbos"), {"": DRIVERS}))

@@ -1,0 +1,178 @@
+"""Options that several commands share, and what their values mean."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from nano_vm.errors import InputError
+
+STORE_DEFAULT = "nano-vm.db"
+STORE_VARIABLE = "NANO_VM_STORE"
+# Options before the command that take a value: needed to find the command.
+VALUE_OPTIONS = ("--store", "--durability", "--principal", "--role")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises our errors and exits with our codes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, add_help=True, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError("USAGE", _lowered(message), help=f"see `{self.prog} --help`")
+
+
+def _lowered(message: str) -> str:
+    # argparse quotes user text in single quotes; ours stands in backticks.
+    return (message[:1].lower() + message[1:]).replace("'", "`")
+
+
+def global_defaults() -> argparse.Namespace:
+    return argparse.Namespace(
+        store=None,
+        durability="full",
+        json=False,
+        debug=False,
+        quiet=False,
+        principal=None,
+        role=[],
+    )
+
+
+def add_global(parser: argparse.ArgumentParser) -> None:
+    """Options that every command takes, before or after its name."""
+    group = parser.add_argument_group("options of every command")
+    keep = argparse.SUPPRESS  # what was said before the command stands
+    group.add_argument(
+        "--store",
+        metavar="PATH",
+        default=keep,
+        help=f"the database (default: ${STORE_VARIABLE}, else ./{STORE_DEFAULT})",
+    )
+    group.add_argument(
+        "--durability",
+        choices=("full", "normal"),
+        default=keep,
+        help="full: synced to disk in every commit (default); normal: survives a dying process only",
+    )
+    group.add_argument(
+        "--json", action="store_true", default=keep, help="one JSON document on standard output"
+    )
+    group.add_argument("--quiet", action="store_true", default=keep, help="no progress and no notes")
+    group.add_argument("--debug", action="store_true", default=keep, help="tracebacks of errors")
+    group.add_argument("--principal", metavar="ID", default=keep, help="who acts; recorded in the journal")
+    group.add_argument(
+        "--role",
+        metavar="ROLE",
+        action="append",
+        default=keep,
+        help="a role the principal holds (repeatable)",
+    )
+
+
+def add_tools(parser: argparse.ArgumentParser) -> None:
+    """`--tools` and `--model`: what a run needs to go on."""
+    parser.add_argument(
+        "--tools",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a Python file (or module) with tools: its @tool functions, else its public functions (repeatable)",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="SPEC",
+        help="mock:TEXT, mock:@FILE, script:FILE, openai:MODEL, or http(s)://HOST/v1#MODEL",
+    )
+    parser.add_argument("--base-url", metavar="URL", help="endpoint for --model openai:MODEL")
+
+
+def store_path(args: argparse.Namespace) -> str:
+    path: str = args.store or os.environ.get(STORE_VARIABLE) or STORE_DEFAULT
+    return path
+
+
+def principal(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Who acts, as the engine takes it.
+
+    Raises:
+        InputError: USAGE for roles that nobody holds.
+    """
+    if args.principal is None:
+        if args.role:
+            raise InputError("USAGE", "a role needs somebody who holds it", help="add --principal ID")
+        return None
+    if not args.principal:
+        raise InputError("USAGE", "the principal is empty", help="--principal ID")
+    return {"id": args.principal, "roles": list(dict.fromkeys(args.role))}
+
+
+def json_value(text: str, option: str) -> Any:
+    """JSON given on the command line; `@FILE` reads a file, `-` standard input.
+
+    Raises:
+        InputError: USAGE when it is not JSON or cannot be read.
+    """
+    source = f"the value of {option}"
+    if text == "-":
+        text, source = sys.stdin.read(), "standard input"
+    elif text.startswith("@"):
+        source = f"`{text[1:]}`"
+        try:
+            text = Path(text[1:]).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise InputError(
+                "USAGE", f"cannot read {source}: {reason.lower()}", help=f"{option} @FILE names a JSON file"
+            ) from error
+    try:
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_pairs)
+    except (ValueError, RecursionError) as error:
+        where = (
+            f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
+        )
+        raise InputError(
+            "USAGE", f"{source} is not JSON{where}", help="strings are quoted: '\"text\"'; files: @FILE"
+        ) from error
+
+
+def value_or_text(text: str) -> Any:
+    """The value of `k=v`: JSON if it is JSON, else the text itself."""
+    try:
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_pairs)
+    except (ValueError, RecursionError):
+        return text
+
+
+def assignments(pairs: Sequence[str], option: str) -> dict[str, Any]:
+    """`name=value` options as a dict.
+
+    Raises:
+        InputError: USAGE for a missing `=` or a name given twice.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise InputError("USAGE", f"`{pair}` is not name=value", help=f"{option} amount=250")
+        if name in found:
+            raise InputError("USAGE", f"`{name}` is given twice", help=f"one {option} per name")
+        found[name] = value_or_text(value)
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("the same key twice")
+    return found

@@ -1,0 +1,143 @@
+"""Take up runs that a dead process left, and fire due timers.
+
+  nano-vm recover --tools refund_tools.py
+  nano-vm recover --loop --interval 2 --tools refund_tools.py     until stopped (as `worker`)
+
+A run whose tools were not given is left untouched.
+exit codes: 0 done, 2 some runs need tools or a model that were not given
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from typing import Any
+
+from nano_vm.cli import exits
+from nano_vm.cli.acting import interrupted_exit
+from nano_vm.cli.arguments import add_tools
+from nano_vm.cli.console import Console, printable
+from nano_vm.cli.driving import Interrupted, supervise, take_up
+from nano_vm.cli.failures import as_json
+from nano_vm.cli.session import Session
+from nano_vm.cli.views import STATUS_STYLES, continuations, show_steps, show_waits
+from nano_vm.errors import InputError, NanoVMError
+
+BATCH = 100
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--loop", action="store_true", help="go on until stopped")
+    add_loop_arguments(parser)
+    add_tools(parser)
+
+
+def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--interval", metavar="SECONDS", type=float, default=1.0, help="pause between looks (default: 1)"
+    )
+
+
+def execute(args: argparse.Namespace, console: Console) -> int:
+    if not 0 < args.interval <= 86_400:
+        raise InputError("USAGE", "--interval is a number of seconds above 0", help="--interval 1")
+    if args.loop:
+        return work(args, console)
+    with Session(args, drives=True) as session:
+        recovery = Recovery(session, console)
+        try:
+            supervise(session, recovery.once)
+        except Interrupted as interrupted:
+            return interrupted_exit(console, session, interrupted, None)
+        code = exits.USAGE if any(left["exit_code"] == exits.USAGE for left in recovery.left) else exits.DONE
+        console.document({"recovered": recovery.taken, "left": recovery.left, "exit_code": code})
+        if not recovery.taken and not recovery.left:
+            console.line("nothing to recover")
+        return code
+
+
+def work(args: argparse.Namespace, console: Console) -> int:
+    """Recover in a loop until SIGTERM or SIGINT, which is how a worker ends: exit code 0 or 130."""
+    with Session(args, create=True, drives=True) as session:
+        recovery = Recovery(session, console, lines=True)
+        console.note(f"working on {session.store.path}; stop with Ctrl-C or SIGTERM")
+
+        async def loop() -> None:
+            while True:
+                await recovery.once()
+                await asyncio.sleep(args.interval)
+
+        try:
+            supervise(session, loop)
+        except Interrupted as interrupted:
+            console.note("stopped; everything that happened is journaled")
+            return exits.DONE if interrupted.exit_code == exits.TERMINATED else interrupted.exit_code
+        return exits.DONE
+
+
+class Recovery:
+    """Rounds of recovery. `taken` are the runs driven on, `left` those left untouched, each once."""
+
+    def __init__(self, session: Session, console: Console, lines: bool = False) -> None:
+        self.session = session
+        self.console = console
+        self.lines = lines
+        self.taken: list[dict[str, Any]] = []
+        self.left: list[dict[str, Any]] = []
+        self._complained: set[str] = set()
+
+    async def once(self) -> None:
+        """Take up every run that can be taken up now, side by side."""
+        store, clock = self.session.store, self.session.engine.clock
+        able = []
+        # Runs that we cannot take up stay claimable: ask for so many more.
+        for run_id in store.claimable(clock.now_ms(), BATCH + len(self._complained)):
+            try:
+                self.session.require_run(run_id)
+            except NanoVMError as error:
+                self._leave(run_id, error)
+            else:
+                able.append(run_id)
+        await asyncio.gather(*(self._take(run_id) for run_id in able))
+
+    async def _take(self, run_id: str) -> None:
+        try:
+            trace = await take_up(self.session, run_id)
+        except NanoVMError as error:
+            if self.session.engine.draining:
+                raise
+            self._leave(run_id, error)
+            return
+        if trace is None:
+            return  # somebody else was quicker
+        status = trace.status.value
+        program = self.session.engine.load_program(trace.program_hash)
+        facts = {
+            "trace_id": run_id,
+            "program": trace.program_name,
+            "status": status,
+            "continue": continuations(self.session.args, program, trace),
+        }
+        if self.lines:
+            if self.console.json_only:
+                self.console.json_line(facts)
+        else:
+            self.taken.append(facts)
+        style = STATUS_STYLES.get(status, "bad")
+        self.console.line(f"{self.console.style(status, style)}  {run_id}  {printable(trace.program_name)}")
+        if not self.console.quiet:
+            show_steps(self.console, program, trace)
+            show_waits(self.console, self.session.args, program, trace)
+
+    def _leave(self, run_id: str, error: NanoVMError) -> None:
+        if run_id in self._complained:
+            return
+        self._complained.add(run_id)
+        facts = {"trace_id": run_id, "error": as_json(error), "exit_code": error.exit_code}
+        if not self.lines:
+            self.left.append(facts)
+        elif self.console.json_only:
+            self.console.json_line(facts)
+        self.console.complain(
+            f"left untouched: {run_id}\n  {printable(str(error), keep_newlines=True)}", "warn"
+        )

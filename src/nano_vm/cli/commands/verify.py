@@ -1,0 +1,151 @@
+"""Prove that the database and the journals are untouched and that every transition is right.
+
+  nano-vm verify            every run, and the database itself
+  nano-vm verify ID…        these runs
+
+exit codes: 0 everything verifies, 5 something does not (the first bad entry is named)
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from nano_vm.cli import exits
+from nano_vm.cli.console import Console, printable
+from nano_vm.cli.failures import as_json
+from nano_vm.cli.session import Session
+from nano_vm.errors import InputError, NanoVMError
+from nano_vm.journal.port import RunQuery
+
+PAGE = 500
+DETAILED_MAX = 10  # of more runs only the outcome is shown, not each step
+_MEANINGS = {
+    "chain": "every entry has its digest, its place and the entry before it",
+    "commitments": "every payload is the one committed to",
+    "transitions": "the kernel takes every entry, from the start",
+    "verdicts": "every condition comes out as recorded",
+    "ending": "nothing but annexes follows the end",
+    "record": "the run's record agrees with its journal",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_ids", metavar="ID", nargs="*", help="runs (default: all)")
+    parser.add_argument("--all", action="store_true", help="every run in the database")
+
+
+def execute(args: argparse.Namespace, console: Console) -> int:
+    if args.all and args.run_ids:
+        raise InputError("USAGE", "either --all or run ids", help="leave one of them out")
+    with Session(args) as session:
+        run_ids = list(dict.fromkeys(args.run_ids)) or all_runs(session)
+        proof = Proof(console, detailed=len(run_ids) <= DETAILED_MAX)
+        if not args.run_ids:
+            proof.store(session)
+        for run_id in run_ids:
+            proof.run(session, run_id)
+        return proof.conclude()
+
+
+def all_runs(session: Session) -> list[str]:
+    """Ids of all runs, children included, newest first."""
+    found: list[str] = []
+    after = None
+    while page := session.store.records(RunQuery(after=after, limit=PAGE)):
+        found += [record.run_id for record in page]
+        after = page[-1].run_id
+    return found
+
+
+class Proof:
+    """A proof, step by step, each shown as it is made."""
+
+    def __init__(self, console: Console, *, detailed: bool) -> None:
+        self.console = console
+        self.detailed = detailed and not console.quiet
+        self.number = 0
+        self.problems: list[str] = []
+        self.runs: list[dict[str, Any]] = []
+        self.failures = 0
+
+    def store(self, session: Session) -> None:
+        """The file itself: its structure, and the seal or hash of every row."""
+        self.problems = session.store.integrity()
+        for problem in self.problems:
+            self.failures += 1
+            self._bad("store", printable(problem))
+        if not self.problems:
+            self._good("store", "the database file and every row of it are sound")
+
+    def run(self, session: Session, run_id: str) -> None:
+        """One run's journal.
+
+        Raises:
+            NotFoundError: RUN_NOT_FOUND.
+        """
+        session.store.record(run_id)
+        if self.detailed:
+            self.console.line(f"run {printable(run_id)}", "bold")
+        try:
+            verified = session.engine.verify(run_id)
+        except NanoVMError as error:
+            self._failed(run_id, error)
+            return
+        self._passed(verified.steps)
+        if not self.detailed and not self.console.quiet:
+            self.console.line(f"      {self.console.symbol('good')} run {printable(run_id)}")
+        status = verified.state.status.value
+        steps = [{"check": name, "detail": detail} for name, detail in verified.steps]
+        self.runs.append({"trace_id": run_id, "ok": True, "status": status, "steps": steps, "error": None})
+
+    def _failed(self, run_id: str, error: NanoVMError) -> None:
+        if error.exit_code != exits.VERIFICATION and error.fault.value != "tampering":
+            raise error
+        self.failures += 1
+        passed = error.facts.get("passed", [])
+        if not self.detailed:
+            self.console.line(f"run {printable(run_id)}", "bold")
+        self._passed(passed)
+        named = "seq" in error.facts and "entry" not in error.message
+        where = f"entry {error.facts['seq']}: " if named else ""
+        self._bad(str(error.facts.get("check", "journal")), f"{error.code} {where}{printable(error.message)}")
+        self.runs.append(
+            {
+                "trace_id": run_id,
+                "ok": False,
+                "status": None,
+                "steps": [{"check": name, "detail": detail} for name, detail in passed],
+                "error": as_json(error),
+            }
+        )
+
+    def _passed(self, steps: Iterable[Sequence[str]]) -> None:
+        for name, detail in steps:
+            self._good(name, f"{_MEANINGS.get(name, '')}: {detail}")
+
+    def _good(self, name: str, text: str) -> None:
+        self.number += 1
+        if self.detailed:
+            self._show("good", name, text)
+
+    def _bad(self, name: str, text: str) -> None:
+        self.number += 1
+        self._show("bad", name, text)
+
+    def _show(self, symbol: str, name: str, text: str) -> None:
+        mark = self.console.style(self.console.symbol(symbol), symbol)
+        self.console.line(f"{self.number:>4}. {mark} {name:<11}  {text}")
+
+    def conclude(self) -> int:
+        code = exits.VERIFICATION if self.failures else exits.DONE
+        self.console.document(
+            {"ok": not self.failures, "store": self.problems, "runs": self.runs, "exit_code": code}
+        )
+        count = f"{len(self.runs)} run" + ("" if len(self.runs) == 1 else "s")
+        if self.failures:
+            self.console.line(f"NOT VERIFIED: {self.failures} of {self.number} checks fail", "bad")
+        else:
+            self.console.line(f"VERIFIED: {count}, {self.number} checks", "good")
+        return code

@@ -1,0 +1,31 @@
+"""Exit codes (STYLE §6). Errors carry their own, see `nano_vm.errors.CODES`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+DONE: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+INVALID: Final = 3
+VERIFICATION: Final = 5
+SUSPENDED: Final = 6
+STOPPED: Final = 7
+BUG: Final = 70
+INTERRUPTED: Final = 130  # 128 + SIGINT
+TERMINATED: Final = 143  # 128 + SIGTERM
+
+_OF_STATUS = {
+    "SUCCESS": DONE,
+    "FAILED": FAILED,
+    "SUSPENDED": SUSPENDED,
+    "RUNNING": FAILED,  # let go before its end: `recover` takes it up
+    "BUDGET_EXCEEDED": STOPPED,
+    "STALLED": STOPPED,
+    "CANCELLED": STOPPED,
+}
+
+
+def of_status(status: str) -> int:
+    """The exit code of a command that drove a run to this status."""
+    return _OF_STATUS[status]

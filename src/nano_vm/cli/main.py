@@ -1,0 +1,136 @@
+"""The entry of `nano-vm`: finds the command, imports its module, and turns what happens into an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from nano_vm.cli import exits, failures
+from nano_vm.cli.arguments import VALUE_OPTIONS, Parser, add_global, global_defaults
+from nano_vm.cli.console import Console
+from nano_vm.errors import InputError
+
+# Command -> what it does. The module of the same name in `commands` is imported only when the command is chosen.
+COMMANDS: dict[str, str] = {
+    "run": "run a program",
+    "check": "check program files without running anything",
+    "resume": "give a waiting run its event or approval",
+    "runs": "list runs",
+    "trace": "show what a run did and what it waits for",
+    "replay": "fold a run's journal again and compare every transition",
+    "verify": "prove that journals are untouched and every transition is right",
+    "fork": "start a new run from the middle of another",
+    "cancel": "end a run; what must be undone is undone",
+    "recover": "take up runs that a dead process left, and fire due timers",
+    "resolve": "say what became of an unknown outcome",
+    "diff": "compare two runs",
+    "watch": "follow runs as they go",
+    "schema": "print the JSON Schema of programs",
+    "doctor": "examine the installation and the database",
+    "worker": "take up runs and fire timers until stopped",
+    "demo": "see a governed refund survive a kill",
+    "completion": "print a completion script for your shell",
+}
+
+
+def entrypoint() -> None:
+    """What the `nano-vm` script calls."""
+    code = main(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence()
+    sys.exit(code)
+
+
+def _silence() -> None:
+    """Whoever read our output has gone; the interpreter would complain about it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command. Returns its exit code; raises nothing."""
+    before, command, after = split(argv)
+    console = Console(
+        json_only="--json" in argv, quiet="--quiet" in argv, debug="--debug" in argv
+    )  # until the options are parsed
+    try:
+        args = global_defaults()
+        top = top_parser()
+        top.parse_args(before, args)
+        if command is None:
+            top.print_help(sys.stderr)
+            raise InputError("USAGE", "no command is given", help=f"one of: {', '.join(COMMANDS)}")
+        module = command_module(command)
+        parser = command_parser(command, module)
+        parser.parse_args(after, args)
+        console = Console(json_only=args.json, quiet=args.quiet, debug=args.debug)
+        code: int = module.execute(args, console)
+        return code
+    except SystemExit as ending:  # argparse has shown help or the version
+        return ending.code if isinstance(ending.code, int) else exits.USAGE
+    except KeyboardInterrupt:
+        console.complain("interrupted")
+        return exits.INTERRUPTED
+    except BrokenPipeError:
+        _silence()
+        return exits.FAILED
+    except Exception as error:
+        return failures.report(console, error)
+
+
+def split(argv: Sequence[str]) -> tuple[list[str], str | None, list[str]]:
+    """The options before the command, the command, and everything after it."""
+    place = 0
+    while place < len(argv):
+        token = argv[place]
+        if not token.startswith("-"):
+            return list(argv[:place]), token, list(argv[place + 1 :])
+        place += 2 if token in VALUE_OPTIONS else 1
+    return list(argv), None, []
+
+
+def command_module(command: str) -> ModuleType:
+    """The module of a command: `SUMMARY` is in `COMMANDS`, it has `add_arguments(parser)` and `execute(args, console)`.
+
+    Raises:
+        InputError: USAGE for a command that does not exist.
+    """
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        help = f"did you mean `{close[0]}`?" if close else f"one of: {', '.join(COMMANDS)}"
+        raise InputError("USAGE", f"unknown command `{command[:60]}`", help=help)
+    return importlib.import_module(f"nano_vm.cli.commands.{command}")
+
+
+def command_parser(command: str, module: ModuleType) -> Parser:
+    parser = Parser(
+        prog=f"nano-vm {command}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    add_global(parser)
+    return parser
+
+
+def top_parser() -> Parser:
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
+    parser = Parser(
+        prog="nano-vm",
+        usage="nano-vm [options] COMMAND …",
+        description="Deterministic, durable, governed execution of workflows: the system decides, the model computes.",
+        epilog=f"commands:\n{listing}\n\n`nano-vm COMMAND --help` says more. `nano-vm demo refund` shows it all.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    from nano_vm import __version__
+
+    parser.add_argument("--version", action="version", version=f"nano-vm {__version__}")
+    add_global(parser)
+    return parser

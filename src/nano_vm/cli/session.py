@@ -1,0 +1,213 @@
+"""What a command works with: the database, the tools and the model, put together from its options."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nano_vm import canonical
+from nano_vm.cli.arguments import STORE_DEFAULT, STORE_VARIABLE, principal, store_path
+from nano_vm.errors import InputError, NanoVMError
+from nano_vm.program.compiled import CallAction, CompiledProgram, ModelAction, ToolAction
+from nano_vm.program.model import Program
+
+if TYPE_CHECKING:
+    from nano_vm.runtime.engine import Engine
+    from nano_vm.runtime.ports import ModelClient
+    from nano_vm.stores.sqlite import SqliteJournalStore
+    from nano_vm.tools.registry import ToolSet
+
+
+def open_store(args: argparse.Namespace, *, create: bool = False) -> SqliteJournalStore:
+    """The database. Only commands that begin something make a new one.
+
+    Raises:
+        InputError: STORE_NOT_FOUND. StoreError: see `SqliteJournalStore`.
+    """
+    path = store_path(args)
+    if not create and not Path(path).exists():
+        raise InputError(
+            "STORE_NOT_FOUND",
+            f"there is no database `{path}`",
+            help=f"name it with --store PATH or ${STORE_VARIABLE}; `nano-vm run` makes one",
+            facts={"path": path},
+        )
+    from nano_vm.stores.sqlite import SqliteJournalStore
+
+    return SqliteJournalStore(path, durability=args.durability)
+
+
+class Session:
+    """An engine with what the options say. Use it as a context manager, or let `driving.supervise` close it."""
+
+    def __init__(self, args: argparse.Namespace, *, create: bool = False, drives: bool = False) -> None:
+        """Args:
+        create: make the database if there is none.
+        drives: the command takes `--tools` and `--model`.
+        """
+        from nano_vm.runtime.engine import Engine
+        from nano_vm.tools.registry import ToolSet
+
+        self.args = args
+        self.principal = principal(args)
+        self.tools: ToolSet = ToolSet()
+        self.model: ModelClient | None = None
+        if drives:
+            from nano_vm.cli.models import load_model
+
+            if args.tools:
+                from nano_vm.cli.toolfiles import load_tools
+
+                self.tools = load_tools(args.tools)
+            self.model = load_model(args.model, args.base_url)
+        self.store = open_store(args, create=create)
+        self.engine: Engine = Engine(llm=self.model, tools=self.tools, store=self.store)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.threads.close()
+        self.store.close()
+
+    def require(self, compiled: CompiledProgram, *, only_compensations: bool = False) -> None:
+        """Refuse to touch a run whose program names tools, or needs a model, that were not given.
+
+        Raises:
+            InputError: TOOLS_MISSING (facts: tools), MODEL_MISSING.
+        """
+        needs = Needs(self.engine)
+        needs.add(compiled)
+        named = needs.undo if only_compensations else needs.tools
+        missing = sorted(name for name in named if name not in self.tools)
+        if missing:
+            raise InputError(
+                "TOOLS_MISSING",
+                f"the program `{compiled.name}` names tools that were not given: "
+                + ", ".join(f"`{name}`" for name in missing),
+                help="add --tools FILE with the file that defines them; nothing was done",
+                facts={"tools": missing, "program": compiled.name},
+            )
+        if needs.model and self.model is None and not only_compensations:
+            raise InputError(
+                "MODEL_MISSING",
+                f"the program `{compiled.name}` has a model step and no model was given",
+                help="add --model, for example --model mock:yes; nothing was done",
+                facts={"program": compiled.name},
+            )
+
+    def require_run(self, run_id: str, *, only_compensations: bool = False) -> None:
+        """`require` for a stored run that has not ended."""
+        record = self.store.record(run_id)
+        if record.status in ("RUNNING", "SUSPENDED"):
+            compiled = self.engine.load_program(record.program_hash)
+            self.require(compiled, only_compensations=only_compensations)
+
+
+class Needs:
+    """The tools a program names, its own and those of the programs it calls; `undo` are those that compensate."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._seen: set[str] = set()
+        self.tools: set[str] = set()
+        self.undo: set[str] = set()
+        self.model = False
+
+    def add(self, compiled: CompiledProgram) -> None:
+        if compiled.hash in self._seen:
+            return
+        self._seen.add(compiled.hash)
+        for step in compiled.steps:
+            action = step.action
+            if isinstance(action, ToolAction):
+                self.tools.add(action.tool)
+            elif isinstance(action, ModelAction):
+                self.model = True
+            elif isinstance(action, CallAction):
+                self._add_called(action.program)
+            if step.compensation is not None:
+                self.tools.add(step.compensation.tool)
+                self.undo.add(step.compensation.tool)
+
+    def _add_called(self, name: str) -> None:
+        found = name if name.startswith("sha256:") else self._engine.store.program_named(name)
+        if found is None:
+            return  # the run says so when it starts
+        try:
+            self.add(self._engine.load_program(found))
+        except NanoVMError:
+            return
+
+
+class StoredPrograms(Mapping[str, Program]):
+    """The stored programs by name or hash, read when they are asked for."""
+
+    def __init__(self, store: SqliteJournalStore) -> None:
+        self._store = store
+
+    def __getitem__(self, name: str) -> Program:
+        found = name if name.startswith("sha256:") else self._store.program_named(name)
+        if found is None:
+            raise KeyError(name)
+        try:
+            return Program.from_dict(canonical.decode(self._store.program(found))["program"])
+        except NanoVMError:
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(name for name, _, _ in self._store.programs()))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+# --- commands that can be copied ------------------------------------------------------------------------------
+
+
+def invocation() -> str:
+    """How this program was called, so that commands we show can be pasted."""
+    import shutil
+
+    script = sys.argv[0]
+    if os.path.basename(script) in ("nano-vm", "nano-vm.exe"):
+        found = shutil.which("nano-vm")
+        if found is not None and os.path.realpath(found) == os.path.realpath(script):
+            return "nano-vm"
+        return shlex.quote(script)
+    if os.path.basename(script) == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m nano_vm.cli"
+    return "nano-vm"
+
+
+def command(args: argparse.Namespace, *words: str, drives: bool = False, acts: bool = False) -> str:
+    """A command on the same database; with `drives` also with the same tools and model. Holds no secret: keys come
+    from the environment."""
+    parts = [shlex.quote(word) for word in words]
+    path = store_path(args)
+    if args.store is not None and path != STORE_DEFAULT:
+        parts += ["--store", shlex.quote(path)]
+    if args.durability != "full":
+        parts += ["--durability", args.durability]
+    if drives:
+        for name in getattr(args, "tools", ()):
+            parts += ["--tools", shlex.quote(name)]
+        if getattr(args, "model", None):
+            parts += ["--model", shlex.quote(args.model)]
+        if getattr(args, "base_url", None):
+            parts += ["--base-url", shlex.quote(args.base_url)]
+    if acts and args.principal:
+        parts += ["--principal", shlex.quote(args.principal)]
+        for role in args.role:
+            parts += ["--role", shlex.quote(role)]
+    return f"{invocation()} {' '.join(parts)}"
+
+
+def document_of(value: Any) -> Any:
+    """A value as plain JSON data."""
+    return canonical.decode(canonical.encode(value))

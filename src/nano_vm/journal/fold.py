@@ -1,0 +1,98 @@
+"""Folding a journal: the state is what the kernel makes of the entries, and of nothing else.
+
+Recovery, replay, traces and offline verification all fold; each transition is taken by the kernel again and
+compared with what was recorded, so a journal that the kernel would not have written does not pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeAlias
+
+from nano_vm.errors import VerificationError
+from nano_vm.journal.entry import GENESIS, Chain, Entry, open_events, read_facts, verify_entry
+from nano_vm.kernel.events import Event
+from nano_vm.kernel.state import Rejection, State
+from nano_vm.kernel.transition import apply
+from nano_vm.program.compiled import CompiledProgram
+
+OnTransition: TypeAlias = Callable[[Entry, Event, State], None]
+
+
+class Folded(NamedTuple):
+    """A folded journal: the state, and the chain to go on with."""
+
+    state: State
+    chain: Chain
+
+
+def fold(
+    program: CompiledProgram,
+    run_id: str,
+    entries: Iterable[Entry],
+    *,
+    verify: bool = False,
+    on_transition: OnTransition | None = None,
+) -> State:
+    """The state after `entries`, which are all entries of the run from the first.
+
+    Args:
+        program: the program the run is pinned to.
+        verify: check each entry's digest, place, commitment and payload before it is applied.
+        on_transition: called after each transition with the entry, its event and the state, which still says
+            what the transition `settled`; the state must not be changed or kept.
+
+    Raises:
+        VerificationError: REPLAY_MISMATCH (facts: `seq`, `code` - the kernel's rejection, or VERDICTS) when
+            the kernel would not take a recorded transition; JOURNAL_MALFORMED; with `verify` all of
+            `verify_entry` too.
+    """
+    return fold_chain(program, run_id, entries, verify=verify, on_transition=on_transition).state
+
+
+def fold_chain(
+    program: CompiledProgram,
+    run_id: str,
+    entries: Iterable[Entry],
+    *,
+    verify: bool = False,
+    on_transition: OnTransition | None = None,
+) -> Folded:
+    """`fold`, and the chain that the next entry is sealed with."""
+    state = State(run=run_id)
+    head = GENESIS
+    length = 0
+    for seq, entry in enumerate(entries):
+        facts = verify_entry(entry, run_id, head, seq) if verify else read_facts(entry)
+        for event in open_events(entry, facts):
+            take(program, state, event, seq)
+            if on_transition is not None:
+                on_transition(entry, event, state)
+        head = entry.digest
+        length = seq + 1
+    return Folded(state, Chain(run_id, length, head))
+
+
+def take(program: CompiledProgram, state: State, event: Event, seq: int) -> None:
+    """Apply the recorded event of entry `seq` to `state`, in place, and compare the verdicts.
+
+    Raises:
+        VerificationError: REPLAY_MISMATCH.
+    """
+    after = apply(program, state, event)
+    if type(after) is Rejection:
+        code = after.code
+        raise VerificationError(
+            "REPLAY_MISMATCH",
+            f"entry {seq}: the kernel does not take this {event.type} here ({code})",
+            facts={"seq": seq, "code": code},
+        )
+    # Events of types that cannot lead to a condition have no such field; UNSET says that none was asked.
+    recorded = getattr(event, "verdicts", None)
+    verdicts = state.verdicts
+    if (recorded or verdicts) and recorded is not None and recorded != verdicts:
+        raise VerificationError(
+            "REPLAY_MISMATCH",
+            f"entry {seq}: the conditions come out otherwise than recorded",
+            facts={"seq": seq, "code": "VERDICTS"},
+        )

@@ -1,0 +1,263 @@
+"""The step results of a run, gathered while its journal is folded.
+
+A `Ledger` listens to a fold (`on_transition`) and keeps one `TraceStep` per occurrence of a step, with
+everything all its attempts have cost, the rejected ones included.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import msgspec
+
+from nano_vm.journal.entry import Entry
+from nano_vm.journal.results import Order, leaf_of, order_of, own
+from nano_vm.kernel import events as ev
+from nano_vm.kernel.state import Activity, Phase, Settled, State, StepStatus
+from nano_vm.program.compiled import CompiledProgram, CompiledStep, Kind
+
+NANO = 1_000_000_000
+
+Place: TypeAlias = tuple[int, int, int]
+"""(step index, occurrence, item or -1): one occurrence of a step, or one lane of a map."""
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What the model calls of a step used, under the names of the usual model interfaces."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cost_usd: float
+
+
+class TraceStep(msgspec.Struct, kw_only=True):
+    """One occurrence of a step. A status of UNKNOWN says that it was dispatched and nobody knows whether it
+    happened. Times are epoch milliseconds, money is in nano-dollars.
+
+    `attempts` counts dispatches (0 for a step that was never taken), `failures` lists the attempts that
+    failed: {"attempt", "error", "message", "at_ms"}. `error` is {"type", "message", "attempts"} of a step
+    that failed for good. `tokens` is what counts against budgets: input and output tokens, a child's, and
+    the reservation of calls whose outcome is unknown.
+    """
+
+    id: str
+    type: str
+    occurrence: int
+    item: int | None = None
+    status: StepStatus
+    output: Any = None
+    verdict: bool | None = None
+    error: dict[str, Any] | None = None
+    attempts: int = 0
+    failures: list[dict[str, Any]] = []
+    started_at_ms: int
+    finished_at_ms: int | None = None
+    duration_ms: float = 0.0
+    tokens: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost_nanousd: int = 0
+    model: str | None = None
+    cached: bool = False
+    substituted: bool = False
+
+    @property
+    def step_id(self) -> str:
+        return self.id
+
+    @property
+    def retries(self) -> int:
+        """Attempts after the first."""
+        return max(self.attempts - 1, 0)
+
+    @property
+    def cost_usd(self) -> float:
+        return self.cost_nanousd / NANO
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(self.tokens_in, self.tokens_out, self.tokens, self.cost_usd)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object with all of it; the output is shared with the step."""
+        plain: dict[str, Any] = msgspec.structs.asdict(self)
+        plain["status"] = self.status.value
+        plain["retries"] = self.retries
+        plain["cost_usd"] = self.cost_usd
+        return plain
+
+
+class _Account(msgspec.Struct):
+    """What is known of an occurrence before it has settled."""
+
+    tokens: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost_nanousd: int = 0
+    model: str | None = None
+    cached: bool = False
+    failures: list[dict[str, Any]] = []
+
+
+_OF_A_STEP = frozenset(
+    {
+        ev.StepStarted,
+        ev.StepSucceeded,
+        ev.StepFailed,
+        ev.StepPending,
+        ev.OutcomeUnknown,
+        ev.OutcomeResolved,
+        ev.ChildStarted,
+        ev.ChildSuspended,
+        ev.ChildResumed,
+        ev.ChildFinished,
+    }
+)
+
+
+class Ledger:
+    """Listens to one fold of one run's journal: `fold(..., on_transition=ledger.record)`."""
+
+    def __init__(self, program: CompiledProgram) -> None:
+        self.program = program
+        self.leaves: dict[Place, tuple[Order, bytes]] = {}
+        self.rollbacks = 0
+        self._settled: dict[Place, TraceStep] = {}
+        self._lanes: dict[tuple[int, int], set[Place]] = {}  # (group, occurrence) -> lanes that have settled
+        self._accounts: dict[Place, _Account] = {}
+        self._tokens = 0
+        self._cost_nanousd = 0
+
+    def record(self, entry: Entry, event: ev.Event, state: State) -> None:
+        """Take note of one transition."""
+        if type(event) in _OF_A_STEP:
+            if getattr(event, "compensation", None) is True:
+                if type(event) is ev.OutcomeResolved and event.resolution == "succeeded":
+                    self.rollbacks += 1
+            else:
+                self._account(event, state)
+        elif type(event) is ev.CompensationSucceeded:
+            self.rollbacks += 1
+        for settled in state.settled:
+            self._settle(settled, state)
+
+    def _account(self, event: Any, state: State) -> None:
+        item = -1 if event.item is msgspec.UNSET else event.item
+        place = (self.program.step_index[event.step], event.occurrence, item)
+        account = self._accounts.get(place)
+        if account is None:
+            account = self._accounts[place] = _Account()
+        # The kernel is the one that counts: whatever an event adds to the run's spending is this step's.
+        account.tokens += state.tokens - self._tokens
+        account.cost_nanousd += state.cost_nanousd - self._cost_nanousd
+        self._tokens, self._cost_nanousd = state.tokens, state.cost_nanousd
+        kind = type(event)
+        if kind is ev.StepSucceeded or kind is ev.StepFailed:
+            account.tokens_in += event.tokens_in or 0
+            account.tokens_out += event.tokens_out or 0
+            account.model = event.model or account.model
+            account.cached = kind is ev.StepSucceeded and event.cached is True
+        if kind is ev.StepFailed or (kind is ev.OutcomeResolved and event.resolution == "failed"):
+            account.failures.append(
+                {
+                    "attempt": event.attempt,
+                    "error": event.error or "RESOLVED_FAILED",
+                    "message": _message(event.payload),
+                    "at_ms": event.at_ms,
+                }
+            )
+
+    def _settle(self, settled: Settled, state: State) -> None:
+        place = (settled.step, settled.occurrence, settled.item)
+        step = self.program.steps[settled.step]
+        account = self._accounts.get(place) or _Account()
+        if step.parent >= 0:
+            self._lanes.setdefault((step.parent, settled.occurrence), set()).add(place)
+        else:
+            self._put_in_declared_order(self._lanes.pop((settled.step, settled.occurrence), set()))
+        # A lane repeated by a retried group settles again: its last result stands.
+        self.leaves[place] = order_of(self.program, settled), leaf_of(self.program, settled)
+        is_condition = step.kind is Kind.CONDITION
+        self._settled[place] = _step(
+            step,
+            place,
+            account,
+            status=settled.status,
+            output=None if is_condition else own(settled.output),
+            verdict=settled.output if is_condition else None,
+            error=_error(step, settled, account, state) if settled.status is StepStatus.FAILED else None,
+            attempts=settled.attempts,
+            started_at_ms=settled.entered_ms,
+            finished_at_ms=state.now_ms,
+            duration_ms=float(state.now_ms - settled.entered_ms),
+            substituted=settled.substituted,
+        )
+
+    def _put_in_declared_order(self, lanes: set[Place]) -> None:
+        """Lanes finish in any order; once their group has settled they stand as they were declared."""
+        for place in sorted(lanes):
+            self._settled[place] = self._settled.pop(place)
+
+    @property
+    def settled(self) -> list[Place]:
+        """The settled occurrences in the order of `steps`."""
+        return list(self._settled)
+
+    def steps(self, state: State) -> list[TraceStep]:
+        """All occurrences: the settled ones in the order they settled (lanes of a settled group as declared),
+        then those in progress."""
+        found = list(self._settled.values())
+        for activity in state.active.values():
+            if activity.step >= 0:
+                found.append(self._in_progress(activity, state))
+        return found
+
+    def _in_progress(self, activity: Activity, state: State) -> TraceStep:
+        place = (activity.step, activity.occurrence, activity.item)
+        if activity.phase is Phase.UNKNOWN:
+            status = StepStatus.UNKNOWN
+        elif activity.phase is Phase.READY and activity.attempt == 1:
+            status = StepStatus.PENDING
+        else:
+            status = StepStatus.RUNNING
+        return _step(
+            self.program.steps[activity.step],
+            place,
+            self._accounts.get(place) or _Account(),
+            status=status,
+            attempts=activity.attempt,
+            started_at_ms=activity.entered_ms,
+            duration_ms=float(state.now_ms - activity.entered_ms),
+        )
+
+
+def _step(step: CompiledStep, place: Place, account: _Account, **known: Any) -> TraceStep:
+    return TraceStep(
+        id=step.id,
+        type=step.kind.name.lower(),
+        occurrence=place[1],
+        item=None if place[2] < 0 else place[2],
+        failures=account.failures,
+        tokens=account.tokens,
+        tokens_in=account.tokens_in,
+        tokens_out=account.tokens_out,
+        cost_nanousd=account.cost_nanousd,
+        model=account.model,
+        cached=account.cached,
+        **known,
+    )
+
+
+def _error(step: CompiledStep, settled: Settled, account: _Account, state: State) -> dict[str, Any]:
+    """The error as `$step.error` has it; if nothing refers to that, as the run's end or last attempt has."""
+    held = state.slots[step.error_slot] if step.error_slot >= 0 else state.error
+    if type(held) is dict and held.get("type") == settled.error and held.get("step", step.id) == step.id:
+        return {name: held[name] for name in ("type", "message", "attempts")}
+    message = account.failures[-1]["message"] if account.failures else ""
+    return {"type": settled.error, "message": message, "attempts": max(len(account.failures), 1)}
+
+
+def _message(payload: Any) -> str:
+    message = payload.get("message") if type(payload) is dict else None
+    return message if type(message) is str else ""

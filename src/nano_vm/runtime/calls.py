@@ -1,0 +1,637 @@
+"""Carrying out one call - a tool, a model, a reconciliation - and saying what came of it as an event.
+
+Nothing here changes a run: the result is an event with its payload's canonical bytes, for the driver to apply and
+journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import traceback
+from collections.abc import Callable
+from decimal import ROUND_CEILING, Decimal
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+from nano_vm import canonical
+from nano_vm.errors import InputError, NanoVMError
+from nano_vm.kernel import events as ev
+from nano_vm.kernel.commands import CallModel, CallTool, Compensate, Reconcile
+from nano_vm.kernel.limits import TEXT_CHARS_MAX
+from nano_vm.program.compiled import CompiledStep, ModelAction
+from nano_vm.runtime.gates import feedback, pass_gate
+from nano_vm.runtime.ports import Clock, Completion, Entropy, ModelClient, ToolSpec, Usage
+from nano_vm.runtime.threads import ToolThreads
+from nano_vm.runtime.tooling import PENDING, Reconciled, ToolContext, ToolError
+from nano_vm.runtime.values import to_data
+
+_UNSET = ev.UNSET
+TRACEBACK_CHARS_MAX = 8_000
+NANO = Decimal(1_000_000_000)
+TOKENS_MAX = 1_000_000_000  # of one call; more is a mistake of the adapter
+COST_USD_MAX = 1_000_000
+
+
+class Outcome(NamedTuple):
+    """An event, and the canonical bytes of its payload (None without one)."""
+
+    event: Any
+    payload: bytes | None
+
+
+class Ending:
+    """Tells the calls of a run that it is coming to its end."""
+
+    __slots__ = ("has_come",)
+
+    def __init__(self) -> None:
+        self.has_come = False
+
+
+class RunFacts(NamedTuple):
+    """What a call may know of its run."""
+
+    run_id: str
+    tenant: str
+    principal: dict[str, Any] | None
+    ending: Ending
+
+
+class Calls:
+    """Carries out calls with the tools, models, threads and clock of one engine."""
+
+    def __init__(self, llm: ModelClient | None, clock: Clock, entropy: Entropy, threads: ToolThreads) -> None:
+        self.llm = llm
+        self.clock = clock
+        self.entropy = entropy
+        self.threads = threads
+        self.inline_sync = False  # `run_sync`: there is no other run to stall
+        self._model_parameters = _accepted(llm.complete) if llm is not None else None
+
+    # --- tools ------------------------------------------------------------------------------------------------
+
+    async def tool(
+        self,
+        run: RunFacts,
+        step: CompiledStep,
+        command: CallTool,
+        spec: ToolSpec,
+        transaction: Any = None,
+        *,
+        alone: bool = False,
+    ) -> Outcome:
+        """Call a tool once. `alone`: nothing else is under way in this run."""
+        try:
+            value = await self._invoke(run, command, spec, command.timeout_ms, transaction, alone)
+        except BaseException as error:
+            if is_ours(error):
+                raise
+            return self.raised(step, command, spec, error)
+        return self.concluded(command, spec, value)
+
+    def concluded(self, command: CallTool, spec: ToolSpec, value: Any) -> Outcome:
+        """What a tool's return value means."""
+        pure = True if spec.effect == "pure" else _UNSET
+        item = command.item if command.item >= 0 else _UNSET
+        if value is PENDING or (type(value) is str and value == "PENDING" and spec.may_suspend):
+            pending = ev.StepPending(
+                at_ms=self.clock.now_ms(),
+                attempt=command.attempt,
+                item=item,
+                occurrence=command.occurrence,
+                pure=pure,
+                step=command.step_id,
+            )
+            return Outcome(pending, None)
+        try:
+            data, payload = to_data(value)
+        except Exception as error:
+            # The effect has happened; what it returned cannot be kept. Doing it again would not help.
+            code = error.code if isinstance(error, InputError) else "VALUE_NOT_JSON"
+            message = f"what `{spec.name}` returned cannot be kept: {_message(error)}"
+            return self.failed(command, code, message, False, pure=pure, error=error)
+        return Outcome(
+            ev.StepSucceeded(
+                at_ms=self.clock.now_ms(),
+                attempt=command.attempt,
+                item=item,
+                occurrence=command.occurrence,
+                payload=data,
+                pure=pure,
+                step=command.step_id,
+            ),
+            payload,
+        )
+
+    async def _invoke(
+        self,
+        run: RunFacts,
+        command: CallTool | Compensate,
+        spec: ToolSpec,
+        timeout_ms: int,
+        transaction: Any,
+        alone: bool = False,
+    ) -> Any:
+        # Tools get copies: a tool that changes its arguments must not change what is recorded.
+        args = command.args
+        arguments = copy_arguments(args)
+        inline = alone and self.inline_sync and not timeout_ms
+        if spec.context_parameter is None and not timeout_ms:
+            if spec.is_async:
+                return await spec.function(**arguments)
+            if inline or not spec.blocking:
+                return spec.function(**arguments)
+            return await self.threads.run(lambda: spec.function(**arguments))
+        deadline = self.clock.now_ms() + timeout_ms if timeout_ms else None
+        context = ToolContext(
+            key=lambda: action_key(run, command, spec, args),
+            trace_id=run.run_id,
+            step=command.step_id,
+            occurrence=command.occurrence,
+            item=command.item if command.item >= 0 else None,
+            attempt=command.attempt,
+            deadline_ms=deadline,
+            principal=run.principal,
+            has_ended=None if type(command) is Compensate else lambda: run.ending.has_come,
+        )
+        context.transaction = transaction
+        if spec.context_parameter is not None:
+            arguments[spec.context_parameter] = context
+        call = _coroutine(self.threads, spec, arguments, inline)
+        if not timeout_ms:
+            return await call
+        return await _within(call, timeout_ms, context)
+
+    def raised(self, step: CompiledStep, command: CallTool, spec: ToolSpec, error: BaseException) -> Outcome:
+        """What an exception out of a tool means: a known failure, or an outcome that nobody knows."""
+        pure = True if spec.effect == "pure" else _UNSET
+        # What a transaction was rolled back with has not happened.
+        certain = spec.effect in ("pure", "idempotent", "transactional")
+        if isinstance(error, _TimedOutError):
+            if not certain:
+                return self.unknown(command, "TIMEOUT", spec.effect)
+            if step.on_timeout == "fallback":
+                return self.substituted(command, step.fallback, pure)
+            message = f"no answer within {command.timeout_ms} ms"
+            return self.failed(command, "TIMEOUT", message, True, pure=pure)
+        if isinstance(error, ToolError):
+            if error.unknown and not certain:
+                return self.unknown(command, _text(error.code), spec.effect, _describe(error))
+            code, retryable = _text(error.code), bool(error.retryable)
+            return self.failed(command, code, _message(error), retryable, pure=pure, error=error)
+        if not certain and isinstance(error, asyncio.CancelledError):
+            return self.unknown(command, "CANCELLED", spec.effect, _describe(error))
+        if not certain and _lost_contact(error):
+            return self.unknown(command, "CONNECTION", spec.effect, _describe(error))
+        return self.failed(command, type(error).__name__, _message(error), True, pure=pure, error=error)
+
+    async def compensation(
+        self, run: RunFacts, command: Compensate, spec: ToolSpec, transaction: Any = None
+    ) -> Outcome:
+        """Call a compensating tool once."""
+        item = command.item if command.item >= 0 else _UNSET
+        try:
+            value = await self._invoke(run, command, spec, 0, transaction)
+            try:
+                data, payload = to_data(value)
+            except Exception:
+                data, payload = None, b"null"  # it is undone; nothing is made of what the tool returned
+        except BaseException as error:
+            if is_ours(error):
+                raise
+            unknown = error.unknown if isinstance(error, ToolError) else _lost_contact(error)
+            if unknown and spec.effect not in ("pure", "idempotent"):
+                return self.unknown(command, "CONNECTION", spec.effect, _describe(error), compensation=True)
+            code = error.code if isinstance(error, ToolError | NanoVMError) else type(error).__name__
+            details = _describe(error)
+            return Outcome(
+                ev.CompensationFailed(
+                    at_ms=self.clock.now_ms(),
+                    attempt=command.attempt,
+                    draw=self.entropy.draw(),
+                    error=_text(code),
+                    item=item,
+                    occurrence=command.occurrence,
+                    payload=details,
+                    retryable=getattr(error, "retryable", True) is not False,
+                    step=command.step_id,
+                ),
+                canonical.encode(details),
+            )
+        return Outcome(
+            ev.CompensationSucceeded(
+                at_ms=self.clock.now_ms(),
+                attempt=command.attempt,
+                item=item,
+                occurrence=command.occurrence,
+                payload=data,
+                step=command.step_id,
+            ),
+            payload,
+        )
+
+    async def reconcile(self, run: RunFacts, command: Reconcile, spec: ToolSpec) -> Outcome | None:
+        """Ask the tool's `reconcile` function what happened; None when it does not know either."""
+        assert spec.reconcile is not None
+        context = ToolContext(
+            key=lambda: action_key(run, command, spec, command.args),
+            trace_id=run.run_id,
+            step=command.step_id,
+            occurrence=command.occurrence,
+            item=command.item if command.item >= 0 else None,
+            attempt=command.attempt,
+            principal=run.principal,
+        )
+        arguments = copy_arguments(command.args)
+        if "ctx" in inspect.signature(spec.reconcile).parameters:
+            arguments["ctx"] = context
+        function = spec.reconcile
+        try:
+            if inspect.iscoroutinefunction(function):
+                found = await function(**arguments)
+            else:
+                found = await self.threads.run(lambda: function(**arguments))
+            if not isinstance(found, Reconciled) or found.status == "unknown":
+                return None
+            data, payload = to_data(found.output)
+        except Exception:
+            # A reconciliation that fails has found out nothing: the run goes on waiting.
+            return None
+        resolution = {"succeeded": "succeeded", "failed": "failed", "not_executed": "repeat"}[found.status]
+        if resolution == "failed":
+            data = {"message": found.message}
+            payload = canonical.encode(data)
+        has_payload = resolution != "repeat"
+        return Outcome(
+            self.resolved(command, "reconcile", resolution, data if has_payload else _UNSET),
+            payload if has_payload else None,
+        )
+
+    # --- models -----------------------------------------------------------------------------------------------
+
+    async def model(self, step: CompiledStep, command: CallModel, limit: int) -> Outcome:
+        """Call the model once and hold its answer against the step's gates. `limit`: most tokens to ask for, 0 for
+        no limit of ours."""
+        action = step.action
+        assert type(action) is ModelAction
+        item = command.item if command.item >= 0 else _UNSET
+        if self.llm is None:
+            return self.failed(command, "NO_MODEL", "no model adapter is configured", False)
+        try:
+            call = self._complete(command.request, limit)
+            if command.timeout_ms:
+                answer = await _within(call, command.timeout_ms, None)
+            else:
+                answer = await call
+            completion = _completion(answer)
+        except _TimedOutError:
+            if step.on_timeout == "fallback":
+                return self.substituted(command, step.fallback, _UNSET)
+            return self.failed(command, "TIMEOUT", f"no answer within {command.timeout_ms} ms", True)
+        except BaseException as error:
+            if is_ours(error):
+                raise
+            retryable = getattr(error, "retryable", True) is not False
+            code = getattr(error, "code", None)
+            kind = code if isinstance(code, str) else type(error).__name__
+            return self.failed(command, kind, _message(error), retryable, error=error)
+        usage = completion.usage
+        spent: dict[str, Any] = {
+            "cost_nanousd": _nanousd(usage.cost_usd) or _UNSET,
+            "tokens_in": usage.prompt_tokens or _UNSET,
+            "tokens_out": usage.completion_tokens or _UNSET,
+        }
+        model = completion.model if completion.model is not None else _UNSET
+        gated = pass_gate(action, completion.text)
+        if gated.problem is not None and action.allowed_outputs and step.on_error == "skip":
+            return self.substituted(command, action.allowed_outputs[0], _UNSET, spent, model)
+        if gated.problem is not None:
+            details = {
+                "message": gated.problem,
+                "answer": completion.text[:TRACEBACK_CHARS_MAX],
+                "feedback": feedback(completion.text, gated.problem),
+            }
+            details, payload = _encodable(details)
+            return Outcome(
+                ev.StepFailed(
+                    at_ms=self.clock.now_ms(),
+                    attempt=command.attempt,
+                    draw=self.entropy.draw(),
+                    error="GATE",
+                    item=item,
+                    model=model,
+                    occurrence=command.occurrence,
+                    payload=details,
+                    retryable=True,
+                    step=command.step_id,
+                    **spent,
+                ),
+                payload,
+            )
+        data, payload = to_data(gated.output)
+        return Outcome(
+            ev.StepSucceeded(
+                at_ms=self.clock.now_ms(),
+                attempt=command.attempt,
+                cached=True if completion.cached else _UNSET,
+                item=item,
+                model=model,
+                occurrence=command.occurrence,
+                payload=data,
+                step=command.step_id,
+                **spent,
+            ),
+            payload,
+        )
+
+    def _complete(self, request: dict[str, Any], limit: int) -> Any:
+        assert self.llm is not None
+        params: dict[str, Any] = copy_arguments(request.get("params") or {})
+        if "model" in request:
+            params["model"] = request["model"]
+        if limit and "max_tokens" not in params:
+            params["max_tokens"] = limit
+        accepted = self._model_parameters
+        if accepted is not None:
+            params = {name: value for name, value in params.items() if name in accepted}
+        return self.llm.complete([dict(message) for message in request["messages"]], **params)
+
+    # --- events -----------------------------------------------------------------------------------------------
+
+    def failed(
+        self,
+        command: CallTool | CallModel,
+        code: str,
+        message: str,
+        retryable: bool,
+        *,
+        pure: Any = _UNSET,
+        error: BaseException | None = None,
+    ) -> Outcome:
+        details: dict[str, Any] = {"message": message[:TRACEBACK_CHARS_MAX]}
+        if error is not None:
+            details["traceback"] = _traceback(error)
+        details, payload = _encodable(details)
+        event = ev.StepFailed(
+            at_ms=self.clock.now_ms(),
+            attempt=command.attempt,
+            draw=self.entropy.draw(),
+            error=_text(code),
+            item=command.item if command.item >= 0 else _UNSET,
+            occurrence=command.occurrence,
+            payload=details,
+            pure=pure,
+            retryable=retryable,
+            step=command.step_id,
+        )
+        return Outcome(event, payload)
+
+    def substituted(
+        self,
+        command: CallTool | CallModel,
+        value: Any,
+        pure: Any,
+        spent: dict[str, Any] | None = None,
+        model: Any = _UNSET,
+    ) -> Outcome:
+        data, payload = canonical.normalize(value)
+        event = ev.StepSucceeded(
+            at_ms=self.clock.now_ms(),
+            attempt=command.attempt,
+            item=command.item if command.item >= 0 else _UNSET,
+            model=model,
+            occurrence=command.occurrence,
+            payload=data,
+            pure=pure,
+            step=command.step_id,
+            substituted=True,
+            **(spent or {}),
+        )
+        return Outcome(event, payload)
+
+    def unknown(
+        self,
+        command: CallTool | CallModel | Compensate,
+        reason: str,
+        effect: str,
+        details: dict[str, Any] | None = None,
+        compensation: bool = False,
+    ) -> Outcome:
+        event = ev.OutcomeUnknown(
+            at_ms=self.clock.now_ms(),
+            attempt=command.attempt,
+            compensation=True if compensation else _UNSET,
+            effect=effect,
+            item=command.item if command.item >= 0 else _UNSET,
+            occurrence=command.occurrence,
+            payload=_UNSET if details is None else details,
+            reason=reason,
+            step=command.step_id,
+        )
+        return Outcome(event, None if details is None else canonical.encode(details))
+
+    def resolved(
+        self,
+        command: Reconcile,
+        by: str,
+        resolution: str,
+        payload: Any = _UNSET,
+        error: Any = _UNSET,
+        principal: Any = _UNSET,
+    ) -> ev.OutcomeResolved:
+        return ev.OutcomeResolved(
+            at_ms=self.clock.now_ms(),
+            attempt=command.attempt,
+            by=by,
+            compensation=True if command.compensation else _UNSET,
+            draw=self.entropy.draw() if resolution == "failed" else _UNSET,
+            error=error,
+            item=command.item if command.item >= 0 and not command.compensation else _UNSET,
+            occurrence=command.occurrence,
+            payload=payload,
+            principal=principal,
+            resolution=resolution,
+            step=command.step_id,
+        )
+
+
+class _TimedOutError(Exception):
+    """Our own time-out, as opposed to one that a tool raised."""
+
+
+async def _within(call: Any, timeout_ms: int, context: ToolContext | None) -> Any:
+    loop = asyncio.get_running_loop()
+    limit = asyncio.timeout(timeout_ms / 1_000)
+    if context is not None:
+
+        def heartbeat() -> None:
+            loop.call_soon_threadsafe(_extend, limit, loop, timeout_ms)
+
+        context._on_heartbeat = heartbeat
+    try:
+        async with limit:
+            return await call
+    except TimeoutError:
+        if limit.expired():
+            if context is not None:
+                context.cancelled = True  # a thread cannot be stopped, but it may ask
+            raise _TimedOutError from None
+        raise
+
+
+def _extend(limit: asyncio.Timeout, loop: asyncio.AbstractEventLoop, timeout_ms: int) -> None:
+    try:
+        limit.reschedule(loop.time() + timeout_ms / 1_000)
+    except RuntimeError:
+        pass  # it has ended in the meantime
+
+
+async def _coroutine(threads: ToolThreads, spec: ToolSpec, arguments: dict[str, Any], inline: bool) -> Any:
+    if spec.is_async:
+        return await spec.function(**arguments)
+    if inline or not spec.blocking:
+        return spec.function(**arguments)
+    return await threads.run(lambda: spec.function(**arguments))
+
+
+def copy_arguments(args: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that share nothing with what is recorded."""
+    for value in args.values():
+        if type(value) is dict or type(value) is list:
+            copied: dict[str, Any] = canonical.decode(canonical.encode(args))
+            return copied
+    return dict(args)
+
+
+def action_key(run: RunFacts, command: Any, spec: ToolSpec, args: dict[str, Any]) -> str:
+    """Idempotency key of an action (SPEC §7): from the author's business key alone when there is one, else from where
+    the action stands and what it is. Attempts share it; other arguments never do."""
+    business_key = getattr(command, "business_key", None)
+    if business_key is not None:
+        parts: list[Any] = ["business", run.tenant, spec.name, business_key]
+    else:
+        kind = (
+            "compensation"
+            if isinstance(command, Compensate) or getattr(command, "compensation", False)
+            else "step"
+        )
+        place = [kind, command.step_id, command.occurrence, command.item]
+        parts = ["action", run.run_id, *place, spec.name, spec.digest, args]
+    return "nvm-" + sha256(canonical.encode(parts)).hexdigest()[:48]
+
+
+def _lost_contact(error: BaseException) -> bool:
+    """Whether an exception is, or was caused by, losing contact in the middle of a call."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, OSError | TimeoutError | asyncio.TimeoutError | EOFError):
+            return True
+        # HTTP clients have exceptions of their own for the same thing; they are told by name, not imported.
+        if any(kind.__name__ in _TRANSPORT_ERRORS for kind in type(cause).__mro__):
+            return True
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+_TRANSPORT_ERRORS = frozenset({"TransportError", "ConnectionError", "Timeout", "ClientConnectionError"})
+
+
+def _completion(answer: Any) -> Completion:
+    """An adapter's answer in the one form we keep, or a TypeError that says what is wrong with it."""
+    if isinstance(answer, str):
+        return Completion(text=str(answer))
+    if type(answer) is tuple and len(answer) == 2 and isinstance(answer[0], str):
+        usage = answer[1] or {}
+        if isinstance(usage, Usage):
+            answer = Completion(text=str(answer[0]), usage=usage)
+        else:
+            counts = {name: usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")}
+            answer = Completion(text=str(answer[0]), usage=Usage(**counts, cost_usd=usage.get("cost_usd")))
+    if not isinstance(answer, Completion):
+        raise TypeError(f"the adapter returned a {type(answer).__name__}, not text")
+    if type(answer.text) is not str:
+        raise TypeError(f"the adapter returned a {type(answer.text).__name__} as text")
+    usage = answer.usage
+    if not all(
+        type(count) is int and 0 <= count <= TOKENS_MAX
+        for count in (usage.prompt_tokens, usage.completion_tokens)
+    ):
+        raise TypeError("the adapter reported tokens that are not whole numbers from 0 on")
+    cost = usage.cost_usd
+    if cost is not None and (type(cost) not in (int, float) or not 0 <= cost <= COST_USD_MAX):
+        raise TypeError("the adapter reported a cost that is not a number from 0 on")
+    if answer.model is not None and type(answer.model) is not str:
+        raise TypeError(f"the adapter returned a {type(answer.model).__name__} as model")
+    return answer
+
+
+def _nanousd(cost_usd: float | None) -> int:
+    """Exact nano-dollars, rounded up: a budget is never undercharged."""
+    if not cost_usd:
+        return 0
+    return int((Decimal(str(cost_usd)) * NANO).to_integral_value(ROUND_CEILING))
+
+
+def _accepted(function: Callable[..., Any]) -> frozenset[str] | None:
+    """Names of the keyword parameters a model adapter takes; None when it takes any."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return frozenset(parameter.name for parameter in parameters)
+
+
+def _describe(error: BaseException) -> dict[str, Any]:
+    message = _message(error)[:TRACEBACK_CHARS_MAX]
+    details, _ = _encodable({"message": message, "traceback": _traceback(error)})
+    return details
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # an exception may be as broken as anything else
+        return f"{type(error).__name__}, which cannot be printed"
+
+
+def _traceback(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))[-TRACEBACK_CHARS_MAX:]
+    except Exception:
+        return ""
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether an exception out of a call is meant for us, not a failure of what was called."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is None or task.cancelling() > 0  # else something inside the tool was cancelled
+    return isinstance(error, KeyboardInterrupt | GeneratorExit)
+
+
+def _text(value: Any) -> str:
+    """A name or code that came from outside, as text that facts may hold."""
+    return _encodable_text(value if type(value) is str else str(value))[:TEXT_CHARS_MAX]
+
+
+def _encodable(details: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    try:
+        return canonical.normalize(details)
+    except InputError:  # a message may hold anything, lone surrogates included
+        return canonical.normalize(_scrub(details))
+
+
+def _scrub(value: Any) -> Any:
+    if type(value) is str:
+        return _encodable_text(value)
+    if type(value) is dict:
+        return {key: _scrub(item) for key, item in value.items()}
+    if type(value) is list:
+        return [_scrub(item) for item in value]
+    return value
+
+
+def _encodable_text(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,199 @@
+"""Child runs: a `call` step runs another program as a run of its own, with its own journal, linked by hash."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from nano_vm import canonical
+from nano_vm.errors import (
+    ConflictError,
+    NanoVMError,
+    NotFoundError,
+    RuntimeFault,
+    StoreError,
+    VerificationError,
+)
+from nano_vm.journal.port import RunRecord
+from nano_vm.kernel import events as ev
+from nano_vm.kernel.commands import StartChild
+from nano_vm.kernel.state import RunStatus
+from nano_vm.kernel.transition import waiting
+from nano_vm.runtime.calls import Outcome
+from nano_vm.runtime.driver import Letter, Run
+
+if TYPE_CHECKING:
+    from nano_vm.runtime.engine import Engine
+
+_UNSET = ev.UNSET
+
+
+async def run_child(engine: Engine, parent: Run, command: StartChild) -> Outcome:
+    """Drive a child to its end or to where it waits, and say so to the parent. A child that exists is taken up where
+    it is, never started again."""
+    from nano_vm.runtime import recovery
+
+    try:
+        engine.store.record(command.child)
+    except NotFoundError:
+        if command.child in parent.stopping:
+            return _refused(
+                engine, command, RuntimeFault("CANCELLED", "the parent is ending"), RunStatus.CANCELLED
+            )
+        try:
+            run = await _create(engine, parent, command)
+        except NanoVMError as error:
+            if isinstance(error, ConflictError | StoreError | VerificationError):
+                raise
+            return _refused(engine, command, error)
+    else:
+        taken = await recovery.take_over(engine, command.child)
+        if taken is None:
+            raise ConflictError("LEASE_LOST", f"the child {command.child} is being driven by another worker")
+        run = taken
+        _deliver(engine, run, parent.letters.pop(command.child, []))
+    if command.child in parent.stopping and not run.state.status.is_terminal:
+        _cancel(engine, run)
+    await engine.drive(run)
+    return report(engine, run, command)
+
+
+async def _create(engine: Engine, parent: Run, command: StartChild) -> Run:
+    from nano_vm.runtime.engine import take_inputs
+
+    compiled = engine.load_program(command.program)
+    inputs, payload = take_inputs(compiled, command.inputs)
+    now = engine.clock.now_ms()
+    record = RunRecord(
+        run_id=command.child,
+        tenant=parent.record.tenant,
+        program_hash=compiled.hash,
+        program_name=compiled.name,
+        parent=parent.record.run_id,
+        created_at_ms=now,
+        updated_at_ms=now,
+        owner=engine.store.owner,
+        fence=1,
+    )
+    run = engine.new_run(record, compiled, parent.facts.principal)
+    link: dict[str, Any] = {
+        "run": parent.record.run_id,
+        "step": command.step_id,
+        "occurrence": command.occurrence,
+    }
+    if command.item >= 0:
+        link["item"] = command.item
+    run.record_event(
+        ev.RunStarted(
+            at_ms=now,
+            budgets=command.budgets,
+            depth=command.depth,
+            parent=link,
+            payload=inputs,
+            principal=_UNSET if parent.facts.principal is None else parent.facts.principal,
+            program=compiled.hash,
+            programs=parent.state.programs or _UNSET,
+        ),
+        payload,
+    )
+    await run.flush()
+    return run
+
+
+def _deliver(engine: Engine, run: Run, letters: list[Letter]) -> None:
+    """Give letters that were addressed to the parent to the child that waits for them (or to the child's child)."""
+    from nano_vm.runtime import control
+
+    for letter in letters:
+        control.hand_in(engine, run, letter.kind, letter.body).add_done_callback(letter.pass_on)
+
+
+def report(engine: Engine, run: Run, command: StartChild) -> Outcome:
+    """What the parent journals of its child."""
+    state = run.state
+    item = command.item if command.item >= 0 else _UNSET
+    now = engine.clock.now_ms()
+    if not state.status.is_terminal:
+        waits = [wait.to_dict() for wait in waiting(run.program, state)]
+        return Outcome(
+            ev.ChildSuspended(
+                at_ms=now,
+                attempt=command.attempt,
+                item=item,
+                occurrence=command.occurrence,
+                step=command.step_id,
+                waits=waits,
+            ),
+            None,
+        )
+    undo = [msgspec.to_builtins(entry) for entry in state.undo] if state.status == RunStatus.SUCCESS else []
+    details = {"output": _output(run), "compensations": undo}
+    details, payload = canonical.normalize(details)
+    return Outcome(
+        ev.ChildFinished(
+            at_ms=now,
+            attempt=command.attempt,
+            cost_nanousd=state.cost_nanousd or _UNSET,
+            head=run.chain.head,
+            item=item,
+            occurrence=command.occurrence,
+            payload=details,
+            status=state.ending,
+            step=command.step_id,
+            steps=state.steps,
+            tokens=state.tokens or _UNSET,
+        ),
+        payload,
+    )
+
+
+def _output(run: Run) -> Any:
+    """A child's result: its declared outputs, else its final output."""
+    if not run.program.outputs:
+        return run.state.last_output
+    found = {}
+    for output in run.program.outputs:
+        try:
+            found[output.name] = output.template.render(run.state.slots)
+        except NanoVMError:
+            continue  # not assigned on the path that was taken
+    return found
+
+
+def _refused(
+    engine: Engine, command: StartChild, error: NanoVMError, status: RunStatus = RunStatus.FAILED
+) -> Outcome:
+    """The child could not be started at all."""
+    details: dict[str, Any] = {"output": None, "compensations": [], "message": error.message}
+    return Outcome(
+        ev.ChildFinished(
+            at_ms=engine.clock.now_ms(),
+            attempt=command.attempt,
+            head="",
+            item=command.item if command.item >= 0 else _UNSET,
+            occurrence=command.occurrence,
+            payload=details,
+            status=status.value,
+            step=command.step_id,
+            steps=0,
+        ),
+        canonical.encode(details),
+    )
+
+
+def stop_child(engine: Engine, parent: Run, child: str) -> None:
+    """Cancel a child because its parent ends, or because it took too long."""
+    if child in parent.stopping:
+        return
+    parent.stopping.add(child)
+    live = engine.live_here(child)
+    if live is not None:
+        event = ev.RunCancelled(at_ms=engine.clock.now_ms(), payload={"reason": "parent"})
+        answer = live.deliver(event, canonical.encode({"reason": "parent"}))
+        answer.add_done_callback(lambda future: future.exception())  # it may have ended by itself
+
+
+def _cancel(engine: Engine, run: Run) -> None:
+    reason = {"reason": "parent"}
+    run.offer(ev.RunCancelled(at_ms=engine.clock.now_ms(), payload=reason), canonical.encode(reason))

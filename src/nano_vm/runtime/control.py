@@ -1,0 +1,352 @@
+"""Acting on runs from outside: resume, cancel, resolve - on runs this process drives, on parked ones, and, by mail, on
+runs that another process owns. Exactly one delivery of an event wins, wherever it comes from."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from nano_vm import canonical
+from nano_vm.errors import ConflictError, InputError, RejectedError
+from nano_vm.journal.port import Mail
+from nano_vm.journal.trace import Trace
+from nano_vm.kernel import events as ev
+from nano_vm.kernel.limits import EVENT_ID_CHARS_MAX, PAYLOAD_BYTES_MAX
+from nano_vm.kernel.state import COMPENSATION_KEY, Phase, Rejection, RunStatus, State
+from nano_vm.kernel.transition import all_waits, child_run_id, event_digest
+from nano_vm.program.compiled import CompiledProgram
+from nano_vm.runtime.driver import Run, RunLeft
+from nano_vm.runtime.patience import patiently
+
+if TYPE_CHECKING:
+    from nano_vm.runtime.engine import Engine
+
+_UNSET = ev.UNSET
+POLL_MS = 20  # how often an answer from another process is looked for
+AUTO = "auto:"  # prefix of event ids made from content
+
+
+async def resume(
+    engine: Engine,
+    trace_id: str,
+    data: Any,
+    event_id: str | None,
+    name: str | None,
+    step: str | None,
+    principal: str | Mapping[str, Any] | None,
+) -> Trace:
+    """See `Engine.resume`."""
+    from nano_vm.runtime.engine import principal_of
+
+    data, encoded = canonical.normalize(data)
+    if len(encoded) > PAYLOAD_BYTES_MAX:
+        canonical.check_size(encoded, PAYLOAD_BYTES_MAX, "the event")
+    if event_id is not None and not 0 < len(event_id) <= EVENT_ID_CHARS_MAX:
+        raise InputError("EVENT_ID", f"an event id has 1 to {EVENT_ID_CHARS_MAX} characters")
+    if event_id is not None and event_id.startswith(AUTO):
+        raise InputError("EVENT_ID", f"event ids beginning with `{AUTO}` are reserved")
+    who = principal_of(principal)
+    letter = {"event_id": event_id, "name": name, "step": step, "data": data, "principal": who}
+    return await _deliver(engine, trace_id, "event", letter)
+
+
+async def cancel(
+    engine: Engine, trace_id: str, reason: str, principal: str | Mapping[str, Any] | None
+) -> Trace:
+    """See `Engine.cancel`."""
+    from nano_vm.runtime.engine import principal_of
+
+    letter = {"reason": reason, "principal": principal_of(principal)}
+    return await _deliver(engine, trace_id, "cancel", letter)
+
+
+async def resolve(
+    engine: Engine,
+    trace_id: str,
+    step: str,
+    resolution: str,
+    value: Any,
+    item: int | None,
+    principal: str | Mapping[str, Any] | None,
+) -> Trace:
+    """See `Engine.resolve`."""
+    from nano_vm.runtime.engine import principal_of
+
+    if resolution not in ("succeeded", "failed", "repeat"):
+        raise InputError(
+            "RESOLUTION", f"no resolution `{resolution}`", help="one of: succeeded, failed, repeat"
+        )
+    value, _ = canonical.normalize(value)
+    letter = {
+        "step": step,
+        "resolution": resolution,
+        "value": value,
+        "item": item,
+        "principal": principal_of(principal),
+    }
+    return await _deliver(engine, trace_id, "resolve", letter)
+
+
+# --- delivery -----------------------------------------------------------------------------------------------
+
+
+async def _deliver(engine: Engine, trace_id: str, kind: str, letter: dict[str, Any]) -> Trace:
+    """Bring a letter to whoever owns the run: a driver here, nobody (then we take it over), or another process."""
+    from nano_vm.runtime import recovery
+
+    mail_id: str | None = None
+    while True:
+        if mail_id is None:
+            live = engine.live_here(trace_id)
+            if live is not None:
+                try:
+                    return await _to_live(engine, live, kind, letter)
+                except RunLeft:
+                    await asyncio.sleep(0)
+                    continue
+            record = engine.store.record(trace_id)
+            if record.parent is not None:
+                raise InputError(
+                    "CHILD_RUN",
+                    f"run {trace_id} is a child: its waits and its cancellation go through its parent",
+                    help=f"use {record.parent}",
+                )
+        else:
+            answer = engine.store.answered(trace_id, mail_id)
+            if answer is not None:
+                said = canonical.decode(answer)
+                _raise_refusal(trace_id, Rejection(said["code"], said["message"]) if said else None)
+                await _until_settled(engine, trace_id)
+                return engine.trace(trace_id)
+        run = await recovery.take_over(engine, trace_id)
+        if run is not None and mail_id is None:
+            try:
+                return await _to_parked(engine, run, kind, letter)
+            except RunLeft:
+                continue
+        if run is not None:
+            await engine.drive(run)  # its mail, ours among it, is read first
+            continue
+        if mail_id is None:
+            mail_id = await _post(engine, trace_id, kind, letter)
+        await asyncio.sleep(POLL_MS / 1_000)
+
+
+async def _until_settled(engine: Engine, trace_id: str) -> None:
+    """Wait while another worker drives the run on with what we sent it."""
+    while not engine.draining:
+        live = engine.live_here(trace_id)
+        if live is not None:
+            await live.wait_until_settled()
+        record = engine.store.record(trace_id)
+        if record.status != RunStatus.RUNNING or record.owner is None:
+            return
+        await asyncio.sleep(POLL_MS / 1_000)
+
+
+async def _post(engine: Engine, trace_id: str, kind: str, letter: dict[str, Any]) -> str:
+    given = letter.get("event_id")
+    chance = engine.entropy.salt().hex()
+    mail_id = f"event:{given}" if given is not None else f"{kind}:{chance}"
+    body, now = canonical.encode(letter), engine.clock.now_ms()
+    try:
+        mail = Mail(mail_id=mail_id, kind=kind, body=body, posted_at_ms=now)
+        await patiently(lambda: engine.store.post(trace_id, mail))
+    except ConflictError:
+        # The same id with other content: the run itself has to refuse it, and to keep what it refused.
+        mail_id = f"{mail_id}#{chance}"
+        other = Mail(mail_id=mail_id, kind=kind, body=body, posted_at_ms=now)
+        await patiently(lambda: engine.store.post(trace_id, other))
+    return mail_id
+
+
+async def _to_live(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> Trace:
+    rejection = await hand_in(engine, run, kind, letter)
+    _raise_refusal(run.record.run_id, rejection)
+    await run.wait_until_settled()
+    return engine.trace(run.record.run_id)
+
+
+async def _to_parked(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> Trace:
+    """Hand a letter to a run we have just taken over, and drive it on."""
+    answer = hand_in(engine, run, kind, letter)
+    await engine.drive(run)
+    _raise_refusal(run.record.run_id, await answer)
+    return engine.trace_of(run)
+
+
+def hand_in(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> asyncio.Future[Rejection | None]:
+    """Give a letter to a run that we own, or to the child of it that waits for it. The future says whether it was
+    admitted, once that is durable; what is refused is journaled where it was refused. It raises RunLeft when the run
+    was let go before."""
+    target, child = _addressee(engine, run, kind, letter) or (run, None)
+    if child is not None:
+        return target.forward(child, kind, letter)
+    built = _build(engine, target.program, target.state, kind, letter)
+    if isinstance(built, Rejection):
+        return target.answer_later(built)
+    return target.deliver(*built)
+
+
+def _addressee(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> tuple[Run, str | None] | None:
+    """Who waits for a letter: a run that is being driven here, and the id of its child when that one is parked."""
+    if kind == "cancel":
+        return run, None
+    for wait in all_waits(run.program, run.state):
+        if wait.kind == "child":
+            if any(_fits(kind, letter, inner) for inner in wait.waits):
+                item = -1 if wait.item is None else wait.item
+                return run, child_run_id(run.state.run, wait.step, wait.occurrence, item, wait.attempt)
+        elif _fits(kind, letter, wait.to_dict()):
+            return run, None
+    for child in run.children_at_work():
+        live = engine.live_here(child)
+        found = None if live is None else _addressee(engine, live, kind, letter)
+        if found is not None:
+            return found
+    return None
+
+
+def _build(
+    engine: Engine, program: CompiledProgram, state: State, kind: str, letter: dict[str, Any]
+) -> tuple[ev.Event, bytes | None] | Rejection:
+    now = engine.clock.now_ms()
+    who = _UNSET if letter.get("principal") is None else letter["principal"]
+    if kind == "cancel":
+        details = {"reason": letter["reason"]}
+        return ev.RunCancelled(at_ms=now, payload=details, principal=who), canonical.encode(details)
+    if kind == "resolve":
+        return _resolution(engine, program, state, letter, now, who)
+    event = ev.EventReceived(
+        at_ms=now,
+        event_id=letter["event_id"] or "",
+        name=_UNSET if letter["name"] is None else letter["name"],
+        payload=letter["data"],
+        principal=who,
+        step=_UNSET if letter["step"] is None else letter["step"],
+    )
+    if letter["event_id"] is None:
+        event.event_id = _auto_id(program, state, event, letter.get("mail_id"))
+    return event, canonical.encode(letter["data"])
+
+
+def _auto_id(program: CompiledProgram, state: State, event: ev.EventReceived, mail_id: str | None) -> str:
+    """An event without an id of its own is the same one when its content is, unless the run has come to wait again:
+    then it is the answer to the new wait."""
+    digest = event_digest(event)
+    wanted = [
+        wait
+        for wait in all_waits(program, state)
+        if wait.kind in ("event", "approval", "tool")
+        and (event.step is _UNSET or wait.step == event.step)
+        and (event.name is _UNSET or wait.event == event.name)
+    ]
+    if not wanted:
+        for known, content in state.seen.items():
+            if known.startswith(AUTO) and content == digest:
+                return known
+    if mail_id is not None:  # dealt with once, even if its owner is gone before it is answered
+        return AUTO + canonical.digest_value([state.run, mail_id])[7:39]
+    place = [state.seq, [wait.to_dict() for wait in wanted]]
+    return AUTO + canonical.digest_value([place, digest])[7:39]
+
+
+def _resolution(
+    engine: Engine, program: CompiledProgram, state: State, letter: dict[str, Any], now: int, who: Any
+) -> tuple[ev.Event, bytes | None] | Rejection:
+    step, item = letter["step"], letter["item"]
+    found = None
+    for key, activity in state.active.items():
+        if activity.phase is not Phase.UNKNOWN:
+            continue
+        compensation = key == COMPENSATION_KEY
+        name = state.undo[-1].step if compensation else program.steps[activity.step].id
+        if name == step and (item is None or activity.item == item):
+            found = (activity, compensation)
+            break
+    if found is None:
+        return Rejection("NOT_WAITING", f"no outcome of `{step}` is unknown")
+    activity, compensation = found
+    resolution, value = letter["resolution"], letter["value"]
+    payload: Any = _UNSET
+    if resolution == "succeeded":
+        payload = value
+    elif resolution == "failed":
+        payload = {"message": value if type(value) is str else ""}
+    event = ev.OutcomeResolved(
+        at_ms=now,
+        attempt=activity.attempt,
+        by="operator",
+        compensation=True if compensation else _UNSET,
+        draw=engine.entropy.draw() if resolution == "failed" else _UNSET,
+        item=activity.item if activity.item >= 0 else _UNSET,
+        occurrence=activity.occurrence,
+        payload=payload,
+        principal=who,
+        resolution=resolution,
+        step=step,
+    )
+    return event, None if payload is _UNSET else canonical.encode(payload)
+
+
+def _fits(kind: str, letter: dict[str, Any], wait: dict[str, Any]) -> bool:
+    if wait["kind"] == "child":
+        return any(_fits(kind, letter, inner) for inner in wait.get("waits", ()))
+    if kind == "resolve":
+        return bool(wait["kind"] == "outcome" and wait["step"] == letter["step"])
+    if wait["kind"] not in ("event", "approval", "tool"):
+        return False
+    if letter["step"] is not None and wait["step"] != letter["step"]:
+        return False
+    return letter["name"] is None or wait.get("event") == letter["name"]
+
+
+# --- refusals -----------------------------------------------------------------------------------------------
+
+
+def _raise_refusal(run_id: str, rejection: Rejection | None) -> None:
+    """Say what was refused - except that a repetition is answered like the first time."""
+    if rejection is not None and rejection.code != "DUPLICATE":
+        raise RejectedError(
+            rejection.code,
+            f"run {run_id} does not take the event: {rejection.message}",
+            help=_REMEDIES.get(rejection.code),
+            facts={"run_id": run_id},
+        )
+
+
+_REMEDIES = {
+    "NOT_WAITING": "`nano-vm trace` shows what the run waits for",
+    "TERMINAL": "the run has ended; start a new one, or fork it",
+    "NOT_APPROVER": "send it as a principal who holds one of the wait's roles",
+    "NOT_APPROVAL": 'send {"approved": true} or {"approved": false}',
+}
+
+
+# --- mail ---------------------------------------------------------------------------------------------------
+
+
+def take_mail(engine: Engine, run: Run) -> None:
+    """Deal with what others left for a run that we drive; the driver answers when what came of it is durable."""
+    for mail in engine.store.mail(run.record.run_id):
+        if mail.mail_id not in run.mail_taken:
+            run.mail_taken.add(mail.mail_id)
+            letter = {**canonical.decode(mail.body), "mail_id": mail.mail_id}
+            run.mail.append((mail.mail_id, hand_in(engine, run, mail.kind, letter)))
+
+
+async def answer_mail(engine: Engine, run: Run) -> None:
+    """Write the answers that are known. What was let go unanswered stays for the next owner."""
+    held, run.mail = run.mail, []
+    for mail_id, answer in held:
+        if not answer.done():
+            run.mail.append((mail_id, answer))
+        elif answer.exception() is None:
+            rejection = answer.result()
+            said = {} if rejection is None else {"code": rejection.code, "message": rejection.message}
+            await _write_answer(engine, run.record.run_id, mail_id, canonical.encode(said))
+
+
+async def _write_answer(engine: Engine, run_id: str, mail_id: str, said: bytes) -> None:
+    await patiently(lambda: engine.store.answer(run_id, mail_id, said))

@@ -1,0 +1,635 @@
+"""The engine: everything that can be done with runs (SPEC §7). `nano_vm.ExecutionVM` is this with defaults.
+
+An engine owns no global state: two of them, in one process or in many, share runs through their store alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from nano_vm import canonical
+from nano_vm.compiler import compile_program
+from nano_vm.errors import ConflictError, InputError, NanoVMError, NotFoundError, RuntimeFault
+from nano_vm.journal.entry import Chain, Entry
+from nano_vm.journal.port import JournalStore, RunQuery, RunRecord
+from nano_vm.journal.replay import Verified, verify_run
+from nano_vm.journal.trace import Trace
+from nano_vm.kernel import events as ev
+from nano_vm.kernel.commands import CallTool, StartChild
+from nano_vm.kernel.limits import PAYLOAD_BYTES_MAX
+from nano_vm.kernel.state import RunStatus, State
+from nano_vm.program.compiled import CompiledProgram
+from nano_vm.program.model import Program
+from nano_vm.runtime import children, control, forks, recovery
+from nano_vm.runtime.calls import Calls, Outcome, action_key
+from nano_vm.runtime.driver import Run
+from nano_vm.runtime.gates import validator
+from nano_vm.runtime.keeper import Keeper
+from nano_vm.runtime.patience import patiently
+from nano_vm.runtime.ports import Clock, Entropy, Listener, ModelClient, ToolInvoker, ToolSpec
+from nano_vm.runtime.system import SystemClock, SystemEntropy
+from nano_vm.runtime.threads import ToolThreads
+
+_T = TypeVar("_T")
+_UNSET = ev.UNSET
+POLL_S = 0.02  # how often a run that another process drives is looked at
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """One journaled event, as `stream` yields it."""
+
+    run_id: str
+    seq: int
+    type: str
+    event: Any
+    digest: str
+
+
+class Engine:
+    """Runs programs against a store, with tools and a model.
+
+    Args:
+        llm: an adapter with `async complete(messages, **params)`; None when no program has a model step.
+        tools: the tools that programs may name.
+        store: where journals live.
+        clock, entropy: time and chance; the defaults are the real ones.
+        max_concurrent_runs: how many runs may be in progress at once in this engine; 0 for no limit.
+    """
+
+    def __init__(
+        self,
+        *,
+        llm: ModelClient | None,
+        tools: ToolInvoker,
+        store: JournalStore,
+        clock: Clock | None = None,
+        entropy: Entropy | None = None,
+        max_concurrent_runs: int = 0,
+    ) -> None:
+        self.llm = llm
+        self.tools = tools
+        self.store = store
+        self.clock: Clock = clock or SystemClock()
+        self.entropy: Entropy = entropy or SystemEntropy()
+        self.threads = ToolThreads()
+        self.calls = Calls(llm, self.clock, self.entropy, self.threads)
+        self.volatile = bool(getattr(store, "volatile", False))
+        self.draining = False
+        self.live: dict[str, Run] = {}  # in all event loops that use this engine
+        self.background: set[asyncio.Task[Any]] = set()  # kept from being collected
+        self.keeper = Keeper(self)
+        self.listeners: list[Listener] = []
+        self.plans: dict[str, dict[int, Any]] = {}  # program hash -> step -> how the lane takes it
+        self._compiled: dict[str, CompiledProgram] = {}
+        self._checked: set[str] = set()  # hashes of programs that were checked against the tools
+        self._stored: set[str] = set()
+        self._max_concurrent_runs = max_concurrent_runs
+        self._slots: asyncio.Semaphore | None = None
+        self._slots_loop: asyncio.AbstractEventLoop | None = None
+
+    # --- programs ---------------------------------------------------------------------------------------------
+
+    def compile(self, program: Program | Mapping[str, Any]) -> tuple[Program, CompiledProgram]:
+        """The compiled form; checked against the registered tools, once per program.
+
+        Raises:
+            ProgramError: with `diagnostics`, all findings.
+        """
+        if not isinstance(program, Program):
+            program = Program.from_dict(dict(program))
+        compiled = self._compiled.get(program.hash)
+        if compiled is None or program.hash not in self._checked:
+            compiled = compile_program(program, tools=self.tools.schemas())
+            self._compiled[program.hash] = compiled
+            self._checked.add(program.hash)
+        return program, compiled
+
+    def forget_compiled(self) -> None:
+        """Programs are checked again: the tools have changed."""
+        self._checked.clear()
+        self.plans.clear()
+
+    def save_program(self, program: Program | Mapping[str, Any]) -> str:
+        """Store a program under its name, so that `call` steps and other processes find it. Returns its hash."""
+        program, compiled = self.compile(program)
+        if program.hash not in self._stored:
+            self.store.put_program(program.hash, compiled.name, program.canonical, self.clock.now_ms())
+            self._stored.add(program.hash)
+        return program.hash
+
+    def load_program(self, program_hash: str) -> CompiledProgram:
+        """The compiled form of a stored program. Tools are not checked again: what runs was admitted before."""
+        compiled = self._compiled.get(program_hash)
+        if compiled is None:
+            stored = canonical.decode(self.store.program(program_hash))
+            program = Program.from_dict(stored["program"])
+            if program.hash != program_hash:
+                raise RuntimeFault("PROGRAM_CHANGED", f"the stored program is not {program_hash}")
+            compiled = compile_program(program)
+            self._compiled[program_hash] = compiled
+        return compiled
+
+    def pin_calls(self, compiled: CompiledProgram) -> dict[str, str]:
+        """Resolve the programs that `call` steps name, through the whole tree, to hashes.
+
+        Raises:
+            NotFoundError: PROGRAM_NOT_FOUND. RuntimeFault: CALL_RECURSION.
+        """
+        pinned: dict[str, str] = {}
+        for name in compiled.calls:
+            self._pin(name, (compiled.hash,), pinned)
+        return pinned
+
+    def _pin(self, name: str, above: tuple[str, ...], pinned: dict[str, str]) -> None:
+        if name in pinned:
+            program_hash = pinned[name]
+        elif name.startswith("sha256:"):
+            program_hash = name
+        else:
+            found = self.store.program_named(name)
+            if found is None:
+                raise NotFoundError(
+                    "PROGRAM_NOT_FOUND",
+                    f"no stored program is named `{name}`",
+                    help="store it first: vm.save_program(program), or `nano-vm run --program FILE`",
+                )
+            program_hash = found
+        if program_hash in above:
+            raise RuntimeFault("CALL_RECURSION", f"the program `{name}` calls itself")
+        pinned[name] = program_hash
+        for called in self.load_program(program_hash).calls:
+            self._pin(called, (*above, program_hash), pinned)
+
+    # --- running ----------------------------------------------------------------------------------------------
+
+    async def run(
+        self,
+        program: Program | Mapping[str, Any],
+        context: Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        trace_id: str | None = None,
+        principal: str | Mapping[str, Any] | None = None,
+        tenant: str = "default",
+        listener: Callable[[Progress], None] | None = None,
+    ) -> Trace:
+        """Run a program to its end, or to where it waits.
+
+        Args:
+            program: a `Program`, or a dict for one.
+            context: the inputs; data that JSON has.
+            idempotency_key: the same key (per tenant and program name) never starts a second run: callers get the
+                first one's trace, whatever its status.
+            trace_id: id for the run; unique. A time-ordered one is made by default.
+            principal: who starts it: an id, or {"id", "roles", "tenant"}.
+            listener: called with every event as soon as it is journaled.
+
+        Returns:
+            The trace. Its status is terminal, or SUSPENDED (then `trace.waiting` says for what), or RUNNING when the
+            engine was closed in the middle.
+
+        Raises:
+            ProgramError: the program cannot be run. InputError: the context does not fit. ConflictError: KEY_CONFLICT
+            or RUN_EXISTS. StoreError: the journal cannot be written; nothing is lost.
+        """
+        run = await self._begin(program, context, idempotency_key, trace_id, principal, tenant)
+        if isinstance(run, Trace):
+            return run
+        if listener is not None:
+            run.listener = listener
+        await self.drive(run)
+        return self.trace_of(run)
+
+    def run_sync(
+        self, program: Program | Mapping[str, Any], context: Mapping[str, Any] | None = None, **options: Any
+    ) -> Trace:
+        """`run` for code without an event loop."""
+        return self._sync(lambda: self.run(program, context, **options))
+
+    def _sync(self, make: Callable[[], Awaitable[_T]]) -> _T:
+        async def main() -> _T:
+            return await make()
+
+        # With nothing else in the loop a blocking tool needs no thread - unless leases have to be renewed meanwhile.
+        self.calls.inline_sync = not self.live and not self.store.shared
+        try:
+            return asyncio.run(main())
+        finally:
+            self.calls.inline_sync = False
+
+    async def start(
+        self,
+        program: Program | Mapping[str, Any],
+        context: Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        trace_id: str | None = None,
+        principal: str | Mapping[str, Any] | None = None,
+        tenant: str = "default",
+    ) -> Trace:
+        """Create a run without driving it: `step`, `recover` or a worker takes it on."""
+        run = await self._begin(program, context, idempotency_key, trace_id, principal, tenant)
+        if isinstance(run, Trace):
+            return run
+        await run.flush()
+        await run.flush(run.update(release=True))
+        return self.trace_of(run)
+
+    async def stream(
+        self, program: Program | Mapping[str, Any], context: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncIterator[Progress]:
+        """Run a program and yield its events as they are journaled. Leaving the loop early does not stop the run."""
+        queue: asyncio.Queue[Progress | None] = asyncio.Queue()
+        task = asyncio.ensure_future(self.run(program, context, listener=queue.put_nowait, **options))
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
+        task.add_done_callback(lambda _: queue.put_nowait(None))
+        while (progress := await queue.get()) is not None:
+            yield progress
+        await task
+
+    async def _begin(
+        self,
+        program: Program | Mapping[str, Any],
+        context: Mapping[str, Any] | None,
+        key: str | None,
+        trace_id: str | None,
+        principal: str | Mapping[str, Any] | None,
+        tenant: str,
+    ) -> Run | Trace:
+        if self.draining:
+            raise RuntimeFault("SHUTTING_DOWN", "the engine has been closed")
+        program, compiled = self.compile(program)
+        inputs, payload = take_inputs(compiled, context)
+        who = principal_of(principal, tenant)
+        digest = ""
+        if key is not None:
+            digest = canonical.digest(payload)
+            existing = self.store.find_key(tenant, compiled.name, key)
+            if existing is not None:
+                return await self._first_result(existing, digest)
+        if program.hash not in self._stored:
+            await patiently(lambda: self.save_program(program))
+        now = self.clock.now_ms()
+        run_id = trace_id or self.new_run_id(now)
+        record = RunRecord(
+            run_id=run_id,
+            tenant=tenant,
+            program_hash=compiled.hash,
+            program_name=compiled.name,
+            key=key,
+            inputs_digest=digest,
+            created_at_ms=now,
+            updated_at_ms=now,
+            owner=self.store.owner,
+            fence=1,
+        )
+        run = self.new_run(record, compiled, who)
+        run.record_event(
+            ev.RunStarted(
+                at_ms=now,
+                key=_UNSET if key is None else canonical.digest_value(key),
+                payload=inputs,
+                principal=_UNSET if who is None else who,
+                program=compiled.hash,
+                programs=self.pin_calls(compiled) if compiled.calls else _UNSET,
+            ),
+            payload,
+        )
+        if key is None and trace_id is None:
+            return run  # a fresh id: its creation may ride with the first intent
+        try:
+            await run.flush()
+        except ConflictError as error:
+            if key is None or error.code != "RUN_EXISTS":
+                raise
+            existing = self.store.find_key(tenant, compiled.name, key)
+            if existing is None:
+                raise
+            return await self._first_result(existing, digest)
+        return run
+
+    def new_run_id(self, now_ms: int) -> str:
+        """A UUIDv7: time-ordered, so that stores keep young runs together."""
+        chance = self.entropy.salt().hex()
+        time = f"{now_ms & 0xFFFFFFFFFFFF:012x}"
+        return f"{time[:8]}-{time[8:]}-7{chance[:3]}-{'89ab'[int(chance[3], 16) & 3]}{chance[4:7]}-{chance[7:19]}"
+
+    def new_run(self, record: RunRecord, compiled: CompiledProgram, who: dict[str, Any] | None) -> Run:
+        state = State(run=record.run_id)
+        chain = Chain(record.run_id)
+        return Run(self, compiled, record, state, chain, 1, created=False, principal=who)
+
+    async def drive(self, run: Run) -> None:
+        """Drive a run that this process owns until it ends, waits or is let go."""
+        run_id = run.record.run_id
+        run.loop = asyncio.get_running_loop()
+        self.live[run_id] = run
+        self.keeper.keep()
+        slots = self._concurrency() if self._max_concurrent_runs else None
+        try:
+            if slots is None or run.record.parent is not None:
+                await run.drive()
+            else:
+                async with slots:
+                    await run.drive()
+        finally:
+            del self.live[run_id]
+            if run.settled is not None and not run.settled.done():
+                run.settled.set_result(None)
+
+    def live_here(self, run_id: str) -> Run | None:
+        """The run, if it is being driven in the running event loop."""
+        run = self.live.get(run_id)
+        return run if run is not None and run.loop is asyncio.get_running_loop() else None
+
+    def _concurrency(self) -> asyncio.Semaphore | None:
+        if not self._max_concurrent_runs:
+            return None
+        loop = asyncio.get_running_loop()
+        if self._slots is None or self._slots_loop is not loop:
+            self._slots, self._slots_loop = asyncio.Semaphore(self._max_concurrent_runs), loop
+        return self._slots
+
+    async def _first_result(self, record: RunRecord, digest: str) -> Trace:
+        """The run that an idempotency key started: its result, once there is one."""
+        if record.inputs_digest != digest:
+            raise ConflictError(
+                "KEY_CONFLICT",
+                "the idempotency key was used before with another context",
+                help="use a new key for a new context, or the same context for the same key",
+                facts={"run_id": record.run_id},
+            )
+        while True:
+            live = self.live_here(record.run_id)
+            if live is not None:
+                await live.wait_until_settled()
+            record = self.store.record(record.run_id)
+            if record.status != RunStatus.RUNNING or self.draining:
+                return self.trace(record.run_id)
+            run = await recovery.take_over(self, record.run_id)
+            if run is None:
+                await asyncio.sleep(POLL_S)
+            elif run.state.status.is_terminal:
+                await run.flush(run.update(release=True))
+            else:
+                await self.drive(run)
+
+    # --- looking ----------------------------------------------------------------------------------------------
+
+    def trace(self, trace_id: str) -> Trace:
+        """The trace of a stored run. Raises NotFoundError RUN_NOT_FOUND."""
+        live = self.live.get(trace_id)
+        if live is not None and self.volatile:
+            live.commit()
+        record = self.store.record(trace_id)
+        program = self.load_program(record.program_hash)
+        return Trace(program, trace_id, lambda: self.store.read(trace_id))
+
+    def trace_of(self, run: Run) -> Trace:
+        store, run_id = self.store, run.record.run_id
+        return Trace(run.program, run_id, lambda: store.read(run_id), run.state)
+
+    def runs(
+        self,
+        *,
+        status: str | None = None,
+        program: str | None = None,
+        tenant: str | None = None,
+        limit: int = 100,
+    ) -> list[RunRecord]:
+        """Records of top-level runs, newest first."""
+        return self.store.records(
+            RunQuery(tenant=tenant, status=status, program_name=program, parent="", limit=limit)
+        )
+
+    def verify(self, trace_id: str) -> Verified:
+        """Check a run's journal: chain, commitments, every transition, and the record against them. No effects.
+
+        Raises:
+            VerificationError: naming the first bad entry.
+        """
+        record = self.store.record(trace_id)
+        return verify_run(self.load_program(record.program_hash), record, self.store.read(trace_id))
+
+    def replay(self, trace_id: str) -> Trace:
+        """Fold the journal again, comparing every transition with what was recorded, and return the trace."""
+        self.verify(trace_id)
+        return self.trace(trace_id)
+
+    # --- acting on runs (each in a module of its own) ----------------------------------------------------------
+
+    async def resume(
+        self,
+        trace_id: str,
+        event: Any = None,
+        *,
+        event_id: str | None = None,
+        name: str | None = None,
+        step: str | None = None,
+        principal: str | Mapping[str, Any] | None = None,
+    ) -> Trace:
+        """Deliver an event to a run and drive it on.
+
+        Args:
+            event: the event's data; it becomes the output of the step that waits for it.
+            event_id: identity of the event: repeating it with the same content answers alike, with other content is
+                refused. Without one the content is its identity.
+            name, step: which wait is meant, when there are several.
+            principal: who sends it; an approval needs one with a fitting role.
+
+        Raises:
+            RejectedError: the kernel does not admit the event (code says why); the refusal is journaled.
+            NotFoundError: RUN_NOT_FOUND.
+        """
+        return await control.resume(self, trace_id, event, event_id, name, step, principal)
+
+    async def cancel(
+        self, trace_id: str, reason: str = "", *, principal: str | Mapping[str, Any] | None = None
+    ) -> Trace:
+        """End a run: effects under way settle, compensations run, then it is CANCELLED."""
+        return await control.cancel(self, trace_id, reason, principal)
+
+    async def resolve(
+        self,
+        trace_id: str,
+        step: str,
+        resolution: str,
+        value: Any = None,
+        *,
+        item: int | None = None,
+        principal: str | Mapping[str, Any] | None = None,
+    ) -> Trace:
+        """Say what became of an unknown outcome: "succeeded" (`value` is the output), "failed" (`value` is the
+        message) or "repeat" (it did not happen, or may happen again), and drive the run on."""
+        return await control.resolve(self, trace_id, step, resolution, value, item, principal)
+
+    async def step(self, trace_id: str) -> Trace:
+        """Take one step of a run that nobody drives: one outcome, and what follows from it at once."""
+        return await recovery.step(self, trace_id)
+
+    async def recover(
+        self, *, limit: int = 100, on_error: Callable[[str, Exception], None] | None = None
+    ) -> list[Trace]:
+        """Finish what a dead process left, and fire due timers. Returns the traces of the runs taken up.
+
+        A run that cannot be taken up never keeps others from it: `on_error(run id, error)` is told; without it the
+        first error is raised when all the others are done.
+        """
+        return await recovery.recover(self, limit, on_error)
+
+    async def fork(
+        self,
+        trace_id: str,
+        at_step: str,
+        changes: Mapping[str, Any] | None = None,
+        *,
+        occurrence: int | None = None,
+        principal: str | Mapping[str, Any] | None = None,
+        new_trace_id: str | None = None,
+    ) -> Trace:
+        """A new run that shares the history of this one up to `at_step` (its last occurrence by default), with
+        `changes` to the values it had there. Steps before it are not repeated."""
+        return await forks.fork(self, trace_id, at_step, changes, occurrence, principal, new_trace_id)
+
+    # --- what the driver needs --------------------------------------------------------------------------------
+
+    def announce(self, run: Run, entry: Entry, event: ev.Event) -> None:
+        """Note an event for the listeners; they hear of it when it is durable."""
+        run.heard.append((entry, event))
+
+    def publish(self, run: Run, heard: list[tuple[Entry, ev.Event]]) -> None:
+        """Tell the listeners. They listen and never decide: what one of them raises goes to the loop's handler."""
+        for entry, event in heard:
+            progress = Progress(run.record.run_id, entry.seq, event.type, event, entry.digest)
+            try:
+                if run.listener is not None:
+                    run.listener(progress)
+                for listener in self.listeners:
+                    listener(run.record.run_id, progress)
+            except Exception as error:
+                facts = {"message": f"a listener of run {run.record.run_id} failed", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(facts)
+
+    def worst_cost(self, request: dict[str, Any], prompt_tokens: int, output_tokens: int) -> int:
+        """What a model call may cost at most, in nano-dollars; 0 when the adapter has no price."""
+        price = getattr(self.llm, "price", None)
+        prices = price(request.get("model")) if price is not None else None
+        if not prices:
+            return 0
+        return int(prompt_tokens * prices[0] + output_tokens * prices[1])
+
+    async def claim_action(self, run: Run, command: CallTool, spec: ToolSpec) -> NanoVMError | None:
+        """Bind an author's idempotency key to its arguments; other arguments under the same key are an error."""
+        key = action_key(run.facts, command, spec, command.args)
+        digest = canonical.digest_value([spec.name, command.args])
+        try:
+            await patiently(lambda: self.store.bind_action(key, digest, run.record.run_id))
+        except ConflictError as error:
+            return error
+        return None
+
+    async def run_child(self, parent: Run, command: StartChild) -> Outcome:
+        return await children.run_child(self, parent, command)
+
+    def stop_child(self, parent: Run, child: str) -> None:
+        children.stop_child(self, parent, child)
+
+    def take_mail(self, run: Run) -> None:
+        control.take_mail(self, run)
+
+    async def answer_mail(self, run: Run) -> None:
+        await control.answer_mail(self, run)
+
+    async def close(self, grace_seconds: float = 30.0) -> None:
+        """Stop taking runs, let calls under way finish (at most `grace_seconds`), release every run and lose nothing.
+        Runs that are not done stay RUNNING for whoever recovers them."""
+        self.draining = True
+        waiting: list[asyncio.Task[None]] = []
+        loop = asyncio.get_running_loop()
+        for run in list(self.live.values()):
+            if run.loop is loop:
+                waiting.append(loop.create_task(run.wait_until_settled()))
+                run.wake()
+            elif run.loop is not None and not run.loop.is_closed():
+                run.loop.call_soon_threadsafe(run.wake)
+        if waiting:
+            _, late = await asyncio.wait(waiting, timeout=grace_seconds)
+            for task in late:
+                task.cancel()
+        self.keeper.close()
+        self.threads.close()
+        self.store.close()
+
+    async def __aenter__(self: _E) -> _E:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+_E = TypeVar("_E", bound=Engine)
+
+
+def principal_of(principal: str | Mapping[str, Any] | None, tenant: str = "default") -> dict[str, Any] | None:
+    """A principal as it is journaled: {"id", "roles", "tenant"}."""
+    if principal is None:
+        return None
+    if isinstance(principal, str):
+        return {"id": principal, "roles": [], "tenant": tenant}
+    who = dict(principal)
+    unknown = set(who) - {"id", "roles", "tenant"}
+    roles = who.get("roles", [])
+    if unknown or type(who.get("id")) is not str or not all(type(role) is str for role in roles):
+        raise InputError(
+            "PRINCIPAL",
+            "a principal is an id, or an object of `id`, `roles` and `tenant`",
+            help='{"id": "ana"}',
+        )
+    return {"id": who["id"], "roles": list(roles), "tenant": who.get("tenant", tenant)}
+
+
+def take_inputs(program: CompiledProgram, context: Mapping[str, Any] | None) -> tuple[dict[str, Any], bytes]:
+    """The context as the program's inputs, checked against what it declares.
+
+    Raises:
+        InputError: INPUT_MISSING, INPUT_UNKNOWN, INPUT_INVALID, VALUE_NOT_JSON and its kin, VALUE_TOO_LARGE.
+    """
+    inputs, payload = canonical.normalize(dict(context or {}))
+    if len(payload) > PAYLOAD_BYTES_MAX:
+        canonical.check_size(payload, PAYLOAD_BYTES_MAX, "the context")
+    for name in program.input_slots:
+        if name not in inputs and name not in program.optional_inputs:
+            raise InputError(
+                "INPUT_MISSING",
+                f"the program `{program.name}` needs the input `{name}`",
+                help=f"pass it in the context: {{{name!r}: …}}, or `--input {name}=…`",
+                facts={"input": name},
+            )
+    schema = program.inputs_schema
+    if schema is None:
+        return inputs, payload
+    for name in inputs:
+        if name not in program.input_slots:
+            raise InputError(
+                "INPUT_UNKNOWN",
+                f"the program `{program.name}` declares no input `{name}`",
+                help=f"it declares: {', '.join(program.input_slots) or 'none'}",
+                facts={"input": name},
+            )
+    for fault in validator(canonical.encode(schema)).iter_errors(inputs):
+        pointer = "/" + "/".join(str(part) for part in fault.instance_path)
+        raise InputError(
+            "INPUT_INVALID",
+            f"the input at `{pointer}` does not fit its schema: {fault.kind.name}",
+            help="see the program's `inputs`",
+            facts={"path": pointer, "keyword": fault.kind.name},
+        )
+    return inputs, payload
+
+
+__all__ = ["Engine", "Progress", "principal_of", "take_inputs"]

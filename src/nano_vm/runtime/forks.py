@@ -1,0 +1,168 @@
+"""Forks: time travel without repeating effects. A fork is a new run whose journal begins with a copy of another's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nano_vm import canonical
+from nano_vm.errors import InputError, NotFoundError
+from nano_vm.journal.entry import Entry, open_event, open_events
+from nano_vm.journal.fold import fold
+from nano_vm.journal.port import RunRecord
+from nano_vm.journal.trace import Trace
+from nano_vm.kernel import events as ev
+from nano_vm.kernel.state import State
+from nano_vm.program.compiled import CompiledProgram
+from nano_vm.runtime.driver import Run
+
+if TYPE_CHECKING:
+    from nano_vm.runtime.engine import Engine
+
+_UNSET = ev.UNSET
+# Entries that say who owned the source run or what it refused mean nothing in a fork.
+_NOT_COPIED = (ev.RunAdopted, ev.EventRefused, ev.RunFinished, ev.RunCancelled)
+
+
+async def fork(
+    engine: Engine,
+    trace_id: str,
+    at_step: str,
+    changes: Mapping[str, Any] | None,
+    occurrence: int | None,
+    principal: str | Mapping[str, Any] | None,
+    new_trace_id: str | None,
+) -> Trace:
+    """See `Engine.fork`.
+
+    A step is entered by the entry before it: everything up to that entry is shared. When `at_step` is a condition, it
+    was evaluated by that entry; then the changes come before it, so that they bear on the verdict.
+    """
+    from nano_vm.runtime.engine import principal_of
+
+    source = engine.store.record(trace_id)
+    program = engine.load_program(source.program_hash)
+    index = program.step_index.get(at_step)
+    if index is None or program.steps[index].parent >= 0:
+        raise NotFoundError("UNKNOWN_STEP", f"the program `{program.name}` has no top-level step `{at_step}`")
+    entries = engine.store.read(trace_id)
+    cut, decides = _cut(program, trace_id, entries, index, at_step, occurrence)
+    changed, payload = canonical.normalize(dict(changes or {}))
+    known = set(program.slots)
+    for name in changed:
+        if name not in known:
+            raise InputError(
+                "UNKNOWN_VALUE",
+                f"the program has no value `{name}` to change",
+                help=f"values: {', '.join(slot for slot in program.slots if slot)}",
+            )
+    who = principal_of(principal, source.tenant)
+    now = engine.clock.now_ms()
+    record = RunRecord(
+        run_id=new_trace_id or engine.new_run_id(now),
+        tenant=source.tenant,
+        program_hash=source.program_hash,
+        program_name=source.program_name,
+        created_at_ms=now,
+        updated_at_ms=now,
+        owner=engine.store.owner,
+        fence=1,
+    )
+    run = engine.new_run(record, program, who)
+    shared = _shared(entries[:cut])
+    early = shared[:-1] if decides and changed and len(shared) > 1 else shared
+    start = shared[0].event
+    assert type(start) is ev.RunStarted
+    start.forked = {"run": trace_id, "seq": len(early), "head": entries[cut - 1].digest}
+    start.key = _UNSET
+    start.parent = _UNSET
+    start.principal = _UNSET if who is None else who
+    for part in early:
+        _copy(run, part)
+    if changed:
+        run.record_event(
+            ev.ValuesChanged(
+                at_ms=now,
+                names=sorted(changed),
+                payload=changed,
+                principal=_UNSET if who is None else who,
+            ),
+            payload,
+        )
+        for part in shared[len(early) :]:
+            _copy(run, _with_changes(program, part, changed))
+    await run.flush()
+    if run.state.status.is_terminal:
+        await run.flush(run.update(release=True))
+    else:
+        await engine.drive(run)
+    return engine.trace_of(run)
+
+
+class _Part(NamedTuple):
+    """One event of the shared prefix. One that `rides` stands in the entry of the event before it."""
+
+    event: Any
+    payload: bytes | None
+    rides: bool
+
+
+def _shared(entries: Sequence[Entry]) -> list[_Part]:
+    """The events of the prefix. What rides with the last of them belongs to the step that is taken anew."""
+    parts = []
+    for entry in entries:
+        events = open_events(entry) if entry is not entries[-1] else [open_event(entry)]
+        for place, event in enumerate(events):
+            if type(event) not in _NOT_COPIED:
+                parts.append(_Part(event, entry.payload if place == 0 else None, place > 0))
+    return parts
+
+
+def _copy(run: Run, part: _Part) -> None:
+    event = part.event
+    if hasattr(event, "verdicts"):
+        event.verdicts = _UNSET  # they are taken anew, from the values of the fork
+    if not part.rides or run.record_intent(event) is not None:
+        run.record_event(event, part.payload)
+
+
+def _with_changes(program: CompiledProgram, part: _Part, changed: Mapping[str, Any]) -> _Part:
+    """The shared event just before a condition, its own result replaced when the changes name it."""
+    event = part.event
+    if type(event) not in (ev.StepSucceeded, ev.EventReceived, ev.OutcomeResolved):
+        return part
+    index = program.step_index.get(event.step) if event.step is not _UNSET else None
+    if index is None:
+        return part
+    step = program.steps[index]
+    for slot in (step.output_slot, step.key_slot):
+        if slot >= 0 and program.slots[slot] in changed:
+            event.payload, encoded = canonical.normalize(changed[program.slots[slot]])
+            return part._replace(payload=encoded)
+    return part
+
+
+def _cut(
+    program: CompiledProgram,
+    trace_id: str,
+    entries: Sequence[Entry],
+    index: int,
+    step_id: str,
+    occurrence: int | None,
+) -> tuple[int, bool]:
+    """How many entries come before the step is at work, and whether the last of them decided it (a condition)."""
+    reached: list[tuple[int, bool]] = []
+    seen = 0
+
+    def look(entry: Entry, event: ev.Event, state: State) -> None:
+        nonlocal seen
+        settled = any(result.step == index for result in state.settled)
+        if state.occurrences[index] > seen:
+            seen = state.occurrences[index]
+            if occurrence is None or seen == occurrence:
+                reached.append((entry.seq + 1, settled and bool(state.verdicts)))
+
+    fold(program, trace_id, entries, verify=True, on_transition=look)
+    if not reached:
+        raise NotFoundError("UNKNOWN_STEP", f"run {trace_id} has not come to step `{step_id}`")
+    return reached[-1]

@@ -1,0 +1,96 @@
+"""Gates: what a model's text must be before it becomes a step's output (SPEC §2, `allowed_outputs`, `output_schema`).
+
+A gate is a pure function of the text and the step. Model text becomes an output, never a reference or an expression.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from typing import Any
+
+import jsonschema_rs
+import msgspec
+
+from nano_vm import canonical
+from nano_vm.errors import InputError
+from nano_vm.program.compiled import ModelAction
+
+TEXT_BYTES_MAX = 1024 * 1024
+FEEDBACK_CHARS_MAX = 2_000
+
+_FENCE = re.compile(r"\A\s*```[A-Za-z0-9_-]*\s*\n(.*)\n\s*```\s*\Z", re.DOTALL)
+
+
+class GateResult(msgspec.Struct, frozen=True):
+    """`output` when the text passes; else `problem` says what is wrong with it, in words fit for the model."""
+
+    output: Any = None
+    problem: str | None = None
+
+
+def pass_gate(action: ModelAction, text: str) -> GateResult:
+    """Hold a model's text against the step's gates."""
+    if len(text) > TEXT_BYTES_MAX:
+        return GateResult(problem=f"the answer is longer than {TEXT_BYTES_MAX} characters")
+    if action.allowed_outputs:
+        return _among(action, text)
+    if action.output_schema is not None:
+        return _structured(action.output_schema, text)
+    try:
+        canonical.encode(text)
+    except InputError:
+        return GateResult(problem="the answer is not valid Unicode text")
+    return GateResult(text)
+
+
+def _among(action: ModelAction, text: str) -> GateResult:
+    answer = text.strip()
+    if answer in action.allowed_outputs:
+        return GateResult(answer)
+    if action.normalize == "casefold":
+        folded = answer.casefold()
+        for allowed in action.allowed_outputs:
+            if allowed.casefold() == folded:
+                return GateResult(allowed)
+    choices = ", ".join(json.dumps(choice, ensure_ascii=False) for choice in action.allowed_outputs)
+    return GateResult(problem=f"the answer must be exactly one of: {choices}")
+
+
+def _structured(schema: dict[str, Any] | bool, text: str) -> GateResult:
+    fenced = _FENCE.match(text)
+    try:
+        value = json.loads(fenced.group(1) if fenced else text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        return GateResult(problem=f"the answer is not JSON: {error}")
+    try:
+        value, _ = canonical.normalize(value)
+    except InputError as error:
+        return GateResult(problem=error.message)
+    faults = [
+        f"at /{'/'.join(str(part) for part in fault.instance_path)}: {fault.message}"
+        for fault in validator(canonical.encode(schema)).iter_errors(value)
+    ]
+    if faults:
+        return GateResult(problem="; ".join(faults)[:FEEDBACK_CHARS_MAX])
+    return GateResult(value)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+@lru_cache(maxsize=1024)
+def validator(schema: bytes) -> Any:
+    """A compiled JSON Schema 2020-12 validator for the schema with these canonical bytes. Remote references are
+    not fetched."""
+    return jsonschema_rs.Draft202012Validator(canonical.decode(schema))
+
+
+def feedback(text: str, problem: str) -> list[dict[str, str]]:
+    """What a retry adds to the conversation: the model's own answer and what was wrong with it (P8)."""
+    return [
+        {"role": "assistant", "content": text[:FEEDBACK_CHARS_MAX]},
+        {"role": "user", "content": f"That answer was not accepted: {problem}. Answer again."},
+    ]

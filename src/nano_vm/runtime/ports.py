@@ -1,0 +1,103 @@
+"""What the runtime needs from outside: time, chance, models and tools. Each is a Protocol owned here and implemented by
+a room further out, so that a simulator can stand in for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol, TypeAlias
+
+import msgspec
+
+from nano_vm.program.compiled import CompiledProgram
+from nano_vm.program.tool_schema import ToolSchema
+
+Message: TypeAlias = dict[str, Any]  # {"role": "system" | "user" | "assistant", "content": str}
+
+
+class Clock(Protocol):
+    """Wall-clock time in epoch milliseconds, and a way to wait for it."""
+
+    def now_ms(self) -> int: ...
+
+    async def sleep_until(self, at_ms: int) -> None: ...
+
+
+class Entropy(Protocol):
+    """Unpredictable bytes: salts, run ids, jitter."""
+
+    def salt(self) -> bytes:
+        """16 fresh bytes."""
+
+    def draw(self) -> int:
+        """A number in [0, 1_000_000)."""
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model call consumed. `cost_usd` None means the adapter does not know."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = None
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """A model's answer. `finish_reason` "length" or None from a truncated stream is for the adapter to refuse."""
+
+    text: str
+    usage: Usage = Usage()
+    model: str | None = None
+    cached: bool = False
+    raw: Any = None
+
+
+class ModelClient(Protocol):
+    """Anything with `async complete(messages, **params)`; parameters it does not take are not passed.
+
+    It returns the text, a `Completion`, or the pair (text, usage dict) of the original. An optional method
+    `price(model) -> (input, output)` in nano-dollars per token lets cost budgets be reserved before the call.
+    """
+
+    async def complete(self, messages: list[Message], **params: Any) -> str | Completion: ...
+
+
+class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool as the runtime sees it.
+
+    `problems(args)` lists what is wrong with arguments (empty: nothing); None when anything goes. `context_parameter`
+    and `transaction_parameter` name the parameters that receive a `ToolContext` / the store's open transaction.
+    `digest` identifies the definition: it goes into idempotency keys.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    effect: str  # pure | idempotent | keyed | transactional | reconcilable | irreversible
+    is_async: bool
+    digest: str
+    schema: ToolSchema
+    problems: Callable[[dict[str, Any]], list[str]] | None = None
+    context_parameter: str | None = None
+    reconcile: Callable[..., Any] | None = None
+    blocking: bool = True  # a plain function that may block: it gets a thread
+    may_suspend: bool = True  # whether the string "PENDING" suspends the run
+
+
+class ToolInvoker(Protocol):
+    """The tools of a runtime, by name."""
+
+    def spec(self, name: str) -> ToolSpec | None: ...
+
+    def schemas(self) -> Mapping[str, ToolSchema]: ...
+
+
+class Compiler(Protocol):
+    """Turns a stored canonical program into its compiled form; raises ProgramError."""
+
+    def __call__(self, canonical: bytes) -> CompiledProgram: ...
+
+
+Listener: TypeAlias = Callable[[str, Any], None]  # (run id, journaled event)
+Sleeper: TypeAlias = Callable[[], Awaitable[None]]

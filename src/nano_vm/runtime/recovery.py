@@ -1,0 +1,166 @@
+"""Taking up runs that nobody drives: after a crash, when a timer is due, or to deliver something."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from nano_vm.errors import ConflictError, RejectedError
+from nano_vm.journal.entry import Chain, Entry
+from nano_vm.journal.fold import fold
+from nano_vm.journal.port import RunRecord
+from nano_vm.journal.trace import Trace
+from nano_vm.kernel import events as ev
+from nano_vm.kernel.state import Phase, State
+from nano_vm.program.compiled import CallAction, CompiledProgram
+from nano_vm.runtime.driver import Run
+from nano_vm.runtime.patience import patiently
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nano_vm.runtime.engine import Engine
+
+_UNSET = ev.UNSET
+RECOVERIES_MAX = 32  # runs that one `recover` drives at once
+
+
+def load(engine: Engine, run_id: str, fence: int) -> Run:
+    """A run as its journal tells it. The journal is verified on the way: nothing is built on changed evidence."""
+    record = engine.store.record(run_id)
+    program = engine.load_program(record.program_hash)
+    entries = engine.store.read(run_id)
+    state = fold(program, run_id, entries, verify=True)
+    return run_from(engine, program, record, state, entries, fence)
+
+
+def run_from(
+    engine: Engine,
+    program: CompiledProgram,
+    record: RunRecord,
+    state: State,
+    entries: Sequence[Entry],
+    fence: int,
+) -> Run:
+    from nano_vm.journal.entry import open_event
+
+    chain = Chain(record.run_id, len(entries), entries[-1].digest) if entries else Chain(record.run_id)
+    first = open_event(entries[0]) if entries else None
+    who = getattr(first, "principal", _UNSET)
+    return Run(
+        engine,
+        program,
+        record,
+        state,
+        chain,
+        fence,
+        created=True,
+        principal=None if who is _UNSET else who,
+    )
+
+
+async def take_over(engine: Engine, run_id: str) -> Run | None:
+    """Become the owner of a run and load it; None while a live owner has it.
+
+    A run that was RUNNING had an owner who is gone: what it had in flight is an unknown outcome now. The adoption is
+    journaled at once, so that a late append of the old owner collides with it.
+    """
+    if run_id in engine.live:
+        return None
+    fence = await patiently(lambda: engine.store.claim(run_id, engine.clock.now_ms()))
+    if fence is None:
+        return None
+    held = fence
+    try:
+        run = load(engine, run_id, held)
+        if not run.state.status.is_terminal:
+            await adopt(engine, run)
+    except BaseException:
+        await patiently(lambda: engine.store.release(run_id, held))
+        raise
+    return run
+
+
+async def adopt(engine: Engine, run: Run) -> None:
+    """Journal that the run has a new owner, and that calls in flight have no known outcome."""
+    state = run.state
+    now = engine.clock.now_ms()
+    in_flight = [activity for activity in state.active.values() if activity.phase is Phase.STARTED]
+    if state.busy or in_flight:
+        run.record_event(ev.RunAdopted(at_ms=now, fence=run.fence))
+    for activity in in_flight:
+        compensation = activity.step < 0
+        if not compensation and type(run.program.steps[activity.step].action) is CallAction:
+            continue  # the child has a journal of its own: it is taken up with its parent
+        step = state.undo[-1].step if compensation else run.program.steps[activity.step].id
+        run.record_event(
+            ev.OutcomeUnknown(
+                at_ms=now,
+                attempt=activity.attempt,
+                compensation=True if compensation else _UNSET,
+                effect=activity.effect or "irreversible",
+                item=activity.item if activity.item >= 0 else _UNSET,
+                occurrence=activity.occurrence,
+                reason="CRASH",
+                step=step,
+            )
+        )
+    await run.flush()
+
+
+async def recover(
+    engine: Engine, limit: int, on_error: Callable[[str, Exception], None] | None
+) -> list[Trace]:
+    """See `Engine.recover`."""
+    lanes = asyncio.Semaphore(RECOVERIES_MAX)
+    failures: list[Exception] = []
+
+    async def take_up(run_id: str) -> Trace | None:
+        async with lanes:
+            if engine.draining:
+                return None
+            try:
+                return await _take_up(engine, run_id)
+            except ConflictError as error:
+                if error.code in ("LEASE_LOST", "JOURNAL_CONFLICT"):
+                    return None  # somebody else was quicker
+                failure: Exception = error
+            except Exception as error:
+                failure = error
+            if on_error is not None:
+                on_error(run_id, failure)
+            else:
+                failures.append(failure)
+            return None
+
+    run_ids = engine.store.claimable(engine.clock.now_ms(), limit)
+    traces = await asyncio.gather(*(take_up(run_id) for run_id in run_ids))
+    if failures:
+        raise failures[0]
+    return [trace for trace in traces if trace is not None]
+
+
+async def _take_up(engine: Engine, run_id: str) -> Trace | None:
+    run = await take_over(engine, run_id)
+    if run is None:
+        return None
+    if run.state.status.is_terminal:
+        # The journal had ended, its record did not say so: bring the record up to date.
+        await run.flush(run.update(release=True))
+    else:
+        await engine.drive(run)
+    return engine.trace_of(run)
+
+
+async def step(engine: Engine, trace_id: str) -> Trace:
+    """See `Engine.step`."""
+    run = await take_over(engine, trace_id)
+    if run is None:
+        raise RejectedError("LEASE_LOST", f"run {trace_id} is being driven by another worker")
+    if run.state.status.is_terminal:
+        await run.flush(run.update(release=True))
+        return engine.trace_of(run)
+    run.transitions_left = 1
+    await engine.drive(run)
+    return engine.trace_of(run)

@@ -1,0 +1,53 @@
+"""The real clock and the real entropy."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import weakref
+
+
+class SystemClock:
+    """Wall-clock time."""
+
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    async def sleep_until(self, at_ms: int) -> None:
+        # Short naps: a wall clock that is set back or forth must not strand a timer.
+        while (left := at_ms - self.now_ms()) > 0:
+            await asyncio.sleep(min(left / 1_000, 30.0))
+
+
+class SystemEntropy:
+    """`os.urandom`, drawn in batches: one system call serves 256 salts. A forked child draws its own."""
+
+    __slots__ = ("__weakref__", "_salts")
+
+    def __init__(self) -> None:
+        self._salts: list[bytes] = []
+        _pools.add(self)
+
+    def salt(self) -> bytes:
+        salts = self._salts
+        if not salts:
+            pool = os.urandom(_POOL_BYTES)
+            salts += [pool[place : place + 16] for place in range(0, _POOL_BYTES, 16)]
+        return salts.pop()
+
+    def draw(self) -> int:
+        return int.from_bytes(self.salt()[:8], "big") % 1_000_000
+
+
+_POOL_BYTES = 4096
+_pools: weakref.WeakSet[SystemEntropy] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    """A child must not use up its parent's pool again."""
+    for entropy in _pools:
+        entropy._salts.clear()
+
+
+os.register_at_fork(after_in_child=_forked)

@@ -1,0 +1,456 @@
+"""The in-memory store: journals of this process, for tests and pure computation."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from nano_vm import canonical
+from nano_vm.errors import InputError, StoreError
+from nano_vm.journal.entry import GENESIS, Entry
+from nano_vm.journal.port import LEASE_MS, Mail, RunQuery, RunRecord, RunUpdate, Transaction
+from nano_vm.stores import rules
+from nano_vm.stores.guarded import GuardedConnection, Turnstile, inside_tool
+
+__all__ = ["MemoryJournalStore", "MemoryStore"]
+
+_NOBODY = None  # a fence that no caller holds
+
+
+class _Run:
+    """A journal and its record. `open_fence` is the fence that may append."""
+
+    __slots__ = ("entries", "mail", "no", "open_fence", "record")
+
+    def __init__(self, no: int, record: RunRecord, entries: list[Entry]) -> None:
+        self.no = no
+        self.record = record
+        self.entries = entries
+        self.open_fence: int | None = record.fence if record.owner is not None else _NOBODY
+        self.mail: dict[str, Mail] = {}
+
+    def digests(self, start: int, stop: int) -> list[str]:
+        return [entry.digest for entry in self.entries[start:stop]]
+
+    def apply(self, update: RunUpdate) -> None:
+        record = self.record
+        record.status = update.status
+        record.outcome = update.outcome
+        record.waits = list(update.waits)
+        record.wake_at_ms = update.wake_at_ms
+        record.updated_at_ms = update.updated_at_ms
+        record.length = update.length
+        record.head = update.head
+        if update.release:
+            self.disown()
+
+    def disown(self) -> None:
+        self.record.owner = None
+        self.record.lease_until_ms = 0
+        self.open_fence = _NOBODY
+
+    def copy_of_record(self) -> RunRecord:
+        return msgspec.structs.replace(self.record, waits=list(self.record.waits))
+
+
+class MemoryJournalStore:
+    """A `JournalStore` in memory: every call is finished when it returns.
+
+    It is its only owner. One event loop and any number of threads may use it.
+    """
+
+    volatile = (
+        True  # nothing here outlives the process, so nothing is gained by appending before every effect
+    )
+
+    def __init__(self) -> None:
+        self._owner = "memory-" + secrets.token_hex(6)
+        self._runs: dict[str, _Run] = {}
+        self._keys: dict[tuple[str, str, str], str] = {}
+        self._order: list[
+            _Run | int
+        ] = []  # of commits: the run and the number of its new entries, alternating
+        self._programs: dict[str, tuple[str, int, bytes]] = {}
+        self._names: dict[str, str] = {}
+        self._actions: dict[str, tuple[str, str]] = {}
+        self._lock = threading.RLock()
+        self._turnstile = Turnstile()
+        self._database: GuardedConnection | None = None
+        self._closed = False
+
+    def __enter__(self) -> MemoryJournalStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def owner(self) -> str:
+        return self._owner
+
+    @property
+    def shared(self) -> bool:
+        return False
+
+    # --- journal ------------------------------------------------------------------------------------------
+    def create(self, record: RunRecord, entries: Sequence[Entry]) -> None:
+        self._check_open()
+        run_id = record.run_id
+        rules.check_owner(record, self._owner)
+        rules.check_start(run_id, entries)
+        with self._lock:
+            key = None if record.key is None else (record.tenant, record.program_name, record.key)
+            holder = run_id if run_id in self._runs else self._keys.get(key) if key else None
+            if holder is not None:
+                raise rules.run_exists(run_id, holder)
+            owned = record.owner is not None
+            held = msgspec.structs.replace(
+                record,
+                waits=list(record.waits),
+                fence=1 if owned else 0,
+                lease_until_ms=record.created_at_ms + LEASE_MS if owned else 0,
+            )
+            run = self._runs[run_id] = _Run(len(self._runs), held, list(entries))
+            if key is not None:
+                self._keys[key] = run_id
+            self._order += (run, len(entries))
+
+    def append(
+        self, run_id: str, fence: int, entries: Sequence[Entry], update: RunUpdate | None = None
+    ) -> None:
+        run = self._runs.get(run_id)
+        if run is not None and run.open_fence == fence and entries:
+            # The path of nearly every append. Sealed entries are consecutive when their ends are.
+            journal, count = run.entries, len(entries)
+            if entries[0].seq == len(journal) == entries[-1].seq + 1 - count:
+                journal += entries
+                order = self._order
+                if order[-2] is run:  # runs that go on alone do not make the list grow
+                    order[-1] += count  # type: ignore[operator]
+                else:
+                    order += (run, count)
+                if update is not None:
+                    run.apply(update)
+                return
+        self._append_with_care(run_id, fence, entries, update)
+
+    def _append_with_care(
+        self, run_id: str, fence: int, entries: Sequence[Entry], update: RunUpdate | None
+    ) -> None:
+        with self._lock:
+            run = self._owned(run_id, fence, entries)
+            self._extend(run, rules.admit(run_id, len(run.entries), entries, run.digests))
+            if update is not None:
+                run.apply(update)
+
+    def annex(self, run_id: str, build: Callable[[int, str], Sequence[Entry]]) -> None:
+        with self._lock:
+            run = self._run(run_id)
+            if run.record.owner is not None:
+                raise rules.lease_lost(run_id)
+            length = len(run.entries)
+            entries = build(length, run.entries[-1].digest if length else GENESIS)
+            if rules.admit(run_id, length, entries, run.digests) is not entries:
+                raise rules.journal_conflict(run_id, entries[0].seq, "an annex begins at the end")
+            self._extend(run, entries)
+
+    def read(self, run_id: str, start: int = 0, limit: int | None = None) -> list[Entry]:
+        entries = self._run(run_id).entries
+        start = max(start, 0)
+        return entries[start:] if limit is None else entries[start : start + max(limit, 0)]
+
+    def tail(self, cursor: int, limit: int = 1_000) -> tuple[int, list[tuple[str, Entry]]]:
+        self._check_open()
+        found: list[tuple[str, Entry]] = []
+        ends: dict[int, int] = {}
+        position = 0
+        with self._lock:
+            for at in range(0, len(self._order), 2):
+                run, count = self._order[at], self._order[at + 1]
+                assert isinstance(run, _Run)
+                assert isinstance(count, int)
+                first = ends.get(run.no, 0)
+                ends[run.no] = first + count
+                if position + count > cursor:
+                    skip = max(cursor - position, 0)
+                    new = islice(run.entries, first + skip, first + count)
+                    found += [(run.record.run_id, entry) for entry in islice(new, limit - len(found))]
+                position += count
+                if len(found) >= limit:
+                    break
+        return cursor + len(found), found
+
+    # --- records ------------------------------------------------------------------------------------------
+    def record(self, run_id: str) -> RunRecord:
+        return self._run(run_id).copy_of_record()
+
+    def records(self, query: RunQuery) -> list[RunRecord]:
+        self._check_open()
+        end = None if query.after is None else self._run(query.after).no
+        found: list[RunRecord] = []
+        for run in reversed(list(self._runs.values())[:end]):
+            record = run.record
+            if len(found) >= query.limit:
+                break
+            if (
+                query.tenant in (None, record.tenant)
+                and query.status in (None, record.status)
+                and query.program_name in (None, record.program_name)
+                and (query.parent is None or query.parent == (record.parent or ""))
+            ):
+                found.append(run.copy_of_record())
+        return found
+
+    def find_key(self, tenant: str, program_name: str, key: str) -> RunRecord | None:
+        self._check_open()
+        run_id = self._keys.get((tenant, program_name, key))
+        return None if run_id is None else self.record(run_id)
+
+    # --- programs -----------------------------------------------------------------------------------------
+    def put_program(self, program_hash: str, name: str, canonical_bytes: bytes, now_ms: int) -> None:
+        """As the port says. Raises InputError USAGE when the hash is not that of the bytes."""
+        self._check_open()
+        if self._names.get(name) == program_hash:
+            return
+        if canonical.digest(canonical_bytes) != program_hash:
+            raise InputError(
+                "USAGE", f"`{program_hash}` is not the hash of the program", facts={"name": name}
+            )
+        with self._lock:
+            self._programs.setdefault(program_hash, (name, now_ms, canonical_bytes))
+            self._names[name] = program_hash
+
+    def program(self, program_hash: str) -> bytes:
+        self._check_open()
+        held = self._programs.get(program_hash)
+        if held is None:
+            raise rules.program_not_found(program_hash)
+        return held[2]
+
+    def program_named(self, name: str) -> str | None:
+        self._check_open()
+        return self._names.get(name)
+
+    def programs(self) -> list[tuple[str, str, int]]:
+        self._check_open()
+        rows = [(name, program, stored_at) for program, (name, stored_at, _) in self._programs.items()]
+        return sorted(rows, key=lambda row: row[0])  # stable: what was stored later stays later
+
+    # --- ownership ----------------------------------------------------------------------------------------
+    def claim(self, run_id: str, now_ms: int) -> int | None:
+        with self._lock:
+            run = self._run(run_id)
+            record = run.record
+            if record.owner is not None and now_ms < record.lease_until_ms:
+                return None
+            record.owner = self._owner
+            record.fence += 1
+            record.lease_until_ms = now_ms + LEASE_MS
+            run.open_fence = record.fence
+            return record.fence
+
+    def renew(self, run_ids: Sequence[str], now_ms: int) -> list[str]:
+        self._check_open()
+        lost: list[str] = []
+        with self._lock:
+            for run_id in run_ids:
+                run = self._runs.get(run_id)
+                if run is None or run.record.owner is None:
+                    lost.append(run_id)
+                else:
+                    run.record.lease_until_ms = max(run.record.lease_until_ms, now_ms + LEASE_MS)
+        return lost
+
+    def release(self, run_id: str, fence: int) -> None:
+        self._check_open()
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is not None and run.open_fence == fence:
+                run.disown()
+
+    def claimable(self, now_ms: int, limit: int = 100) -> list[str]:
+        self._check_open()
+        found: list[str] = []
+        for run in list(self._runs.values()):
+            record = run.record
+            if len(found) >= limit:
+                break
+            if record.parent is not None or (record.owner is not None and now_ms < record.lease_until_ms):
+                continue
+            if record.status == "RUNNING" or (
+                record.status == "SUSPENDED"
+                and (0 < record.wake_at_ms <= now_ms or any(m.answer is None for m in run.mail.values()))
+            ):
+                found.append(record.run_id)
+        return found
+
+    # --- actions ------------------------------------------------------------------------------------------
+    def bind_action(self, key: str, digest: str, run_id: str) -> None:
+        self._check_open()
+        bound, holder = self._actions.setdefault(key, (digest, run_id))
+        if bound != digest:
+            raise rules.action_conflict(holder)
+
+    # --- mail ---------------------------------------------------------------------------------------------
+    def post(self, run_id: str, mail: Mail) -> None:
+        with self._lock:
+            run = self._run(run_id)
+            held = run.mail.get(mail.mail_id)
+            if held is not None:
+                rules.same_mail(run_id, held, mail)
+                return
+            rules.check_mailbox(run_id, sum(m.answer is None for m in run.mail.values()))
+            run.mail[mail.mail_id] = mail
+
+    def mail(self, run_id: str) -> list[Mail]:
+        with self._lock:
+            return [mail for mail in self._run(run_id).mail.values() if mail.answer is None]
+
+    def answer(self, run_id: str, mail_id: str, answer: bytes) -> None:
+        """The first answer stands. Raises NotFoundError RUN_NOT_FOUND or MAIL_NOT_FOUND."""
+        with self._lock:
+            run = self._run(run_id)
+            held = run.mail.get(mail_id)
+            if held is None:
+                raise rules.mail_not_found(run_id, mail_id)
+            if held.answer is None:
+                run.mail[mail_id] = msgspec.structs.replace(held, answer=answer)
+
+    def answered(self, run_id: str, mail_id: str) -> bytes | None:
+        mail = self._run(run_id).mail.get(mail_id)
+        return None if mail is None else mail.answer
+
+    def changed(self) -> bool:
+        self._check_open()
+        return False
+
+    # --- the rest -----------------------------------------------------------------------------------------
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """A transaction on a SQLite database in memory that lives as long as the store. Its connection allows
+        what that of the SQLite store allows, so a tool can be tested without a file."""
+        self._check_open()
+        return self._transaction()
+
+    @contextlib.asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Transaction]:
+        await self._turnstile.enter()
+        try:
+            con = self._database
+            if con is None:
+                con = self._database = sqlite3.connect(
+                    ":memory:", isolation_level=None, check_same_thread=False, factory=GuardedConnection
+                )
+            con.take_back()
+            con.execute("BEGIN IMMEDIATE")
+            con.lend()
+            transaction = _MemoryTransaction(self, con)
+            token = self._turnstile.mark_inside()
+            try:
+                yield transaction
+                transaction.finish()
+            finally:
+                with contextlib.suppress(ValueError):  # closed in another context than it was begun in
+                    inside_tool.reset(token)
+                if not self._closed:
+                    con.take_back()
+                    if con.in_transaction:
+                        con.execute("ROLLBACK")
+                    con.lend()  # a tool that kept it finds it closed for business
+        finally:
+            self._turnstile.leave()
+
+    def integrity(self) -> list[str]:
+        self._check_open()
+        return []
+
+    def close(self) -> None:
+        """Forget everything. A second call is a no-op."""
+        self._closed = True
+        self._runs, self._keys, self._order, self._programs, self._names = {}, {}, [], {}, {}
+        con, self._database = self._database, None
+        if con is not None:
+            con.take_back()
+            con.close()
+
+    # --- inside -------------------------------------------------------------------------------------------
+    def _check_open(self) -> None:
+        if self._closed:
+            raise rules.closed()
+
+    def _run(self, run_id: str) -> _Run:
+        run = self._runs.get(run_id)
+        if run is None:
+            self._check_open()
+            raise rules.run_not_found(run_id)
+        return run
+
+    def _owned(self, run_id: str, fence: int, entries: Sequence[Entry]) -> _Run:
+        run = self._run(run_id)
+        if run.open_fence != fence or fence < 1:
+            raise rules.lease_lost(run_id, entries[0].seq if entries else None)
+        return run
+
+    def _extend(self, run: _Run, entries: Sequence[Entry]) -> None:
+        if entries:
+            run.entries += entries
+            self._order += (run, len(entries))
+
+
+class _MemoryTransaction:
+    """Appends are kept back until the tool is done; ownership is checked twice, when made and when done."""
+
+    def __init__(self, store: MemoryJournalStore, con: GuardedConnection) -> None:
+        self._store = store
+        self._con = con
+        self._held: dict[str, tuple[int, list[Entry]]] = {}
+        self._updates: list[tuple[str, RunUpdate]] = []
+
+    @property
+    def connection(self) -> Any:
+        return self._con
+
+    def append(
+        self, run_id: str, fence: int, entries: Sequence[Entry], update: RunUpdate | None = None
+    ) -> None:
+        run = self._store._owned(run_id, fence, entries)
+        _, held = self._held.get(run_id, (fence, []))
+
+        def stored(start: int, stop: int) -> list[str]:
+            return [entry.digest for entry in (run.entries + held)[start:stop]]
+
+        fresh = rules.admit(run_id, len(run.entries) + len(held), entries, stored)
+        self._held[run_id] = (fence, [*held, *fresh])
+        if update is not None:
+            self._updates.append((run_id, update))
+
+    def finish(self) -> None:
+        store = self._store
+        store._check_open()
+        self._con.take_back()
+        if not self._con.in_transaction:
+            raise StoreError(
+                "STORE_IO",
+                "the tool's transaction was rolled back by the database",
+                help="do not use OR ROLLBACK in a tool's statements",
+            )
+        with store._lock:
+            for run_id, (fence, entries) in self._held.items():
+                run = store._owned(run_id, fence, entries)
+                rules.admit(run_id, len(run.entries), entries, run.digests)
+            self._con.execute("COMMIT")
+            for run_id, (fence, entries) in self._held.items():
+                run = store._owned(run_id, fence, entries)
+                store._extend(run, rules.admit(run_id, len(run.entries), entries, run.digests))
+            for run_id, update in self._updates:
+                store._run(run_id).apply(update)
+
+
+MemoryStore = MemoryJournalStore

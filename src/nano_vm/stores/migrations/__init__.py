@@ -1,0 +1,12 @@
+"""The schema of the SQLite store, as numbered migrations.
+
+Migration N takes a database of version N-1 (`PRAGMA user_version`) to version N. A published migration is
+never edited: a change is a new one.
+"""
+
+from __future__ import annotations
+
+from nano_vm.stores.migrations import m0001_journal, m0002_actions
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (m0001_journal.STATEMENTS, m0002_actions.STATEMENTS)
+VERSION = len(MIGRATIONS)

@@ -1,0 +1,191 @@
+"""Group commit: what becomes ready in one tick of the event loop is committed together.
+
+The first append of a tick asks the loop to call `_flush` after the callbacks that are ready already; by then
+every run that could go on has added its own. One commit, one fsync, then all of them are told. While a commit
+waits - for another process, or for a tool's transaction - the next group gathers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from nano_vm.stores import rules
+from nano_vm.stores.sqlite_batch import Work
+from nano_vm.stores.sqlite_writer import Writer
+
+# How long the event loop may be held up by a lock of somebody else. After that a thread waits in its place.
+INLINE_PATIENCE_MS = 3
+
+
+class GroupCommit:
+    """The queue in front of a `Writer`.
+
+    Calls without a running event loop are committed at once. Calls from a second event loop (in another
+    thread) commit what the first has gathered and take its place.
+    """
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._mutex = threading.Lock()  # guards the four fields below; never held during a commit
+        self._pending: list[Work] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._scheduled = False
+        self._job: Future[None] | None = None  # a group waits in the thread
+        self._executor: ThreadPoolExecutor | None = None
+
+    def submit(self, work: Work) -> asyncio.Future[None] | None:
+        """Commit the work together with others: None when that has happened, else a future."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.drain()
+            self._commit_now((work,))
+            if work.error is not None:
+                raise work.error from None
+            return None
+        future = work.future = loop.create_future()
+        if loop is not self._loop:
+            self.drain()
+        with self._mutex:
+            if loop is not self._loop:
+                self._loop, self._scheduled = loop, False
+            self._pending.append(work)
+            if self._scheduled or self._job is not None:
+                return future
+            self._scheduled = True
+        loop.call_soon(self._flush, loop)
+        return future
+
+    def drain(self) -> None:
+        """Commit whatever has been submitted, in this thread, so that what follows comes after it.
+
+        Raises:
+            StoreError: STORE_LOCKED in the thread of an open tool's transaction, which must end first.
+        """
+        while True:
+            with self._mutex:
+                job = self._job
+                works = [] if job is not None else self._take()
+            if job is not None:
+                with self._writer.lock:
+                    self._writer.wait_for_tool()
+                job.result()
+                with self._mutex:
+                    if self._job is job:
+                        self._job = None
+                continue
+            if not works:
+                return
+            try:
+                self._commit_now(works)
+            finally:
+                _tell(works)
+
+    def resume(self) -> None:
+        """Flush what gathered while a tool's transaction was open; callable from any thread."""
+        with self._mutex:
+            loop = self._loop
+            if (
+                not self._pending
+                or self._scheduled
+                or self._job is not None
+                or loop is None
+                or loop.is_closed()
+            ):
+                return
+            self._scheduled = True
+        loop.call_soon_threadsafe(self._flush, loop)
+
+    def close(self) -> None:
+        """Refuse what could not be committed any more, and let the thread go. The writer is closed by now."""
+        with self._mutex:
+            works = self._take()
+        for work in works:
+            work.error = rules.closed()
+        _tell(works)
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=True)
+
+    def _take(self) -> list[Work]:
+        works, self._pending = self._pending, []
+        return works
+
+    def _commit_now(self, works: Sequence[Work]) -> None:
+        with self._writer.lock:
+            self._writer.wait_for_tool()
+            self._writer.try_commit(works, self._writer.busy_timeout_ms)
+
+    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        writer = self._writer
+        with self._mutex:
+            if loop is not self._loop:
+                return
+            self._scheduled = False
+            if self._job is not None or writer.tool_open:
+                return  # whoever is under way flushes when it is done
+            works = self._take()
+        if not works:
+            return
+        done = False
+        if writer.lock.acquire(timeout=INLINE_PATIENCE_MS / 1000):
+            try:
+                done = not writer.tool_open and writer.try_commit(works, INLINE_PATIENCE_MS)
+            finally:
+                writer.lock.release()
+        if done:
+            for work in works:
+                future = work.future
+                if future is not None and not future.done():
+                    if work.error is None:
+                        future.set_result(None)
+                    else:
+                        future.set_exception(work.error)
+            return
+        self._hand_over(works, loop)
+
+    def _hand_over(self, works: list[Work], loop: asyncio.AbstractEventLoop) -> None:
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="nano-vm-commit")
+        with self._mutex:
+            self._job = self._executor.submit(self._commit_in_thread, works)
+            job = self._job
+        job.add_done_callback(lambda _: self._job_done(job, works, loop))
+
+    def _commit_in_thread(self, works: list[Work]) -> None:
+        writer = self._writer
+        with writer.lock:
+            if writer.wait_until_tool_ends():
+                writer.try_commit(works, writer.busy_timeout_ms)
+                return
+        for work in works:
+            work.error = rules.closed()
+
+    def _job_done(self, job: Future[None], works: list[Work], loop: asyncio.AbstractEventLoop) -> None:
+        with self._mutex:
+            if self._job is job:
+                self._job = None
+        _tell(works)
+        self.resume()
+
+
+def _tell(works: Sequence[Work]) -> None:
+    """Finish the futures of committed works, each in its own loop."""
+    for work in works:
+        if work.future is None:
+            continue
+        loop = work.future.get_loop()
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_finish, work)
+
+
+def _finish(work: Work) -> None:
+    future = work.future
+    if future is not None and not future.done():
+        if work.error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(work.error)

@@ -1,0 +1,228 @@
+"""The one connection through which a SQLite store writes, and who may use it when.
+
+Three parties want it: the group commit (on the event loop, or in its thread), calls that write at once (from
+any thread), and - on a connection of its own, but with the same database lock - a tool's transaction, which
+may stay open across awaits. `lock` guards the connection; `tool_open` tells that a tool's transaction holds
+the database's write lock, so that nobody in this process runs into it.
+"""
+
+from __future__ import annotations
+
+import copy
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from nano_vm.errors import NanoVMError, StoreError
+from nano_vm.stores import rules
+from nano_vm.stores.sqlite_batch import Batch, OwnedRun, Work, attempt
+from nano_vm.stores.sqlite_errors import FAILURES, translate
+from nano_vm.stores.sqlite_schema import is_busy
+
+T = TypeVar("T")
+
+_PAUSE_FIRST_S, _PAUSE_MAX_S = 0.000_5, 0.01
+
+
+class Writer:
+    """Write transactions.
+
+    What is known of owned runs is kept between them. Ownership can change only through a commit of somebody
+    else, so a transaction begins by comparing `PRAGMA data_version`, and, if that has moved, the count of
+    changes of ownership that a trigger keeps: the fence check costs nothing while nobody takes runs over.
+    """
+
+    def __init__(self, con: sqlite3.Connection, path: Path, owner: str, busy_timeout_ms: int) -> None:
+        self.con = con
+        self.path = path
+        self.owner = owner
+        self.busy_timeout_ms = busy_timeout_ms
+        self.known: dict[str, OwnedRun] = {}
+        self.lock = threading.Condition(threading.Lock())
+        self.closed = False
+        self.tool_open = False
+        self.tool_thread = 0
+        self._data_version = -1
+        self._ownership = -1
+        self._changed_version = self.data_version()
+        con.execute("PRAGMA busy_timeout=0")  # from here on we wait by ourselves, see `begin`
+
+    # --- transactions -------------------------------------------------------------------------------------
+    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` in a transaction of its own and commit it; waits for others up to the busy time-out.
+
+        Raises: what `work` raises (nothing is written then), and StoreError.
+        """
+        with self.lock:
+            self.wait_for_tool()
+            self._begin(self.busy_timeout_ms)
+            try:
+                result = work(self.con)
+                self.con.execute("COMMIT")
+            except BaseException as error:
+                self._undo()
+                if isinstance(error, FAILURES):
+                    raise translate(error, self.path) from error
+                raise
+            return result
+
+    def try_commit(self, works: Sequence[Work], patience_ms: int) -> bool:
+        """Commit the works together; False (and nothing done) when the database stays locked for
+        `patience_ms`.
+
+        The caller holds `lock`. The outcome of each work is in its `error`.
+        """
+        try:
+            self._begin(patience_ms)
+        except StoreError as error:
+            if error.code == "STORE_LOCKED" and patience_ms < self.busy_timeout_ms:
+                return False
+            _fail(works, error)
+            return True
+        batch = Batch(self.con, self.owner, self.known)
+        try:
+            attempt(batch, works)
+            batch.execute()
+            self.con.execute("COMMIT")
+        except BaseException as error:
+            self._undo()
+            if isinstance(error, sqlite3.IntegrityError) and len(works) > 1:
+                # The database refused a row that our checks let through. Find out whose it was.
+                for work in works:
+                    work.error = None
+                for work in works:
+                    self.try_commit((work,), self.busy_timeout_ms)
+                return True
+            _fail(works, self._meaning(works, error))
+            if not isinstance(error, Exception):
+                raise
+            return True
+        batch.committed()
+        return True
+
+    def wait_for_tool(self) -> None:
+        """Wait until no tool's transaction is open; the caller holds `lock`.
+
+        Raises:
+            StoreError: STORE_LOCKED at once in the thread whose event loop must end that transaction,
+                elsewhere after the busy time-out.
+        """
+        if self.closed:
+            raise rules.closed()
+        if not self.tool_open:
+            return
+        elsewhere = self.tool_thread != threading.get_ident()
+        if elsewhere and self.lock.wait_for(
+            lambda: self.closed or not self.tool_open, self.busy_timeout_ms / 1000
+        ):
+            if self.closed:
+                raise rules.closed()
+            return
+        raise StoreError(
+            "STORE_LOCKED",
+            "a tool's transaction is open in this process",
+            help="try again when the tool is done, and keep transactional tools short",
+            facts={"path": str(self.path)},
+        )
+
+    def wait_until_tool_ends(self) -> bool:
+        """For a thread that nothing waits for but the queue itself; the caller holds `lock`. False when the
+        store was closed meanwhile."""
+        self.lock.wait_for(lambda: self.closed or not self.tool_open)
+        return not self.closed
+
+    def close(self) -> None:
+        """Close the connection. Whoever waits for a tool's transaction is let go; the tool cannot commit."""
+        with self.lock:
+            self.closed = True
+            self.con.close()
+            self.lock.notify_all()
+
+    def _begin(self, patience_ms: int) -> None:
+        try:
+            begin(self.con, patience_ms)
+            self._look_for_others()
+        except FAILURES as error:
+            if self.con.in_transaction:
+                self._undo()
+            raise translate(error, self.path) from error
+
+    def _look_for_others(self) -> None:
+        version = self.con.execute("PRAGMA data_version").fetchone()[0]
+        if version != self._data_version:
+            self._data_version = version
+            ownership = self.con.execute("SELECT value FROM nvm_meta WHERE name = 'ownership'").fetchone()
+            if ownership != self._ownership:
+                self._ownership = ownership
+                self.known.clear()
+
+    def _undo(self) -> None:
+        self.known.clear()
+        try:
+            if self.con.in_transaction:
+                self.con.execute("ROLLBACK")
+        except sqlite3.Error:
+            pass  # SQLite has rolled back by itself; the first error is the one to tell
+
+    def _meaning(self, works: Sequence[Work], error: BaseException) -> BaseException:
+        if isinstance(error, sqlite3.IntegrityError):
+            entries = works[0].entries
+            return rules.journal_conflict(
+                works[0].run_id, entries[0].seq if entries else 0, "the database refused the row"
+            )
+        if isinstance(error, FAILURES):
+            return translate(error, self.path)
+        return error
+
+    # --- watching others ----------------------------------------------------------------------------------
+    def data_version(self) -> int:
+        try:
+            version: int = self.con.execute("PRAGMA data_version").fetchone()[0]
+        except FAILURES as error:
+            raise translate(error, self.path) from error
+        return version
+
+    def changed(self) -> bool:
+        """Whether anybody else has committed since the last call; True also when a commit of ours is under
+        way and the answer would have to wait for it."""
+        if not self.lock.acquire(blocking=False):
+            return True
+        try:
+            version = self.data_version()
+        finally:
+            self.lock.release()
+        if version == self._changed_version:
+            return False
+        self._changed_version = version
+        return True
+
+
+def begin(con: sqlite3.Connection, patience_ms: int) -> None:
+    """BEGIN IMMEDIATE, tried again for `patience_ms`. SQLite's own busy handler pauses up to 100 ms at a time
+    and so loses against writers that commit often; ours pauses 10 ms at most."""
+    deadline = 0.0
+    pause = _PAUSE_FIRST_S
+    while True:
+        try:
+            con.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError as error:
+            if not is_busy(error):
+                raise
+            now = time.monotonic()
+            deadline = deadline or now + patience_ms / 1000
+            if now + pause > deadline:
+                raise
+            time.sleep(pause)
+            pause = min(pause * 1.5, _PAUSE_MAX_S)
+
+
+def _fail(works: Sequence[Work], error: BaseException) -> None:
+    """The commit failed, and with it all that was not refused before."""
+    for work in works:
+        if work.error is None:
+            # A copy each: an exception that is raised in many tasks gathers all their tracebacks.
+            work.error = copy.copy(error) if isinstance(error, NanoVMError) else error

@@ -1,0 +1,273 @@
+"""Tools: plain functions, described by their type hints.
+
+    @tool(effect="keyed")
+    async def charge(card: str, amount: int, ctx: ToolContext) -> dict: ...
+
+The hints become the JSON Schema that arguments are checked against - before the run, as far as they are known, and at
+every call.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, overload
+
+import msgspec
+
+from nano_vm import canonical
+from nano_vm.errors import ProgramError
+from nano_vm.program.tool_schema import ToolSchema
+from nano_vm.runtime.gates import validator
+from nano_vm.runtime.ports import ToolSpec
+from nano_vm.runtime.tooling import EFFECTS, ToolContext
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_MARK = "__nano_vm_tool__"
+
+
+class _Mark(msgspec.Struct, frozen=True):
+    name: str | None
+    effect: str
+    schema: dict[str, Any] | None
+    output_schema: dict[str, Any] | None
+    reconcile: Callable[..., Any] | None
+    blocking: bool
+    may_suspend: bool
+    version: str
+
+
+@overload
+def tool(function: _F) -> _F: ...
+@overload
+def tool(
+    *,
+    name: str | None = None,
+    effect: str = "irreversible",
+    schema: dict[str, Any] | None = None,
+    output_schema: dict[str, Any] | None = None,
+    reconcile: Callable[..., Any] | None = None,
+    blocking: bool = True,
+    may_suspend: bool = True,
+    version: str = "1",
+) -> Callable[[_F], _F]: ...
+def tool(
+    function: Any = None,
+    *,
+    name: str | None = None,
+    effect: str = "irreversible",
+    schema: dict[str, Any] | None = None,
+    output_schema: dict[str, Any] | None = None,
+    reconcile: Callable[..., Any] | None = None,
+    blocking: bool = True,
+    may_suspend: bool = True,
+    version: str = "1",
+) -> Any:
+    """Declare a function as a tool.
+
+    Args:
+        name: what programs call it; the function's name by default.
+        effect: what may be done when nobody knows whether a call happened (SPEC §7): `pure`, `idempotent`, `keyed`,
+            `transactional`, `reconcilable` or `irreversible`.
+        schema: JSON Schema of the arguments, instead of the one made from the type hints.
+        output_schema: JSON Schema of the result, instead of the one made from the return hint.
+        reconcile: for `reconcilable`: called with the arguments (and `ctx`, if it takes it), returns a `Reconciled`.
+        blocking: False promises that a plain function returns at once; it is then called without a thread.
+        may_suspend: False if the string "PENDING" is ordinary output of this tool.
+        version: part of the tool's identity; change it when the same arguments come to mean another action.
+
+    Raises:
+        ProgramError: TOOL_EFFECT for an unknown effect class, or `reconcilable` without `reconcile`.
+    """
+
+    def mark(target: Any) -> Any:
+        _check_effect(name or str(getattr(target, "__name__", "tool")), effect, reconcile)
+        setattr(
+            target,
+            _MARK,
+            _Mark(name, effect, schema, output_schema, reconcile, blocking, may_suspend, version),
+        )
+        return target
+
+    return mark(function) if function is not None else mark
+
+
+def _check_effect(name: str, effect: str, reconcile: Callable[..., Any] | None) -> None:
+    if effect not in EFFECTS:
+        raise ProgramError(
+            "TOOL_EFFECT",
+            f"tool `{name}` declares the unknown effect `{effect}`",
+            help=f"one of: {', '.join(EFFECTS)}",
+        )
+    if (effect == "reconcilable") != (reconcile is not None):
+        raise ProgramError(
+            "TOOL_EFFECT",
+            f"tool `{name}`: `reconcilable` and a `reconcile` function go together",
+            help='@tool(effect="reconcilable", reconcile=find_out)',
+        )
+
+
+class ToolSet:
+    """The tools of an engine, by name; what `ExecutionVM(tools=…)` becomes."""
+
+    def __init__(self, tools: Mapping[str, Callable[..., Any]] | None = None) -> None:
+        self._specs: dict[str, ToolSpec] = {}
+        for name, function in (tools or {}).items():
+            self.add(function, name)
+
+    def add(self, function: Callable[..., Any], name: str | None = None) -> ToolSpec:
+        """Register a function; under its own name when none is given.
+
+        Raises:
+            ProgramError: TOOL_SIGNATURE for functions whose parameters cannot be named (positional-only, `*args`).
+        """
+        spec = describe(function, name)
+        self._specs[spec.name] = spec
+        return spec
+
+    def spec(self, name: str) -> ToolSpec | None:
+        return self._specs.get(name)
+
+    def schemas(self) -> dict[str, ToolSchema]:
+        return {name: spec.schema for name, spec in self._specs.items()}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._specs
+
+
+def describe(function: Callable[..., Any], name: str | None = None) -> ToolSpec:
+    """What the runtime has to know of a function to call it as a tool."""
+    mark: _Mark | None = getattr(function, _MARK, None)
+    name = name or (mark.name if mark else None) or str(getattr(function, "__name__", "tool"))
+    mark = mark or _Mark(None, "irreversible", None, None, None, True, True, "1")
+    call = function if inspect.isroutine(function) else type(function).__call__
+    hints = _hints(call)
+    context_parameter = None
+    properties: dict[str, Any] = {}
+    required: list[str] = []
+    components: dict[str, Any] = {}
+    open_ended = False
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
+            raise ProgramError(
+                "TOOL_SIGNATURE",
+                f"tool `{name}`: the parameter `{parameter.name}` cannot be passed by name",
+                help="give it ordinary or keyword-only parameters",
+            )
+        if parameter.kind is parameter.VAR_KEYWORD:
+            open_ended = True
+            continue
+        hint = hints.get(parameter.name, Any)
+        if hint is ToolContext or (hint is Any and parameter.name == "ctx"):
+            context_parameter = parameter.name
+            continue
+        properties[parameter.name] = _schema_of(hint, components)
+        if parameter.default is parameter.empty:
+            required.append(parameter.name)
+    parameters: dict[str, Any] = mark.schema or {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": open_ended,
+    }
+    if components and mark.schema is None:
+        parameters["$defs"] = components
+    output = mark.output_schema
+    if output is None and "return" in hints:
+        output_components: dict[str, Any] = {}
+        output = _schema_of(hints["return"], output_components) or None
+        if output is not None and output_components:
+            output = {**output, "$defs": output_components}
+    schema = ToolSchema(name=name, parameters=parameters, effect=mark.effect, output=output)
+    identity = {"name": name, "parameters": parameters, "version": mark.version}
+    return ToolSpec(
+        name=name,
+        function=function,
+        effect=mark.effect,
+        is_async=_is_async(function),
+        digest=canonical.digest_value(identity),
+        schema=schema,
+        problems=_checker(parameters),
+        context_parameter=context_parameter,
+        reconcile=mark.reconcile,
+        blocking=mark.blocking,
+        may_suspend=mark.may_suspend,
+    )
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    # An object may have `async def __call__`.
+    called = getattr(function, "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function)
+    except Exception:
+        # A hint that cannot be resolved (a forward reference to a local class) describes nothing.
+        return {}
+
+
+def _schema_of(hint: Any, components: dict[str, Any]) -> dict[str, Any]:
+    if hint is Any or hint is inspect.Parameter.empty:
+        return {}
+    try:
+        (schema,), found = msgspec.json.schema_components([hint], ref_template="#/$defs/{name}")
+    except TypeError:
+        return {}  # a type that JSON Schema cannot express is not checked
+    components.update(found)
+    return schema
+
+
+_PLAIN: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "boolean": (bool,),
+    "integer": (int,),
+    "number": (int, float),
+    "object": (dict,),
+    "array": (list,),
+}
+
+
+def _checker(parameters: dict[str, Any]) -> Callable[[dict[str, Any]], list[str]] | None:
+    """A check of arguments against their schema. Flat schemas of plain types - nearly all - are checked without the
+    validator; it explains what is wrong when something is."""
+    properties = parameters.get("properties", {})
+    encoded = canonical.encode(parameters)
+
+    def explain(args: dict[str, Any]) -> list[str]:
+        return [
+            f"`{'.'.join(str(part) for part in fault.instance_path) or 'args'}`: {fault.message}"
+            for fault in validator(encoded).iter_errors(args)
+        ]
+
+    flat = set(parameters) <= {"type", "properties", "required", "additionalProperties"} and all(
+        set(schema) <= {"type"} and type(schema.get("type", "string")) is str and schema.get("type") != "null"
+        for schema in properties.values()
+    )
+    if not flat:
+        return explain
+    names = properties.keys()
+    typed = tuple(
+        (name, _PLAIN[schema["type"]]) for name, schema in properties.items() if schema.get("type") in _PLAIN
+    )
+    nothing: list[str] = []
+
+    def check(args: dict[str, Any]) -> list[str]:
+        if args.keys() != names:
+            # An optional argument is left out, or something is amiss.
+            return explain(args)
+        for name, wanted in typed:
+            if type(args[name]) not in wanted:
+                return explain(args)
+        return nothing
+
+    return check

@@ -1,0 +1,61 @@
+"""`ExecutionVM`: the engine put together with the defaults a user expects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from nano_vm.journal.port import JournalStore
+from nano_vm.runtime.engine import Engine
+from nano_vm.runtime.ports import Clock, Entropy, ModelClient
+from nano_vm.stores.memory import MemoryJournalStore
+from nano_vm.tools.registry import ToolSet
+
+
+class ExecutionVM(Engine):
+    """Runs programs.
+
+    Args:
+        llm: anything with `async complete(messages, **params)`.
+        tools: name -> function, a list of functions (each under its own name), or a `ToolSet`.
+        store: where journals live; in memory by default. `SqliteStore("runs.db")` makes runs durable.
+        clock, entropy: time and chance, for tests and simulations.
+        max_concurrent_runs: how many runs may be in progress at once; 0 for no limit.
+
+    Example:
+        vm = ExecutionVM(llm=MockLLMAdapter("yes"), tools={"pay": pay}, store=SqliteStore("runs.db"))
+        trace = await vm.run(program, context={"amount": 5})
+    """
+
+    tools: ToolSet
+
+    def __init__(
+        self,
+        llm: ModelClient | None = None,
+        tools: Mapping[str, Callable[..., Any]] | Iterable[Callable[..., Any]] | ToolSet | None = None,
+        store: JournalStore | None = None,
+        *,
+        clock: Clock | None = None,
+        entropy: Entropy | None = None,
+        max_concurrent_runs: int = 0,
+    ) -> None:
+        if not isinstance(tools, ToolSet):
+            if tools is None or isinstance(tools, Mapping):
+                tools = ToolSet(tools)
+            else:
+                functions, tools = tools, ToolSet()
+                for function in functions:
+                    tools.add(function)
+        super().__init__(
+            llm=llm,
+            tools=tools,
+            store=store if store is not None else MemoryJournalStore(),
+            clock=clock,
+            entropy=entropy,
+            max_concurrent_runs=max_concurrent_runs,
+        )
+
+    def register_tool(self, name: str, function: Callable[..., Any]) -> None:
+        """Add or replace a tool. Programs are checked against the tools again."""
+        self.tools.add(function, name)
+        self.forget_compiled()

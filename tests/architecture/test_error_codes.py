@@ -1,0 +1,86 @@
+"""One table of codes: everything that is raised is in it, everything in it is raised, and the page shows it."""
+
+from __future__ import annotations
+
+import ast
+import pickle
+from pathlib import Path
+
+import pytest
+
+from nano_vm.errors import CODES, Fault, NanoVMError
+
+PACKAGE = Path(__file__).resolve().parents[2] / "src" / "nano_vm"
+EXIT_CODES = {0, 1, 2, 3, 4, 5, 6, 7, 70}
+ERRORS = {
+    "NanoVMError",
+    "ProgramError",
+    "InputError",
+    "ConflictError",
+    "RejectedError",
+    "StoreError",
+    "NotFoundError",
+    "VerificationError",
+    "CapabilityDeniedError",
+    "RuntimeFault",
+    "Rejection",
+    "Diagnostic",
+    "Problem",
+    "SchemaFinding",
+    "ExprError",
+}
+
+
+def trees() -> list[tuple[Path, ast.Module]]:
+    return [(path, ast.parse(path.read_text(encoding="utf-8"))) for path in sorted(PACKAGE.rglob("*.py"))]
+
+
+def test_every_code_that_an_error_is_made_with_is_in_the_table() -> None:
+    missing = []
+    for path, tree in trees():
+        for node in ast.walk(tree):
+            if not (isinstance(node, ast.Call) and node.args):
+                continue
+            name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+            first = node.args[0]
+            if name not in ERRORS or not isinstance(first, ast.Constant) or type(first.value) is not str:
+                continue
+            if first.value not in CODES:
+                missing.append(f"{path.name}:{node.lineno}: {first.value}")
+    assert missing == []
+
+
+def test_every_code_in_the_table_is_used() -> None:
+    used: set[str] = set()
+    for path, tree in trees():
+        if path.name == "errors.py" and path.parent == PACKAGE:
+            continue
+        used |= {
+            node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+    assert sorted(set(CODES) - used) == []
+
+
+@pytest.mark.parametrize("code", sorted(CODES))
+def test_every_code_says_what_it_means(code: str) -> None:
+    entry = CODES[code]
+    assert code.isupper()
+    assert isinstance(entry.fault, Fault)
+    assert entry.exit_code in EXIT_CODES - {0, 6}
+    assert entry.summary
+    assert not entry.summary.endswith(".")
+    assert (entry.fault is Fault.BUG) == (entry.exit_code == 70)
+    assert (entry.fault is Fault.TAMPERING) <= (entry.exit_code == 5)
+
+
+def test_an_error_survives_a_process_boundary_with_its_facts() -> None:
+    error = NanoVMError("USAGE", "no such flag", help="see --help", facts={"flag": "--x"})
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), copy.code, copy.help, copy.facts) == (
+        NanoVMError,
+        "USAGE",
+        "see --help",
+        {"flag": "--x"},
+    )

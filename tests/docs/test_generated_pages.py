@@ -1,0 +1,24 @@
+"""Generated pages are what their generator would write now."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def pages() -> dict:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts" / "reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.PAGES
+
+
+@pytest.mark.parametrize("name", sorted(pages()))
+def test_the_page_is_up_to_date(name: str) -> None:
+    assert (ROOT / name).read_text(encoding="utf-8") == pages()[name](), "run `make reference`"

@@ -1,0 +1,37 @@
+"""A virtual machine on every store, with virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runtime_stage import Opener
+
+from nano_vm import ExecutionVM, MemoryStore, SqliteStore
+from nano_vm.testing.clock import VirtualClock
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+@pytest.fixture(params=["memory", "full", "normal"])
+def opener(request: pytest.FixtureRequest, tmp_path: Path, clock: VirtualClock) -> Iterator[Opener]:
+    """Opens machines that share one store: a second one stands for another process."""
+    memory = MemoryStore()
+    opened: list[Any] = [memory]
+
+    def open_vm(**options: Any) -> ExecutionVM:
+        store: Any = memory
+        if request.param != "memory":
+            store = SqliteStore(tmp_path / "runs.db", durability=request.param)
+        opened.append(store)
+        options.setdefault("clock", clock)
+        return ExecutionVM(store=store, **options)
+
+    yield open_vm
+    for store in opened:
+        store.close()
