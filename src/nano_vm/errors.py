@@ -213,7 +213,9 @@ CODES: dict[str, ErrorCode] = {
     "MISSING_ARGUMENT": ErrorCode(A, False, 3, "an argument that the tool's schema requires"),
     "UNKNOWN_ARGUMENT": ErrorCode(A, False, 3, "an argument that the tool does not have"),
     "UNKNOWN_TOOL": ErrorCode(A, False, 3, "a tool that is not registered"),
-    "FALLBACK_ON_EFFECT": ErrorCode(A, False, 3, "a fallback for a tool whose time-out is an unknown outcome"),
+    "FALLBACK_ON_EFFECT": ErrorCode(
+        A, False, 3, "a fallback for a tool whose time-out is an unknown outcome"
+    ),
     "FALLBACK_IMPLICIT": ErrorCode(A, False, 3, "a fallback value that the author did not write"),
     "UNKNOWN_PROGRAM": ErrorCode(A, False, 3, "a called program that is not stored"),
     "CALL_RECURSION": ErrorCode(A, False, 3, "a program that calls itself"),
@@ -288,7 +290,7 @@ CODES: dict[str, ErrorCode] = {
     "OUT_OF_ORDER": ErrorCode(C, False, 1, "the event does not belong to what the run is doing now"),
     "DUPLICATE": ErrorCode(C, False, 1, "the same event was accepted before; its answer stands"),
     "EVENT_CONFLICT": ErrorCode(C, False, 1, "the event id was used before with other content"),
-    "UNKNOWN_STEP": ErrorCode(C, False, 1, "the program has no such step"),
+    "UNKNOWN_STEP": ErrorCode(C, False, 2, "the program has no such step"),
     "TERMINAL": ErrorCode(C, False, 1, "the run has ended"),
     "STALE_ATTEMPT": ErrorCode(C, False, 1, "another attempt or occurrence is current"),
     "NOT_WAITING": ErrorCode(C, False, 1, "nothing waits for the event and no wait declares it"),
@@ -317,7 +319,6 @@ CODES: dict[str, ErrorCode] = {
     "TOOL_SIGNATURE": ErrorCode(A, False, 2, "a tool whose parameters cannot be passed by name"),
     "TOOL_ERROR": ErrorCode(E, True, 1, "a tool failed"),
     "NO_MODEL": ErrorCode(C, False, 1, "a model step without a model adapter"),
-    "TRANSACTION_UNSUPPORTED": ErrorCode(C, False, 1, "a transactional tool with a store that has no transactions"),
     "SHUTTING_DOWN": ErrorCode(C, True, 1, "the engine has been closed"),
     "PROGRAM_CHANGED": ErrorCode(T, False, 5, "a stored program is not the one its hash says"),
     "ACTION_CONFLICT": ErrorCode(C, False, 1, "an author's idempotency key was used with other arguments"),
@@ -335,6 +336,7 @@ CODES: dict[str, ErrorCode] = {
     "DEMO": ErrorCode(E, False, 1, "the demonstration did not go as it should"),
     # --- providers ----------------------------------------------------------------------------------------
     "MODEL_HTTP": ErrorCode(E, True, 1, "the model's endpoint answered with an error or not at all"),
+    "MODEL_TIMEOUT": ErrorCode(E, True, 1, "the model's endpoint did not answer in time"),
     "MODEL_REFUSED": ErrorCode(C, False, 1, "the model's endpoint does not accept the request or the key"),
     "MODEL_REPLY": ErrorCode(E, True, 1, "the model's endpoint answered something that is no completion"),
     "MODEL_TRUNCATED": ErrorCode(E, False, 1, "the model's answer was cut at the token limit"),

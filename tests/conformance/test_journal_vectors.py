@@ -12,7 +12,7 @@ import pytest
 from nano_vm.errors import VerificationError
 from nano_vm.journal import merkle
 from nano_vm.journal.disclosure import Disclosure, disclosure_root, verify_disclosure
-from nano_vm.journal.entry import Chain, Entry, open_event
+from nano_vm.journal.entry import Chain, Entry, open_events
 from nano_vm.journal.fold import fold
 from nano_vm.journal.replay import verify_run
 from nano_vm.journal.trace import Trace
@@ -20,11 +20,11 @@ from unit.journal.journal_runs import refund, saga, wide
 from unit.journal.journal_vectors import vectors
 
 VECTORS = json.loads((Path(__file__).parents[2] / "spec/vectors/journal.json").read_text("utf-8"))
-JOURNALS = {vector["program"]: vector for vector in VECTORS["journals"]}
+JOURNALS = {vector["run"]: vector for vector in VECTORS["journals"]}
 PROGRAMS = {"refund": refund(), "wide": wide(), "saga": saga()}
 
 trees = pytest.mark.parametrize("vector", VECTORS["trees"], ids=lambda v: str(len(v["leaves"])))
-journals = pytest.mark.parametrize("vector", VECTORS["journals"], ids=lambda v: v["program"])
+journals = pytest.mark.parametrize("vector", VECTORS["journals"], ids=lambda v: v["run"])
 tampered = pytest.mark.parametrize("vector", VECTORS["tampered"], ids=lambda v: v["what"])
 
 
@@ -48,6 +48,7 @@ def plain(value):
 
 
 MEMBERS = {"event", "prev", "run", "seq", "type"}
+RIDERS = {"StepStarted", "ChildStarted", "CompensationStarted", "RunFinished"}
 
 
 def check_journal(run, entries):
@@ -60,8 +61,13 @@ def check_journal(run, entries):
         if digest(text) != entry["digest"]:
             raise Bad("DIGEST_MISMATCH", number)
         facts = json.loads(text)
-        if set(facts) - {"commitment"} != MEMBERS:
+        if set(facts) - {"commitment", "then"} != MEMBERS:
             raise Bad("JOURNAL_MALFORMED", number)
+        if facts.get("then") == [] or "payload" in facts["event"]:
+            raise Bad("JOURNAL_MALFORMED", number)
+        for rider in facts.get("then", []):
+            if set(rider) != {"event", "type"} or rider["type"] not in RIDERS or "payload" in rider["event"]:
+                raise Bad("JOURNAL_MALFORMED", number)
         if (entry["seq"], facts["seq"], facts["run"], facts["prev"]) != (number, number, run, head):
             raise Bad("CHAIN_BROKEN", number)
         salt, payload = bytes.fromhex(entry["salt"]), entry["payload"]
@@ -150,7 +156,7 @@ def digest_of_leaves(results):
 
 def test_independently_the_results_of_simple_steps_can_be_read_off_the_journal():
     """Of tools, models and conditions, each taken once, every result is in the entries."""
-    vector = JOURNALS["refund"]
+    vector = next(v for v in VECTORS["journals"] if v["program"] == "refund")
     found = {}
     for entry in vector["entries"]:
         facts = json.loads(entry["facts"])
@@ -215,7 +221,8 @@ def test_a_journal_verifies_and_has_its_hashes(vector):
 def test_sealing_the_events_again_gives_the_same_entries(vector):
     chain = Chain(vector["run"])
     for entry in map(loaded, vector["entries"]):
-        assert chain.seal(open_event(entry), entry.salt, entry.payload) == entry
+        event, *then = open_events(entry)
+        assert chain.seal(event, entry.salt, entry.payload, then) == entry
 
 
 @journals
@@ -232,7 +239,9 @@ def test_every_entry_can_be_shown_alone(vector):
 def test_a_tampered_journal_is_refused(vector):
     _, entries = changed(vector)
     with pytest.raises(VerificationError) as caught:
-        verify_run(PROGRAMS[vector["journal"]], None, [loaded(entry) for entry in entries])
+        verify_run(
+            PROGRAMS[JOURNALS[vector["journal"]]["program"]], None, [loaded(entry) for entry in entries]
+        )
     assert (caught.value.code, caught.value.facts["seq"]) == (vector["code"], vector["seq"])
     assert caught.value.facts.get("code") == vector.get("rejection")
 

@@ -11,9 +11,9 @@ from nano_vm.errors import VerificationError
 from nano_vm.journal.fold import fold
 from nano_vm.journal.replay import verify_run
 from nano_vm.kernel.state import snapshot
-from unit.journal.journal_runs import refund_run, saga_run, trace_of, wide_run
+from unit.journal.journal_runs import refund_run, ridden_refund, ridden_saga, saga_run, trace_of, wide_run
 
-RUNS = [refund_run(), wide_run(), saga_run()]
+RUNS = [refund_run(), wide_run(), saga_run(), ridden_refund(), ridden_saga()]
 FOREIGN = refund_run(seed=99, run_id="run-99").entries
 
 runs = st.sampled_from(RUNS)
@@ -23,7 +23,7 @@ def first_bad(run, entries):
     """Where the verifiers, which have to agree, see the first bad entry; None when they see none."""
     seen = [
         failure_of(lambda: fold(run.program, run.state.run, entries, verify=True)),
-        failure_of(lambda: verify_run(run.program, None, entries)),
+        failure_of(lambda: verify_run(run.program, None, entries, run.state.run)),
     ]
     if seen == [None, None]:
         return None
@@ -39,7 +39,7 @@ def failure_of(verify):
     return None
 
 
-@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.program.name)
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.state.run)
 def test_nothing_is_found_in_a_sound_journal(run):
     assert first_bad(run, run.entries) is None
 
@@ -67,7 +67,7 @@ def test_any_change_of_one_byte_is_found(run, data):
     assert first_bad(run, replaced(run, at, **{field: changed})) == at
 
 
-@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.program.name)
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.state.run)
 def test_every_single_bit_of_the_first_entries_counts(run):
     for at in range(3):
         for field in ("facts", "salt", "payload"):
@@ -143,7 +143,10 @@ def test_a_part_taken_from_another_entry_is_found(run, data):
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(2, 2**32), make=st.sampled_from([refund_run, wide_run, saga_run]))
+@given(
+    seed=st.integers(2, 2**32),
+    make=st.sampled_from([refund_run, wide_run, saga_run, ridden_refund, ridden_saga]),
+)
 def test_other_salts_give_other_heads_and_the_same_hashes(seed, make):
     one, two = make(), make(seed=seed)
     assert one.chain.head != two.chain.head

@@ -1,7 +1,8 @@
 """The analysis of what is assigned is held against walking every path.
 
-For list order: random walks of the compiled program never find an UNSET slot where the compiler saw none coming, and for each
-finding some path exists. For DAGs: all verdicts of all conditions and failures are played through.
+For list order: random walks of the compiled program never find an UNSET slot where the compiler saw none
+coming, and for each finding some path exists. For DAGs: all verdicts of all conditions and failures are
+played through.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ def list_programs(draw):
     steps = []
     for n in range(count):
         if draw(st.integers(0, 2)) == 0:
-            step = {"type": "condition", "condition": "$x == 1", "then": draw(target), "otherwise": draw(target)}
+            step = {
+                "type": "condition",
+                "condition": "$x == 1",
+                "then": draw(target),
+                "otherwise": draw(target),
+            }
         else:
             step = {"type": "tool", "tool": "t", "args": {"a": f"$s{draw(st.integers(0, count - 1))}.output"}}
             match draw(st.integers(0, 3)):
@@ -36,7 +42,11 @@ def list_programs(draw):
             if draw(st.integers(0, 3)) == 0:
                 step["on_failure"] = draw(target)
         steps.append({"id": f"s{n}", **step})
-    return {"max_steps": 99, "inputs": {"type": "object", "properties": {"x": {}}, "required": ["x"]}, "steps": steps}
+    return {
+        "max_steps": 99,
+        "inputs": {"type": "object", "properties": {"x": {}}, "required": ["x"]},
+        "steps": steps,
+    }
 
 
 def walk(data, rng):
@@ -89,7 +99,12 @@ def dag_programs(draw):
         later = st.integers(n + 1, count - 1).map(lambda m: f"s{m}")
         kind = draw(st.integers(0, 2)) if n < count - 1 else 1
         if kind == 0:
-            step = {"type": "condition", "condition": "$x == 1", "then": draw(later), "otherwise": draw(later)}
+            step = {
+                "type": "condition",
+                "condition": "$x == 1",
+                "then": draw(later),
+                "otherwise": draw(later),
+            }
         else:
             step = {"type": "tool", "tool": "t", "args": {"a": f"$s{draw(st.integers(0, count - 1))}.output"}}
             if n < count - 1 and draw(st.integers(0, 3)) == 0:
@@ -149,7 +164,9 @@ def ancestors(edges, step):
 @given(dag_programs())
 def test_in_a_dag_every_verdict_agrees_with_the_analysis(data):
     report = check(from_data(data))
-    assert not [finding for finding in report.errors if finding.code in ("DEPENDS_ON_CYCLE", "DEPENDS_ON_MIXED")]
+    assert not [
+        finding for finding in report.errors if finding.code in ("DEPENDS_ON_CYCLE", "DEPENDS_ON_MIXED")
+    ]
     found = {f.place.step for f in report.errors if f.code == "UNASSIGNED_REFERENCE"}
     unreachable = {f.place.step for f in report.errors if f.code == "UNREACHABLE_STEP"}
     ids = [step["id"] for step in data["steps"]]

@@ -104,7 +104,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 def test_the_wheel_holds_the_package_the_licence_and_nothing_else(installed: Installed) -> None:
     with zipfile.ZipFile(installed.wheel) as archive:
         names = set(archive.namelist())
-    assert {"nano_vm/py.typed", "nano_vm/cli/demo_data/refund_approval.yaml"} <= names
+    assert {"nano_vm/py.typed", "nano_vm/cli/demo_data/refund.yaml"} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"nano_vm"}

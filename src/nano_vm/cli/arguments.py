@@ -61,12 +61,18 @@ def add_global(parser: argparse.ArgumentParser) -> None:
         default=keep,
         help="full: synced to disk in every commit (default); normal: survives a dying process only",
     )
-    group.add_argument("--json", action="store_true", default=keep, help="one JSON document on standard output")
+    group.add_argument(
+        "--json", action="store_true", default=keep, help="one JSON document on standard output"
+    )
     group.add_argument("--quiet", action="store_true", default=keep, help="no progress and no notes")
     group.add_argument("--debug", action="store_true", default=keep, help="tracebacks of errors")
     group.add_argument("--principal", metavar="ID", default=keep, help="who acts; recorded in the journal")
     group.add_argument(
-        "--role", metavar="ROLE", action="append", default=keep, help="a role the principal holds (repeatable)"
+        "--role",
+        metavar="ROLE",
+        action="append",
+        default=keep,
+        help="a role the principal holds (repeatable)",
     )
 
 
@@ -128,7 +134,9 @@ def json_value(text: str, option: str) -> Any:
     try:
         return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_pairs)
     except (ValueError, RecursionError) as error:
-        where = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
+        where = (
+            f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
+        )
         raise InputError(
             "USAGE", f"{source} is not JSON{where}", help="strings are quoted: '\"text\"'; files: @FILE"
         ) from error

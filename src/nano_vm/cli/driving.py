@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +24,7 @@ GRACE_SECONDS = 30.0
 POLL_SECONDS = 0.05
 
 
-class Interrupted(Exception):  # noqa: N818 - a signal, not an error
+class Interrupted(Exception):
     """A signal ended the command; runs that are not done can be recovered."""
 
     def __init__(self, code: int) -> None:
@@ -51,6 +52,8 @@ async def _supervised(session: Session, operation: Callable[[], Awaitable[T]]) -
             told.set_result(number)
         for each in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(each)  # the second one has its usual effect
+        if not session.args.quiet:
+            sys.stderr.write("stopping: calls under way may finish; once more ends them at once\n")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         # Not in a thread other than the main one, nor on every platform.
@@ -77,7 +80,7 @@ async def _wrap(operation: Callable[[], Awaitable[T]]) -> T:
     return await operation()
 
 
-async def take_up(session: Session, run_id: str, listen: Listen | None = None) -> Trace | None:
+async def take_up(session: Session, run_id: str) -> Trace | None:
     """Become the owner of a run that nobody drives and drive it on: what was in flight is settled, due timers fire.
     None when somebody else drives it."""
     from nano_vm.runtime import recovery
@@ -90,7 +93,6 @@ async def take_up(session: Session, run_id: str, listen: Listen | None = None) -
         # The journal had ended, its record did not say so: bring the record up to date.
         await run.flush(run.update(release=True))
     else:
-        run.listener = listen
         await engine.drive(run)
     return engine.trace_of(run)
 
@@ -115,11 +117,11 @@ def flat_waits(trace: Trace) -> list[dict[str, Any]]:
     return found
 
 
-async def wait_through(session: Session, trace: Trace, listen: Listen | None = None) -> Trace:
+async def wait_through(session: Session, trace: Trace) -> Trace:
     """Sleep through timers until the run ends or waits for a person or an event."""
     while due := wakes_at_ms(trace):
         await session.engine.clock.sleep_until(due)
-        taken = await take_up(session, trace.trace_id, listen)
+        taken = await take_up(session, trace.trace_id)
         if taken is None:  # another worker was quicker: see what it makes of the run
             await asyncio.sleep(POLL_SECONDS)
             taken = session.engine.trace(trace.trace_id)

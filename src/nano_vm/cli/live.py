@@ -54,7 +54,10 @@ def _meaning(event: Any) -> tuple[str, str]:
         case ev.OutcomeUnknown():
             return "unknown", f"outcome unknown: {event.reason}"
         case ev.OutcomeResolved():
-            return "bad" if event.resolution == "failed" else "good", f"{event.resolution}, says {_says(event.by)}"
+            return (
+                "bad" if event.resolution == "failed" else "good",
+                f"{event.resolution}, says {_says(event.by)}",
+            )
         case ev.TimerFired():
             return "dot", "timer fired"
         case ev.EventReceived():
@@ -97,7 +100,9 @@ def _data(event: Any) -> Any:
 
 
 def _says(by: str) -> str:
-    return {"contract": "its contract", "reconcile": "its reconcile function", "operator": "an operator"}.get(by, by)
+    return {"contract": "its contract", "reconcile": "its reconcile function", "operator": "an operator"}.get(
+        by, by
+    )
 
 
 def text_of(console: Console, line: Line) -> str:
@@ -107,15 +112,17 @@ def text_of(console: Console, line: Line) -> str:
 
 
 @contextmanager
-def showing(console: Console) -> Iterator[Listen | None]:
-    """A listener that shows events as they are journaled; None when nobody looks."""
+def showing(console: Console, *, result: bool = False) -> Iterator[Listen | None]:
+    """A listener that shows events as they are journaled; None when nobody looks. With `result` they are what the
+    command was asked for, and go to standard output; else they are notes."""
     if console.json_only or console.quiet:
         yield None
     elif console.is_terminal and console.colour:
         with _tree(console) as listen:
             yield listen
     else:
-        yield lambda progress: console.line(text_of(console, describe(progress.event)))
+        write = console.line if result else console.note
+        yield lambda progress: write(text_of(console, describe(progress.event)))
 
 
 @contextmanager

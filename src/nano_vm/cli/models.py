@@ -27,7 +27,9 @@ def load_model(spec: str | None, base_url: str | None = None) -> ModelClient | N
         return None
     kind, colon, rest = spec.partition(":")
     if base_url is not None and kind != "openai":
-        raise InputError("USAGE", "--base-url goes with --model openai:MODEL only", help=f"--model takes {_FORMS}")
+        raise InputError(
+            "USAGE", "--base-url goes with --model openai:MODEL only", help=f"--model takes {_FORMS}"
+        )
     if kind == "mock" and colon and not rest.startswith("@"):
         from nano_vm.providers.mock import MockLLMAdapter
 

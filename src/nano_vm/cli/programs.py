@@ -12,6 +12,7 @@ from nano_vm.errors import ProgramError
 from nano_vm.program import document as documents
 from nano_vm.program.diagnostic import render, to_error
 from nano_vm.program.model import Program
+from nano_vm.program.source import BYTES_MAX
 from nano_vm.program.tool_schema import ToolSchema
 
 
@@ -23,7 +24,7 @@ def read_document(path: str) -> documents.Document:
     """
     if path != "-":
         return documents.from_file(path)
-    data = sys.stdin.buffer.read(documents.BYTES_MAX + 1)
+    data = sys.stdin.buffer.read(BYTES_MAX + 1)
     text = data.lstrip()
     return documents.from_json(data, "<stdin>") if text[:1] == b"{" else documents.from_yaml(data, "<stdin>")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nano_vm.cli import exits
 from nano_vm.cli.console import Console, compact, printable
 from nano_vm.cli.session import command, document_of
+from nano_vm.program.compiled import ModelAction, ToolAction
 
 if TYPE_CHECKING:
     from nano_vm.journal.ledger import TraceStep
@@ -124,7 +125,7 @@ def show_end(console: Console, trace: Trace) -> None:
 # --- what a run waits for -------------------------------------------------------------------------------------
 
 
-def continuations(args: argparse.Namespace, trace: Trace) -> list[dict[str, Any]]:
+def continuations(args: argparse.Namespace, program: CompiledProgram, trace: Trace) -> list[dict[str, Any]]:
     """What the run waits for, each with the command that brings it on: {"wait", "text", "command"}."""
     found = []
     todo = [wait.to_dict() for wait in trace.waiting]
@@ -135,6 +136,8 @@ def continuations(args: argparse.Namespace, trace: Trace) -> list[dict[str, Any]
             continue
         text, words, acts = _way_on(wait, trace.trace_id)
         line = command(args, *words, drives=True, acts=acts)
+        if not hasattr(args, "tools"):
+            line += _placeholders(program)
         if wait["kind"] == "approval":
             role = wait.get("approvers", ["ROLE"])[0]
             line += f" --principal YOU --role {role}"
@@ -142,12 +145,23 @@ def continuations(args: argparse.Namespace, trace: Trace) -> list[dict[str, Any]
     return found
 
 
+def _placeholders(program: CompiledProgram) -> str:
+    """What has to be filled in, by a command that was not told itself."""
+    named = any(isinstance(step.action, ToolAction) or step.compensation for step in program.steps)
+    model = any(isinstance(step.action, ModelAction) for step in program.steps)
+    return (" --tools FILE" if named else "") + (" --model SPEC" if model else "")
+
+
 def _way_on(wait: dict[str, Any], run_id: str) -> tuple[str, list[str], bool]:
     kind, step = wait["kind"], wait["step"]
     due = f", until {moment(wait['due_ms'])}" if wait.get("due_ms") else ""
     if kind == "approval":
         roles = " or ".join(wait.get("approvers", ()))
-        return f"an approval at `{step}` by {roles}{due}", ["resume", run_id, "--step", step, "--approve"], False
+        return (
+            f"an approval at `{step}` by {roles}{due}",
+            ["resume", run_id, "--step", step, "--approve"],
+            False,
+        )
     if kind == "event":
         words = ["resume", run_id, "--name", wait.get("event") or step, "--event", "{}"]
         return f"the event `{wait.get('event')}` at `{step}`{due}", words, True
@@ -162,8 +176,8 @@ def _way_on(wait: dict[str, Any], run_id: str) -> tuple[str, list[str], bool]:
     return f"somebody to say what became of `{step}` (outcome unknown: {reason})", words, True
 
 
-def show_waits(console: Console, args: argparse.Namespace, trace: Trace) -> None:
-    for way in continuations(args, trace):
+def show_waits(console: Console, args: argparse.Namespace, program: CompiledProgram, trace: Trace) -> None:
+    for way in continuations(args, program, trace):
         console.line(f"  waits for     {printable(way['text'])}", "warn")
         if way["wait"]["kind"] == "timer":
             console.line(f"  then          {printable(way['command'])}")
@@ -180,16 +194,16 @@ def conclude(console: Console, args: argparse.Namespace, program: CompiledProgra
     """Show how a run that this command drove stands. Returns the exit code."""
     code = exits.of_status(trace.status.value)
     if console.json_only:
-        console.document(as_json(args, trace, code))
+        console.document(as_json(args, program, trace, code))
         return code
     if console.quiet:
         console.line(f"{trace.status.value} {trace.trace_id}")
         return code
     show_steps(console, program, trace)
     show_end(console, trace)
-    show_waits(console, args, trace)
+    show_waits(console, args, program, trace)
     return code
 
 
-def as_json(args: argparse.Namespace, trace: Trace, code: int) -> dict[str, Any]:
-    return {**trace.to_dict(), "continue": continuations(args, trace), "exit_code": code}
+def as_json(args: argparse.Namespace, program: CompiledProgram, trace: Trace, code: int) -> dict[str, Any]:
+    return {**trace.to_dict(), "continue": continuations(args, program, trace), "exit_code": code}

@@ -1,4 +1,5 @@
-"""Findings about control flow: what is never reached, where branches run into each other, which loops never end."""
+"""Findings about control flow: what is never reached, where branches run into each other, which loops never
+end."""
 
 from __future__ import annotations
 
@@ -61,9 +62,10 @@ def _loops(view: View, flow: ListFlow) -> None:
             back = [
                 name
                 for name, _, target in view.targets(candidate)
-                if target in view.by_id and view.by_id[target].position in inside
+                if target in view.by_id
+                and view.by_id[target].position in inside
                 and view.by_id[target].position <= position
-            ]  # fmt: skip
+            ]
             if back:
                 field, step = back[0], candidate
                 break

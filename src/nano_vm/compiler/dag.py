@@ -1,7 +1,7 @@
 """Control flow of a program that uses `depends_on`: edges, order, and which steps run together.
 
-A step runs when all its dependencies have settled and at least one was taken. Whether a value is there when a step runs
-is decided exactly, over all verdicts of conditions and all handled failures (`verdicts`).
+A step runs when all its dependencies have settled and at least one was taken. Whether a value is there when a
+step runs is decided exactly, over all verdicts of conditions and all handled failures (`verdicts`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class DagFlow:
         sources: per step, the positions it waits for.
         cycle: positions of steps that wait for one another, empty in a sound DAG.
         ranks: per step, its place in topological order (ties in list order).
-        too_intricate: the diagrams grew beyond their limit; answers given since are guesses in favour of the author.
+        too_intricate: the diagrams grew beyond their limit; answers given since are guesses in favour of the
+            author.
     """
 
     def __init__(self, view: View) -> None:
@@ -148,8 +149,8 @@ class DagFlow:
     def missing_path(
         self, definitions: Iterable[Definition], position: int, *, done: bool
     ) -> list[str] | None:
-        """Returns the verdicts under which a step runs and none of the definitions has happened, in words; None if
-        there are none."""
+        """Returns the verdicts under which a step runs and none of the definitions has happened, in words;
+        None if there are none."""
         if not self._runs or self._runs[position] == NEVER:
             return None
         diagrams = self._diagrams

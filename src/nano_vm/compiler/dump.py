@@ -1,7 +1,7 @@
 """The compiled form as JSON: for conformance vectors and for people who want to see what runs.
 
-Closures cannot be shown; in their place stand what they read (slots and paths) and, for expressions, the JSON AST of the
-author's source.
+Closures cannot be shown; in their place stand what they read (slots and paths) and, for expressions, the JSON
+AST of the author's source.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ def dump(compiled: CompiledProgram, program: Program | None = None) -> dict[str,
     """Returns a JSON view of a compiled program.
 
     Args:
-        program: the program it was compiled from; with it expressions are shown as ASTs, else only that they are there.
+        program: the program it was compiled from; with it expressions are shown as ASTs, else only that they
+            are there.
     """
     trees = _trees(program) if program is not None else {}
     return {

@@ -1,8 +1,9 @@
 """Control flow of a program in list order: who follows whom, what dominates what, where the loops are.
 
-Each step has up to three nodes: where it begins, where it has succeeded and, with `on_failure`, where it has failed for
-good. A step's output exists from its success on, its error from its failure on; so "is it assigned here on every path?"
-is "does that node dominate this one?". Everything is iterative: programs have any number of steps.
+Each step has up to three nodes: where it begins, where it has succeeded and, with `on_failure`, where it has
+failed for good. A step's output exists from its success on, its error from its failure on; so "is it assigned
+here on every path?" is "does that node dominate this one?". Everything is iterative: programs have any number
+of steps.
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ class ListFlow:
     def missing_path(
         self, definitions: Iterable[Definition], position: int, *, done: bool
     ) -> list[str] | None:
-        """Returns a path to a step on which none of the definitions happens, as step ids; None if there is none.
+        """Returns a path to a step on which none of the definitions happens, as step ids; None if there is
+        none.
 
         Args:
             position: the step that uses the value.
@@ -133,8 +135,9 @@ class ListFlow:
         return path
 
     def _search_back(self, use: int, avoid: frozenset[int]) -> dict[int, int] | None:
-        """Returns, for nodes on the ways from the start to `use` around `avoid`, the next node on a shortest way; None
-        if there is no way. Going backwards ends soon where the value is assigned, which is the rule."""
+        """Returns, for nodes on the ways from the start to `use` around `avoid`, the next node on a shortest
+        way; None if there is no way. Going backwards ends soon where the value is assigned, which is the
+        rule."""
         predecessors = self._predecessors()
         parents = {use: -1}
         queue = deque([use])
@@ -161,7 +164,8 @@ class ListFlow:
         return first != second and not self._leads(first, second) and not self._leads(second, first)
 
     def _leads(self, source: int, target: int, stop: int = -1) -> bool:
-        """Whether a way leads from one node to another without a loop's way back and without passing `stop`."""
+        """Whether a way leads from one node to another without a loop's way back and without passing
+        `stop`."""
         numbers = self._order_numbers()
         bound = numbers[target]
         if numbers[source] < 0 or bound < 0:
@@ -191,8 +195,8 @@ class ListFlow:
     # --- findings of control flow -------------------------------------------------------------------------
 
     def ambiguous(self) -> list[tuple[int, int, int]]:
-        """Returns (condition, step, branch): the step, in one branch of the condition, falls into the other branch by
-        list order."""
+        """Returns (condition, step, branch): the step, in one branch of the condition, falls into the other
+        branch by list order."""
         found = []
         reached = self.reachable()
         for step in self._view.top:
@@ -215,7 +219,8 @@ class ListFlow:
         return branch != other and self._leads(branch, faller, condition)
 
     def loops(self) -> list[tuple[list[int], bool]]:
-        """Returns the loops that can be reached: the positions in each, in order, and whether it can be left."""
+        """Returns the loops that can be reached: the positions in each, in order, and whether it can be
+        left."""
         found = []
         for component in _components(self.order(), self.successors):
             inside = set(component)

@@ -1,7 +1,7 @@
 """JSON Schemas inside programs: are they valid, self-contained, and does a literal satisfy them?
 
-Schemas are judged by `jsonschema_rs`. Nothing is ever fetched: a schema that refers outside itself is refused before the
-library sees it.
+Schemas are judged by `jsonschema_rs`. Nothing is ever fetched: a schema that refers outside itself is refused
+before the library sees it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,78 @@ from nano_vm.program.document import join
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 _KEYWORDS = frozenset(
-    ["$schema", "$id", "$anchor", "$dynamicAnchor", "$ref", "$dynamicRef", "$defs", "$comment", "$vocabulary", "definitions", "title", "description", "default", "deprecated", "readOnly", "writeOnly", "examples", "type", "enum", "const", "multipleOf", "maximum", "exclusiveMaximum", "minimum", "exclusiveMinimum", "maxLength", "minLength", "pattern", "maxItems", "minItems", "uniqueItems", "maxContains", "minContains", "maxProperties", "minProperties", "required", "dependentRequired", "dependentSchemas", "properties", "patternProperties", "additionalProperties", "propertyNames", "unevaluatedProperties", "unevaluatedItems", "prefixItems", "items", "contains", "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "format", "contentEncoding", "contentMediaType", "contentSchema"]
+    [
+        "$schema",
+        "$id",
+        "$anchor",
+        "$dynamicAnchor",
+        "$ref",
+        "$dynamicRef",
+        "$defs",
+        "$comment",
+        "$vocabulary",
+        "definitions",
+        "title",
+        "description",
+        "default",
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+        "examples",
+        "type",
+        "enum",
+        "const",
+        "multipleOf",
+        "maximum",
+        "exclusiveMaximum",
+        "minimum",
+        "exclusiveMinimum",
+        "maxLength",
+        "minLength",
+        "pattern",
+        "maxItems",
+        "minItems",
+        "uniqueItems",
+        "maxContains",
+        "minContains",
+        "maxProperties",
+        "minProperties",
+        "required",
+        "dependentRequired",
+        "dependentSchemas",
+        "properties",
+        "patternProperties",
+        "additionalProperties",
+        "propertyNames",
+        "unevaluatedProperties",
+        "unevaluatedItems",
+        "prefixItems",
+        "items",
+        "contains",
+        "allOf",
+        "anyOf",
+        "oneOf",
+        "not",
+        "if",
+        "then",
+        "else",
+        "format",
+        "contentEncoding",
+        "contentMediaType",
+        "contentSchema",
+    ]
 )
 _UNAVAILABLE = "private"
 
 
 class SchemaFinding(NamedTuple):
-    """`pointer` is relative to the schema."""
+    """`pointer` is relative to the schema; `key` means the name of the member rather than its value."""
 
     code: str
     pointer: str
     message: str
     help: str
+    key: bool = False
 
 
 def check_schema(schema: Any) -> list[SchemaFinding]:
@@ -56,7 +116,9 @@ def check_inputs(schema: dict[str, Any]) -> list[SchemaFinding]:
         help = did_you_mean(name, _KEYWORDS) if "properties" in schema else None
         help = help or "write `type: object` and put the inputs under `properties:`"
         findings.append(
-            SchemaFinding("BAD_SCHEMA", join("", name), f"{quote(name)} is no keyword of JSON Schema", help)
+            SchemaFinding(
+                "BAD_SCHEMA", join("", name), f"{quote(name)} is no keyword of JSON Schema", help, True
+            )
         )
     if findings:
         return findings
@@ -64,7 +126,28 @@ def check_inputs(schema: dict[str, Any]) -> list[SchemaFinding]:
         pointer = "/type" if "type" in schema else ""
         message, help = "`inputs` must be the schema of an object", "write `type: object`"
         return [SchemaFinding("BAD_SCHEMA", pointer, message, help)]
-    return check_schema(schema)
+    return check_schema(schema) or _check_inputs_agree(schema)
+
+
+def _check_inputs_agree(schema: dict[str, Any]) -> list[SchemaFinding]:
+    """What is required is declared, and a default is something its own schema accepts."""
+    findings: list[SchemaFinding] = []
+    properties = schema.get("properties", {})
+    for index, name in enumerate(schema.get("required", ())):
+        if name not in properties:
+            help = did_you_mean(name, properties) or "declare it under `properties`"
+            message = f"the required input {quote(name)} is not declared"
+            findings.append(SchemaFinding("BAD_SCHEMA", f"/required/{index}", message, help))
+    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    for name, rule in properties.items():
+        if isinstance(rule, dict) and "default" in rule:
+            for _, message in violations({**shared, **rule}, rule["default"])[:1]:
+                where = join("/properties", name) + "/default"
+                help = "write a default that the input's own schema accepts"
+                findings.append(
+                    SchemaFinding("BAD_SCHEMA", where, f"the default does not fit: {message}", help)
+                )
+    return findings
 
 
 def _walk(schema: Any, pointer: str, findings: list[SchemaFinding]) -> None:

@@ -340,6 +340,7 @@ def _ms(seconds: int | float) -> int:
 
 
 def _scaled(value: int | float, factor: int) -> int:
-    """Returns value x factor, exactly where the product is whole; at least 1, since 0 means "not declared"."""
+    """Returns value x factor, exactly where the product is whole; at least 1, since 0 means "not
+    declared"."""
     product = Decimal(str(value)) * factor
     return max(1, int(product.to_integral_value(rounding=ROUND_HALF_EVEN)))

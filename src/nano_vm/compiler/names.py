@@ -1,4 +1,5 @@
-"""Who owns which name. Inputs, output keys and step ids share one namespace (SPEC §2, "Names have one owner")."""
+"""Who owns which name. Inputs, output keys and step ids share one namespace (SPEC §2, "Names have one
+owner")."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ INPUT, KEY, OUTPUT_OF, ERROR_OF, RESERVED = "input", "key", "output", "error", "
 
 
 class Symbol(NamedTuple):
-    """Something that will have a slot: an input or shared key by name, a step's output or error by index, a reserved
-    name."""
+    """Something that will have a slot: an input or shared key by name, a step's output or error by index, a
+    reserved name."""
 
     kind: str
     name: str = ""
@@ -51,12 +52,10 @@ class Names:
     def __init__(self, view: View) -> None:
         self._view = view
         schema = view.data.get("inputs")
-        self.open = "inputs" in view.raw and not isinstance(schema, dict)
+        self.open = not view.inputs_sound
         self.inputs: dict[str, Any] | None = None
-        if isinstance(schema, dict):
-            properties = schema.get("properties", {})
-            self.inputs = dict(properties) if isinstance(properties, dict) else {}
-            self.open = not isinstance(properties, dict)
+        if isinstance(schema, dict) and not self.open:
+            self.inputs = dict(schema.get("properties", {}))
         self.keys: dict[str, list[Step]] = {}
         for step in view.steps:
             key = step.data.get("output_key")
@@ -84,7 +83,8 @@ class Names:
         return None
 
     def definitions(self, symbol: Symbol) -> list[Definition]:
-        """Returns where a value comes into being; nothing for inputs and reserved names, which are always there."""
+        """Returns where a value comes into being; nothing for inputs and reserved names, which are always
+        there."""
         if symbol.kind == KEY:
             return [Definition(owner.position, OUTPUT) for owner in self.keys[symbol.name]]
         if symbol.kind in (OUTPUT_OF, ERROR_OF):
@@ -111,8 +111,14 @@ def check_names(view: View, names: Names, flow: Flow | None) -> None:
         for owner in owners:
             if key in RESERVED_NAMES:
                 message = f"`{key}` is a reserved name"
-                view.add("RESERVED_NAME", owner, owner.at("output_key"), message, f"write `{key}_value`",
-                         field="output_key")  # fmt: skip
+                view.add(
+                    "RESERVED_NAME",
+                    owner,
+                    owner.at("output_key"),
+                    message,
+                    f"write `{key}_value`",
+                    field="output_key",
+                )
             elif key in inputs:
                 _collision(
                     view, owner, "output_key", key, "an input", "rename the key: nothing may replace an input"

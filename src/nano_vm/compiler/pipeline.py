@@ -17,6 +17,7 @@ from nano_vm.compiler.resolve import check_assigned, resolve
 from nano_vm.compiler.structure import check_structure
 from nano_vm.compiler.types import check_types
 from nano_vm.compiler.view import View
+from nano_vm.errors import ProgramError
 from nano_vm.program import document as documents
 from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.diagnostic import ERROR, WARNING, Diagnostic, sort, to_error
@@ -27,7 +28,8 @@ from nano_vm.program.validate import validate
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What was found, by place; `compiled` is there when nothing is an error. `source` is the text, where there is one."""
+    """What was found, by place; `compiled` is there when nothing is an error. `source` is the text, where
+    there is one."""
 
     diagnostics: tuple[Diagnostic, ...]
     compiled: CompiledProgram | None = None
@@ -68,8 +70,8 @@ def check(
     if "" in bad and not isinstance(document.data, dict):
         return Report(tuple(sort(diagnostics)), None, document.text, document.file)
     view = View(document, bad, tools, programs)
-    names = Names(view)
     check_structure(view)
+    names = Names(view)
     flow: ListFlow | DagFlow = DagFlow(view) if view.is_dag else ListFlow(view)
     resolved = resolve(view, names)
     check_control(view, flow)
@@ -94,8 +96,8 @@ def compile_program(
     """Returns the compiled form of a program.
 
     Raises:
-        ProgramError: when `check` finds errors; `diagnostics` lists all findings, `code` is that of the only error or
-            INVALID_PROGRAM.
+        ProgramError: when `check` finds errors; `diagnostics` lists all findings, `code` is that of the only
+            error or INVALID_PROGRAM.
     """
     report = check(program, tools, programs)
     if report.compiled is None:
@@ -107,16 +109,20 @@ class ProgramValidator:
     """Checks a program, a dict, or a file.
 
     Raises:
-        ProgramError: PROGRAM_UNREADABLE for a file that cannot be read.
+        ProgramError: PROGRAM_UNREADABLE for a file that cannot be read; NOT_AVAILABLE when a policy is given, which
+            nothing in this version checks.
     """
 
     def __init__(
         self,
         program: Program | Document | dict[str, Any] | str | Path,
         tools: Mapping[str, ToolSchema] | None = None,
-        policy: None = None,
+        policy: object | None = None,
         programs: Mapping[str, Program] | None = None,
     ) -> None:
+        if policy is not None:
+            help = "leave `policy` out"
+            raise ProgramError("NOT_AVAILABLE", "policies are not checked by this version", help=help)
         self._program: Program | Document
         if isinstance(program, Program | Document):
             self._program = program

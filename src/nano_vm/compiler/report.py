@@ -62,7 +62,9 @@ def as_sarif(report: Report, version: str = "0") -> str:
         "columnKind": "unicodeCodePoints",
         "results": [_result(finding, codes.index(finding.code)) for finding in report.diagnostics],
     }
-    return json.dumps({"$schema": _SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2, ensure_ascii=False)
+    return json.dumps(
+        {"$schema": _SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2, ensure_ascii=False
+    )
 
 
 def _result(finding: Diagnostic, rule: int) -> dict[str, Any]:
@@ -93,5 +95,6 @@ def _uri(file: str | None) -> str:
     name = (file or "program").replace("\\", "/")
     safe = "-._~/"
     return "".join(
-        c if c.isascii() and (c.isalnum() or c in safe) else "".join(f"%{b:02X}" for b in c.encode()) for c in name
+        c if c.isascii() and (c.isalnum() or c in safe) else "".join(f"%{b:02X}" for b in c.encode())
+        for c in name
     )

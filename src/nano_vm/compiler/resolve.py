@@ -239,8 +239,16 @@ def check_assigned(view: View, names: Names, flow: Flow, uses: list[Use]) -> Non
         if found is not None:
             seen.add(key)
             message, help = found
-            view.add("UNASSIGNED_REFERENCE", use.step, use.pointer, message, help, field=use.field,
-                     offset=use.ref.offset, length=use.ref.length)  # fmt: skip
+            view.add(
+                "UNASSIGNED_REFERENCE",
+                use.step,
+                use.pointer,
+                message,
+                help,
+                field=use.field,
+                offset=use.ref.offset,
+                length=use.ref.length,
+            )
 
 
 def _unassigned(view: View, names: Names, flow: Flow, use: Use) -> tuple[str, str] | None:

@@ -58,6 +58,7 @@ def _program(view: View) -> None:
     inputs = view.data.get("inputs")
     if isinstance(inputs, dict):
         for finding in check_inputs(inputs):
+            view.inputs_sound = False
             pointer = "/inputs" + finding.pointer
             view.add(
                 finding.code,
@@ -66,7 +67,7 @@ def _program(view: View) -> None:
                 finding.message,
                 finding.help,
                 field="inputs",
-                key=bool(finding.pointer),
+                key=finding.key,
             )
 
 
@@ -97,10 +98,12 @@ def _targets(view: View, step: Step) -> None:
                 "MISSING_TARGET", step, pointer, message, "name a step, or remove the field", field=field
             )
             continue
-        help = did_you_mean(name, [other.id for other in view.top if other is not step])
+        help = (
+            did_you_mean(name, [other.id for other in view.top if other is not step])
+            or "name a step of this program"
+        )
         if name.lower() in ("end", "stop", "done", "exit", "finish"):
             help = "to end the run put `is_terminal: true` on the last step of the branch"
-        help = help or "name a step of this program"
         view.add("MISSING_TARGET", step, pointer, f"there is no step {quote(name)}", help, field=field)
 
 
@@ -214,8 +217,14 @@ def _wait(view: View, step: Step) -> None:
         view.add("BAD_VALUE", step, step.at("until"), message, help, field="until")
     seconds = data.get("seconds")
     if isinstance(seconds, str) and "$" not in seconds:
-        view.add("WRONG_TYPE", step, step.at("seconds"), "`seconds` is a number or a reference",
-                 "write digits without quotes", field="seconds")  # fmt: skip
+        view.add(
+            "WRONG_TYPE",
+            step,
+            step.at("seconds"),
+            "`seconds` is a number or a reference",
+            "write digits without quotes",
+            field="seconds",
+        )
 
 
 def _is_time(text: str) -> bool:
@@ -295,5 +304,11 @@ def _fallback_value(view: View, step: Step, allowed: Any, schema_sound: bool) ->
     elif schema_sound:
         for pointer, message in violations(step.data["output_schema"], value)[:3]:
             where = step.at("fallback") + pointer
-            view.add("BAD_VALUE", step, where, f"the fallback violates `output_schema`: {message}",
-                     "write a value that the schema allows", field="fallback")  # fmt: skip
+            view.add(
+                "BAD_VALUE",
+                step,
+                where,
+                f"the fallback violates `output_schema`: {message}",
+                "write a value that the schema allows",
+                field="fallback",
+            )

@@ -1,7 +1,7 @@
 """What values can be: conditions against what steps can yield, arguments against what tools take.
 
-Types come from the inputs' schema, from `allowed_outputs` and `output_schema`, and from what is known about tools. Where
-nothing is known nothing is said.
+Types come from the inputs' schema, from `allowed_outputs` and `output_schema`, and from what is known about
+tools. Where nothing is known nothing is said.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from nano_vm.program.template import Constant, Fields, Items, Scanned, Single, T
 
 _ERROR_TYPE = Type("object", fields={"type": STRING, "message": STRING, "attempts": NUMBER})
 _RESERVED_TYPES = {
-    "run": Type("object", fields={"id": STRING, "program": STRING, "program_hash": STRING, "started_at_ms": NUMBER}),
+    "run": Type(
+        "object", fields={"id": STRING, "program": STRING, "program_hash": STRING, "started_at_ms": NUMBER}
+    ),
     "principal": Type("object", fields={"id": STRING, "tenant": STRING, "roles": Type("array", item=STRING)}),
     "index": NUMBER,
 }
@@ -82,7 +84,9 @@ class _Types:
     def _of_symbol(self, symbol: Symbol) -> Type:
         found = self._known.get(symbol)
         if found is None:
-            self._known[symbol] = ANY  # a map's lane refers to `$item`, never to itself; this only ends nonsense
+            self._known[symbol] = (
+                ANY  # a map's lane refers to `$item`, never to itself; this only ends nonsense
+            )
             found = self._known[symbol] = self._infer(symbol)
         return found
 
@@ -123,7 +127,9 @@ class _Types:
             tool = (self.view.tools or {}).get(data.get("tool", ""))
             found = type_from_schema(tool.output) if tool is not None and tool.output is not None else ANY
         elif step.type == "parallel":
-            fields = {lane.id: self._of_symbol(Symbol(OUTPUT_OF, step=lane.index)) for lane in step.lanes if lane.id}
+            fields = {
+                lane.id: self._of_symbol(Symbol(OUTPUT_OF, step=lane.index)) for lane in step.lanes if lane.id
+            }
             found = Type("object", fields=fields, closed=len(fields) == len(data.get("parallel_steps", ())))
         elif step.type == "map":
             item = self._of_symbol(Symbol(OUTPUT_OF, step=step.lanes[0].index)) if step.lanes else None
@@ -164,15 +170,27 @@ class _Types:
             return
         message = f"`{field}` wants {' or '.join(wanted)}, and `{scanned.ref}` is {_described(found)}"
         ref = scanned.ref
-        self.view.add("TYPE_MISMATCH", step, scanned.pointer, message, "refer to a value of that type", field=field,
-                      offset=ref.offset, length=ref.length)  # fmt: skip
+        self.view.add(
+            "TYPE_MISMATCH",
+            step,
+            scanned.pointer,
+            message,
+            "refer to a value of that type",
+            field=field,
+            offset=ref.offset,
+            length=ref.length,
+        )
 
     # --- arguments ----------------------------------------------------------------------------------------
 
     def _arguments(self, step: Step) -> None:
         if self.view.tools is not None:
             tool = self.view.tools.get(step.data.get("tool", ""))
-            if tool is not None and step.type == "tool" and ("args" in step.data or "args" not in self._written(step)):
+            if (
+                tool is not None
+                and step.type == "tool"
+                and ("args" in step.data or "args" not in self._written(step))
+            ):
                 at = step.at("args") if "args" in step.data else step.at("tool")
                 self._against(step, "args", at, tool.parameters, f"`{tool.name}`")
             compensate = step.data.get("compensate")
@@ -230,7 +248,14 @@ class _Types:
                 self.view.add("UNKNOWN_ARGUMENT", step, where, message, help, key=True, field=field)
 
     def _argument(
-        self, step: Step, field: str, pointer: str, scanned: Scanned, rule: Any, root: Mapping[str, Any], name: str
+        self,
+        step: Step,
+        field: str,
+        pointer: str,
+        scanned: Scanned,
+        rule: Any,
+        root: Mapping[str, Any],
+        name: str,
     ) -> None:
         if isinstance(scanned, Constant):
             shared = {key: root[key] for key in ("$defs", "definitions") if key in root}

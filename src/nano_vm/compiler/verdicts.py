@@ -1,7 +1,8 @@
 """Under which verdicts of its conditions does a step of a DAG run? Reduced ordered binary decision diagrams.
 
-A diagram is a number: 0 is never, 1 is always, others name nodes (variable, low, high). Variables are ordered as the
-steps that decide them. Diagrams of real programs are tiny; `NODES_MAX` keeps hostile ones from growing.
+A diagram is a number: 0 is never, 1 is always, others name nodes (variable, low, high). Variables are ordered
+as the steps that decide them. Diagrams of real programs are tiny; `NODES_MAX` keeps hostile ones from
+growing.
 """
 
 from __future__ import annotations

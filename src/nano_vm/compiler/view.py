@@ -20,8 +20,9 @@ FLOW_FIELDS = ("type", "then", "otherwise", "next_step", "on_failure", "is_termi
 class Step:
     """One step or sub-step.
 
-    `index` is its place among all steps, sub-steps right after their parent; `position` its place in the program's list
-    (a sub-step has its parent's). `type` is "" when it could not be understood, `data` holds the sound fields.
+    `index` is its place among all steps, sub-steps right after their parent; `position` its place in the
+    program's list (a sub-step has its parent's). `type` is "" when it could not be understood, `data` holds
+    the sound fields.
     """
 
     __slots__ = ("data", "id", "index", "lanes", "parent", "pointer", "position", "type")
@@ -50,6 +51,7 @@ class View:
         steps: all steps by `index`; top: those of the program's list by `position`.
         by_id: the first step of each id.
         data: the sound fields of the program itself, `steps` apart.
+        inputs_sound: `inputs` is absent or valid; when not, nothing is known about the inputs.
         flow_sound: nothing that control flow depends on was refused, so absent edges mean something.
     """
 
@@ -69,6 +71,7 @@ class View:
         self.top: list[Step] = []
         self.by_id: dict[str, Step] = {}
         self.flow_sound = "/steps" not in bad
+        self.inputs_sound = "/inputs" not in bad
         self._bad = bad
         data = document.data if isinstance(document.data, dict) else {}
         self.data: dict[str, Any] = {
@@ -133,7 +136,8 @@ class View:
         offset: int | None = None,
         length: int | None = None,
     ) -> None:
-        """Notes a finding at `pointer` (its key with `key`, a part of the string with `offset` and `length`)."""
+        """Notes a finding at `pointer` (its key with `key`, a part of the string with `offset` and
+        `length`)."""
         name = step.id if step is not None and step.id else None
         place, width = self.document.place(
             pointer, key=key, offset=offset, length=length, step=name, field=field
@@ -153,7 +157,8 @@ class View:
         )
 
     def targets(self, step: Step) -> Iterator[tuple[str, str, str]]:
-        """Yields field, pointer and name of every step that `step` names as a successor, `continue` left out."""
+        """Yields field, pointer and name of every step that `step` names as a successor, `continue` left
+        out."""
         names = ("then", "otherwise") if step.type == "condition" else ("next_step", "on_failure")
         for field in names:
             target = step.data.get(field)
@@ -161,8 +166,8 @@ class View:
                 yield field, step.at(field), target
 
     def target(self, step: Step, field: str) -> int | None:
-        """Returns the position a field of `step` leads to, None without one, `len(top)` for the end and for targets
-        that do not exist (reported elsewhere; an edge to the end does no harm to other analyses)."""
+        """Returns the position a field of `step` leads to, None without one, `len(top)` for the end and for
+        targets that do not exist (reported elsewhere; an edge to the end does no harm to other analyses)."""
         name = step.data.get(field)
         if name is None:
             return None

@@ -99,7 +99,7 @@ def _conjunction(conditions: list[Condition]) -> Condition:
     every = tuple(conditions)
 
     def conjunction(slots: Slots) -> bool:
-        for condition in every:  # noqa: SIM110 - a generator would cost more than the operands
+        for condition in every:
             if not condition(slots):
                 return False
         return True
@@ -114,7 +114,7 @@ def _disjunction(conditions: list[Condition]) -> Condition:
     every = tuple(conditions)
 
     def disjunction(slots: Slots) -> bool:
-        for condition in every:  # noqa: SIM110
+        for condition in every:
             if condition(slots):
                 return True
         return False

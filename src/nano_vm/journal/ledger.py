@@ -32,7 +32,8 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class TraceStep(msgspec.Struct, kw_only=True):
-    """One occurrence of a step. Times are epoch milliseconds, money is in nano-dollars.
+    """One occurrence of a step. A status of UNKNOWN says that it was dispatched and nobody knows whether it
+    happened. Times are epoch milliseconds, money is in nano-dollars.
 
     `attempts` counts dispatches (0 for a step that was never taken), `failures` lists the attempts that
     failed: {"attempt", "error", "message", "at_ms"}. `error` is {"type", "message", "attempts"} of a step
@@ -90,15 +91,12 @@ class TraceStep(msgspec.Struct, kw_only=True):
 class _Account(msgspec.Struct):
     """What is known of an occurrence before it has settled."""
 
-    first_ms: int
-    attempt: int = 1
     tokens: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
     cost_nanousd: int = 0
     model: str | None = None
     cached: bool = False
-    pending: bool = False
     failures: list[dict[str, Any]] = []
 
 
@@ -149,8 +147,7 @@ class Ledger:
         place = (self.program.step_index[event.step], event.occurrence, item)
         account = self._accounts.get(place)
         if account is None:
-            account = self._accounts[place] = _Account(event.at_ms)
-        account.attempt = event.attempt
+            account = self._accounts[place] = _Account()
         # The kernel is the one that counts: whatever an event adds to the run's spending is this step's.
         account.tokens += state.tokens - self._tokens
         account.cost_nanousd += state.cost_nanousd - self._cost_nanousd
@@ -174,13 +171,12 @@ class Ledger:
     def _settle(self, settled: Settled, state: State) -> None:
         place = (settled.step, settled.occurrence, settled.item)
         step = self.program.steps[settled.step]
-        account = self._accounts.get(place) or _Account(settled.entered_ms)
+        account = self._accounts.get(place) or _Account()
         if step.parent >= 0:
             self._lanes.setdefault((step.parent, settled.occurrence), set()).add(place)
         else:
             self._put_in_declared_order(self._lanes.pop((settled.step, settled.occurrence), set()))
         # A lane repeated by a retried group settles again: its last result stands.
-        self._settled.pop(place, None)
         self.leaves[place] = order_of(self.program, settled), leaf_of(self.program, settled)
         is_condition = step.kind is Kind.CONDITION
         self._settled[place] = _step(
@@ -210,22 +206,15 @@ class Ledger:
 
     def steps(self, state: State) -> list[TraceStep]:
         """All occurrences: the settled ones in the order they settled (lanes of a settled group as declared),
-        then those in progress, then those
-        given up when the run began to end."""
+        then those in progress."""
         found = list(self._settled.values())
-        active = {
-            (activity.step, activity.occurrence, activity.item): activity
-            for activity in state.active.values()
-            if activity.step >= 0
-        }
-        for place, activity in active.items():
-            found.append(self._in_progress(place, activity, state))
-        for place, account in self._accounts.items():
-            if place not in self._settled and place not in active:
-                found.append(self._given_up(place, account))
+        for activity in state.active.values():
+            if activity.step >= 0:
+                found.append(self._in_progress(activity, state))
         return found
 
-    def _in_progress(self, place: Place, activity: Activity, state: State) -> TraceStep:
+    def _in_progress(self, activity: Activity, state: State) -> TraceStep:
+        place = (activity.step, activity.occurrence, activity.item)
         if activity.phase is Phase.UNKNOWN:
             status = StepStatus.UNKNOWN
         elif activity.phase is Phase.READY and activity.attempt == 1:
@@ -235,27 +224,11 @@ class Ledger:
         return _step(
             self.program.steps[activity.step],
             place,
-            self._accounts.get(place) or _Account(activity.entered_ms),
+            self._accounts.get(place) or _Account(),
             status=status,
             attempts=activity.attempt,
             started_at_ms=activity.entered_ms,
             duration_ms=float(state.now_ms - activity.entered_ms),
-        )
-
-    def _given_up(self, place: Place, account: _Account) -> TraceStep:
-        """Attempts of it are on record, but the run ended before it could settle."""
-        error = None
-        if account.failures:
-            last = account.failures[-1]
-            error = {"type": last["error"], "message": last["message"], "attempts": len(account.failures)}
-        return _step(
-            self.program.steps[place[0]],
-            place,
-            account,
-            status=StepStatus.FAILED if error else StepStatus.PENDING,
-            error=error,
-            attempts=account.attempt,
-            started_at_ms=account.first_ms,
         )
 
 

@@ -1,12 +1,13 @@
-"""The port that every store implements (SPEC §6). The conformance suite in `nano_vm.testing` is its other half.
+"""The port that every store implements (SPEC §6). The conformance suite in `nano_vm.testing` is its other
+half.
 
-A store keeps five things: programs by hash, run records, journal entries, mail for runs that another process owns, and
-blobs (its own business: payloads above `BLOB_BYTES_MIN` are stored once, by content). It never interprets a
-journal; it makes it durable, in order, with one writer at a time.
+A store keeps five things: programs by hash, run records, journal entries, mail for runs that another process
+owns, and blobs (its own business: payloads above `BLOB_BYTES_MIN` are stored once, by content). It never
+interprets a journal; it makes it durable, in order, with one writer at a time.
 
-Calls that write the journal return None when the entries are already durable, else an awaitable that finishes when
-they are: a store may gather the appends of many runs into one commit. All times are epoch milliseconds and come from
-the caller, so that a store has no clock of its own.
+Calls that write the journal return None when the entries are already durable, else an awaitable that
+finishes when they are: a store may gather the appends of many runs into one commit. All times are epoch
+milliseconds and come from the caller, so that a store has no clock of its own.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ Durable: TypeAlias = Awaitable[None] | None
 class RunRecord(msgspec.Struct, kw_only=True):
     """The row an operator sees. Everything but ownership is a projection of the journal, kept for listing.
 
-    `waits` are the facts of what a SUSPENDED run waits for (see `Waiting.to_dict`); `wake_at_ms` is when its next
-    timer is due, 0 without one. `length` and `head` describe the journal as of the last status change.
+    `waits` are the facts of what a SUSPENDED run waits for (see `Waiting.to_dict`); `wake_at_ms` is when its
+    next timer is due, 0 without one. `length` and `head` describe the journal as of the last status change.
     """
 
     run_id: str
@@ -80,8 +81,8 @@ class RunQuery(msgspec.Struct, kw_only=True, frozen=True):
 class Mail(msgspec.Struct, kw_only=True, frozen=True):
     """A message for a run: `kind` is "event", "cancel" or "resolve"; `body` is canonical JSON.
 
-    `mail_id` is chosen by the sender and unique per run: posting the same one again is a no-op when the body is equal
-    and a ConflictError MAIL_CONFLICT when not. `answer` is set once the run has dealt with it.
+    `mail_id` is chosen by the sender and unique per run: posting the same one again is a no-op when the body
+    is equal and a ConflictError MAIL_CONFLICT when not. `answer` is set once the run has dealt with it.
     """
 
     mail_id: str
@@ -107,7 +108,8 @@ class Transaction(Protocol):
 class JournalStore(Protocol):
     """Append-only journals with single ownership.
 
-    Raises (all methods): StoreError - STORE_LOCKED, STORE_FULL, STORE_READ_ONLY, STORE_DAMAGED, STORE_CLOSED, STORE_IO.
+    Raises (all methods): StoreError - STORE_LOCKED, STORE_FULL, STORE_READ_ONLY, STORE_DAMAGED,
+    STORE_CLOSED, STORE_IO.
     """
 
     @property
@@ -120,8 +122,8 @@ class JournalStore(Protocol):
 
     # --- journal ------------------------------------------------------------------------------------------
     def create(self, record: RunRecord, entries: Sequence[Entry]) -> Durable:
-        """Add a run and its first entries in one commit. The record's owner, fence 1 and lease are set by the store
-        when `record.owner` equals `self.owner`; a record without an owner is free to be claimed.
+        """Add a run and its first entries in one commit. The record's owner, fence 1 and lease are set by
+        the store when `record.owner` equals `self.owner`; a record without an owner is free to be claimed.
 
         Raises: ConflictError RUN_EXISTS (facts: run_id) when the run id or its idempotency key is taken.
         """
@@ -129,25 +131,27 @@ class JournalStore(Protocol):
     def append(
         self, run_id: str, fence: int, entries: Sequence[Entry], update: RunUpdate | None = None
     ) -> Durable:
-        """Add entries at their `seq`. An entry equal to the stored one (same digest) is a no-op; another one at the
-        same place, a gap, or a fence that is no longer current is a hard stop.
+        """Add entries at their `seq`. An entry equal to the stored one (same digest) is a no-op; another one
+        at the same place, a gap, or a fence that is no longer current is a hard stop.
 
-        Raises: ConflictError JOURNAL_CONFLICT or LEASE_LOST (facts: run_id, seq); NotFoundError RUN_NOT_FOUND.
+        Raises: ConflictError JOURNAL_CONFLICT or LEASE_LOST (facts: run_id, seq); NotFoundError
+        RUN_NOT_FOUND.
         """
 
     def annex(self, run_id: str, build: Callable[[int, str], Sequence[Entry]]) -> Durable:
-        """Append to a run that nobody owns, without claiming it: `build(length, head)` is called inside the write
-        transaction with the journal's true end. For refusals recorded after a terminal status.
+        """Append to a run that nobody owns, without claiming it: `build(length, head)` is called inside the
+        write transaction with the journal's true end. For refusals recorded after a terminal status.
 
         Raises: ConflictError LEASE_LOST when somebody owns the run.
         """
 
     def read(self, run_id: str, start: int = 0, limit: int | None = None) -> list[Entry]:
-        """Entries from `start` in order of `seq`, at most `limit`. An unknown run is NotFoundError RUN_NOT_FOUND."""
+        """Entries from `start` in order of `seq`, at most `limit`. An unknown run is NotFoundError
+        RUN_NOT_FOUND."""
 
     def tail(self, cursor: int, limit: int = 1_000) -> tuple[int, list[tuple[str, Entry]]]:
-        """Entries of all runs in the order they were committed, after `cursor` (0: from the start): the new cursor
-        and (run id, entry) pairs. For live views."""
+        """Entries of all runs in the order they were committed, after `cursor` (0: from the start): the new
+        cursor and (run id, entry) pairs. For live views."""
 
     # --- records ------------------------------------------------------------------------------------------
     def record(self, run_id: str) -> RunRecord: ...
@@ -171,8 +175,8 @@ class JournalStore(Protocol):
 
     # --- ownership ----------------------------------------------------------------------------------------
     def claim(self, run_id: str, now_ms: int) -> int | None:
-        """Become the owner: the new fence, or None while a live owner's lease runs. Succeeds at once when the owner
-        is provably dead on this host."""
+        """Become the owner: the new fence, or None while a live owner's lease runs. Succeeds at once when
+        the owner is provably dead on this host."""
 
     def renew(self, run_ids: Sequence[str], now_ms: int) -> list[str]:
         """Extend leases; returns the run ids that are no longer ours."""
@@ -181,8 +185,8 @@ class JournalStore(Protocol):
         """Give a run up without appending. A no-op when it is no longer ours."""
 
     def claimable(self, now_ms: int, limit: int = 100) -> list[str]:
-        """Runs that somebody should take up: RUNNING without a live owner, or SUSPENDED with a due timer or unread
-        mail, top-level runs only, oldest first."""
+        """Runs that somebody should take up: RUNNING without a live owner, or SUSPENDED with a due timer or
+        unread mail, top-level runs only, oldest first."""
 
     # --- actions ------------------------------------------------------------------------------------------
     def bind_action(self, key: str, digest: str, run_id: str) -> None:
@@ -205,7 +209,8 @@ class JournalStore(Protocol):
         """The answer, or None while there is none."""
 
     def changed(self) -> bool:
-        """Whether another process may have written since the last call: cheap, for polling mail and leases."""
+        """Whether another process may have written since the last call: cheap, for polling mail and
+        leases."""
 
     # --- the rest -----------------------------------------------------------------------------------------
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
@@ -215,4 +220,5 @@ class JournalStore(Protocol):
         """What is wrong with the store's own structures (not with journals); empty when sound."""
 
     def close(self) -> None:
-        """Flush, release ownership of nothing (runs stay claimable because the owner is gone), close files."""
+        """Flush, release ownership of nothing (runs stay claimable because the owner is gone), close
+        files."""

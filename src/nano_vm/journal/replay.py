@@ -9,8 +9,17 @@ from typing import NamedTuple
 from msgspec import UNSET
 
 from nano_vm import canonical
-from nano_vm.errors import VerificationError
-from nano_vm.journal.entry import GENESIS, Entry, Facts, open_event, open_events, read_facts, verify_entry
+from nano_vm.errors import InputError, VerificationError
+from nano_vm.journal.entry import (
+    GENESIS,
+    Chain,
+    Entry,
+    Facts,
+    open_event,
+    open_events,
+    read_facts,
+    verify_entry,
+)
 from nano_vm.journal.fold import take
 from nano_vm.journal.port import RunRecord
 from nano_vm.journal.standing import Standing, standing
@@ -35,7 +44,9 @@ _CHECK_OF = {
 }
 
 
-def verify_run(program: CompiledProgram, record: RunRecord | None, entries: Sequence[Entry]) -> Verified:
+def verify_run(
+    program: CompiledProgram, record: RunRecord | None, entries: Sequence[Entry], run_id: str | None = None
+) -> Verified:
     """Check everything that can be checked of one run without its store.
 
     The steps, each reported when it has passed:
@@ -51,6 +62,7 @@ def verify_run(program: CompiledProgram, record: RunRecord | None, entries: Sequ
     Args:
         record: the run's record, when there is one; the journal then has to be of the record's run.
         entries: all entries of the run.
+        run_id: the run it has to be, where there is no record; by default the first entry's word is taken.
 
     Raises:
         VerificationError: what `verify_entry` and `fold` raise, and RECORD_MISMATCH (facts: `field`).
@@ -60,7 +72,10 @@ def verify_run(program: CompiledProgram, record: RunRecord | None, entries: Sequ
     steps: list[tuple[str, str]] = []
     check = "chain"
     try:
-        run_id = record.run_id if record is not None else _run_of(entries)
+        if record is not None:
+            run_id = record.run_id
+        elif run_id is None:
+            run_id = read_facts(entries[0]).run if entries else ""
         payloads = _verify_entries(run_id, entries)
         steps.append(("chain", f"{len(entries)} entries, head {entries[-1].digest}"))
         steps.append(("commitments", f"{payloads} payloads"))
@@ -83,10 +98,6 @@ def verify_run(program: CompiledProgram, record: RunRecord | None, entries: Sequ
     return Verified(state, steps)
 
 
-def _run_of(entries: Sequence[Entry]) -> str:
-    return read_facts(entries[0]).run if entries else ""
-
-
 def _verify_entries(run_id: str, entries: Sequence[Entry]) -> int:
     """Chain and commitments together, so that what is reported is the first bad entry."""
     if not entries:
@@ -95,19 +106,26 @@ def _verify_entries(run_id: str, entries: Sequence[Entry]) -> int:
     payloads = 0
     for seq, entry in enumerate(entries):
         facts: Facts = verify_entry(entry, run_id, head, seq)
-        # Bytes that other readers might understand otherwise (a name twice, say) are no evidence.
-        canonical_form = canonical.is_canonical(entry.facts)
-        if entry.payload is not None:
-            payloads += 1
-            canonical_form = canonical_form and canonical.is_canonical(entry.payload)
-        if not canonical_form:
+        if not _is_canonical(run_id, head, entry, facts):
             raise VerificationError(
                 "JOURNAL_MALFORMED",
                 f"entry {seq}: a {facts.type} that is not in canonical form",
                 facts={"seq": seq},
             )
+        payloads += entry.payload is not None
         head = entry.digest
     return payloads
+
+
+def _is_canonical(run_id: str, head: str, entry: Entry, facts: Facts) -> bool:
+    """Whether the entry is written as it has to be: bytes that other readers might understand otherwise (a
+    name twice, say) are no evidence."""
+    event, *then = open_events(entry, facts)
+    try:
+        sealed = Chain(run_id, entry.seq, head).seal(event, entry.salt, entry.payload, then)
+    except InputError:
+        return False
+    return sealed == entry and (entry.payload is None or canonical.is_canonical(entry.payload))
 
 
 class _Replay:
@@ -172,7 +190,7 @@ def _check_record(
         _agree("head", record.head, entries[record.length - 1].digest)
     _agree("status", record.status, now.status)
     _agree("status", record.status, then.status)
-    _agree("outcome", record.outcome, now.outcome)
+    _agree("outcome", record.outcome, then.outcome)
     _agree("waits", record.waits, then.waits)
     _agree("wake_at_ms", record.wake_at_ms, then.wake_at_ms)
 

@@ -28,7 +28,7 @@ def leaf_of(program: CompiledProgram, settled: Settled) -> bytes:
     """Canonical bytes of one step result, as `trace_hash` and comparisons see it.
 
     A condition that was decided has its `verdict`; another step that succeeded or was skipped has its
-    `output`; a step that failed has the `error` type and neither.
+    `output`; a step that failed has the `error` type; one whose outcome stayed unknown has none of them.
     """
     step = program.steps[settled.step]
     leaf: dict[str, Any] = {
@@ -40,10 +40,11 @@ def leaf_of(program: CompiledProgram, settled: Settled) -> bytes:
         leaf["item"] = settled.item
     if settled.status is StepStatus.FAILED:
         leaf["error"] = settled.error
-    elif step.kind is not Kind.CONDITION:
+    elif step.kind is Kind.CONDITION:
+        if settled.status is StepStatus.SUCCESS:
+            leaf["verdict"] = settled.output
+    elif settled.status is not StepStatus.UNKNOWN:
         leaf["output"] = settled.output
-    elif settled.status is StepStatus.SUCCESS:
-        leaf["verdict"] = settled.output
     return canonical.encode(leaf)
 
 

@@ -155,7 +155,7 @@ class Trace:
     @cached_property
     def steps(self) -> list[TraceStep]:
         """Occurrences of steps in the order they settled, the lanes of a settled group as declared; then
-        those in progress, then those given up when the run began to end."""
+        those in progress."""
         state, ledger = self._folded
         return ledger.steps(state)
 

@@ -18,16 +18,12 @@ def key_of(activity: Activity) -> int:
 
 
 def add(state: State, activity: Activity) -> None:
-    """Take up a new activity in whatever phase it begins."""
+    """Take up a group, or a compensation that has been started."""
     key = key_of(activity)
     state.active[key] = activity
-    phase = activity.phase
-    if phase is _READY:
-        state.ready[key] = None
+    if activity.phase is _STARTED:
         state.busy += 1
-    elif phase <= LAST_BUSY:
-        state.busy += 1
-    elif phase is not _GROUP or activity.due_ms:
+    elif activity.due_ms:
         state.parked[key] = None
 
 

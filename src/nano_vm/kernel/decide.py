@@ -47,7 +47,13 @@ def decide(program: CompiledProgram, state: State) -> list[Command]:
     """
     if state.active:
         active = state.active
-        commands = [_dispatch(program, state, active[key]) for key in state.ready]
+        commands: list[Command] = []
+        for key in state.ready:
+            activity = active[key]
+            if key >= 0:
+                commands.append(_dispatch(state, program.steps[activity.step], activity))
+            else:
+                commands.append(_compensate(program, state, activity.attempt))
         if state.parked:
             for key in state.parked:
                 command = _parked(program, state, active[key])
@@ -82,10 +88,7 @@ def incomplete(state: State) -> list[str]:
     return [] if state.ending == _SUCCESS else state.incomplete
 
 
-def _dispatch(program: CompiledProgram, state: State, activity: Activity) -> Command:
-    if activity.step < 0:
-        return _compensate(program, state, activity.attempt)
-    step = program.steps[activity.step]
+def _dispatch(state: State, step: CompiledStep, activity: Activity) -> Command:
     action = step.action
     if type(action) is ToolAction:
         return CallTool(

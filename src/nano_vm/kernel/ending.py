@@ -19,13 +19,11 @@ _TOOL = Kind.TOOL
 def end(
     program: CompiledProgram, state: State, status: RunStatus, error: dict[str, Any] | None = None
 ) -> None:
-    """Decide the terminal status; a no-op when it is decided already.
+    """Decide the terminal status of a run that is going.
 
     What waits or has not been dispatched is given up. What was dispatched stays until its outcome is known,
     children that wait are to be stopped, and groups stay until their last lane has settled.
     """
-    if state.stage is not _GOING:
-        return
     state.stage = _ENDING
     state.ending = status.value
     state.error = error

@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import UNSET as ABSENT
 
 from nano_vm.kernel.state import Activity, Phase, Rejection, State, activity_key
-from nano_vm.program.compiled import CompiledProgram
+from nano_vm.program.compiled import CompiledProgram, Kind
 
 
 def find(program: CompiledProgram, state: State, event: Any) -> Activity | Rejection:
@@ -34,6 +34,10 @@ def find(program: CompiledProgram, state: State, event: Any) -> Activity | Rejec
 
 
 def _absent(program: CompiledProgram, state: State, event: Any, index: int) -> Rejection:
+    parent = program.steps[index].parent
+    in_map = parent >= 0 and program.steps[parent].kind is Kind.MAP
+    if (event.item is not ABSENT) is not in_map:
+        return Rejection("OUT_OF_ORDER", f"`{event.step}` has {'items' if in_map else 'no items'}")
     if 1 <= event.occurrence <= state.occurrences[index] and not _queued(program, state, event, index):
         return Rejection("DUPLICATE", f"`{event.step}` #{event.occurrence} is settled")
     return Rejection("OUT_OF_ORDER", f"`{event.step}` #{event.occurrence} is not in progress")

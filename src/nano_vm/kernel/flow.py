@@ -22,14 +22,7 @@ _PASSED_MAX = 256
 
 
 def move(program: CompiledProgram, state: State, todo: list[int]) -> None:
-    """Go on with what a transition has put on `todo`. A DAG is done when nothing is in progress any more."""
-    if todo:
-        _run_todo(program, state, todo)
-    if program.is_dag and not state.active and state.stage is _GOING:
-        end(program, state, RunStatus.SUCCESS)
-
-
-def _run_todo(program: CompiledProgram, state: State, todo: list[int]) -> None:
+    """Go on with what a transition has put on `todo`, until something has to be awaited."""
     place = 0
     while place < len(todo):
         if state.stage is not _GOING:
@@ -47,10 +40,14 @@ def _run_todo(program: CompiledProgram, state: State, todo: list[int]) -> None:
             # A long chain of conditions must not keep what it has passed.
             del todo[:place]
             place = 0
+    if program.is_dag and not state.active and state.stage is _GOING:
+        # A DAG is done when nothing is in progress any more.
+        end(program, state, RunStatus.SUCCESS)
 
 
 def _enter(program: CompiledProgram, state: State, step: CompiledStep, todo: list[int]) -> None:
-    if not admits_step(program, state):
+    metered = state.tokens_max or state.cost_nanousd_max or state.duration_ms_max or state.stalled_steps_max
+    if (metered or state.steps >= state.steps_max) and not admits_step(program, state):
         return
     index = step.index
     occurrence = state.occurrences[index] + 1

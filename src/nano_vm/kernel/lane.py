@@ -14,6 +14,7 @@ from nano_vm.errors import NanoVMError
 from nano_vm.kernel.activity import remove
 from nano_vm.kernel.flow import move
 from nano_vm.kernel.opening import prepare
+from nano_vm.kernel.settle import end_here
 from nano_vm.kernel.state import Activity, Phase, Stage, State
 from nano_vm.program.compiled import CompiledProgram, CompiledStep, Kind
 
@@ -40,7 +41,7 @@ def lane(program: CompiledProgram, state: State) -> Activity | None:
 
 def is_plain(step: CompiledStep) -> bool:
     """Whether `advance` may take the step's success."""
-    return step.parent < 0 and step.compensation is None and not step.is_terminal
+    return step.parent < 0 and step.compensation is None
 
 
 def begin(state: State, activity: Activity, effect: str) -> None:
@@ -69,54 +70,55 @@ def advance(
         state.settled = []
     if state.verdicts:
         state.verdicts = []
+    if step.is_terminal:
+        remove(state, activity)
+        end_here(program, state, step)
+        return False
     steps = program.steps
     index = step.next
     while index >= 0 and state.steps < state.steps_max:
         coming = steps[index]
+        action: Any = coming.action
         kind = coming.kind
         if kind is _TOOL:
+            # The settled activity stands for the step that is entered: it holds nothing of an attempt that
+            # succeeded at once.
             if activity.phase is _READY:
                 del state.ready[step.index]
-            _reuse(state, activity, coming, step.index, index)
+            state.occurrences[index] = activity.occurrence = state.occurrences[index] + 1
+            state.steps += 1
+            activity.step = index
+            activity.entered_ms = state.now_ms
+            activity.effect = ""
+            activity.business_key = None
+            activity.phase = _READY
+            active = state.active
+            del active[step.index]
+            active[index] = activity
+            state.ready[index] = None
+            if action.idempotency_key is None:
+                try:
+                    activity.request = action.args.render(slots)
+                    return True
+                except NanoVMError:
+                    pass  # the general path says what went wrong
             todo: list[int] = []
             prepare(program, state, coming, activity, todo)
-            if activity.phase is _READY and not todo:
-                return state.active.get(index) is activity
             move(program, state, todo)
-            return False
+            return lane(program, state) is activity
         if kind is not _CONDITION:
             break
-        action: Any = coming.action
         try:
             verdict = action.test(slots)
         except NanoVMError:
-            break  # the general path says what went wrong
+            break
         target = action.then if verdict else action.otherwise
         if target < 0:
             break
-        occurrence = state.occurrences[index] + 1
-        state.occurrences[index] = occurrence
+        state.occurrences[index] = occurrence = state.occurrences[index] + 1
         state.steps += 1
         state.verdicts.append([coming.id, occurrence, verdict])
         index = target
     remove(state, activity)
     move(program, state, [index])
     return False
-
-
-def _reuse(state: State, activity: Activity, step: CompiledStep, was: int, index: int) -> None:
-    """Let the settled activity stand for the step that is entered: it holds nothing of an attempt that succeeded at
-    once."""
-    occurrence = state.occurrences[index] + 1
-    state.occurrences[index] = occurrence
-    state.steps += 1
-    activity.step = index
-    activity.occurrence = occurrence
-    activity.entered_ms = state.now_ms
-    activity.effect = ""
-    activity.business_key = None
-    activity.phase = _READY
-    active = state.active
-    del active[was]
-    active[index] = activity
-    state.ready[index] = None

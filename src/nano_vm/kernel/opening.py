@@ -38,7 +38,15 @@ def open_activity(
     state.active[key] = activity
     state.ready[key] = None
     state.busy += 1
-    prepare(program, state, step, activity, todo)
+    action = step.action
+    if type(action) is ToolAction and action.idempotency_key is None:
+        # The common case of `prepare`, without the call.
+        try:
+            activity.request = action.args.render(state.slots)
+        except NanoVMError as error:
+            fail(program, state, step, activity, error.code, error.message, False, 0, todo)
+    else:
+        prepare(program, state, step, activity, todo)
 
 
 def prepare(

@@ -14,7 +14,7 @@ from nano_vm.expr.reference import UNSET
 from nano_vm.kernel.activity import release_reservation, remove, set_phase
 from nano_vm.kernel.dag import settle_edges
 from nano_vm.kernel.ending import end, leave_group, place_of
-from nano_vm.kernel.state import Activity, Phase, RunStatus, Settled, Stage, State, StepStatus, Undo
+from nano_vm.kernel.state import STATUSES, Activity, Phase, RunStatus, Settled, Stage, State, StepStatus, Undo
 from nano_vm.program.compiled import (
     SLOT_INDEX,
     SLOT_ITEM,
@@ -24,6 +24,7 @@ from nano_vm.program.compiled import (
 )
 
 _GOING = Stage.GOING
+_STARTED = Phase.STARTED
 _SUCCESS, _FAILED, _SKIPPED = StepStatus.SUCCESS, StepStatus.FAILED, StepStatus.SKIPPED
 _WAIT = Kind.WAIT
 
@@ -46,7 +47,16 @@ def succeed(
     status: StepStatus = _SUCCESS,
 ) -> None:
     """A step has its result (SKIPPED steps have `null`): bind it and move on."""
-    remove(state, activity)
+    if (
+        activity.phase is _STARTED
+        and activity.item < 0
+        and not (state.parked or activity.reserved_tokens or activity.reserved_cost_nanousd)
+    ):
+        # The common case of `remove`, without the call.
+        del state.active[activity.step]
+        state.busy -= 1
+    else:
+        remove(state, activity)
     if step.compensation is not None and status is _SUCCESS:
         fault = _remember_undo(state, step, activity, value)
         if fault is not None:
@@ -68,7 +78,18 @@ def _settle_value(
     substituted: bool,
     status: StepStatus,
 ) -> None:
-    _bind(state, step, activity, value)
+    slots = state.slots
+    if activity.item < 0:
+        # Lanes of a map have no names of their own: which comes last would be chance.
+        slot = step.output_slot
+        if state.stalled_steps_max and step.parent < 0:
+            _count_stalled(state, step, value)
+        if slot >= 0:
+            slots[slot] = value
+        if step.key_slot >= 0:
+            slots[step.key_slot] = value
+    if step.error_slot >= 0:
+        slots[step.error_slot] = None
     state.settled.append(
         Settled(
             step.index,
@@ -87,7 +108,7 @@ def _settle_value(
     elif state.stage is _GOING:
         if step.is_terminal:
             state.last_output = value
-            _end_here(program, state, step)
+            end_here(program, state, step)
         elif not program.is_dag:
             state.last_output = value
             todo.append(step.next)
@@ -99,32 +120,23 @@ def _settle_value(
             settle_edges(program, state, step, "done", todo)
 
 
-def _end_here(program: CompiledProgram, state: State, step: CompiledStep) -> None:
+def end_here(program: CompiledProgram, state: State, step: CompiledStep) -> None:
+    """The run ends as the terminal step says."""
     state.outcome = step.outcome
     error = None
     if step.final_status != "SUCCESS":
         error = {"type": "GOVERNED_FAILURE", "message": "", "attempts": 0, "step": step.id}
-    end(program, state, RunStatus(step.final_status), error)
+    end(program, state, STATUSES[step.final_status], error)
 
 
-def _bind(state: State, step: CompiledStep, activity: Activity, value: Any) -> None:
-    """Give a result its names. Lanes of a map have none of their own: which comes last would be chance."""
-    slots = state.slots
-    slot = step.output_slot
-    if activity.item < 0:
-        if state.stalled_steps_max and step.parent < 0:
-            if step.kind is _WAIT:
-                state.stalled = 0
-            elif slot >= 0:
-                old = slots[slot]
-                same = old is not UNSET and canonical.encode(old) == canonical.encode(value)
-                state.stalled = state.stalled + 1 if same else 0
-        if slot >= 0:
-            slots[slot] = value
-        if step.key_slot >= 0:
-            slots[step.key_slot] = value
-    if step.error_slot >= 0:
-        slots[step.error_slot] = None
+def _count_stalled(state: State, step: CompiledStep, value: Any) -> None:
+    """Count the steps in a row that changed no bound value; a wait begins the count anew."""
+    if step.kind is _WAIT:
+        state.stalled = 0
+        return
+    old = state.slots[step.output_slot]
+    same = old is not UNSET and canonical.encode(old) == canonical.encode(value)
+    state.stalled = state.stalled + 1 if same else 0
 
 
 def _remember_undo(state: State, step: CompiledStep, activity: Activity, value: Any) -> NanoVMError | None:

@@ -32,6 +32,9 @@ class RunStatus(StrEnum):
         return self not in (RunStatus.RUNNING, RunStatus.SUSPENDED)
 
 
+STATUSES = {status.value: status for status in RunStatus}  # cheaper than calling the enumeration
+
+
 class StepStatus(StrEnum):
     """Status of one occurrence of a step."""
 
@@ -270,7 +273,7 @@ class State(msgspec.Struct, kw_only=True):
     @property
     def status(self) -> RunStatus:
         if self.stage is _ENDED:
-            return RunStatus(self.ending)
+            return STATUSES[self.ending]
         if not self.busy and self.active and self.stage is not _NEW:
             return RunStatus.SUSPENDED
         return RunStatus.RUNNING

@@ -65,8 +65,9 @@ def apply(program: CompiledProgram, state: State, event: ev.Event) -> State | Re
         refusal = _refused_by_stage(state, event)
         if refusal is not None:
             return refusal
-    handler = _HANDLERS.get(type(event))
-    if handler is None:
+    try:
+        handler = _HANDLERS[type(event)]
+    except KeyError:
         return Rejection("MALFORMED", f"no event is a {type(event).__name__}")
     settled, verdicts = state.settled, state.verdicts
     if settled:
@@ -105,10 +106,10 @@ def _step_started(program: CompiledProgram, state: State, event: ev.StepStarted)
     activity: Activity = found  # type: ignore[assignment]
     if activity.phase is not _READY:
         return wrong_phase(event, activity.phase)
-    if activity.step >= 0 and program.steps[activity.step].kind is _CALL:
+    if program.steps[activity.step].kind is _CALL:
         return Rejection("OUT_OF_ORDER", f"`{event.step}` starts a child")
     payload = event.payload
-    same = payload is ABSENT or payload == activity.request
+    same = payload is activity.request or payload is ABSENT or payload == activity.request
     # The prefix of a fork was recorded under another run id, which requests may hold.
     if not same and state.seq >= state.fork_seq:
         return Rejection("MISMATCH", f"`{event.step}` renders another request")
@@ -124,7 +125,7 @@ def _step_started(program: CompiledProgram, state: State, event: ev.StepStarted)
         activity.effect = event.effect
     # READY and STARTED are both busy: only the queue of what is to be dispatched changes.
     activity.phase = _STARTED
-    del state.ready[key_of(activity)]
+    del state.ready[activity.step if activity.item < 0 else key_of(activity)]
     return None
 
 
@@ -176,7 +177,8 @@ def _step_succeeded(program: CompiledProgram, state: State, event: ev.StepSuccee
             return refusal
     if event.at_ms > state.now_ms:
         advance_clock(state, event.at_ms)
-    _spend(state, event)
+    if not (event.tokens_in is event.tokens_out is event.cost_nanousd is ABSENT):
+        _spend(state, event)
     todo: list[int] = []
     succeed(program, state, step, activity, value, todo, substituted)
     move(program, state, todo)

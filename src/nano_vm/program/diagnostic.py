@@ -1,7 +1,8 @@
 """Findings as data, and how a human reads them (STYLE §6).
 
-A `Diagnostic` is one finding about a program: a stable code, where it is, what is wrong and how to mend it. Nothing in
-here decides anything; document loading, field validation and the compiler make diagnostics, the command line shows them.
+A `Diagnostic` is one finding about a program: a stable code, where it is, what is wrong and how to mend it.
+Nothing in here decides anything; document loading, field validation and the compiler make diagnostics, the
+command line shows them.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ _EXCERPT_WIDTH = 100
 class Diagnostic(msgspec.Struct, frozen=True):
     """One finding.
 
-    `place.line` and `place.column` are 1-based; where the document has no text (a dict), `line` is 0, `place.path` is the
-    JSON Pointer and `column`, when not 0, counts within the string found there. `length` is the width of the culprit in
-    characters (at least 1).
+    `place.line` and `place.column` are 1-based; where the document has no text (a dict), `line` is 0,
+    `place.path` is the JSON Pointer and `column`, when not 0, counts within the string found there. `length`
+    is the width of the culprit in characters (at least 1).
     """
 
     code: str
@@ -37,7 +38,8 @@ class Diagnostic(msgspec.Struct, frozen=True):
     length: int = 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the finding as JSON: code, severity, file, line, column, length, path, step, field, message, help."""
+        """Returns the finding as JSON: code, severity, file, line, column, length, path, step, field,
+        message, help."""
         place = self.place
         return {
             "code": self.code,

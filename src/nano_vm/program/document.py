@@ -1,7 +1,7 @@
 """A program as its author wrote it: plain data, and the place of everything in it.
 
-YAML, JSON and Python dicts all become a `Document`. Loading never raises for what the text says: whatever is wrong is in
-`findings`, and `data` holds what could be understood.
+YAML, JSON and Python dicts all become a `Document`. Loading never raises for what the text says: whatever is
+wrong is in `findings`, and `data` holds what could be understood.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Document:
     """Plain JSON data with places.
 
     Attributes:
-        data: dict, list, str, int, float, bool or None, sharing nothing with the caller; None when unreadable.
+        data: dict, list, str, int, float, bool or None, sharing nothing with the caller; None when
+            unreadable.
         text: the source text, None for dicts.
         file: its name, for messages.
         findings: what is wrong with the document itself.

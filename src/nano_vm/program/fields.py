@@ -1,7 +1,7 @@
 """The table of the language: every field of SPEC §2, once.
 
-Structural validation (`validate`) and the published JSON Schema (`schema`) are both made from this table, so they cannot
-disagree. Rules are written in a small subset of JSON Schema 2020-12.
+Structural validation (`validate`) and the published JSON Schema (`schema`) are both made from this table, so
+they cannot disagree. Rules are written in a small subset of JSON Schema 2020-12.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ Rule = dict[str, Any]
 STEP_TYPES = ("llm", "tool", "condition", "parallel", "wait", "map", "call")
 LANE_TYPES = ("llm", "tool", "call", "wait")  # what may stand inside parallel and map
 
-# Known parts of the language that nothing enforces yet. They are refused rather than ignored; removing a name here
-# (and giving it a row below) switches it on.
+# Known parts of the language that nothing enforces yet. They are refused rather than ignored; removing a name
+# here (and giving it a row below) switches it on.
 UNAVAILABLE_FIELDS = frozenset({"private", "subject", "approves", "tools", "max_turns"})
 UNAVAILABLE_TYPES = frozenset({"agent"})
 
@@ -115,68 +115,146 @@ _ROWS: tuple[Field, ...] = (
     Field("id", _ALL, _IDENTIFIER, "The step's name, unique in the program.", required=True),
     Field("type", _ALL, {"type": "string", "enum": list(STEP_TYPES)}, "What the step does.", required=True),
     Field("description", _ALL, {"type": "string"}, "What the step is for."),
-    Field("depends_on", _ALL, {"type": "array", "items": _IDENTIFIER, "uniqueItems": True},
-          "Steps that must have settled before; makes the program a DAG.", places=(_LIST,)),
+    Field(
+        "depends_on",
+        _ALL,
+        {"type": "array", "items": _IDENTIFIER, "uniqueItems": True},
+        "Steps that must have settled before; makes the program a DAG.",
+        places=(_LIST,),
+    ),
     # --- llm
     Field("prompt", ("llm",), _TEXT, "Template of the prompt.", required=True),
     Field("system", ("llm",), _TEXT, "Template of the system message."),
     Field("model", ("llm",), _TEXT, "Template of the model's name; the runtime's default without it."),
     Field("params", ("llm",), _OBJECT, "Provider-neutral parameters (templates), such as max_tokens."),
-    Field("allowed_outputs", ("llm",), {"type": "array", "items": _TEXT, "minItems": 1, "uniqueItems": True},
-          "The only answers that pass, after stripping white space."),
+    Field(
+        "allowed_outputs",
+        ("llm",),
+        {"type": "array", "items": _TEXT, "minItems": 1, "uniqueItems": True},
+        "The only answers that pass, after stripping white space.",
+    ),
     Field("normalize", ("llm",), {"type": "string", "enum": ["casefold"]}, "How answers are compared."),
-    Field("output_schema", ("llm",), {"type": ["object", "boolean"]}, "JSON Schema of the answer; it is then parsed."),
+    Field(
+        "output_schema",
+        ("llm",),
+        {"type": ["object", "boolean"]},
+        "JSON Schema of the answer; it is then parsed.",
+    ),
     # --- tool
     Field("tool", ("tool",), _TEXT, "The tool's name.", required=True),
     Field("args", ("tool",), _OBJECT, "The tool's arguments (templates; references keep their type)."),
     Field("idempotency_key", ("tool",), _TEXT, "Template of the business key of this action, across runs."),
-    Field("compensate", ("tool",), _COMPENSATE, "The tool that undoes this step when the run does not succeed."),
+    Field(
+        "compensate", ("tool",), _COMPENSATE, "The tool that undoes this step when the run does not succeed."
+    ),
     # --- condition
     Field("condition", ("condition",), _TEXT, "An expression.", required=True),
     Field("then", ("condition",), _IDENTIFIER, "The step to go to when it holds, or `continue`."),
     Field("otherwise", ("condition",), _IDENTIFIER, "The step to go to when it does not, or `continue`."),
     # --- parallel
-    Field("parallel_steps", ("parallel",), {"type": "array", "minItems": 1}, "Sub-steps that run at once.",
-          required=True),
+    Field(
+        "parallel_steps",
+        ("parallel",),
+        {"type": "array", "minItems": 1},
+        "Sub-steps that run at once.",
+        required=True,
+    ),
     # --- wait
     Field("event", ("wait",), _EVENT, "The event to wait for."),
-    Field("seconds", ("wait",), {"type": ["number", "string"], "exclusiveMinimum": 0, "maximum": SECONDS_MAX,
-                                 "minLength": 1}, "A durable timer: a number, or a template of one."),
-    Field("until", ("wait",), {"type": ["number", "string"], "exclusiveMinimum": 0, "minLength": 1},
-          "RFC 3339 time or epoch seconds, or a template of one."),
+    Field(
+        "seconds",
+        ("wait",),
+        {"type": ["number", "string"], "exclusiveMinimum": 0, "maximum": SECONDS_MAX, "minLength": 1},
+        "A durable timer: a number, or a template of one.",
+    ),
+    Field(
+        "until",
+        ("wait",),
+        {"type": ["number", "string"], "exclusiveMinimum": 0, "minLength": 1},
+        "RFC 3339 time or epoch seconds, or a template of one.",
+    ),
     Field("accept", ("wait",), _TEXT, "An expression over `$event`; events it refuses are rejected."),
     Field("approvers", ("wait",), _ROLES, "Roles, one of which must approve."),
     # --- map
-    Field("over", ("map",), {"type": ["string", "array"], "minLength": 1}, "The list: a reference or a template.",
-          required=True),
-    Field("step", ("map",), _OBJECT, "The sub-step, run once per element (`$item`, `$index`).", required=True),
+    Field(
+        "over",
+        ("map",),
+        {"type": ["string", "array"], "minLength": 1},
+        "The list: a reference or a template.",
+        required=True,
+    ),
+    Field(
+        "step", ("map",), _OBJECT, "The sub-step, run once per element (`$item`, `$index`).", required=True
+    ),
     Field("max_items", ("map",), _COUNT, "A longer list fails before its first element.", default=1000),
     Field("max_concurrency", ("map", "parallel"), _COUNT, "How many sub-steps run at once."),
     # --- call
     Field("program", ("call",), _LABEL, "Name or hash of a stored program.", required=True),
     Field("inputs", ("call",), _OBJECT, "The child's inputs (templates)."),
     # --- every step that does something
-    Field("output_key", _ALL_BUT_CONDITION, _IDENTIFIER, "Also binds the output as `$key`.",
-          places=(_LIST, _PARALLEL)),
+    Field(
+        "output_key",
+        _ALL_BUT_CONDITION,
+        _IDENTIFIER,
+        "Also binds the output as `$key`.",
+        places=(_LIST, _PARALLEL),
+    ),
     Field("next_step", _ALL_BUT_CONDITION, _IDENTIFIER, "Continue there.", places=(_LIST,)),
-    Field("is_terminal", _ALL_BUT_CONDITION, {"type": "boolean"}, "The run ends after this step.", default=False,
-          places=(_LIST,)),
-    Field("final_status", _ALL_BUT_CONDITION, {"type": "string", "enum": ["SUCCESS", "FAILED"]},
-          "The status a terminal step ends the run with.", default="SUCCESS", places=(_LIST,)),
-    Field("outcome", _ALL_BUT_CONDITION, _LABEL, "The business outcome a terminal step ends the run with.",
-          places=(_LIST,)),
-    Field("on_error", _ALL_BUT_CONDITION, {"type": "string", "enum": ["fail", "skip", "retry"]},
-          "What a failed attempt means.", default="fail"),
-    Field("max_retries", _ALL_BUT_CONDITION, {**_COUNT, "maximum": 1000}, "Attempts in total, with on_error: retry.",
-          default=3),
+    Field(
+        "is_terminal",
+        _ALL_BUT_CONDITION,
+        {"type": "boolean"},
+        "The run ends after this step.",
+        default=False,
+        places=(_LIST,),
+    ),
+    Field(
+        "final_status",
+        _ALL_BUT_CONDITION,
+        {"type": "string", "enum": ["SUCCESS", "FAILED"]},
+        "The status a terminal step ends the run with.",
+        default="SUCCESS",
+        places=(_LIST,),
+    ),
+    Field(
+        "outcome",
+        _ALL_BUT_CONDITION,
+        _LABEL,
+        "The business outcome a terminal step ends the run with.",
+        places=(_LIST,),
+    ),
+    Field(
+        "on_error",
+        _ALL_BUT_CONDITION,
+        {"type": "string", "enum": ["fail", "skip", "retry"]},
+        "What a failed attempt means.",
+        default="fail",
+    ),
+    Field(
+        "max_retries",
+        _ALL_BUT_CONDITION,
+        {**_COUNT, "maximum": 1000},
+        "Attempts in total, with on_error: retry.",
+        default=3,
+    ),
     Field("retry", _ALL_BUT_CONDITION, _RETRY, "Back-off between attempts."),
-    Field("on_failure", _ALL_BUT_CONDITION, _IDENTIFIER, "Continue there when the step has failed for good.",
-          places=(_LIST,)),
+    Field(
+        "on_failure",
+        _ALL_BUT_CONDITION,
+        _IDENTIFIER,
+        "Continue there when the step has failed for good.",
+        places=(_LIST,),
+    ),
     Field("timeout_seconds", _ALL_BUT_CONDITION, _SECONDS, "How long one attempt may take."),
-    Field("on_timeout", _ALL_BUT_CONDITION, {"type": "string", "enum": ["fail", "fallback"]},
-          "What a time-out means.", default="fail"),
+    Field(
+        "on_timeout",
+        _ALL_BUT_CONDITION,
+        {"type": "string", "enum": ["fail", "fallback"]},
+        "What a time-out means.",
+        default="fail",
+    ),
     Field("fallback", _ALL_BUT_CONDITION, {}, "The value that takes the output's place after a time-out."),
-)  # fmt: skip
+)
 
 STEP_FIELDS: dict[str, Field] = {field.name: field for field in _ROWS}
 

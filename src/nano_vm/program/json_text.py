@@ -1,7 +1,7 @@
 """JSON text into plain data, strictly (RFC 8259), with the place of every key and value.
 
-The standard library's parser says where a syntax error is, but not where values are, and lets duplicate keys and NaN
-pass. This one does neither, and names the mistakes people make.
+The standard library's parser says where a syntax error is, but not where values are, and lets duplicate keys
+and NaN pass. This one does neither, and names the mistakes people make.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class _Fatal(Exception):
 
 
 class _Node:
-    """Where a value stands; `items` are the nodes of an array, `fields` key span and node of an object's members."""
+    """Where a value stands; `items` are the nodes of an array, `fields` key span and node of an object's
+    members."""
 
     __slots__ = ("end", "fields", "items", "start", "value")
 
@@ -48,7 +49,8 @@ class _Node:
 
 
 def load(text: str) -> Loaded:
-    """Returns the data of a JSON document and everything that is wrong with it. Syntax errors end the load."""
+    """Returns the data of a JSON document and everything that is wrong with it. Syntax errors end the
+    load."""
     reader = _Reader(text)
     if not text.strip(" \t\n\r"):
         return Loaded(None, [], True)

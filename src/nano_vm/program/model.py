@@ -21,9 +21,10 @@ from nano_vm.program.validate import validate
 class Program:
     """A program as its author wrote it, immutable.
 
-    Every field is known, of the right type and in its place; whether references, branches and types hold together is
-    what the compiler finds out. Make one with `from_dict`, `from_yaml`, `from_json` or `from_file`; each raises
-    ProgramError with `diagnostics`, the list of all findings, and the code of the only one or INVALID_PROGRAM.
+    Every field is known, of the right type and in its place; whether references, branches and types hold
+    together is what the compiler finds out. Make one with `from_dict`, `from_yaml`, `from_json` or
+    `from_file`; each raises ProgramError with `diagnostics`, the list of all findings, and the code of the
+    only one or INVALID_PROGRAM.
     """
 
     __slots__ = ("_canonical", "_data", "_hash", "document")
@@ -67,7 +68,8 @@ class Program:
         """Makes a program from a `.json` file or, with any other name, a YAML file.
 
         Raises:
-            ProgramError: PROGRAM_UNREADABLE when the file cannot be opened or read, or as for all constructors.
+            ProgramError: PROGRAM_UNREADABLE when the file cannot be opened or read, or as for all
+            constructors.
         """
         return cls(documents.from_file(path))
 

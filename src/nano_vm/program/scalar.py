@@ -1,7 +1,7 @@
 """From an offset within a string to where that character stands in the author's file.
 
-A condition is a YAML or JSON string. When its 17th character is wrong, the caret has to stand under that character in
-the file, past quotes, escapes, folds and indentation.
+A condition is a YAML or JSON string. When its 17th character is wrong, the caret has to stand under that
+character in the file, past quotes, escapes, folds and indentation.
 """
 
 from __future__ import annotations

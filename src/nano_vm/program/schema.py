@@ -17,8 +17,8 @@ _PLACES = (
 def program_schema() -> dict[str, Any]:
     """Returns the JSON Schema of a program: for editors, and for anybody who writes programs by machine.
 
-    It says what a well-formed document is; whether its references, branches and types hold together only the compiler
-    can say.
+    It says what a well-formed document is; whether its references, branches and types hold together only the
+    compiler can say.
     """
     properties = {name: _property(field) for name, field in PROGRAM_FIELDS.items()}
     properties["steps"]["items"] = {"$ref": "#/$defs/step"}

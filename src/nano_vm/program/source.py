@@ -27,7 +27,8 @@ class Problem(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Where a key or value stands in a text. `style` and `value` are those of a scalar; `value` is None for others."""
+    """Where a key or value stands in a text. `style` and `value` are those of a scalar; `value` is None for
+    others."""
 
     start: int
     end: int

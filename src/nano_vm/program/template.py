@@ -1,8 +1,9 @@
 """Templates: text and nested data with references in them, compiled to functions of the slots.
 
-`scan` reads a template once, `build` turns it into a closure. Rendering never looks at substituted values for further
-references (P2), and a template that is exactly one reference keeps the value's type. The shapes that programs are made
-of - constants, a single reference, a flat mapping - have closures of their own, since every step renders one.
+`scan` reads a template once, `build` turns it into a closure. Rendering never looks at substituted values for
+further references (P2), and a template that is exactly one reference keeps the value's type. The shapes that
+programs are made of - constants, a single reference, a flat mapping - have closures of their own, since every
+step renders one.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def scan(value: Any, pointer: str, on_error: OnError) -> Scanned:
     Args:
         value: JSON; references are looked for in strings, not in keys.
         pointer: JSON Pointer of the value, handed on to `on_error` and `references`.
-        on_error: called with pointer and error for each string with a malformed reference; it then stands as it is.
+        on_error: called with pointer and error for each string with a malformed reference; it then stands as
+            it is.
     """
     if isinstance(value, str):
         return _scan_text(value, pointer, on_error) if "$" in value else Constant(value)

@@ -10,8 +10,9 @@ import msgspec
 class ToolSchema(msgspec.Struct, frozen=True, kw_only=True):
     """A tool as the compiler sees it.
 
-    `parameters` is the JSON Schema (2020-12) of the object of arguments; `effect` the effect class of SPEC §7 (`pure`,
-    `idempotent`, `keyed`, `transactional`, `reconcilable`, `irreversible`); `output` the JSON Schema of the result, where known.
+    `parameters` is the JSON Schema (2020-12) of the object of arguments; `effect` the effect class of SPEC §7
+    (`pure`, `idempotent`, `keyed`, `transactional`, `reconcilable`, `irreversible`); `output` the JSON Schema
+    of the result, where known.
     """
 
     name: str

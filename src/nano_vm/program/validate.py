@@ -1,7 +1,7 @@
 """Structural validation: is this document a program at all?
 
-Every value is held against the table in `fields`. All findings are reported at once, and the pointers of what was
-refused are kept, so that the compiler can go on with the sound part.
+Every value is held against the table in `fields`. All findings are reported at once, and the pointers of what
+was refused are kept, so that the compiler can go on with the sound part.
 """
 
 from __future__ import annotations
@@ -136,9 +136,9 @@ class _Validator:
             return
         candidates = list(known)
         synonym = _SYNONYMS.get(name)
-        help = f"did you mean `{synonym}`?" if synonym in candidates else did_you_mean(name, candidates)
-        if help is None:
-            help = f"a {where} has " + ", ".join(f"`{candidate}`" for candidate in candidates)
+        help = did_you_mean(name, candidates) or f"a {where} has {_listing(candidates)}"
+        if synonym in candidates:
+            help = f"did you mean `{synonym}`?"
         self._add("UNKNOWN_FIELD", pointer, f"unknown field {quote(name)}", help, key=True, field=name)
 
     # --- steps --------------------------------------------------------------------------------------------
@@ -173,8 +173,13 @@ class _Validator:
             return None
         value, where = step["type"], pointer + "/type"
         if not isinstance(value, str):
-            self._add("WRONG_TYPE", where, f"`type` cannot be {_describe(value)}", "use one of " + _listing(types),
-                      field="type")  # fmt: skip
+            self._add(
+                "WRONG_TYPE",
+                where,
+                f"`type` cannot be {_describe(value)}",
+                "use one of " + _listing(types),
+                field="type",
+            )
             return None
         if value in UNAVAILABLE_TYPES:
             help = "use llm and tool steps: this version does not run agents yet"
@@ -183,7 +188,10 @@ class _Validator:
         if value in types:
             return value
         if value in STEP_TYPES:
-            help = f"inside {place} only {_listing(types)} may stand; move it out, or put it into a program of its own "
+            help = (
+                f"inside {place} only {_listing(types)} may stand; move it out, or put it into a "
+                "program of its own "
+            )
             help += "and `call` that"
             self._add(
                 "SUBSTEP_NOT_ALLOWED",
@@ -232,9 +240,9 @@ class _Validator:
             self._unknown_field(name, pointer, fields, f"{step_type} step")
         elif step_type not in known.on:
             near = closest(name, fields)
-            help = f"`{name}` belongs to {_listing(known.on)} steps" if len(known.on) < len(STEP_TYPES) - 1 else (
-                "a condition only decides: put it on the step before or after"
-            )  # fmt: skip
+            help = "a condition only decides: put it on the step before or after"
+            if len(known.on) < len(STEP_TYPES) - 1:
+                help = f"`{name}` belongs to {_listing(known.on)} steps"
             if near is not None:
                 help += f"; did you mean `{near}`?"
             message = f"`{name}` does not belong to a {step_type} step"
@@ -242,7 +250,10 @@ class _Validator:
         else:
             help = f"put `{name}` on the {place} step itself"
             if name == "output_key":
-                help = "there is one output per element; put `output_key` on the map step, whose output is the list"
+                help = (
+                    "there is one output per element; put `output_key` on the map step, whose output "
+                    "is the list"
+                )
             message = f"`{name}` has no place inside {place}"
             self._add("SUBSTEP_NOT_ALLOWED", pointer, message, help, key=True, field=name)
 
@@ -254,7 +265,10 @@ class _Validator:
         if wanted is not None and not _is_type(value, wanted):
             help = _type_help(value, wanted)
             kinds = [wanted] if isinstance(wanted, str) else wanted
-            message = f"`{field}` must be {' or '.join(_TYPE_NAMES[kind] for kind in kinds)}, not {_describe(value)}"
+            message = (
+                f"`{field}` must be {' or '.join(_TYPE_NAMES[kind] for kind in kinds)}, not "
+                f"{_describe(value)}"
+            )
             self._add("WRONG_TYPE", pointer, message, help, field=field)
             return False
         if isinstance(value, str):
@@ -339,8 +353,13 @@ class _Validator:
             seen: set[str] = set()  # whatever must be unique in this language is a string
             for index, item in enumerate(value):
                 if item in seen:
-                    self._add("BAD_VALUE", f"{pointer}/{index}", f"`{field}` lists {quote(str(item))} twice",
-                              "remove one of them", field=field)  # fmt: skip
+                    self._add(
+                        "BAD_VALUE",
+                        f"{pointer}/{index}",
+                        f"`{field}` lists {quote(str(item))} twice",
+                        "remove one of them",
+                        field=field,
+                    )
                     return False
                 seen.add(item)
         if not passed:

@@ -1,8 +1,9 @@
 """YAML text into plain data, with the place of every key and value.
 
-PyYAML's composer does the syntax; what scalars mean is decided here, by the JSON-like part of YAML 1.2's core schema:
-`true false null`, decimal integers and floats. Everything else is a string, so `yes`, `no`, `on`, `off`, `2024-01-31`,
-`1_000`, `0o17`, `017` and `12:30` are what they look like. Tags, merge keys and unbounded aliases are refused.
+PyYAML's composer does the syntax; what scalars mean is decided here, by the JSON-like part of YAML 1.2's core
+schema: `true false null`, decimal integers and floats. Everything else is a string, so `yes`, `no`, `on`,
+`off`, `2024-01-31`, `1_000`, `0o17`, `017` and `12:30` are what they look like. Tags, merge keys and
+unbounded aliases are refused.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class Loaded(NamedTuple):
 
 
 def load(text: str) -> Loaded:
-    """Returns the data of a YAML document and everything that is wrong with it. Syntax errors end the load."""
+    """Returns the data of a YAML document and everything that is wrong with it. Syntax errors end the
+    load."""
     try:
         too_deep = _depth_problem(text)
         if too_deep is not None:
@@ -99,8 +101,8 @@ _BRACKET = re.compile(r"[\[\]{}]")
 
 
 def _depth_problem(text: str) -> Problem | None:
-    """Returns the problem of a text that nests too deep. The composer of libyaml recurses on the stack of C, so it must
-    never see one. Only what looks suspicious is parsed for it."""
+    """Returns the problem of a text that nests too deep. The composer of libyaml recurses on the stack of C,
+    so it must never see one. Only what looks suspicious is parsed for it."""
     depth = deepest = 0
     for match in _BRACKET.finditer(text):
         depth = depth + 1 if match[0] in "[{" else max(0, depth - 1)
@@ -113,7 +115,7 @@ def _depth_problem(text: str) -> Problem | None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > DEPTH_MAX:
-                return _too_deep(event.start_mark.index)
+                return _too_deep(event.start_mark.index if event.start_mark is not None else 0)
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
     return None
@@ -245,8 +247,9 @@ def _too_deep(index: int) -> Problem:
 def _syntax(error: yaml.YAMLError, text: str) -> Problem:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     index = min(mark.index, len(text)) if mark is not None else int(getattr(error, "position", 0) or 0)
-    if "quoted scalar" in str(getattr(error, "context", "")) and error.context_mark is not None:
-        index = error.context_mark.index  # where the quote was opened says more than the end of the file
+    opened = getattr(error, "context_mark", None)
+    if "quoted scalar" in str(getattr(error, "context", "")) and opened is not None:
+        index = opened.index  # where the quote was opened says more than the end of the file
     problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML")
     context = str(getattr(error, "context", None) or "")
     at = text[index : index + 1]
@@ -276,7 +279,8 @@ def _syntax_help(problem: str, at: str) -> str:
 
 
 class Spans:
-    """Where keys and values stand. Composing again is cheaper than keeping every position of every program."""
+    """Where keys and values stand. Composing again is cheaper than keeping every position of every
+    program."""
 
     def __init__(self, text: str) -> None:
         self._root = None

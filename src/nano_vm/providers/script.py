@@ -106,7 +106,9 @@ def _check_answer(path: Path, number: int, answer: Any) -> None:
         )
 
 
-_HELP = 'an answer is a text, or an object such as {"text": "yes", "prompt_tokens": 12, "completion_tokens": 1}'
+_HELP = (
+    'an answer is a text, or an object such as {"text": "yes", "prompt_tokens": 12, "completion_tokens": 1}'
+)
 
 
 def read_data(path: Path, code: str) -> Any:

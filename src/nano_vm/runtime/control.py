@@ -176,9 +176,7 @@ async def _to_parked(engine: Engine, run: Run, kind: str, letter: dict[str, Any]
     return engine.trace_of(run)
 
 
-def hand_in(
-    engine: Engine, run: Run, kind: str, letter: dict[str, Any]
-) -> asyncio.Future[Rejection | None]:
+def hand_in(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> asyncio.Future[Rejection | None]:
     """Give a letter to a run that we own, or to the child of it that waits for it. The future says whether it was
     admitted, once that is durable; what is refused is journaled where it was refused. It raises RunLeft when the run
     was let go before."""
@@ -191,9 +189,7 @@ def hand_in(
     return target.deliver(*built)
 
 
-def _addressee(
-    engine: Engine, run: Run, kind: str, letter: dict[str, Any]
-) -> tuple[Run, str | None] | None:
+def _addressee(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> tuple[Run, str | None] | None:
     """Who waits for a letter: a run that is being driven here, and the id of its child when that one is parked."""
     if kind == "cancel":
         return run, None
@@ -235,9 +231,7 @@ def _build(
     return event, canonical.encode(letter["data"])
 
 
-def _auto_id(
-    program: CompiledProgram, state: State, event: ev.EventReceived, mail_id: str | None
-) -> str:
+def _auto_id(program: CompiledProgram, state: State, event: ev.EventReceived, mail_id: str | None) -> str:
     """An event without an id of its own is the same one when its content is, unless the run has come to wait again:
     then it is the answer to the new wait."""
     digest = event_digest(event)

@@ -214,6 +214,19 @@ class Run:
             self._seal()
         self._open, self._open_payload = event, payload
 
+    def seal_open(self) -> None:
+        """Nothing will ride with the open entry."""
+        if self._open is not None:
+            self._seal()
+
+    def finish(self) -> None:
+        """Let the end of the run ride with the outcome it follows from, when nothing is left to be done."""
+        state = self.state
+        if state.stage is Stage.ENDING and not state.active:
+            for command in decide(self.program, state):
+                if type(command) is Finish:
+                    self._prepare(command, [])
+
     def conclude(self, outcome: Outcome) -> None:
         """An outcome of a call that was made alone. What arrived in the meantime comes first."""
         if self._arrivals:
@@ -361,7 +374,9 @@ class Run:
         rejection: Rejection | None
         if type(event) is ev.EventReceived and state.stage is Stage.ENDED and event.event_id in state.seen:
             same = state.seen[event.event_id] == event_digest(event)
-            rejection = Rejection("DUPLICATE" if same else "EVENT_CONFLICT", f"event `{event.event_id}` is known")
+            rejection = Rejection(
+                "DUPLICATE" if same else "EVENT_CONFLICT", f"event `{event.event_id}` is known"
+            )
         else:
             rejection = self.offer(event, payload)
         if rejection is not None and rejection.code != "DUPLICATE" and type(event) is ev.EventReceived:
@@ -399,6 +414,9 @@ class Run:
             while True:
                 if self.transitions_left < 0 and not self._tasks and not self._timers and not self.disturbed:
                     await drive_lane(self)
+                    if self.state.stage is Stage.ENDED:
+                        await self.flush(self.update(release=True))
+                        return
                 if not await self._turn():
                     return
         except BaseException:
@@ -584,7 +602,9 @@ class Run:
             rejection = self.offer(event, payload)
             if rejection is not None:
                 # A timer may lose a race against what it timed, and a call without effects against the end of the run.
-                late = rejection.code in ("STALE_ATTEMPT", "DUPLICATE") or getattr(event, "pure", _UNSET) is True
+                late = (
+                    rejection.code in ("STALE_ATTEMPT", "DUPLICATE") or getattr(event, "pure", _UNSET) is True
+                )
                 if not late and type(event) is not ev.TimerFired:
                     _defect(self.record.run_id, event, rejection)
             elif type(event) is not ev.TimerFired:
@@ -944,6 +964,8 @@ class Run:
         if self._tasks:
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         try:
+            if self.engine.volatile:
+                self.commit()  # entries were gathered here that describe what has happened
             await patiently(lambda: self.engine.store.release(self.record.run_id, self.fence))
         except NanoVMError:
             pass  # the lease runs out, or the lock is free as soon as we are gone

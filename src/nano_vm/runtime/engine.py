@@ -77,11 +77,13 @@ class Engine:
         self.entropy: Entropy = entropy or SystemEntropy()
         self.threads = ToolThreads()
         self.calls = Calls(llm, self.clock, self.entropy, self.threads)
+        self.volatile = bool(getattr(store, "volatile", False))
         self.draining = False
         self.live: dict[str, Run] = {}  # in all event loops that use this engine
         self.background: set[asyncio.Task[Any]] = set()  # kept from being collected
         self.keeper = Keeper(self)
         self.listeners: list[Listener] = []
+        self.plans: dict[str, dict[int, Any]] = {}  # program hash -> step -> how the lane takes it
         self._compiled: dict[str, CompiledProgram] = {}
         self._checked: set[str] = set()  # hashes of programs that were checked against the tools
         self._stored: set[str] = set()
@@ -109,6 +111,7 @@ class Engine:
     def forget_compiled(self) -> None:
         """Programs are checked again: the tools have changed."""
         self._checked.clear()
+        self.plans.clear()
 
     def save_program(self, program: Program | Mapping[str, Any]) -> str:
         """Store a program under its name, so that `call` steps and other processes find it. Returns its hash."""
@@ -312,16 +315,9 @@ class Engine:
 
     def new_run_id(self, now_ms: int) -> str:
         """A UUIDv7: time-ordered, so that stores keep young runs together."""
-        chance = self.entropy.salt()[:10]
-        number = (
-            (now_ms & 0xFFFFFFFFFFFF) << 80
-            | 0x7 << 76
-            | (int.from_bytes(chance[:2], "big") & 0xFFF) << 64
-            | 0b10 << 62
-            | int.from_bytes(chance[2:], "big") & 0x3FFFFFFFFFFFFFFF
-        )
-        digits = f"{number:032x}"
-        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+        chance = self.entropy.salt().hex()
+        time = f"{now_ms & 0xFFFFFFFFFFFF:012x}"
+        return f"{time[:8]}-{time[8:]}-7{chance[:3]}-{'89ab'[int(chance[3], 16) & 3]}{chance[4:7]}-{chance[7:19]}"
 
     def new_run(self, record: RunRecord, compiled: CompiledProgram, who: dict[str, Any] | None) -> Run:
         state = State(run=record.run_id)
@@ -334,7 +330,7 @@ class Engine:
         run.loop = asyncio.get_running_loop()
         self.live[run_id] = run
         self.keeper.keep()
-        slots = self._concurrency()
+        slots = self._concurrency() if self._max_concurrent_runs else None
         try:
             if slots is None or run.record.parent is not None:
                 await run.drive()
@@ -387,6 +383,9 @@ class Engine:
 
     def trace(self, trace_id: str) -> Trace:
         """The trace of a stored run. Raises NotFoundError RUN_NOT_FOUND."""
+        live = self.live.get(trace_id)
+        if live is not None and self.volatile:
+            live.commit()
         record = self.store.record(trace_id)
         program = self.load_program(record.program_hash)
         return Trace(program, trace_id, lambda: self.store.read(trace_id))

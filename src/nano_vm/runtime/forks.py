@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nano_vm import canonical
 from nano_vm.errors import InputError, NotFoundError
-from nano_vm.journal.entry import Entry, open_event
+from nano_vm.journal.entry import Entry, open_event, open_events
 from nano_vm.journal.fold import fold
 from nano_vm.journal.port import RunRecord
 from nano_vm.journal.trace import Trace
@@ -69,18 +69,16 @@ async def fork(
         fence=1,
     )
     run = engine.new_run(record, program, who)
-    shared = [
-        (entry, event) for entry in entries[:cut] if type(event := open_event(entry)) not in _NOT_COPIED
-    ]
+    shared = _shared(entries[:cut])
     early = shared[:-1] if decides and changed and len(shared) > 1 else shared
-    start = shared[0][1]
+    start = shared[0].event
     assert type(start) is ev.RunStarted
     start.forked = {"run": trace_id, "seq": len(early), "head": entries[cut - 1].digest}
     start.key = _UNSET
     start.parent = _UNSET
     start.principal = _UNSET if who is None else who
-    for entry, event in early:
-        _copy(run, entry, event)
+    for part in early:
+        _copy(run, part)
     if changed:
         run.record_event(
             ev.ValuesChanged(
@@ -91,8 +89,8 @@ async def fork(
             ),
             payload,
         )
-        for entry, event in shared[len(early) :]:
-            _copy(run, _with_changes(program, entry, event, changed), event)
+        for part in shared[len(early) :]:
+            _copy(run, _with_changes(program, part, changed))
     await run.flush()
     if run.state.status.is_terminal:
         await run.flush(run.update(release=True))
@@ -101,25 +99,47 @@ async def fork(
     return engine.trace_of(run)
 
 
-def _copy(run: Run, entry: Entry, event: Any) -> None:
+class _Part(NamedTuple):
+    """One event of the shared prefix. One that `rides` stands in the entry of the event before it."""
+
+    event: Any
+    payload: bytes | None
+    rides: bool
+
+
+def _shared(entries: Sequence[Entry]) -> list[_Part]:
+    """The events of the prefix. What rides with the last of them belongs to the step that is taken anew."""
+    parts = []
+    for entry in entries:
+        events = open_events(entry) if entry is not entries[-1] else [open_event(entry)]
+        for place, event in enumerate(events):
+            if type(event) not in _NOT_COPIED:
+                parts.append(_Part(event, entry.payload if place == 0 else None, place > 0))
+    return parts
+
+
+def _copy(run: Run, part: _Part) -> None:
+    event = part.event
     if hasattr(event, "verdicts"):
         event.verdicts = _UNSET  # they are taken anew, from the values of the fork
-    run.record_event(event, entry.payload)
+    if not part.rides or run.record_intent(event) is not None:
+        run.record_event(event, part.payload)
 
 
-def _with_changes(program: CompiledProgram, entry: Entry, event: Any, changed: Mapping[str, Any]) -> Entry:
-    """The shared entry just before a condition, its own result replaced when the changes name it."""
+def _with_changes(program: CompiledProgram, part: _Part, changed: Mapping[str, Any]) -> _Part:
+    """The shared event just before a condition, its own result replaced when the changes name it."""
+    event = part.event
     if type(event) not in (ev.StepSucceeded, ev.EventReceived, ev.OutcomeResolved):
-        return entry
+        return part
     index = program.step_index.get(event.step) if event.step is not _UNSET else None
     if index is None:
-        return entry
+        return part
     step = program.steps[index]
     for slot in (step.output_slot, step.key_slot):
         if slot >= 0 and program.slots[slot] in changed:
             event.payload, encoded = canonical.normalize(changed[program.slots[slot]])
-            return Entry(entry.seq, entry.digest, entry.facts, entry.salt, encoded)
-    return entry
+            return part._replace(payload=encoded)
+    return part
 
 
 def _cut(

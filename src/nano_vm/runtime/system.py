@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import weakref
 
 
 class SystemClock:
@@ -22,33 +23,31 @@ class SystemClock:
 class SystemEntropy:
     """`os.urandom`, drawn in batches: one system call serves 256 salts. A forked child draws its own."""
 
-    __slots__ = ("_forks", "_place", "_pool")
+    __slots__ = ("__weakref__", "_salts")
 
     def __init__(self) -> None:
-        self._pool = b""
-        self._place = _POOL_BYTES
-        self._forks = _forks
+        self._salts: list[bytes] = []
+        _pools.add(self)
 
     def salt(self) -> bytes:
-        place = self._place
-        if place == _POOL_BYTES or self._forks != _forks:
-            self._pool = os.urandom(_POOL_BYTES)
-            self._forks = _forks
-            place = 0
-        self._place = end = place + 16
-        return self._pool[place:end]
+        salts = self._salts
+        if not salts:
+            pool = os.urandom(_POOL_BYTES)
+            salts += [pool[place : place + 16] for place in range(0, _POOL_BYTES, 16)]
+        return salts.pop()
 
     def draw(self) -> int:
         return int.from_bytes(self.salt()[:8], "big") % 1_000_000
 
 
 _POOL_BYTES = 4096
-_forks = 0  # how often this process is a fork: a child must not use up its parent's pool again
+_pools: weakref.WeakSet[SystemEntropy] = weakref.WeakSet()
 
 
 def _forked() -> None:
-    global _forks
-    _forks += 1
+    """A child must not use up its parent's pool again."""
+    for entropy in _pools:
+        entropy._salts.clear()
 
 
 os.register_at_fork(after_in_child=_forked)

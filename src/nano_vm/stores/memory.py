@@ -67,6 +67,10 @@ class MemoryJournalStore:
     It is its only owner. One event loop and any number of threads may use it.
     """
 
+    volatile = (
+        True  # nothing here outlives the process, so nothing is gained by appending before every effect
+    )
+
     def __init__(self) -> None:
         self._owner = "memory-" + secrets.token_hex(6)
         self._runs: dict[str, _Run] = {}
@@ -128,7 +132,11 @@ class MemoryJournalStore:
             journal, count = run.entries, len(entries)
             if entries[0].seq == len(journal) == entries[-1].seq + 1 - count:
                 journal += entries
-                self._order += (run, count)
+                order = self._order
+                if order[-2] is run:  # runs that go on alone do not make the list grow
+                    order[-1] += count  # type: ignore[operator]
+                else:
+                    order += (run, count)
                 if update is not None:
                     run.apply(update)
                 return

@@ -10,10 +10,12 @@ and where the file is missing, only the lease tells.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
 import socket
+import threading
 import weakref
 from collections.abc import Iterable
 from hashlib import sha256
@@ -26,6 +28,7 @@ try:
 except ImportError:  # Windows: leases alone decide
     fcntl = None  # type: ignore[assignment]
 
+_TAKE_ATTEMPTS = 100
 _NAME = re.compile(r"([0-9a-f]{8})-([0-9a-f]{8})-([0-9]+)-[0-9a-f]{12}")
 
 
@@ -57,6 +60,7 @@ class OwnerLock:
         self._host, self._boot = _host(), _boot()
         self.name = f"{self._host}-{self._boot}-{os.getpid()}-{secrets.token_hex(6)}"
         self._held: int | None = None
+        self._mutex = threading.Lock()
 
     @property
     def is_held(self) -> bool:
@@ -71,8 +75,9 @@ class OwnerLock:
         if self._held is not None or fcntl is None:
             return
         try:
-            self.directory.mkdir(exist_ok=True)
-            self._held = self._take()
+            with self._mutex:
+                if self._held is None:
+                    self._held = self._take()
         except OSError as error:
             code = "STORE_READ_ONLY" if isinstance(error, PermissionError) else "STORE_IO"
             raise StoreError(
@@ -84,8 +89,12 @@ class OwnerLock:
 
     def _take(self) -> int:
         path = self.directory / self.name
-        while True:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        for _ in range(_TAKE_ATTEMPTS):
+            self.directory.mkdir(exist_ok=True)
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                continue  # the last owner before us has just removed the directory
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # A sweeper may have locked and removed the file between the two calls.
@@ -94,6 +103,7 @@ class OwnerLock:
             except (BlockingIOError, FileNotFoundError):
                 pass
             os.close(fd)
+        raise BlockingIOError(errno.EAGAIN, "somebody else holds it")
 
     def let_go(self, *, remove: bool) -> None:
         """Give the lock up. The file stays, as proof of death, unless nothing is owned any more

@@ -24,7 +24,7 @@ from nano_vm.stores import rules, sqlite_integrity
 from nano_vm.stores.guarded import Turnstile, inside_tool, refuse_inside
 from nano_vm.stores.owners import OwnerLock
 from nano_vm.stores.sqlite_batch import Work
-from nano_vm.stores.sqlite_errors import translate
+from nano_vm.stores.sqlite_errors import FAILURES, translate
 from nano_vm.stores.sqlite_group import GroupCommit
 from nano_vm.stores.sqlite_reader import Reader, find_mail, run_number
 from nano_vm.stores.sqlite_schema import connect, open_database
@@ -77,7 +77,7 @@ class SqliteJournalStore:
             self._writer = Writer(self._connect(), self._path, self._lock.name, busy_timeout_ms)
         except BaseException as error:
             first.close()
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, FAILURES):
                 raise translate(error, self._path) from error
             raise
         self._group = GroupCommit(self._writer)
@@ -337,7 +337,7 @@ class SqliteJournalStore:
             # A connection of its own: the examination may take long, and readers go on meanwhile.
             with contextlib.closing(self._connect()) as con:
                 return sqlite_integrity.examine(con)
-        except sqlite3.Error as error:
+        except FAILURES as error:
             raise translate(error, self._path) from error
 
     def backup(self, path: str | os.PathLike[str]) -> None:
@@ -366,7 +366,7 @@ class SqliteJournalStore:
             raise StoreError(
                 "STORE_IO", f"the back-up `{target}` exists already", help="name a new file"
             ) from None
-        except sqlite3.Error as error:
+        except FAILURES as error:
             raise translate(error, target) from error
         except OSError as error:
             raise StoreError(
@@ -387,10 +387,9 @@ class SqliteJournalStore:
                 self._group.drain()
         finally:
             self._closed = True
-            self._group.close()
             owned = self._owners_of_running()
-            with self._writer.lock:
-                self._writer.con.close()
+            self._writer.close()
+            self._group.close()
             self._reader.close()
             self._lock.let_go(remove=self._lock.name not in owned)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 from nano_vm.errors import StoreError
@@ -34,7 +32,11 @@ _MEANINGS: tuple[tuple[str, str, str, str], ...] = (
 )
 
 
-def translate(error: sqlite3.Error, path: Path) -> StoreError:
+# What the sqlite3 module raises; a damaged schema can make its own message undecodable.
+FAILURES = (sqlite3.Error, UnicodeDecodeError)
+
+
+def translate(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> StoreError:
     """The StoreError for an error of the sqlite3 module; its name is kept in `facts["sqlite"]`."""
     name = getattr(error, "sqlite_errorname", None) or type(error).__name__
     facts = {"path": str(path), "sqlite": name}
@@ -44,7 +46,7 @@ def translate(error: sqlite3.Error, path: Path) -> StoreError:
         if name.startswith(prefix):
             return StoreError(code, f"the database `{path}` {what}", help=help, facts=facts)
     # Some damage shows as a schema or a value that SQL cannot make sense of.
-    if "malformed" in str(error) or "decode to UTF-8" in str(error):
+    if isinstance(error, UnicodeDecodeError) or "malformed" in str(error) or "decode to UTF-8" in str(error):
         return StoreError(
             "STORE_DAMAGED",
             f"the database `{path}` is damaged",
@@ -57,11 +59,3 @@ def translate(error: sqlite3.Error, path: Path) -> StoreError:
         help="check the disk, and `nano-vm doctor`",
         facts=facts,
     )
-
-
-@contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise translate(error, path) from error

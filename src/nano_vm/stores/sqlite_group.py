@@ -12,6 +12,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from nano_vm.stores import rules
 from nano_vm.stores.sqlite_batch import Work
 from nano_vm.stores.sqlite_writer import Writer
 
@@ -99,7 +100,12 @@ class GroupCommit:
         loop.call_soon_threadsafe(self._flush, loop)
 
     def close(self) -> None:
-        """Let the thread go; the queue is empty by now."""
+        """Refuse what could not be committed any more, and let the thread go. The writer is closed by now."""
+        with self._mutex:
+            works = self._take()
+        for work in works:
+            work.error = rules.closed()
+        _tell(works)
         executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(wait=True)
@@ -152,8 +158,11 @@ class GroupCommit:
     def _commit_in_thread(self, works: list[Work]) -> None:
         writer = self._writer
         with writer.lock:
-            writer.wait_until_tool_ends()
-            writer.try_commit(works, writer.busy_timeout_ms)
+            if writer.wait_until_tool_ends():
+                writer.try_commit(works, writer.busy_timeout_ms)
+                return
+        for work in works:
+            work.error = rules.closed()
 
     def _job_done(self, job: Future[None], works: list[Work], loop: asyncio.AbstractEventLoop) -> None:
         with self._mutex:

@@ -20,7 +20,7 @@ from nano_vm.journal.entry import Entry
 from nano_vm.journal.port import Mail, RunQuery, RunRecord
 from nano_vm.stores import rules
 from nano_vm.stores.segments import Segment, unpack
-from nano_vm.stores.sqlite_errors import translate
+from nano_vm.stores.sqlite_errors import FAILURES, translate
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class Reader:
         try:
             with self._lock:
                 return work(self._con)
-        except sqlite3.Error as error:
+        except FAILURES as error:
             raise translate(error, self._path) from error
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nano_vm.errors import InputError, StoreError
 from nano_vm.stores.migrations import MIGRATIONS, VERSION
-from nano_vm.stores.sqlite_errors import translate
+from nano_vm.stores.sqlite_errors import FAILURES, translate
 
 APPLICATION_ID = 0x6E564D31  # "nVM1": what `file` and we see in the header of our databases
 _MAGIC = b"SQLite format 3\0"
@@ -37,7 +37,8 @@ def connect(
         for pragma in (
             f"busy_timeout={busy_timeout_ms}",
             f"synchronous={synchronous}",
-            f"fullfsync={'ON' if synchronous == 'FULL' else 'OFF'}",  # macOS: fsync alone does not reach the disk
+            # macOS: fsync alone does not reach the disk.
+            f"fullfsync={'ON' if synchronous == 'FULL' else 'OFF'}",
             f"checkpoint_fullfsync={'ON' if synchronous == 'FULL' else 'OFF'}",
             "secure_delete=ON",
             "cell_size_check=ON",
@@ -79,7 +80,7 @@ def open_database(path: Path, *, busy_timeout_ms: int) -> sqlite3.Connection:
     except BaseException as error:
         if con is not None:
             con.close()
-        if isinstance(error, sqlite3.Error):
+        if isinstance(error, FAILURES):
             raise _explain(error, path) from error
         raise
 
@@ -210,7 +211,7 @@ def is_busy(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def _explain(error: sqlite3.Error, path: Path) -> StoreError:
+def _explain(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> StoreError:
     name = getattr(error, "sqlite_errorname", "")
     writable = os.access(path if path.exists() else path.parent, os.W_OK) and os.access(path.parent, os.W_OK)
     if name.startswith(("SQLITE_CANTOPEN", "SQLITE_IOERR")) and not writable:

@@ -12,6 +12,7 @@ from typing import Any, cast
 from nano_vm.errors import StoreError
 from nano_vm.journal.entry import Entry
 from nano_vm.journal.port import RunUpdate
+from nano_vm.stores import rules
 from nano_vm.stores.guarded import GuardedConnection, Turnstile, inside_tool
 from nano_vm.stores.sqlite_batch import Batch, OwnedRun
 from nano_vm.stores.sqlite_errors import translate
@@ -49,6 +50,8 @@ class ToolTransaction:
 
     def finish(self) -> None:
         self._con.take_back()
+        if self._writer.closed:
+            raise rules.closed()
         if not self._con.in_transaction:
             raise StoreError(
                 "STORE_IO",
@@ -100,10 +103,13 @@ async def _open(writer: Writer, synchronous: str) -> GuardedConnection:
     try:
         return await asyncio.shield(opening)
     except asyncio.CancelledError:
-        # The thread cannot be stopped: what it opens must be closed again.
-        opening.add_done_callback(
-            lambda done: None if done.exception() is not None else _close(writer, done.result(), [])
-        )
+        # The thread cannot be stopped. Until it is done nobody else may come through the turnstile: the next
+        # one would hold the writer's lock and wait for a database lock that we could not give back.
+        while not opening.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({opening})
+        if opening.exception() is None:
+            _close(writer, opening.result(), [])
         raise
 
 

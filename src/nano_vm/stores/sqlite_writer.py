@@ -19,7 +19,7 @@ from typing import TypeVar
 from nano_vm.errors import NanoVMError, StoreError
 from nano_vm.stores import rules
 from nano_vm.stores.sqlite_batch import Batch, OwnedRun, Work, attempt
-from nano_vm.stores.sqlite_errors import translate
+from nano_vm.stores.sqlite_errors import FAILURES, translate
 from nano_vm.stores.sqlite_schema import is_busy
 
 T = TypeVar("T")
@@ -42,6 +42,7 @@ class Writer:
         self.busy_timeout_ms = busy_timeout_ms
         self.known: dict[str, OwnedRun] = {}
         self.lock = threading.Condition(threading.Lock())
+        self.closed = False
         self.tool_open = False
         self.tool_thread = 0
         self._data_version = -1
@@ -63,7 +64,7 @@ class Writer:
                 self.con.execute("COMMIT")
             except BaseException as error:
                 self._undo()
-                if isinstance(error, sqlite3.Error):
+                if isinstance(error, FAILURES):
                     raise translate(error, self.path) from error
                 raise
             return result
@@ -109,10 +110,16 @@ class Writer:
             StoreError: STORE_LOCKED at once in the thread whose event loop must end that transaction,
                 elsewhere after the busy time-out.
         """
+        if self.closed:
+            raise rules.closed()
         if not self.tool_open:
             return
         elsewhere = self.tool_thread != threading.get_ident()
-        if elsewhere and self.lock.wait_for(lambda: not self.tool_open, self.busy_timeout_ms / 1000):
+        if elsewhere and self.lock.wait_for(
+            lambda: self.closed or not self.tool_open, self.busy_timeout_ms / 1000
+        ):
+            if self.closed:
+                raise rules.closed()
             return
         raise StoreError(
             "STORE_LOCKED",
@@ -121,15 +128,24 @@ class Writer:
             facts={"path": str(self.path)},
         )
 
-    def wait_until_tool_ends(self) -> None:
-        """For a thread that nothing waits for but the queue itself; the caller holds `lock`."""
-        self.lock.wait_for(lambda: not self.tool_open)
+    def wait_until_tool_ends(self) -> bool:
+        """For a thread that nothing waits for but the queue itself; the caller holds `lock`. False when the
+        store was closed meanwhile."""
+        self.lock.wait_for(lambda: self.closed or not self.tool_open)
+        return not self.closed
+
+    def close(self) -> None:
+        """Close the connection. Whoever waits for a tool's transaction is let go; the tool cannot commit."""
+        with self.lock:
+            self.closed = True
+            self.con.close()
+            self.lock.notify_all()
 
     def _begin(self, patience_ms: int) -> None:
         try:
             begin(self.con, patience_ms)
             self._look_for_others()
-        except sqlite3.Error as error:
+        except FAILURES as error:
             if self.con.in_transaction:
                 self._undo()
             raise translate(error, self.path) from error
@@ -157,7 +173,7 @@ class Writer:
             return rules.journal_conflict(
                 works[0].run_id, entries[0].seq if entries else 0, "the database refused the row"
             )
-        if isinstance(error, sqlite3.Error):
+        if isinstance(error, FAILURES):
             return translate(error, self.path)
         return error
 
@@ -165,7 +181,7 @@ class Writer:
     def data_version(self) -> int:
         try:
             version: int = self.con.execute("PRAGMA data_version").fetchone()[0]
-        except sqlite3.Error as error:
+        except FAILURES as error:
             raise translate(error, self.path) from error
         return version
 

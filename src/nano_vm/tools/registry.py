@@ -82,7 +82,7 @@ def tool(
     """
 
     def mark(target: Any) -> Any:
-        _check_effect(name or getattr(target, "__name__", "tool"), effect, reconcile)
+        _check_effect(name or str(getattr(target, "__name__", "tool")), effect, reconcile)
         setattr(
             target,
             _MARK,
@@ -96,7 +96,9 @@ def tool(
 def _check_effect(name: str, effect: str, reconcile: Callable[..., Any] | None) -> None:
     if effect not in EFFECTS:
         raise ProgramError(
-            "TOOL_EFFECT", f"tool `{name}` declares the unknown effect `{effect}`", help=f"one of: {', '.join(EFFECTS)}"
+            "TOOL_EFFECT",
+            f"tool `{name}` declares the unknown effect `{effect}`",
+            help=f"one of: {', '.join(EFFECTS)}",
         )
     if (effect == "reconcilable") != (reconcile is not None):
         raise ProgramError(
@@ -143,7 +145,7 @@ class ToolSet:
 def describe(function: Callable[..., Any], name: str | None = None) -> ToolSpec:
     """What the runtime has to know of a function to call it as a tool."""
     mark: _Mark | None = getattr(function, _MARK, None)
-    name = name or (mark.name if mark else None) or getattr(function, "__name__", "tool")
+    name = name or (mark.name if mark else None) or str(getattr(function, "__name__", "tool"))
     mark = mark or _Mark(None, "irreversible", None, None, None, True, True, "1")
     call = function if inspect.isroutine(function) else type(function).__call__
     hints = _hints(call)
@@ -201,9 +203,9 @@ def describe(function: Callable[..., Any], name: str | None = None) -> ToolSpec:
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - an object with `async def __call__`
-    )
+    # An object may have `async def __call__`.
+    called = getattr(function, "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
 
 
 def _hints(function: Any) -> dict[str, Any]:
@@ -253,21 +255,19 @@ def _checker(parameters: dict[str, Any]) -> Callable[[dict[str, Any]], list[str]
     )
     if not flat:
         return explain
-    types = {name: _PLAIN.get(schema.get("type", "")) for name, schema in properties.items()}
-    required = tuple(parameters.get("required", ()))
-    closed = parameters.get("additionalProperties", True) is False
+    names = properties.keys()
+    typed = tuple(
+        (name, _PLAIN[schema["type"]]) for name, schema in properties.items() if schema.get("type") in _PLAIN
+    )
+    nothing: list[str] = []
 
     def check(args: dict[str, Any]) -> list[str]:
-        for name, value in args.items():
-            wanted = types.get(name, False)
-            if wanted is False:
-                if closed:
-                    return explain(args)
-            elif wanted is not None and type(value) not in wanted:
+        if args.keys() != names:
+            # An optional argument is left out, or something is amiss.
+            return explain(args)
+        for name, wanted in typed:
+            if type(args[name]) not in wanted:
                 return explain(args)
-        for name in required:
-            if name not in args:
-                return explain(args)
-        return []
+        return nothing
 
     return check

@@ -48,7 +48,9 @@ steps:
 
 
 def test_continue_after_the_last_step_is_the_end_and_a_missing_branch_no_target():
-    program = build(tool("a"), {"id": "c", "type": "condition", "condition": "$a.output == 1", "then": "continue"})
+    program = build(
+        tool("a"), {"id": "c", "type": "condition", "condition": "$a.output == 1", "then": "continue"}
+    )
     assert (program.steps[1].action.then, program.steps[1].action.otherwise) == (END, NO_TARGET)
 
 
@@ -78,7 +80,11 @@ def test_an_output_key_of_exclusive_steps_has_a_slot_of_its_own():
 def test_inputs_come_first_and_optional_ones_have_defaults():
     program = build(
         tool("a", args={"x": "$n"}),
-        inputs={"type": "object", "properties": {"n": {"type": "number"}, "o": {"default": 3}, "p": {}}, "required": ["n"]},
+        inputs={
+            "type": "object",
+            "properties": {"n": {"type": "number"}, "o": {"default": 3}, "p": {}},
+            "required": ["n"],
+        },
     )
     assert program.input_slots == {"n": FIRST_FREE_SLOT, "o": FIRST_FREE_SLOT + 1, "p": FIRST_FREE_SLOT + 2}
     assert program.optional_inputs == {"o": 3, "p": None}

@@ -1,7 +1,7 @@
 """Programs that are wrong in one way each are refused at the right place.
 
-In every program `«` stands right before the culprit and is taken out before the check: the expected line and column are
-where it stood.
+In every program `«` stands right before the culprit and is taken out before the check: the expected line and
+column are where it stood.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ TOOLS = {
         name="pay",
         parameters={
             "type": "object",
-            "properties": {"amount": {"type": "number", "maximum": 100}, "currency": {"enum": ["EUR", "USD"]}},
+            "properties": {
+                "amount": {"type": "number", "maximum": 100},
+                "currency": {"enum": ["EUR", "USD"]},
+            },
             "required": ["amount"],
             "additionalProperties": False,
         },
@@ -77,6 +80,20 @@ WRONG = {
         "BAD_SCHEMA",
         "inputs:\n  «amount: {type: number}\nsteps: [{id: a, type: tool, tool: look}]\n",
     ),
+    "inputs without properties that are used": (
+        "BAD_SCHEMA",
+        "inputs:\n  «amount: {type: number}\nsteps: [{id: a, type: tool, tool: look, args: {a: $amount}}]\n",
+    ),
+    "required input that is not declared": (
+        "BAD_SCHEMA",
+        "inputs: {type: object, properties: {amount: {}}, required: [«amuont]}\n"
+        "steps: [{id: a, type: tool, tool: look}]\n",
+    ),
+    "default that does not fit": (
+        "BAD_SCHEMA",
+        "inputs: {type: object, properties: {n: {type: number, default: «five}}}\n"
+        "steps: [{id: a, type: tool, tool: look}]\n",
+    ),
     "bad output schema": (
         "BAD_SCHEMA",
         "steps:\n  - id: a\n    type: llm\n    prompt: x\n    output_schema:\n      type: «objekt\n",
@@ -97,7 +114,8 @@ WRONG = {
     ),
     "fallback outside the enum": (
         "BAD_VALUE",
-        "steps:\n  - id: a\n    type: llm\n    prompt: x\n    allowed_outputs: [yes, no]\n    timeout_seconds: 3\n"
+        "steps:\n  - id: a\n    type: llm\n    prompt: x\n    allowed_outputs: [yes, no]\n"
+        "    timeout_seconds: 3\n"
         "    on_timeout: fallback\n    fallback: «maybe\n",
     ),
     "fallback without value": (
@@ -126,7 +144,8 @@ WRONG = {
     ),
     "unreachable": (
         "UNREACHABLE_STEP",
-        "steps:\n  - {id: a, type: tool, tool: look, is_terminal: true}\n  - {id: «b, type: tool, tool: look}\n",
+        "steps:\n  - {id: a, type: tool, tool: look, is_terminal: true}\n"
+        "  - {id: «b, type: tool, tool: look}\n",
     ),
     "refund falls into rejection": (
         "AMBIGUOUS_BRANCH",
@@ -169,12 +188,17 @@ WRONG = {
     ),
     "step without output": (
         "UNKNOWN_REFERENCE",
-        "steps:\n  - {id: a, type: tool, tool: look}\n  - {id: b, type: tool, tool: look, args: {x: «$a.id}}\n",
+        "steps:\n  - {id: a, type: tool, tool: look}\n"
+        "  - {id: b, type: tool, tool: look, args: {x: «$a.id}}\n",
     ),
-    "item outside a map": ("UNKNOWN_REFERENCE", "steps:\n  - {id: a, type: tool, tool: look, args: {x: «$item}}\n"),
+    "item outside a map": (
+        "UNKNOWN_REFERENCE",
+        "steps:\n  - {id: a, type: tool, tool: look, args: {x: «$item}}\n",
+    ),
     "later output": (
         "UNASSIGNED_REFERENCE",
-        "steps:\n  - {id: a, type: tool, tool: look, args: {x: «$b.output}}\n  - {id: b, type: tool, tool: look}\n",
+        "steps:\n  - {id: a, type: tool, tool: look, args: {x: «$b.output}}\n"
+        "  - {id: b, type: tool, tool: look}\n",
     ),
     "output of one branch": (
         "UNASSIGNED_REFERENCE",
@@ -185,7 +209,8 @@ WRONG = {
     ),
     "output of a sibling": (
         "UNASSIGNED_REFERENCE",
-        "steps:\n  - id: p\n    type: parallel\n    parallel_steps:\n      - {id: a, type: tool, tool: look}\n"
+        "steps:\n  - id: p\n    type: parallel\n    parallel_steps:\n"
+        "      - {id: a, type: tool, tool: look}\n"
         "      - {id: b, type: tool, tool: look, args: {x: «$a.output}}\n",
     ),
     "error that is never there": (
@@ -241,7 +266,10 @@ WRONG = {
     ),
     # --- tools and programs
     "unknown tool": ("UNKNOWN_TOOL", "steps:\n  - {id: a, type: tool, tool: «lok}\n"),
-    "missing argument": ("MISSING_ARGUMENT", "steps:\n  - {id: a, type: tool, tool: pay, args: «{currency: EUR}}\n"),
+    "missing argument": (
+        "MISSING_ARGUMENT",
+        "steps:\n  - {id: a, type: tool, tool: pay, args: «{currency: EUR}}\n",
+    ),
     "unknown argument": (
         "UNKNOWN_ARGUMENT",
         "steps:\n  - {id: a, type: tool, tool: pay, args: {amount: 1, «curency: EUR}}\n",
@@ -254,12 +282,16 @@ WRONG = {
     ),
     "fallback on an effect": (
         "FALLBACK_ON_EFFECT",
-        "steps:\n  - {id: a, type: tool, tool: pay, args: {amount: 1}, timeout_seconds: 3, on_timeout: «fallback,\n"
+        "steps:\n"
+        "  - {id: a, type: tool, tool: pay, args: {amount: 1}, timeout_seconds: 3, on_timeout: «fallback,\n"
         "     fallback: {id: x}}\n",
     ),
     "unknown program": ("UNKNOWN_PROGRAM", "steps:\n  - {id: a, type: call, program: «chlid}\n"),
     "recursion": ("CALL_RECURSION", "steps:\n  - {id: a, type: call, program: «loop}\n"),
-    "child without its input": ("MISSING_ARGUMENT", "steps:\n  - {id: a, type: call, program: child, inputs: «{}}\n"),
+    "child without its input": (
+        "MISSING_ARGUMENT",
+        "steps:\n  - {id: a, type: call, program: child, inputs: «{}}\n",
+    ),
 }
 
 WARNED = {

@@ -16,7 +16,7 @@ import msgspec
 from nano_vm import canonical
 from nano_vm.errors import NanoVMError
 from nano_vm.expr.reference import UNSET as UNBOUND
-from nano_vm.journal.entry import Chain, Entry
+from nano_vm.journal.entry import RIDER_TYPES, Chain, Entry
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import commands as cmd
 from nano_vm.kernel import events as ev
@@ -56,8 +56,7 @@ class ToolBroke(Exception):
         self.error, self.message, self.retryable = error, message, retryable
 
 
-# --- programs compiled by hand
-# --------------------------------------------------------------------------------
+# --- programs compiled by hand ------------------------------------------------------------------------------
 
 
 class Build:
@@ -244,8 +243,7 @@ def chain(length: int) -> CompiledProgram:
     return build.done()
 
 
-# --- the driver
-# -----------------------------------------------------------------------------------------------
+# --- the driver ---------------------------------------------------------------------------------------------
 
 
 class Driver:
@@ -256,6 +254,7 @@ class Driver:
         model: function of the messages; the answer, or (answer, tokens in, tokens out, nano-dollars).
         seed: of the salts and of the back-off's draws.
         pure: names of tools without effects, which have no intent.
+        riders: intents and the end of the run ride with the event before them, and say no request.
     """
 
     def __init__(
@@ -266,12 +265,16 @@ class Driver:
         model: Callable[[list[dict[str, str]]], Any] = lambda messages: "yes",
         seed: int = 1,
         pure: frozenset[str] = frozenset(),
+        riders: bool = False,
         step_ms: int = 7,
     ) -> None:
         self.program, self.tools, self.model, self.pure = program, tools or {}, model, pure
         self.state = State(run=run_id)
-        self.chain = Chain(run_id)
-        self.entries: list[Entry] = []
+        self.riders = riders
+        self._chain = Chain(run_id)
+        self._entries: list[Entry] = []
+        self._open: tuple[Any, bytes | None] | None = None  # an event, not sealed yet, and its payload
+        self._then: list[Any] = []  # what rides with it
         self.now_ms = 1_700_000_000_000
         self.step_ms = step_ms
         self._salts = random.Random(seed)
@@ -281,8 +284,28 @@ class Driver:
         self.send(ev.RunStarted(at_ms=self.now_ms, program=self.program.hash, payload=inputs or {}, **facts))
         return self
 
+    @property
+    def entries(self) -> list[Entry]:
+        self._seal()
+        return self._entries
+
+    @property
+    def chain(self) -> Chain:
+        self._seal()
+        return self._chain
+
+    def _seal(self) -> None:
+        if self._open is not None:
+            event, payload = self._open
+            self._open = None
+            then, self._then = self._then, []
+            self._entries.append(self._chain.seal(event, self._salts.randbytes(16), payload, then))
+
     def send(self, event: Any) -> Rejection | None:
-        """Apply one event and, if it is admissible, seal it."""
+        """Apply one event and, if it is admissible, journal it."""
+        rides = self.riders and self._open is not None and event.type in RIDER_TYPES
+        if rides and hasattr(event, "payload"):
+            event.payload = msgspec.UNSET
         if getattr(event, "payload", msgspec.UNSET) is not msgspec.UNSET:
             event.payload, payload = canonical.normalize(event.payload)
         else:
@@ -292,7 +315,11 @@ class Driver:
             return after
         if self.state.verdicts and hasattr(event, "verdicts"):
             event.verdicts = self.state.verdicts
-        self.entries.append(self.chain.seal(event, self._salts.randbytes(16), payload))
+        if rides:
+            self._then.append(event)
+        else:
+            self._seal()
+            self._open = event, payload
         return None
 
     def go(self, steps_max: int = 1_000_000) -> Driver:
@@ -429,8 +456,7 @@ class Driver:
             self._sent(ev.CompensationSucceeded(payload=value, **where))
 
 
-# --- journals that many tests use
-# -----------------------------------------------------------------------------
+# --- journals that many tests use ---------------------------------------------------------------------------
 
 
 def trace_of(run: Driver, with_state: bool = False) -> Trace:
@@ -448,7 +474,12 @@ def counter() -> Callable[[Any], int]:
     return tick
 
 
-def refund_run(seed: int = 1, run_id: str = "run-1", answers: tuple[Any, ...] = ("maybe", "yes")) -> Driver:
+def refund_run(
+    seed: int = 1,
+    run_id: str = "run-1",
+    answers: tuple[Any, ...] = ("maybe", "yes"),
+    riders: bool = False,
+) -> Driver:
     """A finished refund: the model needs a second attempt, then the money is paid."""
     given = iter(answers)
     return (
@@ -462,6 +493,7 @@ def refund_run(seed: int = 1, run_id: str = "run-1", answers: tuple[Any, ...] = 
             },
             lambda messages: next(given),
             seed,
+            riders=riders,
         )
         .start({"order": "o-1", "amount": 99.5}, principal={"tenant": "t", "roles": ["ops"], "id": "ann"})
         .go()
@@ -488,7 +520,7 @@ def wide_run(seed: int = 1, run_id: str = "run-2", items: tuple[int, ...] = (1, 
     return run.go()
 
 
-def saga_run(seed: int = 1, run_id: str = "run-3", undo_fails: bool = False) -> Driver:
+def saga_run(seed: int = 1, run_id: str = "run-3", undo_fails: bool = False, riders: bool = False) -> Driver:
     """A run that fails and undoes what it did."""
 
     def charge(_args: Any) -> Any:
@@ -507,7 +539,17 @@ def saga_run(seed: int = 1, run_id: str = "run-3", undo_fails: bool = False) -> 
         "unbook": lambda args: "unbooked",
         "unhold": unhold,
     }
-    return Driver(saga(), run_id, tools, seed=seed).start({}).go()
+    return Driver(saga(), run_id, tools, seed=seed, riders=riders).start({}).go()
+
+
+def ridden_refund(**fields: Any) -> Driver:
+    """`refund_run` as the runtime writes it."""
+    return refund_run(riders=True, **{"run_id": "run-4", **fields})
+
+
+def ridden_saga(**fields: Any) -> Driver:
+    """`saga_run` as the runtime writes it."""
+    return saga_run(riders=True, **{"run_id": "run-5", **fields})
 
 
 def loop_run(times: int, seed: int = 1, pure: bool = False) -> Driver:

@@ -13,10 +13,18 @@ from nano_vm.journal import merkle
 from nano_vm.journal.disclosure import disclose
 from nano_vm.journal.entry import Chain, Entry, open_event
 from nano_vm.journal.trace import Trace
-from unit.journal.journal_runs import Driver, refund_run, saga_run, trace_of, wide_run
+from unit.journal.journal_runs import (
+    Driver,
+    refund_run,
+    ridden_refund,
+    ridden_saga,
+    saga_run,
+    trace_of,
+    wide_run,
+)
 
 FILE = Path(__file__).parents[3] / "spec/vectors/journal.json"
-RUNS = (refund_run, wide_run, saga_run)
+RUNS = (refund_run, wide_run, saga_run, ridden_refund, ridden_saga)
 
 DESCRIPTION = (
     "trees: the root of RFC 9162 over the data of its leaves, with all inclusion proofs by index and all"
@@ -33,7 +41,7 @@ def vectors() -> dict[str, Any]:
         "spec": "spec/journal.md",
         "trees": [tree(size) for size in (0, 1, 2, 3, 4, 5, 7, 8)],
         "journals": [journal(make()) for make in RUNS],
-        "tampered": tampered(refund_run()),
+        "tampered": [*tampered(refund_run()), *tampered_riders(ridden_refund())],
     }
 
 
@@ -158,18 +166,41 @@ def tampered(run: Driver) -> list[dict[str, Any]]:
         ("another attempt, resealed", resealed(1, attempt=2), "STALE_ATTEMPT", 1),
     ]
     return [
-        {"what": what, "journal": "refund", "entries": brief(entries), "code": code, "seq": seq}
+        {"what": what, "journal": run.state.run, "entries": brief(entries), "code": code, "seq": seq}
         for what, entries, code, seq in cases
     ] + [
         {
             "what": what,
-            "journal": "refund",
+            "journal": run.state.run,
             "entries": brief(entries),
             "code": "REPLAY_MISMATCH",
             "rejection": rejection,
             "seq": seq,
         }
         for what, entries, rejection, seq in replayed
+    ]
+
+
+def tampered_riders(run: Driver) -> list[dict[str, Any]]:
+    """Changes to what rides with an event, digested anew so that only the riders are wrong."""
+    whole = [stored(entry) for entry in run.entries]
+    at = next(i for i, entry in enumerate(whole) if '"then"' in entry["facts"])
+
+    def loose(was: str, becomes: str) -> list[Any]:
+        facts = whole[at]["facts"].replace(was, becomes)
+        assert facts != whole[at]["facts"]
+        changed = {**whole[at], "facts": facts, "digest": canonical.digest(facts.encode())}
+        return [*range(at), changed, *range(at + 1, len(whole))]
+
+    cases = [
+        ("a rider that cannot ride", loose('"type":"StepStarted"', '"type":"StepSucceeded"')),
+        ("a rider with a payload", loose('"step":"lookup"}', '"payload":1,"step":"lookup"}')),
+        ("a rider with an unknown member", loose('"then":[{', '"then":[{"a":0,')),
+        ("an empty list of riders", loose(whole[at]["facts"].split('"then":')[1].split("]")[0] + "]", "[]")),
+    ]
+    return [
+        {"what": what, "journal": run.state.run, "entries": entries, "code": "JOURNAL_MALFORMED", "seq": at}
+        for what, entries in cases
     ]
 
 

@@ -10,7 +10,16 @@ import pytest
 
 from nano_vm import canonical
 from nano_vm.errors import InputError, VerificationError
-from nano_vm.journal.entry import GENESIS, Chain, Entry, open_event, read_facts, verify_entry, verify_shown
+from nano_vm.journal.entry import (
+    GENESIS,
+    Chain,
+    Entry,
+    open_event,
+    open_events,
+    read_facts,
+    verify_entry,
+    verify_shown,
+)
 from nano_vm.kernel import events as ev
 from unit.journal.journal_runs import refund_run
 
@@ -56,6 +65,37 @@ def test_without_a_payload_there_is_neither_commitment_nor_salt():
     entry = Chain("r").seal(started(), SALT, None)
     assert "commitment" not in json.loads(entry.facts)
     assert (entry.salt, entry.payload) == (b"", None)
+
+
+def test_riders_are_facts_of_the_entry_they_ride_in():
+    riders = [started(), ev.RunFinished(at_ms=2, status="FAILED", incomplete=["ä"])]
+    entry = Chain("r").seal(ev.RunAdopted(at_ms=1, fence=2), SALT, None, riders)
+    assert json.loads(entry.facts)["then"] == [
+        {"event": {"at_ms": 1, "attempt": 1, "occurrence": 1, "step": "pay"}, "type": "StepStarted"},
+        {"event": {"at_ms": 2, "incomplete": ["ä"], "status": "FAILED"}, "type": "RunFinished"},
+    ]
+    assert canonical.is_canonical(entry.facts)
+    assert open_events(entry) == [ev.RunAdopted(at_ms=1, fence=2), *riders]
+    assert open_event(entry) == ev.RunAdopted(at_ms=1, fence=2)
+    assert "then" not in json.loads(Chain("r").seal(started(), SALT, None).facts)
+
+
+@pytest.mark.parametrize(
+    "rider",
+    [
+        {"event": {"at_ms": 1, "fence": 2}, "type": "RunAdopted"},
+        {"event": {"at_ms": 1, "status": "FAILED"}, "type": "Nonsense"},
+        {"event": {"at_ms": 1}, "type": "RunFinished"},
+        {
+            "event": {"at_ms": 1, "attempt": 1, "occurrence": 1, "payload": 1, "step": "s"},
+            "type": "StepStarted",
+        },
+    ],
+    ids=["another type", "no type", "incomplete", "payload"],
+)
+def test_what_cannot_ride_is_malformed(rider):
+    event = {"at_ms": 1, "attempt": 1, "occurrence": 1, "step": "s"}
+    assert code_of(open_events, forged(facts_of(event, then=[rider]))) == ("JOURNAL_MALFORMED", 0)
 
 
 def test_sealing_leaves_the_event_as_it_was():

@@ -10,16 +10,26 @@ import pytest
 from nano_vm import canonical
 from nano_vm.errors import VerificationError
 from nano_vm.journal import entry as entry_module
-from nano_vm.journal.entry import GENESIS, Chain, open_event
+from nano_vm.journal.entry import GENESIS, Chain, Entry, open_event, open_events
 from nano_vm.journal.fold import fold, fold_chain
 from nano_vm.journal.port import RunRecord
 from nano_vm.journal.replay import verify_run
 from nano_vm.journal.standing import standing
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.state import RunStatus, snapshot
-from unit.journal.journal_runs import Driver, loop, loop_run, refund, refund_run, saga_run, wide_run
+from unit.journal.journal_runs import (
+    Driver,
+    loop,
+    loop_run,
+    refund,
+    refund_run,
+    ridden_refund,
+    ridden_saga,
+    saga_run,
+    wide_run,
+)
 
-RUNS = [refund_run, wide_run, saga_run]
+RUNS = [refund_run, wide_run, saga_run, ridden_refund, ridden_saga]
 
 
 def resealed(run, events):
@@ -89,6 +99,33 @@ def test_a_run_goes_on_from_any_prefix_of_its_journal_to_the_same_entries():
             assert chain.seal(events[place], salt, payload) == whole.entries[place]
 
 
+def test_what_rides_with_an_event_is_a_transition_of_its_own():
+    run, apart = ridden_refund(), refund_run()
+    heard = []
+    folded = fold_chain(
+        run.program,
+        run.state.run,
+        run.entries,
+        verify=True,
+        on_transition=lambda entry, event, state: heard.append((entry.seq, event.type)),
+    )
+    assert [kind for _, kind in heard] == [event.type for event in events_of(apart)]
+    assert heard[:2] == [(0, "RunStarted"), (0, "StepStarted")]
+    assert heard[-2:] == [(len(run.entries) - 1, "StepSucceeded"), (len(run.entries) - 1, "RunFinished")]
+    assert folded.chain.length == len(run.entries) < len(apart.entries) == folded.state.seq
+
+
+def test_a_rider_that_the_kernel_would_not_take_is_named_by_its_entry():
+    run = ridden_refund()
+    chain = Chain(run.state.run)
+    entries = []
+    for place, entry in enumerate(run.entries):
+        event, *then = open_events(entry)
+        entries.append(chain.seal(event, entry.salt, entry.payload, [*then, *then] if place == 1 else then))
+    error = failure(verify_run, run.program, None, entries)
+    assert (error.code, error.facts["seq"], error.facts["check"]) == ("REPLAY_MISMATCH", 1, "transitions")
+
+
 def test_no_entries_fold_into_the_empty_state():
     state, chain = fold_chain(refund(), "run-1", [])
     assert (state.seq, state.run, chain.length, chain.head) == (0, "run-1", 0, GENESIS)
@@ -152,6 +189,7 @@ def test_without_verify_neither_chain_nor_commitments_are_looked_at():
 @pytest.mark.parametrize("times", [10, 1_000])
 def test_sealing_hashes_each_entry_once_and_never_the_past(monkeypatch, times):
     run = loop_run(times)
+    events = events_of(run)
     calls = []
 
     def counted(data=b""):
@@ -160,7 +198,7 @@ def test_sealing_hashes_each_entry_once_and_never_the_past(monkeypatch, times):
 
     monkeypatch.setattr(entry_module, "sha256", counted)
     chain = Chain("run-loop")
-    for entry, event in zip(run.entries, events_of(run), strict=True):
+    for entry, event in zip(run.entries, events, strict=True):
         assert chain.seal(event, entry.salt, entry.payload) == entry
     payloads = [entry.payload for entry in run.entries if entry.payload is not None]
     assert len(calls) == len(run.entries) + len(payloads)
@@ -208,6 +246,16 @@ def test_facts_and_payloads_have_to_be_canonical():
     error = failure(verify_run, run.program, None, [entry])
     assert (error.code, error.facts["seq"], error.facts["check"]) == ("JOURNAL_MALFORMED", 0, "chain")
     facts = run.entries[0].facts.replace(b'"event":', b'"event" :')
+    big = canonical.encode({"at_ms": 1, "program": "p", "principal": {"n": 1e300}}).replace(
+        b"1e+300", b"9" * 40
+    )
+    for event in (b'{"at_ms":1,"program":"p","verdicts":[]  }', big):
+        text = b'{"event":%b,"prev":"%b","run":"run-1","seq":0,"type":"RunStarted"}' % (
+            event,
+            GENESIS.encode(),
+        )
+        forged = Entry(0, canonical.digest(text), text)
+        assert failure(verify_run, run.program, None, [forged]).code == "JOURNAL_MALFORMED"
     loose_facts = msgspec.structs.replace(run.entries[0], facts=facts, digest=canonical.digest(facts))
     assert failure(verify_run, run.program, None, [loose_facts]).code == "JOURNAL_MALFORMED"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from nano_vm.journal.standing import standing
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.state import RunStatus
-from unit.journal.journal_runs import PENDING, UNKNOWN, Driver, ToolBroke, refund_run, saga, wide
+from nano_vm.program.compiled import Kind, ParallelAction, WaitAction
+from unit.journal.journal_runs import PENDING, UNKNOWN, Build, Driver, ToolBroke, refund_run, saga, wide
 
 
 def test_an_ended_run_waits_for_nothing():
@@ -29,7 +30,7 @@ def test_a_timer_says_when_to_wake():
     assert now.wake_at_ms == run.now_ms + 2_500
 
 
-def test_a_back_off_wakes_a_run_that_is_running():
+def test_a_back_off_is_the_timer_of_a_run_that_is_running():
     def broken(_args):
         raise ToolBroke("Flaky")
 
@@ -39,6 +40,19 @@ def test_a_back_off_wakes_a_run_that_is_running():
     now = standing(run.program, run.state)
     assert (run.state.status, now.status, now.waits) == (RunStatus.RUNNING, "RUNNING", [])
     assert now.wake_at_ms == min(a.due_ms for a in run.state.active.values() if a.due_ms)
+
+
+def test_the_time_out_of_a_group_wakes_the_run():
+    program = (
+        Build("g", events=("one",))
+        .step("all", Kind.PARALLEL, lambda b: ParallelAction((b.index("one"),), 1), timeout_ms=500)
+        .step("one", Kind.WAIT, lambda b: WaitAction(event="one"), parent="all")
+        .done()
+    )
+    run = Driver(program).start()
+    now = standing(run.program, run.state)
+    assert (now.status, [wait["step"] for wait in now.waits]) == ("SUSPENDED", ["one"])
+    assert now.wake_at_ms == run.state.started_ms + 500
 
 
 def test_the_timers_of_children_wake_the_parent():
@@ -70,3 +84,19 @@ def test_an_unknown_outcome_is_named():
 def test_a_pending_tool_is_named():
     run = Driver(saga(), tools={"book": lambda a: PENDING}).start({}).go()
     assert [wait["kind"] for wait in standing(run.program, run.state).waits] == ["tool"]
+
+
+def test_an_outcome_is_not_final_before_the_run_has_ended():
+    program = (
+        Build("o")
+        .tool("book", "book", {}, compensate=("undo", {}))
+        .tool("stop", "stop", {}, is_terminal=True, final_status="FAILED", outcome="refused")
+        .done()
+    )
+    tools = {"book": lambda a: 1, "stop": lambda a: 2, "undo": lambda a: 3}
+    run = Driver(program, tools=tools).start()
+    while run.state.outcome is None:
+        run.go(1)
+    assert (run.state.status, standing(run.program, run.state).outcome) == (RunStatus.RUNNING, None)
+    run.go()
+    assert standing(run.program, run.state).outcome == "refused"

@@ -16,7 +16,7 @@ from nano_vm.journal.fold import fold
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.state import RunStatus, StepStatus
-from nano_vm.program.compiled import FIRST_FREE_SLOT, Budgets, Edge, Kind, ParallelAction, Retry
+from nano_vm.program.compiled import FIRST_FREE_SLOT, Budgets, Edge, Kind, MapAction, ParallelAction, Retry
 from unit.journal.journal_runs import (
     PENDING,
     UNKNOWN,
@@ -153,6 +153,9 @@ def test_events_and_entries_are_the_journals():
     run = refund_run()
     trace = trace_of(run)
     assert list(trace.entries) == run.entries
+    ridden = trace_of(refund_run(riders=True))
+    assert [event.type for event in ridden.events] == [event.type for event in trace.events]
+    assert len(ridden.entries) < len(trace.entries)
     assert [type(event) for event in trace.events][:2] == [ev.RunStarted, ev.StepStarted]
     assert trace.disclosure_root == disclosure_root(run.entries)
 
@@ -255,6 +258,20 @@ def test_lanes_are_listed_as_declared_however_they_finished():
     assert [i for i, _ in trace_of(back).state_snapshots] == [0, 1, 2]
 
 
+def test_the_lanes_of_a_map_are_listed_by_item():
+    program = (
+        Build("m", ("items",))
+        .step("each", Kind.MAP, lambda b: MapAction(b.template("$items"), b.index("one"), 100, 20))
+        .tool("one", "one", {"value": "$item"}, parent="each")
+        .done()
+    )
+    run = Driver(program).start({"items": list(range(12))})
+    for item in (7, 3, 11, 0, 5, 1, 10, 2, 9, 4, 8, 6):
+        where = {"at_ms": run.now_ms, "attempt": 1, "occurrence": 1, "step": "one", "item": item}
+        assert run.send(ev.StepSucceeded(pure=True, payload=item, **where)) is None
+    assert [step.item for step in trace_of(run.go()).steps] == [*range(12), None]
+
+
 def test_a_failed_lane_hides_nothing_of_its_sibling():
     run = Driver(parallel()).start()
     lane(run, "left", error="Broken")
@@ -292,12 +309,14 @@ def test_the_reservation_of_an_unknown_call_is_its_cost():
     where = {"at_ms": run.now_ms, "attempt": 1, "occurrence": 1, "step": "ask"}
     assert run.send(ev.StepStarted(reserved_tokens=40, reserved_cost_nanousd=9, **where)) is None
     assert run.send(ev.OutcomeUnknown(effect="model", reason="CRASH", **where)) is None
+    assert trace_of(run).total_tokens() == 0
+    assert run.send(ev.OutcomeResolved(by="contract", resolution="repeat", **where)) is None
     trace = trace_of(run)
     assert (trace.total_tokens(), trace.steps[0].tokens, trace.steps[0].tokens_in) == (40, 40, 0)
     assert trace.steps[0].cost_nanousd == 9
 
 
-def test_a_step_given_up_at_the_end_is_listed_with_its_attempts():
+def test_a_step_given_up_at_the_end_has_the_result_of_its_attempts():
     def broken(_args):
         raise ToolBroke("Flaky", "again")
 
@@ -315,16 +334,17 @@ def test_a_step_given_up_at_the_end_is_listed_with_its_attempts():
         StepStatus.FAILED,
         {"type": "Flaky", "message": "again", "attempts": 1},
     )
-    # Nothing of it has settled.
-    assert trace.leaves == []
-    assert trace.state_snapshots == []
 
 
 def test_a_pending_tool_given_up_is_neither_done_nor_failed():
     run = Driver(saga(), tools={"book": lambda a: PENDING}).start().go()
     assert run.send(ev.RunCancelled(at_ms=run.now_ms)) is None
     run.go()
-    assert brief(trace_of(run)) == [("book", 1, None, "PENDING")]
+    trace = trace_of(run)
+    assert (trace.status, trace.incomplete_compensations) == (RunStatus.CANCELLED, ["book"])
+    assert brief(trace) == [("book", 1, None, "UNKNOWN")]
+    assert (trace.steps[0].output, trace.steps[0].error) == (None, None)
+    assert json.loads(trace.leaves[0]) == {"occurrence": 1, "status": "UNKNOWN", "step": "book"}
 
 
 def test_a_failure_keeps_type_message_and_attempts():
@@ -416,12 +436,12 @@ def test_resolved_outcomes_are_attempts_like_others():
 
 
 def test_fallbacks_and_cached_answers_are_marked():
-    program = Build("w").step("paid", Kind.LLM, Build("x").llm("a", "hi").steps[0]["action"]).done()
+    program = Build("w").llm("ask", "hi", on_timeout="fallback", fallback="x").done()
     run = Driver(program).start()
-    where = {"at_ms": run.now_ms, "attempt": 1, "occurrence": 1, "step": "paid"}
+    where = {"at_ms": run.now_ms, "attempt": 1, "occurrence": 1, "step": "ask"}
     assert run.send(ev.StepStarted(**where)) is None
     assert run.send(ev.StepSucceeded(payload="x", substituted=True, cached=True, **where)) is None
-    step = trace_of(run).step("paid")
+    step = trace_of(run).step("ask")
     assert (step.substituted, step.cached, step.output) == (True, True, "x")
 
 
@@ -445,6 +465,8 @@ def test_a_compensation_resolved_by_hand_is_a_rollback():
     unknown = ev.OutcomeUnknown(compensation=True, effect="irreversible", reason="CRASH", **where)
     assert run.send(unknown) is None
     resolved = ev.OutcomeResolved(compensation=True, by="operator", resolution="succeeded", **where)
+    # A compensation is no step: it is not listed while it is under way.
+    assert [step.id for step in trace_of(run).steps] == ["book", "charge"]
     assert run.send(resolved) is None
     trace = trace_of(run.go())
     assert (trace.rollbacks, trace.step("book").status) == (1, StepStatus.SUCCESS)
@@ -487,6 +509,7 @@ def test_the_same_results_have_the_same_trace_hash_whatever_else_differs():
     for other in (
         refund_run(seed=2),
         refund_run(run_id="run-9"),
+        refund_run(riders=True),
         refund_run(answers=("yes",)),
         refund_run(answers=(("yes", 900, 80, 7),)),
     ):

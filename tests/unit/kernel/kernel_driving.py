@@ -40,7 +40,7 @@ def tool(step_id: str, **fields: Any) -> dict[str, Any]:
     return {"id": step_id, "type": "tool", "tool": fields.pop("tool", step_id), "args": {}, **fields}
 
 
-def started(program: CompiledProgram, inputs: dict[str, Any] | None = None, **facts: Any) -> ev.RunStarted:
+def started(program: CompiledProgram, inputs: dict[str, Any] | None = None, /, **facts: Any) -> ev.RunStarted:
     return ev.RunStarted(**{"at_ms": 1_000, "payload": inputs or {}, "program": program.hash, **facts})
 
 

@@ -107,7 +107,12 @@ def test_large_documents_are_refused(monkeypatch):
 
 @pytest.mark.parametrize(
     ("data", "line", "column"),
-    [(b"name: \xff", 1, 7), (b"a: 1\nb: \xe9t\xe9", 2, 4), ("a: 1".encode("utf-16"), 1, 1), (b"a: x\x07", 1, 5)],
+    [
+        (b"name: \xff", 1, 7),
+        (b"a: 1\nb: \xe9t\xe9", 2, 4),
+        ("a: 1".encode("utf-16"), 1, 1),
+        (b"a: x\x07", 1, 5),
+    ],
 )
 def test_text_that_is_not_utf8_is_refused_at_its_place(data, line, column):
     (finding,) = from_yaml(data).findings
@@ -130,7 +135,11 @@ def test_integers_beyond_what_json_holds_are_refused():
 def test_the_pure_python_composer_reads_the_same(monkeypatch):
     from nano_vm.program import yaml_text
 
-    texts = [text for text, _ in CASES.values()] + ["a: &x [1, 'b']\nc: *x\n", "a: !!str 5", "a: 1\n---\nb: 2"]
+    texts = [text for text, _ in CASES.values()] + [
+        "a: &x [1, 'b']\nc: *x\n",
+        "a: !!str 5",
+        "a: 1\n---\nb: 2",
+    ]
     fast = [(from_yaml(text).data, codes(from_yaml(text))) for text in texts]
     monkeypatch.setattr(yaml_text, "_C_PARSER", None)
     assert [(from_yaml(text).data, codes(from_yaml(text))) for text in texts] == fast

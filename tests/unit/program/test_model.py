@@ -16,9 +16,13 @@ DATA = {
     "steps": [
         {"id": "a", "type": "tool", "tool": "t", "args": {"n": 1.0}},
         {"id": "c", "type": "condition", "condition": "$a.output  ==  1", "then": "continue"},
-        {"id": "w", "type": "parallel", "parallel_steps": [{"id": "e", "type": "wait", "event": "x", "accept": "$event.a"}]},
+        {
+            "id": "w",
+            "type": "parallel",
+            "parallel_steps": [{"id": "e", "type": "wait", "event": "x", "accept": "$event.a"}],
+        },
     ],
-}  # fmt: skip
+}
 YAML = """
 # a comment
 name: p
@@ -94,7 +98,11 @@ def test_all_structural_findings_come_in_one_error_that_survives_pickling():
     error = pickle.loads(pickle.dumps(caught.value))
     assert error.code == "INVALID_PROGRAM"
     assert error.exit_code == 3
-    assert [finding.code for finding in error.diagnostics] == ["UNKNOWN_FIELD", "MISSING_FIELD", "BAD_IDENTIFIER"]
+    assert [finding.code for finding in error.diagnostics] == [
+        "UNKNOWN_FIELD",
+        "MISSING_FIELD",
+        "BAD_IDENTIFIER",
+    ]
     assert error.diagnostics[0].place.path == "/nam"
 
 

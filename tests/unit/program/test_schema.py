@@ -54,13 +54,64 @@ SOUND = {
                 {"id": "f", "type": "wait", "event": "paid", "accept": "$event.ok", "approvers": ["boss"]},
             ],
         },
-        {"id": "g", "type": "map", "over": "$x", "max_items": 3, "step": {"id": "h", "type": "call", "program": "p"}},
-        {"id": "i", "type": "wait", "seconds": 3, "is_terminal": True, "final_status": "FAILED", "outcome": "late"},
+        {
+            "id": "g",
+            "type": "map",
+            "over": "$x",
+            "max_items": 3,
+            "step": {"id": "h", "type": "call", "program": "p"},
+        },
+        {
+            "id": "i",
+            "type": "wait",
+            "seconds": 3,
+            "is_terminal": True,
+            "final_status": "FAILED",
+            "outcome": "late",
+        },
     ],
 }
-STRANGE = ["", "a b", "a", "9", 0, 1, -1, 2.5, True, None, [], {}, ["a", "a"], ["a"], {"x": 1}, "continue", "FAILED"]
-NAMES = ["id", "type", "prompt", "tool", "args", "seconds", "step", "fallback", "output_key", "next_step", "private",
-         "nonsense", "condition", "depends_on", "over", "retry", "inputs", "outputs", "name", "max_tokens"]  # fmt: skip
+STRANGE = [
+    "",
+    "a b",
+    "a",
+    "9",
+    0,
+    1,
+    -1,
+    2.5,
+    True,
+    None,
+    [],
+    {},
+    ["a", "a"],
+    ["a"],
+    {"x": 1},
+    "continue",
+    "FAILED",
+]
+NAMES = [
+    "id",
+    "type",
+    "prompt",
+    "tool",
+    "args",
+    "seconds",
+    "step",
+    "fallback",
+    "output_key",
+    "next_step",
+    "private",
+    "nonsense",
+    "condition",
+    "depends_on",
+    "over",
+    "retry",
+    "inputs",
+    "outputs",
+    "name",
+    "max_tokens",
+]
 
 
 def accepts(data):
@@ -86,7 +137,9 @@ def mutate(data, rng):
                 case 2:
                     target[rng.choice(NAMES)] = rng.choice(STRANGE)
                 case _:
-                    target["type"] = rng.choice(["llm", "tool", "condition", "parallel", "wait", "map", "call", "agent"])
+                    target["type"] = rng.choice(
+                        ["llm", "tool", "condition", "parallel", "wait", "map", "call", "agent"]
+                    )
         elif isinstance(target, list) and target:
             target[rng.randrange(len(target))] = rng.choice(STRANGE)
         else:

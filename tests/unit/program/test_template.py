@@ -48,14 +48,18 @@ def test_a_substituted_value_is_never_scanned_again(value):
     assert render({"a": ["$x"], "b": "$x $x"}, value, "SECRET") == {"a": [value], "b": f"{value} {value}"}
 
 
-@pytest.mark.parametrize("template", ["$unset", "a $unset", {"a": "$unset"}, [{"a": ["$unset.b"]}], "$unset.b.c"])
+@pytest.mark.parametrize(
+    "template", ["$unset", "a $unset", {"a": "$unset"}, [{"a": ["$unset.b"]}], "$unset.b.c"]
+)
 def test_an_unassigned_value_is_an_error(template):
     with pytest.raises(ExprError) as caught:
         render(template)
     assert caught.value.code == "UNASSIGNED_REFERENCE"
 
 
-@pytest.mark.parametrize(("template", "value"), [("$x.a", {}), ("$x.a", "s"), ("$x.1", [0]), ("$x.a.b", {"a": 1})])
+@pytest.mark.parametrize(
+    ("template", "value"), [("$x.a", {}), ("$x.a", "s"), ("$x.1", [0]), ("$x.a.b", {"a": 1})]
+)
 def test_a_path_that_leads_nowhere_is_an_error(template, value):
     with pytest.raises(ExprError) as caught:
         render(template, value)

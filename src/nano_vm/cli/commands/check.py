@@ -22,9 +22,15 @@ SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", metavar="FILE", nargs="+", help="programs: YAML or JSON; - is standard input")
     parser.add_argument(
-        "--tools", metavar="FILE", action="append", default=[], help="also check tool names and arguments against it"
+        "files", metavar="FILE", nargs="+", help="programs: YAML or JSON; - is standard input"
+    )
+    parser.add_argument(
+        "--tools",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="also check tool names and arguments against it",
     )
     parser.add_argument(
         "--program", metavar="FILE", action="append", default=[], help="a program that call steps name"
@@ -71,7 +77,8 @@ def _show(console: Console, reports: list[tuple[str, Report]]) -> None:
                 console.line(f"  {report.compiled.hash}", "dim")
         else:
             console.line(
-                f"{console.symbol('bad')} {name}: {_count(errors, 'error')}, {_count(warnings, 'warning')}", "bad"
+                f"{console.symbol('bad')} {name}: {_count(errors, 'error')}, {_count(warnings, 'warning')}",
+                "bad",
             )
 
 
@@ -107,7 +114,9 @@ def _sarif(reports: list[tuple[str, Report]]) -> dict[str, Any]:
             place = finding.place
             rules[finding.code] = {
                 "id": finding.code,
-                "shortDescription": {"text": CODES[finding.code].summary if finding.code in CODES else finding.code},
+                "shortDescription": {
+                    "text": CODES[finding.code].summary if finding.code in CODES else finding.code
+                },
             }
             physical: dict[str, Any] = {"artifactLocation": {"uri": "stdin" if path == "-" else path}}
             if place.line:
@@ -132,5 +141,7 @@ def _sarif(reports: list[tuple[str, Report]]) -> dict[str, Any]:
             )
     driver = {"name": "nano-vm", "version": __version__, "rules": [rules[code] for code in sorted(rules)]}
     run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
-    document: dict[str, Any] = json.loads(json.dumps({"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}))
+    document: dict[str, Any] = json.loads(
+        json.dumps({"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]})
+    )
     return document

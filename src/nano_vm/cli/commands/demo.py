@@ -26,11 +26,14 @@ from nano_vm.cli.console import Console
 from nano_vm.cli.session import invocation
 from nano_vm.errors import InputError, RuntimeFault
 
-FILES = ("refund.yaml", "refund_tools.py", "answers.yaml")
+PROGRAM = "refund.yaml"
+TOOLS = "refund_tools.py"
 RUN_ID = "demo-refund"
 STORE = "demo.db"
-DRIVE = ("--store", STORE, "--tools", "refund_tools.py", "--model", "script:answers.yaml")
-INPUTS = ("--input", "order_id=A-1001", "--input", "amount=250", "--input", "reason=it arrived damaged")
+DRIVE = ("--store", STORE, "--tools", TOOLS, "--model", "mock:low")
+INPUTS = ("--input", "order_id=A-1002", "--input", "message=The parcel never arrived.")
+PAUSE = "NANO_VM_LEDGER_PAUSE"  # names the effect after which the payment provider's answer never comes
+AMOUNT = b'"amount":240'
 KILL_WITHIN_SECONDS = 60.0
 
 
@@ -41,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace, console: Console) -> int:
     if args.keep is None:
-        with tempfile.TemporaryDirectory(prefix="nano-vm-demo-") as directory:
-            return Demo(console, Path(directory), kept=False).play()
+        with tempfile.TemporaryDirectory(prefix="nano-vm-demo-") as temporary:
+            return Demo(console, Path(temporary), kept=False).play()
     directory = Path(args.keep)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError("USAGE", f"`{directory}` is not empty", help="--keep takes a new or empty directory")
@@ -58,8 +61,8 @@ class Demo:
         self.directory = directory
         self.kept = kept
         self.commands: list[dict[str, Any]] = []
-        self.environment = {name: value for name, value in os.environ.items() if name != "NANO_VM_STORE"}
-        self.environment.pop("NANO_VM_LEDGER", None)
+        ours = ("NANO_VM_STORE", "NANO_VM_LEDGER", PAUSE)
+        self.environment = {name: value for name, value in os.environ.items() if name not in ours}
         script = Path(sys.argv[0])
         if script.name == "nano-vm" and script.is_file() and os.access(script, os.X_OK):
             self.program = [str(script.absolute())]
@@ -79,9 +82,9 @@ class Demo:
         """
         say = self.console.line
         source = resources.files("nano_vm.cli") / "demo_data"
-        for name in FILES:
+        for name in (PROGRAM, TOOLS):
             (self.directory / name).write_bytes((source / name).read_bytes())
-        say(f"A refund of 250 for order A-1001, in {self.directory}")
+        say(f"A refund for order A-1002, in {self.directory}")
         say(f"  $ cd {self.directory}", "bold")
         self._check()
         killed = self._kill_in_the_middle()
@@ -108,26 +111,25 @@ class Demo:
 
     def _check(self) -> None:
         self._title(1, "The program is checked before anything runs")
-        self._call(exits.DONE, "check", "refund.yaml", "--tools", "refund_tools.py")
+        self._call(exits.DONE, "check", PROGRAM, "--tools", TOOLS)
 
     def _kill_in_the_middle(self) -> int:
         self._title(2, "It runs, and is killed in the middle of a tool")
-        (self.directory / "slow_bank").touch()
-        words = ("run", "refund.yaml", "--trace-id", RUN_ID, *DRIVE, *INPUTS)
-        self._prompt("touch slow_bank   # from now on the bank does its work, but does not answer", plain=True)
-        self._prompt(*words)
+        self._say(f"{PAUSE}=reserve: the payment provider does its work, but its answer never comes.")
+        words = ("run", PROGRAM, "--trace-id", RUN_ID, *DRIVE, *INPUTS)
+        self._prompt(*words, prefix=f"{PAUSE}=reserve ")
         output = self.directory / "killed.out"
         with output.open("wb") as file:
             child = subprocess.Popen(
                 [*self.program, *words],
                 cwd=self.directory,
-                env=self.environment,
+                env={**self.environment, PAUSE: "reserve"},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
             try:
-                self._await_line(child, "money reserved")
+                self._await_line(child, "reserve")
             finally:
                 if child.poll() is None:
                     child.kill()
@@ -138,42 +140,41 @@ class Demo:
             raise self._broken(f"the run ended by itself with {child.returncode}")
         self._prompt(f"kill -9 {child.pid}", plain=True)
         self.commands.append({"command": words, "exit_code": child.returncode})
-        self._say(f"process {child.pid} is dead. The ledger, which no process can take back, says:")
+        self._say(f"Process {child.pid} is dead. The ledger is outside of it and says what really happened:")
         self._show_ledger()
-        self._expect({"order read": 1, "money reserved": 1})
+        self._expect({"reserve": 1})
         return child.pid
 
     def _recover(self) -> None:
         self._title(3, "Another process takes the run up")
-        (self.directory / "slow_bank").unlink()
-        self._prompt("rm slow_bank", plain=True)
         self._call(exits.DONE, "recover", *DRIVE)
-        trace = self._trace()
-        events = [event for entry in trace["entries"] for event in entry["events"]]
-        resolved = [event for event in events if event["type"] == "OutcomeResolved"]
-        if [(event["facts"]["step"], event["facts"]["by"]) for event in resolved] != [("reserve", "reconcile")]:
-            raise self._broken("the unknown outcome was not reconciled")
-        counts = self._expect({"order read": 1, "money reserved": 1})
+        events = [event for entry in self._trace()["entries"] for event in entry["events"]]
+        asked = sum(_is(event, "StepStarted", "assess_risk") for event in events)
+        settled = [event["facts"]["by"] for event in events if _is(event, "OutcomeResolved", "reserve")]
+        if asked != 1 or settled != ["reconcile"]:
+            raise self._broken("a finished step was repeated, or the unknown outcome was not reconciled")
+        counts = self._expect({"reserve": 1})
+        self._say(f"The model was asked {asked} time: what was finished is not repeated.")
         self._say(
-            f"not repeated: order read {counts['order read']} time, money reserved {counts['money reserved']} time. "
-            "What became of `reserve` was unknown; its reconcile function asked the bank."
+            f"What became of `reserve` was unknown; its {settled[0]} function asked the provider. "
+            f"Reserved: {counts['reserve']} time."
         )
 
     def _approve(self) -> None:
         self._title(4, "It waits for an approval, and not for anybody's")
         self._call(exits.SUSPENDED, "resume", RUN_ID, "--deny", "--principal", "tom", *DRIVE, refused=True)
-        self._expect({"order read": 1, "money reserved": 1})
+        self._expect({"reserve": 1})
         self._title(5, "A supervisor approves, from another process")
         words = ("resume", RUN_ID, "--approve", "--principal", "maria", "--role", "supervisor", *DRIVE)
         self._call(exits.DONE, *words)
         self._title(6, "The refund was executed exactly once")
         self._show_ledger()
-        once = {"order read": 1, "money reserved": 1, "refund paid": 1, "letter sent": 1}
+        once = {"reserve": 1, "refund": 1, "notify": 1}
         self._expect(once)
-        self._say("the same approval again gets the same answer and does nothing:")
+        self._say("The same approval again gets the same answer and does nothing:")
         self._call(exits.DONE, *words, "--quiet")
         counts = self._expect(once)
-        self._say("ledger: " + ", ".join(f"{what} {count} time" for what, count in counts.items()))
+        self._say("Ledger: " + ", ".join(f"{what} {count} time" for what, count in counts.items()))
 
     def _verify(self) -> None:
         self._title(7, "The journal proves what happened")
@@ -182,23 +183,23 @@ class Demo:
     def _tamper(self) -> dict[str, Any]:
         self._title(8, "One changed byte in a copy of the database does not go unnoticed")
         copy = self.directory / "tampered.db"
-        from nano_vm.stores.sqlite import SqliteJournalStore
-
-        with SqliteJournalStore(self.directory / STORE) as store:
-            store.backup(copy)
-        data = copy.read_bytes()
-        wanted = b'"amount":250'
-        place = data.find(wanted) + len(wanted) - 3
-        if place < len(wanted):
+        # Every process above has closed the database, so that its write-ahead log is in the file.
+        if (self.directory / f"{STORE}-wal").exists():
+            raise self._broken("the database is still in use")
+        data = (self.directory / STORE).read_bytes()
+        copy.write_bytes(data)
+        place = data.find(AMOUNT) + len(AMOUNT) - 3
+        if place < len(AMOUNT):
             raise self._broken("the amount is not in the copy")
         with copy.open("r+b") as file:
             file.seek(place)
             file.write(b"9")
         self._prompt(
-            f"cp {STORE} tampered.db && printf 9 | dd of=tampered.db bs=1 seek={place} conv=notrunc", plain=True
+            f"cp {STORE} tampered.db && printf 9 | dd of=tampered.db bs=1 seek={place} conv=notrunc",
+            plain=True,
         )
         changed = sum(a != b for a, b in zip(data, copy.read_bytes(), strict=True))
-        self._say(f"{changed} byte of {len(data)} changed: an amount of 250 has become one of 950")
+        self._say(f"{changed} byte of {len(data)} changed: an amount of 240 has become one of 940")
         self._call(exits.VERIFICATION, "verify", "--store", "tampered.db")
         return {"bytes": changed, "offset": place, "exit_code": exits.VERIFICATION}
 
@@ -210,7 +211,9 @@ class Demo:
         if self.kept:
             say(f"The files of this demonstration are in {self.directory}")
         else:
-            say(f"The files of this demonstration are gone; `{self.shown} demo refund --keep DIR` keeps them.")
+            say(
+                f"The files of this demonstration are gone; `{self.shown} demo refund --keep DIR` keeps them."
+            )
 
     # --- means ------------------------------------------------------------------------------------------------
 
@@ -221,10 +224,10 @@ class Demo:
     def _say(self, text: str) -> None:
         self.console.line(f"  {text}")
 
-    def _prompt(self, *words: str, plain: bool = False) -> None:
+    def _prompt(self, *words: str, plain: bool = False, prefix: str = "") -> None:
         import shlex
 
-        text = words[0] if plain else f"{self.shown} {shlex.join(words)}"
+        text = words[0] if plain else f"{prefix}{self.shown} {shlex.join(words)}"
         self.console.line(f"  $ {text}", "bold")
 
     def _show(self, text: str) -> None:
@@ -260,7 +263,7 @@ class Demo:
     def _await_line(self, child: subprocess.Popen[bytes], what: str) -> None:
         """Wait until the ledger says that something was done."""
         deadline = time.monotonic() + KILL_WITHIN_SECONDS
-        while not any(line["did"] == what for line in self.ledger()):
+        while not any(line["effect"] == what for line in self.ledger()):
             if child.poll() is not None or time.monotonic() > deadline:
                 raise self._broken("the run did not come to the tool")
             time.sleep(0.01)
@@ -281,7 +284,7 @@ class Demo:
     def _expect(self, wanted: dict[str, int]) -> dict[str, int]:
         counts: dict[str, int] = {}
         for line in self.ledger():
-            counts[line["did"]] = counts.get(line["did"], 0) + 1
+            counts[line["effect"]] = counts.get(line["effect"], 0) + 1
         if counts != wanted:
             raise self._broken(f"the ledger counts {counts}, not {wanted}")
         return counts
@@ -299,5 +302,12 @@ class Demo:
 
     def _broken(self, what: str) -> RuntimeFault:
         return RuntimeFault(
-            "DEMO", f"the demonstration failed: {what}", help="report it with the output above", facts={"what": what}
+            "DEMO",
+            f"the demonstration failed: {what}",
+            help="report it with the output above",
+            facts={"what": what},
         )
+
+
+def _is(event: dict[str, Any], type: str, step: str) -> bool:
+    return bool(event["type"] == type and event["facts"].get("step") == step)

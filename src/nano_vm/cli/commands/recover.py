@@ -14,6 +14,7 @@ import asyncio
 from typing import Any
 
 from nano_vm.cli import exits
+from nano_vm.cli.acting import interrupted_exit
 from nano_vm.cli.arguments import add_tools
 from nano_vm.cli.console import Console, printable
 from nano_vm.cli.driving import Interrupted, supervise, take_up
@@ -47,8 +48,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         try:
             supervise(session, recovery.once)
         except Interrupted as interrupted:
-            console.complain("stopped; everything that happened is journaled")
-            return interrupted.exit_code
+            return interrupted_exit(console, session, interrupted, None)
         code = exits.USAGE if any(left["exit_code"] == exits.USAGE for left in recovery.left) else exits.DONE
         console.document({"recovered": recovery.taken, "left": recovery.left, "exit_code": code})
         if not recovery.taken and not recovery.left:
@@ -111,8 +111,13 @@ class Recovery:
         if trace is None:
             return  # somebody else was quicker
         status = trace.status.value
-        facts = {"trace_id": run_id, "program": trace.program_name, "status": status}
-        facts["continue"] = continuations(self.session.args, trace)
+        program = self.session.engine.load_program(trace.program_hash)
+        facts = {
+            "trace_id": run_id,
+            "program": trace.program_name,
+            "status": status,
+            "continue": continuations(self.session.args, program, trace),
+        }
         if self.lines:
             if self.console.json_only:
                 self.console.json_line(facts)
@@ -121,8 +126,8 @@ class Recovery:
         style = STATUS_STYLES.get(status, "bad")
         self.console.line(f"{self.console.style(status, style)}  {run_id}  {printable(trace.program_name)}")
         if not self.console.quiet:
-            show_steps(self.console, self.session.engine.load_program(trace.program_hash), trace)
-            show_waits(self.console, self.session.args, trace)
+            show_steps(self.console, program, trace)
+            show_waits(self.console, self.session.args, program, trace)
 
     def _leave(self, run_id: str, error: NanoVMError) -> None:
         if run_id in self._complained:
@@ -133,4 +138,6 @@ class Recovery:
             self.left.append(facts)
         elif self.console.json_only:
             self.console.json_line(facts)
-        self.console.complain(f"left untouched: {run_id}\n  {printable(str(error), keep_newlines=True)}", "warn")
+        self.console.complain(
+            f"left untouched: {run_id}\n  {printable(str(error), keep_newlines=True)}", "warn"
+        )

@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from nano_vm.cli.acting import act
 from nano_vm.cli.arguments import add_tools, json_value
 from nano_vm.cli.console import Console
-from nano_vm.cli.driving import Interrupted, supervise, wait_through
+from nano_vm.cli.driving import wait_through
 from nano_vm.cli.session import Session
-from nano_vm.cli.views import conclude
 from nano_vm.errors import InputError
 from nano_vm.journal.trace import Trace
 
@@ -24,7 +24,9 @@ from nano_vm.journal.trace import Trace
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_id", metavar="ID", help="the run's trace id")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--event", metavar="JSON", help="the event's data: JSON, @FILE, or - for standard input")
+    what.add_argument(
+        "--event", metavar="JSON", help="the event's data: JSON, @FILE, or - for standard input"
+    )
     what.add_argument("--approve", action="store_true", help='the event {"approved": true}')
     what.add_argument("--deny", action="store_true", help='the event {"approved": false}')
     parser.add_argument("--name", metavar="NAME", help="the event's name, when several are waited for")
@@ -44,12 +46,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         raise InputError("USAGE", "what happened?", help="--event JSON, --approve or --deny")
     with Session(args, drives=True) as session:
         session.require_run(args.run_id)
-        try:
-            trace = supervise(session, lambda: _resume(session, data))
-        except Interrupted as interrupted:
-            console.complain("stopped; everything that happened is journaled")
-            return interrupted.exit_code
-        return conclude(console, args, session.engine.load_program(trace.program_hash), trace)
+        return act(session, console, args.run_id, lambda: _resume(session, data))
 
 
 async def _resume(session: Session, data: Any) -> Trace:

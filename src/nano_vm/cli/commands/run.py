@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nano_vm.cli import exits
+from nano_vm.cli.acting import interrupted_exit
 from nano_vm.cli.arguments import add_tools, assignments
 from nano_vm.cli.console import Console
 from nano_vm.cli.driving import Interrupted, supervise, wait_through
 from nano_vm.cli.live import showing
 from nano_vm.cli.programs import admit
-from nano_vm.cli.session import Session, StoredPrograms, command
+from nano_vm.cli.session import Session, StoredPrograms
 from nano_vm.cli.views import as_json, conclude
 from nano_vm.errors import InputError
 
@@ -29,22 +30,33 @@ if TYPE_CHECKING:
     from nano_vm.journal.trace import Trace
     from nano_vm.program.model import Program
     from nano_vm.runtime.engine import Progress
+    from nano_vm.runtime.ports import Listener
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="the program: YAML or JSON; - is standard input")
     add_tools(parser)
     parser.add_argument(
-        "--input", metavar="NAME=VALUE", action="append", default=[], help="an input; JSON if it is JSON, else text"
+        "--input",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="an input; JSON if it is JSON, else text",
     )
     parser.add_argument("--input-file", metavar="FILE", help="inputs from a JSON or YAML file")
     parser.add_argument(
-        "--program", metavar="FILE", action="append", default=[], help="store this program first, for call steps"
+        "--program",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="store this program first, for call steps",
     )
     parser.add_argument("--idempotency-key", metavar="KEY", help="the same key never starts a second run")
     parser.add_argument("--trace-id", metavar="ID", help="the id of the run (default: a new one)")
     parser.add_argument("--wait", action="store_true", help="sleep through timers instead of suspending")
-    parser.add_argument("--stream", action="store_true", help="with --json: every event as a line, the result last")
+    parser.add_argument(
+        "--stream", action="store_true", help="with --json: every event as a line, the result last"
+    )
 
 
 def execute(args: argparse.Namespace, console: Console) -> int:
@@ -66,18 +78,20 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         started: list[str] = []
         with showing(console) as listen:
             tell = _stream(console) if args.stream else listen
+            engine.listeners.append(_noting(tell, started, children=args.stream))
             try:
-                trace = supervise(session, lambda: _run(session, program, context, _noting(tell, started)))
+                trace = supervise(session, lambda: _run(session, program, context))
             except Interrupted as interrupted:
-                return _interrupted(console, args, interrupted, started)
+                run_id = started[0] if started else None
+                return interrupted_exit(console, session, interrupted, run_id, lines=args.stream)
         if args.stream:
             code = exits.of_status(trace.status.value)
-            console.json_line({"result": as_json(args, trace, code)})
+            console.json_line({"result": as_json(args, compiled, trace, code)})
             return code
         return conclude(console, args, compiled, trace)
 
 
-async def _run(session: Session, program: Program, context: dict[str, Any], listen: Listen) -> Trace:
+async def _run(session: Session, program: Program, context: dict[str, Any]) -> Trace:
     args = session.args
     trace = await session.engine.run(
         program,
@@ -85,18 +99,19 @@ async def _run(session: Session, program: Program, context: dict[str, Any], list
         idempotency_key=args.idempotency_key,
         trace_id=args.trace_id,
         principal=session.principal,
-        listener=listen,
     )
     if args.wait:
-        trace = await wait_through(session, trace, listen)
+        trace = await wait_through(session, trace)
     return trace
 
 
-def _noting(listen: Listen | None, started: list[str]) -> Listen:
-    def note(progress: Progress) -> None:
+def _noting(listen: Listen | None, started: list[str], *, children: bool) -> Listener:
+    """Tells `listen`, and notes the id of the run, which is the first one heard of."""
+
+    def note(run_id: str, progress: Progress) -> None:
         if not started:
-            started.append(progress.run_id)
-        if listen is not None:
+            started.append(run_id)
+        if listen is not None and (children or run_id == started[0]):
             listen(progress)
 
     return note
@@ -118,20 +133,6 @@ def _stream(console: Console) -> Listen:
     return tell
 
 
-def _interrupted(console: Console, args: argparse.Namespace, interrupted: Interrupted, started: list[str]) -> int:
-    code = interrupted.exit_code
-    resume = command(args, "recover", drives=True)
-    console.complain("stopped; everything that happened is journaled")
-    if started:
-        console.complain(f"  trace id      {started[0]}\n  continue with {resume}")
-    document = {"interrupted": True, "trace_id": started[0] if started else None, "exit_code": code}
-    if args.stream:
-        console.json_line({"result": document})
-    else:
-        console.document(document)
-    return code
-
-
 def read_inputs(pairs: Sequence[str], file: str | None) -> dict[str, Any]:
     """The inputs of a run; `--input` goes before what the file says.
 
@@ -145,7 +146,9 @@ def read_inputs(pairs: Sequence[str], file: str | None) -> dict[str, Any]:
         data = read_data(Path(file), "INPUT_FILE")
         if not isinstance(data, dict):
             raise InputError(
-                "INPUT_FILE", f"`{file}` does not hold a mapping of inputs", help="write one name: value per line"
+                "INPUT_FILE",
+                f"`{file}` does not hold a mapping of inputs",
+                help="write one name: value per line",
             )
         given = data
     return {**given, **assignments(pairs, "--input")}

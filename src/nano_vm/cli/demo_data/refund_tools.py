@@ -1,79 +1,110 @@
-"""Tools of the refund program.
+"""Tools of the refund: an order book, and a payment provider that is a ledger file.
 
-Each writes a line to `ledger.jsonl` beside this file (or to $NANO_VM_LEDGER) when it has an effect outside. The ledger
-stands for the bank and the post: it only grows, and no process can take back what it says.
+The ledger stands for the outside world. Every effect appends one line to it, so the file shows what really
+happened, whatever became of the process. It is the file that the environment variable NANO_VM_LEDGER names.
 """
+
+from __future__ import annotations
 
 import json
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nano_vm import Reconciled, ToolContext, tool
-
-HERE = Path(__file__).parent
-LEDGER = Path(os.environ.get("NANO_VM_LEDGER", HERE / "ledger.jsonl"))
-SLOW_BANK = HERE / "slow_bank"  # while this file is there, the bank does its work but does not answer
-
-ORDERS = {"A-1001": {"customer": "c-7", "paid": 480}, "A-1002": {"customer": "c-9", "paid": 60}}
+from nano_vm import Reconciled, ToolContext, ToolError, tool
 
 
-def _book(did: str, key: str, **facts: Any) -> dict[str, Any]:
-    line = {"did": did, **facts, "key": key, "pid": os.getpid()}
-    with LEDGER.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    return {"did": did, **facts}
+@dataclass
+class Order:
+    id: str
+    amount: int
+    currency: str
+    refundable: bool
 
 
-def _booked(key: str) -> dict[str, Any] | None:
-    if not LEDGER.exists():
+ORDERS = {
+    order.id: order
+    for order in (
+        Order("A-1001", 40, "EUR", True),
+        Order("A-1002", 240, "EUR", True),
+        Order("A-1003", 75, "EUR", False),
+    )
+}
+
+
+@tool(effect="pure")
+def lookup_order(order_id: str) -> Order:
+    """Find an order. Asking changes nothing, so asking again is always safe."""
+    order = ORDERS.get(order_id)
+    if order is None:
+        raise ToolError(f"no order {order_id}", retryable=False, code="ORDER_UNKNOWN")
+    return order
+
+
+def find_out(order_id: str, amount: int, ctx: ToolContext) -> Reconciled:
+    """What became of a payment call that was cut short: the provider knows it by its idempotency key."""
+    line = find(ctx.idempotency_key)
+    return Reconciled.not_executed() if line is None else Reconciled.succeeded(line)
+
+
+@tool(effect="reconcilable", reconcile=find_out)
+def reserve_funds(order_id: str, amount: int, ctx: ToolContext) -> dict[str, Any]:
+    """Set the money aside before anybody is asked."""
+    return book("reserve", order_id, amount, ctx.idempotency_key)
+
+
+@tool(effect="reconcilable", reconcile=find_out)
+def send_refund(order_id: str, amount: int, ctx: ToolContext) -> dict[str, Any]:
+    """Pay the money back."""
+    return book("refund", order_id, amount, ctx.idempotency_key)
+
+
+@tool(effect="keyed")
+def release_funds(order_id: str, reservation: str, ctx: ToolContext) -> dict[str, Any]:
+    """Undo a reservation. The provider drops a second call under the same key."""
+    return find(ctx.idempotency_key) or book("release", order_id, 0, ctx.idempotency_key)
+
+
+@tool(effect="keyed")
+def notify_customer(order_id: str, text: str, ctx: ToolContext) -> dict[str, Any]:
+    """Send one message to the customer; the mail service drops a second one under the same key."""
+    return find(ctx.idempotency_key) or book("notify", order_id, 0, ctx.idempotency_key)
+
+
+# --- the outside world -----------------------------------------------------------------------------
+
+
+def ledger() -> Path:
+    return Path(os.environ.get("NANO_VM_LEDGER", "ledger.jsonl"))
+
+
+def find(key: str) -> dict[str, Any] | None:
+    """The line that was booked under an idempotency key."""
+    if not ledger().exists():
         return None
-    for text in LEDGER.read_text(encoding="utf-8").splitlines():
+    for text in ledger().read_text(encoding="utf-8").splitlines():
         line: dict[str, Any] = json.loads(text)
-        if line.pop("key") == key:
-            del line["pid"]
+        if line["key"] == key:
             return line
     return None
 
 
-def ask_the_bank(order_id: str, amount: float, ctx: ToolContext) -> Reconciled:
-    """What became of a call whose answer was lost? The bank knows it by its idempotency key."""
-    found = _booked(ctx.idempotency_key)
-    return Reconciled.succeeded(found) if found is not None else Reconciled.not_executed()
-
-
-@tool(effect="idempotent")
-def look_up_order(order_id: str, ctx: ToolContext) -> dict[str, Any]:
-    """Customer and paid amount of an order."""
-    _book("order read", ctx.idempotency_key, order=order_id)
-    return ORDERS[order_id]
-
-
-@tool(effect="reconcilable", reconcile=ask_the_bank)
-def reserve_money(order_id: str, amount: float, ctx: ToolContext) -> dict[str, Any]:
-    """Set the money aside at the bank."""
-    done = _book("money reserved", ctx.idempotency_key, order=order_id, amount=amount)
-    while SLOW_BANK.exists():
-        time.sleep(0.02)
-    return done
-
-
-@tool(effect="reconcilable", reconcile=ask_the_bank)
-def pay_refund(order_id: str, amount: float, ctx: ToolContext) -> dict[str, Any]:
-    """Pay the money out."""
-    return _book("refund paid", ctx.idempotency_key, order=order_id, amount=amount)
-
-
-@tool(effect="reconcilable", reconcile=ask_the_bank)
-def release_money(order_id: str, amount: float, ctx: ToolContext) -> dict[str, Any]:
-    """Give the reserved money free again."""
-    return _book("money released", ctx.idempotency_key, order=order_id, amount=amount)
-
-
-@tool(effect="idempotent")
-def write_to_customer(order_id: str, text: str, ctx: ToolContext) -> dict[str, Any]:
-    """Send a letter; the post drops a second one with the same key."""
-    return _booked(ctx.idempotency_key) or _book("letter sent", ctx.idempotency_key, order=order_id, text=text)
+def book(effect: str, order_id: str, amount: int, key: str) -> dict[str, Any]:
+    """Append one line, in one write."""
+    line = {
+        "effect": effect,
+        "order": order_id,
+        "amount": amount,
+        "receipt": f"{effect}-{key[4:12]}",
+        "key": key,
+    }
+    descriptor = os.open(ledger(), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, (json.dumps(line) + "\n").encode())
+    finally:
+        os.close(descriptor)
+    if os.environ.get("NANO_VM_LEDGER_PAUSE") == effect:
+        time.sleep(3600)  # `nano-vm demo refund` kills the process here: it has happened, and nobody knows
+    return line

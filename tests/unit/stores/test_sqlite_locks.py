@@ -1,0 +1,327 @@
+"""Whoever holds the database, nobody freezes, nothing is written by halves, and everybody is told."""
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import nano_vm
+from nano_vm.errors import NanoVMError
+from nano_vm.journal.port import Mail
+from nano_vm.stores.memory import MemoryStore
+from nano_vm.stores.sqlite import SqliteStore
+from nano_vm.testing.store_conformance import NOW, Draft, refusal, settle
+
+SOURCE = str(Path(nano_vm.__file__).parent.parent)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "journal.db"
+
+
+@contextlib.contextmanager
+def write_lock(path: Path) -> Iterator[sqlite3.Connection]:
+    """Hold the database as another process would."""
+    con = sqlite3.connect(path, isolation_level=None)
+    con.execute("BEGIN IMMEDIATE")
+    yield con
+    if con.in_transaction:
+        con.execute("ROLLBACK")
+    con.close()
+
+
+def test_the_event_loop_goes_on_while_appends_wait_for_another_process(database: Path) -> None:
+    async def scenario(store: SqliteStore) -> None:
+        drafts = [Draft(f"r{number}", store.owner) for number in range(5)]
+        for draft in drafts:
+            await settle(store.create(draft.record, draft.entries(1)))
+        with write_lock(database) as other:
+            waiting = [asyncio.ensure_future(store.append(d.run_id, 1, d.entries(1))) for d in drafts[:3]]
+            for _ in range(20):
+                await asyncio.sleep(0)
+            late = [asyncio.ensure_future(store.append(d.run_id, 1, d.entries(1))) for d in drafts[3:]]
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not any(future.done() for future in waiting + late)
+            assert len(store.read("r0")) == 1
+            other.execute("COMMIT")
+        await asyncio.gather(*waiting, *late)
+        assert [len(store.read(draft.run_id)) for draft in drafts] == [2] * 5
+
+    with SqliteStore(database, busy_timeout_ms=60_000) as store:
+        asyncio.run(scenario(store))
+
+
+def test_a_lock_that_stays_fails_every_append_of_the_group_and_later_ones_succeed(database: Path) -> None:
+    async def scenario(store: SqliteStore) -> None:
+        drafts = [Draft(f"r{number}", store.owner) for number in range(3)]
+        for draft in drafts:
+            await settle(store.create(draft.record, draft.entries(1)))
+        again = [draft.entries(1) for draft in drafts]
+        with write_lock(database):
+            appends = [store.append(d.run_id, 1, e) for d, e in zip(drafts, again, strict=True)]
+            outcomes = await asyncio.gather(*(_wait(a) for a in appends), return_exceptions=True)
+            assert [getattr(error, "code", None) for error in outcomes] == ["STORE_LOCKED"] * 3
+            for call in (
+                lambda: store.claim("r0", NOW),
+                lambda: store.post("r0", Mail(mail_id="m", kind="event", body=b"", posted_at_ms=NOW)),
+            ):
+                with refusal("STORE_LOCKED"):
+                    call()
+            with refusal("STORE_LOCKED"):
+                async with store.transaction():
+                    pass
+        for draft, entries in zip(drafts, again, strict=True):
+            await settle(store.append(draft.run_id, 1, entries))
+        assert [len(store.read(draft.run_id)) for draft in drafts] == [2] * 3
+
+    with SqliteStore(database, busy_timeout_ms=30) as store:
+        asyncio.run(scenario(store))
+
+
+async def _wait(durable: object) -> None:
+    await durable  # type: ignore[misc]
+
+
+def test_writing_inside_a_tools_transaction_is_refused_at_once_not_after_a_deadlock(database: Path) -> None:
+    async def scenario(store: SqliteStore) -> None:
+        draft = Draft("r1", store.owner)
+        await settle(store.create(draft.record, draft.entries(1)))
+        async with store.transaction() as transaction:
+            for call in (
+                lambda: store.claim("r1", NOW),
+                lambda: store.renew(["r1"], NOW),
+                lambda: store.append("r1", 1, []),
+            ):
+                with refusal("STORE_LOCKED"):
+                    call()
+            await asyncio.gather(asyncio.create_task(_inside(store)))
+            transaction.append("r1", 1, draft.entries(1))
+        assert store.renew(["r1"], NOW) == []
+        assert len(store.read("r1")) == 2
+
+    async def _inside(store: SqliteStore) -> None:
+        with refusal("STORE_LOCKED"):  # a task started by the tool is the tool
+            await settle(store.append("r1", 1, []))
+
+    with SqliteStore(database) as store:
+        asyncio.run(scenario(store))
+
+
+def test_another_thread_waits_for_a_tools_transaction(database: Path) -> None:
+    letter = Mail(mail_id="m", kind="event", body=b"", posted_at_ms=NOW)
+
+    async def scenario(store: SqliteStore) -> None:
+        draft = Draft("r1", store.owner)
+        await settle(store.create(draft.record, draft.entries(1)))
+        async with store.transaction() as transaction:
+            posting = asyncio.get_running_loop().run_in_executor(None, store.post, "r1", letter)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert store.mail("r1") == []
+            transaction.append("r1", 1, draft.entries(1))
+        await posting
+        assert store.mail("r1") == [letter]
+
+    with SqliteStore(database, busy_timeout_ms=60_000) as store:
+        asyncio.run(scenario(store))
+
+
+def test_a_cancelled_wait_for_a_transaction_leaves_no_lock_behind(database: Path) -> None:
+    async def scenario(store: SqliteStore) -> None:
+        draft = Draft("r1", store.owner)
+        await settle(store.create(draft.record, draft.entries(1)))
+
+        async def tool() -> None:
+            async with store.transaction():
+                pass
+
+        for ticks in range(6):
+            task = asyncio.create_task(tool())
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        with write_lock(database) as other:
+            task = asyncio.create_task(tool())
+            for _ in range(10):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.sleep(0)
+            task.cancel()
+            other.execute("COMMIT")
+            await asyncio.gather(task, return_exceptions=True)
+            assert task.cancelled()
+        await tool()
+        await settle(store.append("r1", 1, draft.entries(1)))
+
+    with SqliteStore(database, busy_timeout_ms=60_000) as store:
+        asyncio.run(scenario(store))
+
+
+def test_event_loops_in_several_threads_share_a_store(database: Path) -> None:
+    async def drive(store: SqliteStore, name: str) -> None:
+        drafts = [Draft(f"{name}-{number}", store.owner) for number in range(4)]
+
+        async def one(draft: Draft) -> None:
+            await settle(store.create(draft.record, draft.entries(1)))
+            for _ in range(10):
+                await settle(store.append(draft.run_id, 1, draft.entries(2)))
+                store.read(draft.run_id)
+
+        await asyncio.gather(*(one(draft) for draft in drafts))
+
+    with SqliteStore(database, "normal", busy_timeout_ms=60_000) as store:
+        threads = [threading.Thread(target=lambda n=n: asyncio.run(drive(store, f"t{n}"))) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [len(store.read(f"t{n}-{m}")) for n in range(4) for m in range(4)] == [21] * 16
+        assert store.integrity() == []
+
+
+def test_a_full_database_fails_the_whole_group_and_writes_nothing_of_it(database: Path) -> None:
+    async def scenario(store: SqliteStore) -> None:
+        drafts = [Draft(f"r{number}", store.owner) for number in range(4)]
+        for draft in drafts:
+            await settle(store.create(draft.record, draft.entries(1)))
+        con = store._writer.con
+        pages = con.execute("PRAGMA page_count").fetchone()[0]
+        con.execute(f"PRAGMA max_page_count={pages}")
+        large = [draft.entries(1, b'"' + b"x" * 30_000 + b'"') for draft in drafts]
+        appends = [
+            store.append(d.run_id, 1, e, d.update("SUCCESS")) for d, e in zip(drafts, large, strict=True)
+        ]
+        outcomes = await asyncio.gather(*(_wait(a) for a in appends), return_exceptions=True)
+        assert [getattr(error, "code", None) for error in outcomes] == ["STORE_FULL"] * 4
+        assert all(isinstance(error, NanoVMError) and error.retryable for error in outcomes)
+        assert [len(store.read(draft.run_id)) for draft in drafts] == [1] * 4
+        assert {store.record(draft.run_id).status for draft in drafts} == {"RUNNING"}
+        con.execute("PRAGMA max_page_count=1000000")
+        for draft, entries in zip(drafts, large, strict=True):
+            await settle(store.append(draft.run_id, 1, entries))
+        assert store.integrity() == []
+
+    with SqliteStore(database) as store:
+        asyncio.run(scenario(store))
+
+
+FORK = """
+import os, sys
+from nano_vm.errors import NanoVMError
+from nano_vm.stores.sqlite import SqliteStore
+from nano_vm.testing.store_conformance import Draft, NOW
+store = SqliteStore(sys.argv[1])
+draft = Draft("r1", store.owner)
+store.create(draft.record, draft.entries(1))
+pid = os.fork()
+if pid == 0:
+    codes = []
+    append = lambda: store.append("r1", 1, draft.entries(1))
+    for call in (lambda: store.read("r1"), append, store.transaction):
+        try:
+            call()
+        except NanoVMError as error:
+            codes.append(error.code)
+    store.close()
+    os._exit(codes != ["STORE_CLOSED"] * 3)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+store.append("r1", 1, draft.entries(1))
+assert len(store.read("r1")) == 2
+# A child that outlives its parent must not keep the parent's runs alive: it stays until its input ends.
+sys.stdout.flush()
+if os.fork() == 0:
+    print("child", flush=True)
+    sys.stdin.readline()
+    os._exit(0)
+os._exit(0)
+"""
+
+
+def test_a_forked_child_has_no_store_and_keeps_no_run(database: Path) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", FORK, str(database)],
+        env={**os.environ, "PYTHONPATH": SOURCE},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    assert parent.stdin is not None
+    assert parent.stdout.readline() == "child\n"
+    assert parent.wait() == 0
+    with SqliteStore(database) as store:
+        assert store.claimable(NOW) == ["r1"]
+        assert store.claim("r1", NOW) == 2
+    parent.stdin.close()
+    parent.stdout.close()
+
+
+def test_files_of_dead_owners_are_removed_once_nothing_needs_them(database: Path) -> None:
+    owners = database.with_name("journal.db-owners")
+    with SqliteStore(database) as store:
+        assert not owners.exists()  # a store that owns nothing leaves no trace
+        draft = Draft("r1", store.owner)
+        store.create(draft.record, draft.entries(1))
+        assert os.listdir(owners) == [store.owner]
+    first = os.listdir(owners)
+    assert len(first) == 1  # the proof that r1 may be taken over
+    with SqliteStore(database) as store:
+        assert os.listdir(owners) == first
+        assert store.claim("r1", NOW) == 2
+        store.append("r1", 2, draft.entries(1), draft.update("SUCCESS", release=True))
+    with SqliteStore(database):
+        pass
+    assert not owners.exists() or os.listdir(owners) == []
+
+
+def test_an_owner_of_another_machine_is_believed_until_its_lease_ends(database: Path) -> None:
+    with SqliteStore(database) as store:
+        draft = Draft("r1", store.owner)
+        store.create(draft.record, draft.entries(1))
+    con = sqlite3.connect(database)
+    con.execute("UPDATE nvm_runs SET owner = '00000000-11111111-7-abcdefabcdef'")
+    con.commit()
+    con.close()
+    with SqliteStore(database) as store:
+        assert store.claim("r1", NOW) is None
+        assert store.claim("r1", store.record("r1").lease_until_ms) == 2
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_a_store_closed_during_a_transaction_rolls_it_back(database: Path, kind: str) -> None:
+    async def scenario() -> None:
+        store = MemoryStore() if kind == "memory" else SqliteStore(database)
+        draft, other = Draft("r1", store.owner), Draft("r2", store.owner)
+        await settle(store.create(draft.record, draft.entries(1)))
+        await settle(store.create(other.record, other.entries(1)))
+
+        async def append_other() -> None:
+            await start.wait()
+            await settle(store.append("r2", 1, other.entries(1)))
+
+        start = asyncio.Event()
+        waiting = asyncio.create_task(append_other())  # before the transaction: not a part of the tool
+        with refusal("STORE_CLOSED"):
+            async with store.transaction() as transaction:
+                transaction.append("r1", 1, draft.entries(1))
+                start.set()
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                store.close()
+        outcome = await asyncio.gather(waiting, return_exceptions=True)
+        assert kind == "memory" or getattr(outcome[0], "code", None) == "STORE_CLOSED"
+
+    asyncio.run(scenario())
+    if kind == "sqlite":
+        with SqliteStore(database) as store:
+            assert len(store.read("r1")) == 1
