@@ -486,7 +486,7 @@ class Run:
             await self._something()
             return True
         if self.state.status is RunStatus.SUSPENDED:
-            if self.mail_waits or self._overdue or self._child_due or self._answers:
+            if self.mail_waits or self._overdue or self._child_due:
                 return True
             await self._let_go()
             return False
