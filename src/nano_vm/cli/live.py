@@ -112,15 +112,17 @@ def text_of(console: Console, line: Line) -> str:
 
 
 @contextmanager
-def showing(console: Console) -> Iterator[Listen | None]:
-    """A listener that shows events as they are journaled; None when nobody looks."""
+def showing(console: Console, *, result: bool = False) -> Iterator[Listen | None]:
+    """A listener that shows events as they are journaled; None when nobody looks. With `result` they are what the
+    command was asked for, and go to standard output; else they are notes."""
     if console.json_only or console.quiet:
         yield None
     elif console.is_terminal and console.colour:
         with _tree(console) as listen:
             yield listen
     else:
-        yield lambda progress: console.line(text_of(console, describe(progress.event)))
+        write = console.line if result else console.note
+        yield lambda progress: write(text_of(console, describe(progress.event)))
 
 
 @contextmanager

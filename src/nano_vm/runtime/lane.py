@@ -153,7 +153,7 @@ def _plan(step: CompiledStep, tools: ToolInvoker) -> _Plan:
         or spec.context_parameter is not None
         or spec.effect == "transactional"
     ):
-        return _UNFIT
+        return _UNFIT  # type: ignore[no-any-return]
     return _Plan(
         step=step,
         function=spec.function,

@@ -88,7 +88,6 @@ def cli(place: Path, capfd: pytest.CaptureFixture[str]) -> Cli:
         code = main([str(word) for word in argv])
         out, err = capfd.readouterr()
         assert "Traceback" not in err
-        print(err[-1500:])
         return Done(code, out, err)
 
     return run

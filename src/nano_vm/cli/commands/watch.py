@@ -51,7 +51,7 @@ def _one(session: Session, console: Console, run_id: str) -> int:
     store = session.store
     store.record(run_id)  # an unknown run is refused at once
     seen = 0
-    with showing(console) as listen:
+    with showing(console, result=True) as listen:
         while True:
             record = store.record(run_id)
             while entries := store.read(run_id, seen, PAGE):

@@ -1,0 +1,320 @@
+"""The adapter against a real server on the loopback interface that misbehaves in every way we know."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nano_vm.errors import CODES, InputError
+from nano_vm.providers.openai_compatible import BODY_BYTES_MAX, ModelError, OpenAICompatibleAdapter
+from nano_vm.runtime.ports import Completion
+
+KEY = "sk-very-secret-key"
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+def good(text: Any = "yes", **more: Any) -> dict[str, Any]:
+    return {
+        "model": "m-1",
+        "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop", **more}],
+        "usage": {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14},
+    }
+
+
+class Server(ThreadingHTTPServer):
+    """Answers with what `answers` says, one after another, the last one for ever."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers: list[Callable[[Handler], None]] = []
+        self.requests: list[dict[str, Any]] = []
+        self.release = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.requests.append(
+            {"path": self.path, "headers": dict(self.headers.items()), "body": json.loads(body)}
+        )
+        answers = self.server.answers
+        (answers.pop(0) if len(answers) > 1 else answers[0])(self)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def say(self, status: int, body: bytes, kind: str = "application/json", **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(body)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def reply(value: Any, status: int = 200, **headers: str) -> Callable[[Handler], None]:
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return lambda handler: handler.say(status, body, **headers)
+
+
+def hang(handler: Handler) -> None:
+    handler.server.release.wait(60)
+    handler.close_connection = True
+
+
+def dribble(handler: Handler) -> None:
+    """Headers at once, then a byte now and then, for ever."""
+    handler.send_response(200)
+    handler.end_headers()
+    while not handler.server.release.wait(0.02):
+        try:
+            handler.wfile.write(b" ")
+        except OSError:
+            return
+
+
+def cut(handler: Handler) -> None:
+    """Promises more than it sends."""
+    handler.send_response(200)
+    handler.send_header("content-length", "1000")
+    handler.end_headers()
+    handler.wfile.write(json.dumps(good()).encode()[:40])
+    handler.close_connection = True
+
+
+def hang_up(handler: Handler) -> None:
+    handler.connection.shutdown(socket.SHUT_RDWR)
+    handler.close_connection = True
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield server
+        server.release.set()
+        server.shutdown()
+        thread.join()
+
+
+def ask(server: Server, *answers: Callable[[Handler], None], **options: Any) -> Completion:
+    server.answers = list(answers)
+    params = options.pop("params", {})
+    settings = {"model": "m", "api_key": KEY, **options}
+    return asyncio.run(OpenAICompatibleAdapter(server.url, **settings).complete(MESSAGES, **params))
+
+
+def test_a_good_answer_brings_text_usage_and_model(server: Server) -> None:
+    found = ask(
+        server, reply(good()), params={"temperature": 0, "max_tokens": 5, "stream": True, "model": "other"}
+    )
+    assert (found.text, found.model) == ("yes", "m-1")
+    assert (found.usage.prompt_tokens, found.usage.completion_tokens, found.usage.cost_usd) == (11, 3, None)
+    (request,) = server.requests
+    assert request["path"] == "/v1/chat/completions"
+    assert request["headers"]["authorization"] == f"Bearer {KEY}"
+    assert request["body"] == {
+        "model": "other",
+        "messages": MESSAGES,
+        "temperature": 0,
+        "max_tokens": 5,
+        "stream": False,
+    }
+
+
+def test_without_a_key_none_is_sent(server: Server) -> None:
+    ask(server, reply(good()), api_key=None)
+    assert "authorization" not in {name.lower() for name in server.requests[0]["headers"]}
+
+
+def test_cost_comes_from_the_price_table_to_the_nano_dollar(server: Server) -> None:
+    adapter = OpenAICompatibleAdapter(server.url, model="m", prices={"m": (0.15, 0.6)})
+    assert adapter.price("m") == adapter.price(None) == (150.0, 600.0)
+    assert adapter.price("unknown") is None
+    found = ask(server, reply(good()), prices={"m": (0.15, 0.6)})
+    assert found.usage.cost_usd == pytest.approx((11 * 150 + 3 * 600) / 1e9, abs=1e-13)
+    stated = good()
+    stated["usage"]["cost"] = 0.25
+    assert ask(server, reply(stated)).usage.cost_usd == 0.25
+
+
+def test_text_in_parts_is_joined(server: Server) -> None:
+    parts = [{"type": "text", "text": "y"}, {"type": "text", "text": "es"}]
+    assert ask(server, reply(good(parts))).text == "yes"
+
+
+BAD = [
+    (reply({"error": {"code": "overloaded"}}, 500), "MODEL_HTTP"),
+    (reply(b"<html>", 503), "MODEL_HTTP"),
+    (reply({"error": {"message": f"bad key {KEY}", "code": "rate_limit"}}, 429), "MODEL_HTTP"),
+    (reply({"error": {"message": f"Incorrect API key: {KEY}", "code": KEY + " "}}, 401), "MODEL_REFUSED"),
+    (reply({"error": "no"}, 400), "MODEL_REFUSED"),
+    (reply([], 404), "MODEL_REFUSED"),
+    (reply(b"", 302, location="http://127.0.0.1:1/"), "MODEL_REFUSED"),
+    (reply(json.dumps(good()).encode()[:30]), "MODEL_REPLY"),
+    (reply(b"<html>login</html>"), "MODEL_REPLY"),
+    (reply(b"\xff\xfe"), "MODEL_REPLY"),
+    (reply(b""), "MODEL_REPLY"),
+    (reply(b"[" * 100_000), "MODEL_REPLY"),
+    (reply([]), "MODEL_REPLY"),
+    (reply({}), "MODEL_REPLY"),
+    (reply({"choices": []}), "MODEL_REPLY"),
+    (reply({"choices": "yes"}), "MODEL_REPLY"),
+    (reply({"choices": ["yes"]}), "MODEL_REPLY"),
+    (reply({"choices": [{"message": "yes"}]}), "MODEL_REPLY"),
+    (reply(good(None)), "MODEL_REPLY"),
+    (reply(good(7)), "MODEL_REPLY"),
+    (reply(good([{"type": "image"}])), "MODEL_REPLY"),
+    (reply({**good(), "usage": [1]}), "MODEL_REPLY"),
+    (reply({**good(), "usage": {"prompt_tokens": "many"}}), "MODEL_REPLY"),
+    (reply({**good(), "usage": {"prompt_tokens": -5}}), "MODEL_REPLY"),
+    (reply(good(finish_reason="length")), "MODEL_TRUNCATED"),
+    (reply(good(finish_reason="content_filter")), "MODEL_REFUSED"),
+    (reply(b" " * (BODY_BYTES_MAX + 1)), "MODEL_REPLY"),
+    (cut, "MODEL_HTTP"),
+    (hang_up, "MODEL_HTTP"),
+]
+
+
+@pytest.mark.parametrize(("answer", "code"), BAD)
+def test_a_bad_answer_is_an_error_with_a_code_and_without_the_key(
+    server: Server, answer: Callable[[Handler], None], code: str
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        ask(server, answer)
+    error = caught.value
+    assert error.code == code
+    assert error.retryable is CODES[code].retryable
+    assert error.facts["host"].startswith("127.0.0.1:")
+    assert KEY not in str(error) + repr(error.facts) + repr(error.__context__)
+    assert error.__cause__ is None
+    assert len(server.requests) == 1
+
+
+def test_what_a_cut_answer_has_cost_is_known(server: Server) -> None:
+    with pytest.raises(ModelError) as caught:
+        ask(server, reply(good(finish_reason="length")))
+    assert (caught.value.facts["tokens_in"], caught.value.facts["tokens_out"]) == (11, 3)
+
+
+@pytest.mark.parametrize("answer", [hang, dribble])
+def test_a_silent_or_dribbling_endpoint_times_out(server: Server, answer: Callable[[Handler], None]) -> None:
+    with pytest.raises(ModelError) as caught:
+        ask(server, answer, timeout_seconds=0.2)
+    assert caught.value.code == "MODEL_TIMEOUT"
+
+
+def test_nobody_there_is_an_error() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(ModelError) as caught:
+        asyncio.run(OpenAICompatibleAdapter(f"http://127.0.0.1:{port}/v1", model="m").complete(MESSAGES))
+    assert caught.value.code == "MODEL_HTTP"
+
+
+def test_retries_are_for_retryable_errors_only(server: Server) -> None:
+    again = reply({}, 429, retry_after="0")
+    assert ask(server, again, again, reply(good()), max_retries=2).text == "yes"
+    assert len(server.requests) == 3
+    server.requests.clear()
+    with pytest.raises(ModelError):
+        ask(server, reply({}, 400), reply(good()), max_retries=2)
+    assert len(server.requests) == 1
+
+
+def test_no_model_is_refused_before_anything_is_sent(server: Server) -> None:
+    with pytest.raises(ModelError) as caught:
+        ask(server, reply(good()), model=None)
+    assert caught.value.code == "MODEL_REFUSED"
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "host/v1", "ftp://host", "http://", "http://me:pw@host/v1", "http://host/v1?key=1", "http://h:x/"],
+)
+def test_an_address_that_cannot_be_used_is_refused(url: str) -> None:
+    with pytest.raises(InputError) as caught:
+        OpenAICompatibleAdapter(url)
+    assert caught.value.code == "USAGE"
+    assert "pw" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["a b", "a\nb", "", "kéy"])
+def test_a_key_that_no_header_carries_is_refused_without_being_shown(key: str) -> None:
+    with pytest.raises(InputError) as caught:
+        OpenAICompatibleAdapter("http://host/v1", api_key=key)
+    assert caught.value.code == "USAGE"
+    assert not key or key not in str(caught.value)
+
+
+def test_the_key_is_not_in_the_adapters_text() -> None:
+    assert KEY not in repr(OpenAICompatibleAdapter("http://host/v1", api_key=KEY))
+
+
+def test_without_httpx_the_extra_is_named() -> None:
+    program = (
+        "import sys\nsys.modules['httpx'] = None\n"
+        "from nano_vm import OpenAICompatibleAdapter\n"
+        "from nano_vm.errors import NanoVMError\n"
+        "try:\n    OpenAICompatibleAdapter('http://host/v1')\n"
+        "except NanoVMError as error:\n"
+        "    sys.exit(0 if error.code == 'EXTRA_MISSING' and 'nano-vm[http]' in error.help else 1)\n"
+        "sys.exit(2)\n"
+    )
+    source = str(Path(__file__).resolve().parents[3] / "src")
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={"PYTHONPATH": source}, timeout=60, check=False
+    )
+    assert done.returncode == 0
+
+
+def test_a_program_runs_on_it_and_the_journal_holds_usage_but_no_key(server: Server, tmp_path: Path) -> None:
+    from nano_vm import ExecutionVM, SqliteStore
+
+    server.answers = [reply({}, 500), reply(good(" yes "))]
+    adapter = OpenAICompatibleAdapter(server.url, model="m", api_key=KEY, prices={"m": (1, 1)})
+    program = {
+        "name": "p",
+        "steps": [
+            {
+                "id": "ask",
+                "type": "llm",
+                "prompt": "well?",
+                "allowed_outputs": ["yes", "no"],
+                "on_error": "retry",
+                "retry": {"initial": 0.001, "cap": 0.001},
+            }
+        ],
+    }
+    with SqliteStore(tmp_path / "runs.db") as store:
+        trace = ExecutionVM(llm=adapter, store=store).run_sync(program)
+        assert trace.final_output == "yes"
+        assert trace.total_tokens() == 14
+        assert trace.total_cost_usd() == pytest.approx(14e-6)
+        assert [failure["error"] for failure in trace.steps[0].failures] == ["MODEL_HTTP"]
+    for path in tmp_path.iterdir():
+        if path.is_file():
+            assert KEY.encode() not in path.read_bytes()
