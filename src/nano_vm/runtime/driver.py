@@ -88,7 +88,6 @@ class Run:
         "_arrivals",
         "_attached",
         "_child_due",
-        "_created",
         "_left",
         "_open",
         "_open_payload",
@@ -102,6 +101,7 @@ class Run:
         "_wake",
         "batch",
         "chain",
+        "created",
         "engine",
         "facts",
         "fence",
@@ -149,7 +149,7 @@ class Run:
         self.stopping: set[str] = set()  # children that are to be cancelled
         self.settled: asyncio.Future[None] | None = None  # done when this process lets go of the run
         self.transitions_left = -1  # `step`: how many outcomes may still be journaled; -1 for no limit
-        self._created = created
+        self.created = created
         self._open: ev.Event | None = None  # applied, not sealed yet: intents may still ride with it
         self._open_payload: bytes | None = None
         self._riders: list[ev.Event] = []
@@ -219,14 +219,6 @@ class Run:
         if self._open is not None:
             self._seal()
 
-    def finish(self) -> None:
-        """Let the end of the run ride with the outcome it follows from, when nothing is left to be done."""
-        state = self.state
-        if state.stage is Stage.ENDING and not state.active:
-            for command in decide(self.program, state):
-                if type(command) is Finish:
-                    self._prepare(command, [])
-
     def conclude(self, outcome: Outcome) -> None:
         """An outcome of a call that was made alone. What arrived in the meantime comes first."""
         if self._arrivals:
@@ -279,9 +271,9 @@ class Run:
         entries = batch[:]
         batch.clear()
         store = self.engine.store
-        if self._created:
+        if self.created:
             return store.append(self.record.run_id, self.fence, entries, update)
-        self._created = True
+        self.created = True
         if update is not None:
             _project(self.record, update)
         return store.create(self.record, entries)
