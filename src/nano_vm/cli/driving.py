@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -51,6 +52,8 @@ async def _supervised(session: Session, operation: Callable[[], Awaitable[T]]) -
             told.set_result(number)
         for each in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(each)  # the second one has its usual effect
+        if not session.args.quiet:
+            sys.stderr.write("stopping: calls under way may finish; once more ends them at once\n")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         # Not in a thread other than the main one, nor on every platform.

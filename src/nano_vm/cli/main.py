@@ -44,9 +44,13 @@ def entrypoint() -> None:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has gone; the interpreter would complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
     sys.exit(code)
+
+
+def _silence() -> None:
+    """Whoever read our output has gone; the interpreter would complain about it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(argv: Sequence[str]) -> int:
@@ -74,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         console.complain("interrupted")
         return exits.INTERRUPTED
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        _silence()
         return exits.FAILED
     except Exception as error:
         return failures.report(console, error)

@@ -96,6 +96,9 @@ def test_a_called_program_is_stored_first(cli: Cli, place: Path) -> None:
     assert (alone.code, alone.json["error"]["code"]) == (3, "UNKNOWN_PROGRAM")
     done = cli("run", "parent.yaml", "--program", "child.yaml", "--tools", "tools.py", "--json")
     assert (done.code, done.json["status"], effects(place)) == (0, "SUCCESS", ["kim"])
+    children = cli("trace", done.json["trace_id"], "--json").json["children"]
+    assert [cli("trace", child, "--json").json["parent"] for child in children] == [done.json["trace_id"]]
+    assert children[0] in cli("trace", done.json["trace_id"]).out
 
 
 def test_a_program_from_standard_input(process: Cli) -> None:
@@ -272,6 +275,30 @@ def test_a_signal_ends_a_run_gracefully_and_another_process_finishes_it(
     done = cli("recover", "--tools", "slow.py", "--json")
     assert [entry["status"] for entry in done.json["recovered"]] == ["SUCCESS"]
     assert effects(place) == ["waited", "after"]
+
+
+def test_a_second_interrupt_ends_a_hanging_tool_at_once_and_its_outcome_is_unknown(
+    cli: Cli, place: Path
+) -> None:
+    (place / "hang.py").write_text(
+        "import time\nfrom pathlib import Path\n\n"
+        "def hang() -> None:\n    Path('begun').touch()\n    time.sleep(600)\n"
+    )
+    (place / "hang.yaml").write_text("name: h\nsteps:\n  - {id: hang, type: tool, tool: hang}\n")
+    child = start(place, "run", "hang.yaml", "--tools", "hang.py", "--trace-id", "r")
+    while not (place / "begun").exists():
+        assert child.poll() is None
+        time.sleep(0.01)
+    assert child.stderr is not None
+    child.send_signal(signal.SIGINT)
+    while b"stopping" not in child.stderr.readline():
+        assert child.poll() is None
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=20)
+    assert child.returncode == 130
+    assert b"Traceback" not in err
+    done = cli("recover", "--tools", "hang.py", "--json")
+    assert [entry["continue"][0]["wait"]["kind"] for entry in done.json["recovered"]] == ["outcome"]
 
 
 def test_a_killed_run_is_found_by_the_doctor_and_recovered_without_repeating(cli: Cli, place: Path) -> None:

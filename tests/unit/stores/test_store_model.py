@@ -217,5 +217,5 @@ class StoresAgree(RuleBasedStateMachine):
         self.both(lambda store: store.integrity())
 
 
-StoresAgree.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+StoresAgree.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
 TestStoresAgree = StoresAgree.TestCase

@@ -12,12 +12,15 @@ from typing import Any
 import msgspec
 
 from nano_vm.cli import exits
-from nano_vm.cli.console import Console
+from nano_vm.cli.console import Console, printable
 from nano_vm.cli.live import describe
 from nano_vm.cli.session import Session
 from nano_vm.cli.views import continuations, moment, show_end, show_steps, show_waits
 from nano_vm.journal.entry import open_events
+from nano_vm.journal.port import RunQuery, RunRecord
 from nano_vm.kernel.events import Event
+
+CHILDREN_MAX = 1_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +37,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         if console.json_only:
             record = session.store.record(args.run_id)
             extra = {
+                "children": [child.run_id for child in _children(session, args.run_id)],
                 "parent": record.parent,
                 "owner": record.owner,
                 "continue": continuations(args, program, trace) if record.owner is None else [],
@@ -46,8 +50,15 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         ended = f", ended {moment(trace.finished_at_ms)}" if trace.finished_at_ms else ""
         console.line(f"  started       {moment(trace.started_at_ms)}{ended}")
         console.line(f"  journal       {len(trace.entries)} entries, head {trace.head}")
+        for child in _children(session, args.run_id):
+            console.line(f"  child run     {child.run_id}  {child.status}  {printable(child.program_name)}")
         show_waits(console, args, program, trace)
         return exits.DONE
+
+
+def _children(session: Session, run_id: str) -> list[RunRecord]:
+    found = session.store.records(RunQuery(parent=run_id, limit=CHILDREN_MAX))
+    return found[::-1]
 
 
 def _events(args: argparse.Namespace, console: Console, session: Session) -> int:

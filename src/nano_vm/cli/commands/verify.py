@@ -9,6 +9,7 @@ exit codes: 0 everything verifies, 5 something does not (the first bad entry is 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nano_vm.cli import exits
@@ -19,6 +20,7 @@ from nano_vm.errors import InputError, NanoVMError
 from nano_vm.journal.port import RunQuery
 
 PAGE = 500
+DETAILED_MAX = 10  # of more runs only the outcome is shown, not each step
 _MEANINGS = {
     "chain": "every entry has its digest, its place and the entry before it",
     "commitments": "every payload is the one committed to",
@@ -38,10 +40,10 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     if args.all and args.run_ids:
         raise InputError("USAGE", "either --all or run ids", help="leave one of them out")
     with Session(args) as session:
-        proof = Proof(console)
+        run_ids = list(dict.fromkeys(args.run_ids)) or all_runs(session)
+        proof = Proof(console, detailed=len(run_ids) <= DETAILED_MAX)
         if not args.run_ids:
             proof.store(session)
-        run_ids = args.run_ids or all_runs(session)
         for run_id in run_ids:
             proof.run(session, run_id)
         return proof.conclude()
@@ -60,8 +62,9 @@ def all_runs(session: Session) -> list[str]:
 class Proof:
     """A proof, step by step, each shown as it is made."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, detailed: bool) -> None:
         self.console = console
+        self.detailed = detailed and not console.quiet
         self.number = 0
         self.problems: list[str] = []
         self.runs: list[dict[str, Any]] = []
@@ -83,14 +86,16 @@ class Proof:
             NotFoundError: RUN_NOT_FOUND.
         """
         session.store.record(run_id)
-        self.console.line(f"run {printable(run_id)}", "bold")
+        if self.detailed:
+            self.console.line(f"run {printable(run_id)}", "bold")
         try:
             verified = session.engine.verify(run_id)
         except NanoVMError as error:
             self._failed(run_id, error)
             return
-        for name, detail in verified.steps:
-            self._good(name, f"{_MEANINGS.get(name, '')}: {detail}")
+        self._passed(verified.steps)
+        if not self.detailed and not self.console.quiet:
+            self.console.line(f"      {self.console.symbol('good')} run {printable(run_id)}")
         status = verified.state.status.value
         steps = [{"check": name, "detail": detail} for name, detail in verified.steps]
         self.runs.append({"trace_id": run_id, "ok": True, "status": status, "steps": steps, "error": None})
@@ -100,8 +105,9 @@ class Proof:
             raise error
         self.failures += 1
         passed = error.facts.get("passed", [])
-        for name, detail in passed:
-            self._good(name, f"{_MEANINGS.get(name, '')}: {detail}")
+        if not self.detailed:
+            self.console.line(f"run {printable(run_id)}", "bold")
+        self._passed(passed)
         named = "seq" in error.facts and "entry" not in error.message
         where = f"entry {error.facts['seq']}: " if named else ""
         self._bad(str(error.facts.get("check", "journal")), f"{error.code} {where}{printable(error.message)}")
@@ -115,14 +121,20 @@ class Proof:
             }
         )
 
+    def _passed(self, steps: Iterable[Sequence[str]]) -> None:
+        for name, detail in steps:
+            self._good(name, f"{_MEANINGS.get(name, '')}: {detail}")
+
     def _good(self, name: str, text: str) -> None:
-        self._step("good", name, text)
+        self.number += 1
+        if self.detailed:
+            self._show("good", name, text)
 
     def _bad(self, name: str, text: str) -> None:
-        self._step("bad", name, text)
-
-    def _step(self, symbol: str, name: str, text: str) -> None:
         self.number += 1
+        self._show("bad", name, text)
+
+    def _show(self, symbol: str, name: str, text: str) -> None:
         mark = self.console.style(self.console.symbol(symbol), symbol)
         self.console.line(f"{self.number:>4}. {mark} {name:<11}  {text}")
 
