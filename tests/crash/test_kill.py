@@ -23,7 +23,9 @@ ROOT = SOURCE.parents[2]
 ONCE = ("keyed", "reconcilable", "transactional")
 
 
-def launch(mode: str, place: Path, name: str, runs: int = 1, crash_at: int = 0, durability: str = "normal") -> subprocess.Popen[bytes]:
+def launch(
+    mode: str, place: Path, name: str, runs: int = 1, crash_at: int = 0, durability: str = "normal"
+) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "CRASH_AT": str(crash_at), "PYTHONPATH": str(ROOT / "src")}
     argv = [sys.executable, str(SOURCE), mode, str(place), name, str(runs), durability]
     return subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE)
@@ -84,7 +86,9 @@ def boundaries_of(place: Path, name: str) -> int:
     return int((place / "boundaries").read_text())
 
 
-@pytest.mark.parametrize("name", ["irreversible", "keyed", "reconcilable", "transactional", "mixed", "saga", "parent", "retry"])
+@pytest.mark.parametrize(
+    "name", ["irreversible", "keyed", "reconcilable", "transactional", "mixed", "saga", "parent", "retry"]
+)
 def test_killed_at_every_boundary_nothing_happens_twice(tmp_path: Path, name: str) -> None:
     total = boundaries_of(tmp_path / "whole", name)
     assert total >= 8
@@ -95,7 +99,20 @@ def test_killed_at_every_boundary_nothing_happens_twice(tmp_path: Path, name: st
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("durability", ["full", "normal"])
-@pytest.mark.parametrize("name", ["irreversible", "blocking", "keyed", "reconcilable", "transactional", "mixed", "saga", "parent", "retry"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "irreversible",
+        "blocking",
+        "keyed",
+        "reconcilable",
+        "transactional",
+        "mixed",
+        "saga",
+        "parent",
+        "retry",
+    ],
+)
 def test_every_single_boundary(tmp_path: Path, name: str, durability: str) -> None:
     total = boundaries_of(tmp_path / "whole", name)
     kill_at(tmp_path, name, list(range(1, total + 1)), durability)
