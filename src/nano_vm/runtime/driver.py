@@ -455,10 +455,11 @@ class Run:
         while self._overdue:
             self._stop_child(self._overdue.pop(), launches)
         seq = self.state.seq
+        stage = self.state.stage
         for command in decide(self.program, self.state):
             self._prepare(command, launches)
-            if self.transitions_left == 1 and launches:
-                break
+            if self.state.stage is not stage or (self.transitions_left == 1 and launches):
+                break  # the other commands were for a run that went on
         if self.state.stage is Stage.ENDED:
             await self._let_go()
             return False
@@ -486,7 +487,7 @@ class Run:
             await self._something()
             return True
         if self.state.status is RunStatus.SUSPENDED:
-            if self.mail_waits or self._overdue or self._child_due or self._answers:
+            if self.mail_waits or self._overdue or self._child_due:
                 return True
             await self._let_go()
             return False
@@ -543,6 +544,17 @@ class Run:
     def _spawn(self, command: Command, spec: ToolSpec | None, limit: int) -> None:
         task = asyncio.get_running_loop().create_task(self._perform(command, spec, limit))
         self._tasks[activity_key(command.step, command.item), command.attempt] = task
+        if type(command) is CallModel:
+            task.add_done_callback(lambda done: self._never_began(command, done))
+
+    def _never_began(self, command: CallModel, task: asyncio.Task[Any]) -> None:
+        """A task that is cancelled before its first step runs none of its code."""
+        key = (activity_key(command.step, command.item), command.attempt)
+        if self._tasks.get(key) is task:
+            del self._tasks[key]
+            outcome = self.engine.calls.failed(command, "CANCELLED", "the run is ending", False)
+            self._arrivals.append((outcome, None))
+            self.wake()
 
     async def _perform(self, command: Command, spec: ToolSpec | None, limit: int) -> None:
         """One call beside others; its outcome joins the arrivals."""
@@ -939,7 +951,8 @@ class Run:
         command = self._child_command(activity)
         if command.child not in self.stopping:
             self.engine.stop_child(self, command.child)
-            if (key, activity.attempt) not in self._tasks:
+            launched = any(type(other) is StartChild and other.child == command.child for other, _, _ in launches)
+            if not launched and (key, activity.attempt) not in self._tasks:
                 launches.append((command, None, 0))
 
     # --- letting go -------------------------------------------------------------------------------------------

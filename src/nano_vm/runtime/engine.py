@@ -196,11 +196,9 @@ class Engine:
             ProgramError: the program cannot be run. InputError: the context does not fit. ConflictError: KEY_CONFLICT
             or RUN_EXISTS. StoreError: the journal cannot be written; nothing is lost.
         """
-        run = await self._begin(program, context, idempotency_key, trace_id, principal, tenant)
+        run = await self._begin(program, context, idempotency_key, trace_id, principal, tenant, listener)
         if isinstance(run, Trace):
             return run
-        if listener is not None:
-            run.listener = listener
         await self.drive(run)
         return self.trace_of(run)
 
@@ -260,6 +258,7 @@ class Engine:
         trace_id: str | None,
         principal: str | Mapping[str, Any] | None,
         tenant: str,
+        listener: Callable[[Progress], None] | None = None,
     ) -> Run | Trace:
         if self.draining:
             raise RuntimeFault("SHUTTING_DOWN", "the engine has been closed")
@@ -289,6 +288,7 @@ class Engine:
             fence=1,
         )
         run = self.new_run(record, compiled, who)
+        run.listener = listener
         run.record_event(
             ev.RunStarted(
                 at_ms=now,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nano_vm import canonical
@@ -13,7 +13,7 @@ from nano_vm.journal.port import RunRecord
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.state import State
-from nano_vm.program.compiled import CompiledProgram
+from nano_vm.program.compiled import FIRST_FREE_SLOT, CompiledProgram
 from nano_vm.runtime.driver import Run
 
 if TYPE_CHECKING:
@@ -47,15 +47,7 @@ async def fork(
         raise NotFoundError("UNKNOWN_STEP", f"the program `{program.name}` has no top-level step `{at_step}`")
     entries = engine.store.read(trace_id)
     cut, decides = _cut(program, trace_id, entries, index, at_step, occurrence)
-    changed, payload = canonical.normalize(dict(changes or {}))
-    known = set(program.slots)
-    for name in changed:
-        if name not in known:
-            raise InputError(
-                "UNKNOWN_VALUE",
-                f"the program has no value `{name}` to change",
-                help=f"values: {', '.join(slot for slot in program.slots if slot)}",
-            )
+    changed, payload = _take_changes(engine, program, changes)
     who = principal_of(principal, source.tenant)
     now = engine.clock.now_ms()
     record = RunRecord(
@@ -97,6 +89,32 @@ async def fork(
     else:
         await engine.drive(run)
     return engine.trace_of(run)
+
+
+def _take_changes(
+    engine: Engine, program: CompiledProgram, changes: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], bytes]:
+    """The changes under the names that the kernel has for values: an output key is another name for a step's output."""
+    known = {name for name in program.slots[FIRST_FREE_SLOT:] if name}
+    document = canonical.decode(engine.store.program(program.hash))["program"]
+    keys = {key: f"{step['id']}.output" for step in _steps_of(document) if (key := step.get("output_key"))}
+    changed = {}
+    for name, value in (changes or {}).items():
+        slot = name if name in known else keys.get(name, f"{name}.output")
+        if slot not in known:
+            raise InputError(
+                "UNKNOWN_VALUE",
+                f"the program has no value `{name}` to change",
+                help=f"values: {', '.join(sorted(known | set(keys)))}",
+            )
+        changed[slot] = value
+    return canonical.normalize(changed)
+
+
+def _steps_of(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for step in document["steps"]:
+        yield step
+        yield from step.get("parallel_steps", ())
 
 
 class _Part(NamedTuple):

@@ -1,0 +1,322 @@
+"""Calls: child runs, their waits, cancellation, budgets and compensations - all through the parent."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from runtime_stage import Counter, Opener, play, program, refused, sound, tool_step, wait_step
+
+from nano_vm import ExecutionVM, MockLLMAdapter, RunStatus
+from nano_vm.journal.port import RunQuery
+from nano_vm.testing.clock import VirtualClock
+
+
+def call(step_id: str = "call", child: str = "child", **fields: Any) -> dict[str, Any]:
+    return {"id": step_id, "type": "call", "program": child, "inputs": fields.pop("inputs", {}), **fields}
+
+
+def with_child(vm: ExecutionVM, *steps: dict[str, Any], **fields: Any) -> ExecutionVM:
+    vm.save_program(program(*steps, name=fields.pop("name", "child"), **fields))
+    return vm
+
+
+def children(vm: ExecutionVM, run_id: str) -> list[str]:
+    return [record.run_id for record in vm.store.records(RunQuery(parent=run_id))]
+
+
+def test_a_child_is_a_run_of_its_own_linked_by_hash(opener: Opener) -> None:
+    vm = with_child(opener(tools={"act": lambda n: n + 1}), tool_step("x", args={"n": "$n"}))
+    trace = play(
+        vm.run(program(call(inputs={"n": "$m"}, output_key="r"), tool_step("z", args={"n": "$r"})), {"m": 1})
+    )
+    assert trace.final_output == 3
+    (child,) = children(vm, trace.trace_id)
+    finished = next(event for event in trace.events if event.type == "ChildFinished")
+    assert finished.head == vm.trace(child).head
+    assert [record.run_id for record in vm.runs()] == [trace.trace_id]
+    sound(vm, trace)
+    sound(vm, vm.trace(child))
+
+
+def test_a_missing_program_or_one_that_calls_itself_never_starts(opener: Opener) -> None:
+    vm = opener(tools={})
+
+    async def main() -> None:
+        with refused("PROGRAM_NOT_FOUND"):
+            await vm.run(program(call(child="nowhere")))
+        vm.save_program(program(call(child="b"), name="a"))
+        vm.save_program(program(call(child="a"), name="b"))
+        with refused("CALL_RECURSION"):
+            await vm.run(program(call(child="a"), name="top"))
+        assert vm.runs() == []
+
+    play(main())
+
+
+def test_a_child_keeps_its_program_when_the_name_moves_on(opener: Opener) -> None:
+    vm = with_child(opener(tools={"act": lambda n: n}), wait_step("w"), tool_step("x", args={"n": "old"}))
+
+    async def main() -> None:
+        trace = await vm.run(program(call(), wait_step("v", "more"), call("again")))
+        with_child(vm, tool_step("x", args={"n": "new"}))
+        trace = await vm.resume(trace.trace_id, 1)
+        assert trace.step("call").output == "old"
+        await vm.resume(trace.trace_id, 2, name="more")
+        trace = await vm.resume(trace.trace_id, 3)
+        assert (trace.status, trace.final_output) == (RunStatus.SUCCESS, "old")
+
+    play(main())
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_childs_waits_go_through_its_parents(opener: Opener, fresh: bool) -> None:
+    tools = {"act": lambda n: n}
+    vm = with_child(
+        opener(tools=tools), wait_step("w", accept="$event.n > 1"), tool_step("x", args={"n": "$w.output.n"})
+    )
+    with_child(vm, call(), name="middle")
+
+    async def main() -> None:
+        trace = await vm.run(program(call(child="middle")))
+        assert trace.status is RunStatus.SUSPENDED
+        assert trace.waiting[0].kind == "child"
+        machine = opener(tools=tools) if fresh else vm
+        (middle,) = children(vm, trace.trace_id)
+        (inner,) = children(vm, middle)
+        with refused("CHILD_RUN"):
+            await machine.resume(inner, {"n": 5})
+        with refused("NOT_ACCEPTED"):
+            await machine.resume(trace.trace_id, {"n": 1})
+        assert vm.trace(inner).events[-1].type == "EventRefused"
+        trace = await machine.resume(trace.trace_id, {"n": 5}, event_id="e")
+        assert (trace.status, trace.final_output) == (RunStatus.SUCCESS, 5)
+        for run_id in (trace.trace_id, middle, inner):
+            sound(machine, machine.trace(run_id))
+
+    play(main())
+
+
+def test_events_reach_children_beside_each_other(opener: Opener) -> None:
+    vm = with_child(opener(tools={}), wait_step("w", "one"), name="first")
+    with_child(vm, wait_step("w", "two"), name="second")
+    group = {"id": "g", "type": "parallel", "parallel_steps": [call("a", "first"), call("b", "second")]}
+
+    async def main() -> None:
+        trace = await vm.run(program(group))
+        traces = await asyncio.gather(
+            vm.resume(trace.trace_id, 1, name="one"), vm.resume(trace.trace_id, 2, name="two")
+        )
+        assert traces[0].trace_id == traces[1].trace_id
+        trace = vm.trace(trace.trace_id)
+        assert trace.final_output == {"a": 1, "b": 2}
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_an_event_reaches_a_child_that_is_at_work(opener: Opener) -> None:
+    gate = asyncio.Event()
+
+    async def act() -> str:
+        await gate.wait()
+        return "slow"
+
+    group = {"id": "g", "type": "parallel", "parallel_steps": [wait_step("w"), tool_step("x")]}
+    vm = with_child(opener(tools={"act": act}), group)
+
+    async def main() -> None:
+        running = asyncio.ensure_future(vm.run(program(call()), trace_id="r"))
+        while len(vm.live) < 2 or not vm.live["r/call.1.1"]._tasks:
+            await asyncio.sleep(0)
+        resumed = asyncio.ensure_future(vm.resume("r", "now"))
+        while not any(event.type == "EventReceived" for event in vm.trace("r/call.1.1").events):
+            await asyncio.sleep(0)
+        gate.set()
+        assert (await resumed).final_output == (await running).final_output == {"w": "now", "x": "slow"}
+
+    play(main())
+
+
+def test_a_timer_inside_a_child_wakes_the_parent(opener: Opener, clock: VirtualClock) -> None:
+    vm = with_child(
+        opener(tools={"act": lambda: "late"}), {"id": "w", "type": "wait", "seconds": 60}, tool_step("x")
+    )
+    with_child(vm, call(), name="middle")
+
+    async def main() -> None:
+        trace = await vm.run(program(call(child="middle")))
+        assert trace.status is RunStatus.SUSPENDED
+        assert await vm.recover() == []
+        clock.advance(60_000)
+        (trace,) = await vm.recover()
+        assert (trace.status, trace.final_output) == (RunStatus.SUCCESS, "late")
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_a_timer_inside_a_child_fires_while_the_parent_is_busy(opener: Opener, clock: VirtualClock) -> None:
+    order: list[str] = []
+    gate = asyncio.Event()
+
+    async def slow() -> str:
+        await gate.wait()
+        order.append("slow")
+        return "slow"
+
+    async def late() -> str:
+        order.append("late")
+        gate.set()
+        return "late"
+
+    vm = with_child(
+        opener(tools={"slow": slow, "late": late}),
+        {"id": "w", "type": "wait", "seconds": 60},
+        tool_step("x", "late"),
+    )
+    group = {"id": "g", "type": "parallel", "parallel_steps": [call("c"), tool_step("s", "slow")]}
+    trace = play(vm.run(program(group)))
+    assert trace.final_output == {"c": "late", "s": "slow"}
+    assert order == ["late", "slow"]
+    sound(vm, trace)
+
+
+@pytest.mark.parametrize("where", ["waiting", "working"])
+def test_cancelling_the_parent_cancels_the_child(opener: Opener, where: str) -> None:
+    count = Counter()
+    gate = asyncio.Event()
+
+    async def act() -> str:
+        count("started")
+        await gate.wait()
+        return "done"
+
+    async def undo() -> None:
+        count("undone")
+
+    steps = [tool_step("x", compensate={"tool": "undo", "args": {}}), tool_step("y", "undo")]
+    if where == "waiting":
+        gate.set()
+        steps.insert(1, wait_step("w"))
+    vm = with_child(opener(tools={"act": act, "undo": undo}), *steps)
+
+    async def main() -> None:
+        running = asyncio.ensure_future(vm.run(program(call()), trace_id="r"))
+        if where == "waiting":
+            await running
+        while not count.effects:
+            await asyncio.sleep(0)
+        cancelled = asyncio.ensure_future(vm.cancel("r", "enough"))
+        await asyncio.sleep(0)
+        gate.set()
+        trace = await cancelled
+        assert trace.status is RunStatus.CANCELLED
+        assert count.effects == ["started", "undone"]
+        assert (await running).status is RunStatus.CANCELLED or where == "waiting"
+        (child,) = children(vm, "r")
+        assert vm.trace(child).status is RunStatus.CANCELLED
+        sound(vm, trace)
+        sound(vm, vm.trace(child))
+
+    play(main())
+
+
+def test_a_child_that_takes_too_long_is_cancelled(opener: Opener, clock: VirtualClock) -> None:
+    vm = with_child(opener(tools={"act": lambda: 1}), wait_step("w"))
+    step = call(timeout_seconds=60, on_timeout="fallback", fallback="none")
+
+    async def main() -> None:
+        trace = await vm.run(program(step))
+        assert trace.status is RunStatus.SUSPENDED
+        clock.advance(60_000)
+        (trace,) = await vm.recover()
+        assert (trace.status, trace.final_output) == (RunStatus.SUCCESS, "none")
+        (child,) = children(vm, trace.trace_id)
+        assert vm.trace(child).status is RunStatus.CANCELLED
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_a_childs_failure_is_the_calls_failure_and_may_be_retried(opener: Opener) -> None:
+    count = Counter()
+
+    def act() -> str:
+        count("act")
+        if count.count("act") < 3:
+            raise ValueError
+        return "third"
+
+    vm = with_child(opener(tools={"act": act}), tool_step("x"))
+    trace = play(vm.run(program(call(on_error="retry"))))
+    assert trace.final_output == "third"
+    assert len(children(vm, trace.trace_id)) == 3
+    sound(vm, trace)
+    count.effects[:] = ["act"] * -5
+    vm = with_child(opener(tools={"act": lambda: 1 / 0}), tool_step("x"))
+    trace = play(vm.run(program(call())))
+    assert (trace.status, trace.error["type"]) == (RunStatus.FAILED, "CHILD_FAILED")
+
+
+def test_inputs_a_child_does_not_take_fail_the_call(opener: Opener) -> None:
+    vm = with_child(opener(tools={"act": lambda n: n}), tool_step("x", args={"n": "$n"}))
+    trace = play(vm.run(program(call(inputs={}))))
+    assert (trace.status, trace.error["type"]) == (RunStatus.FAILED, "CHILD_FAILED")
+    sound(vm, trace)
+
+
+def test_a_child_draws_on_what_its_parent_has_left(opener: Opener) -> None:
+    usage = {"prompt_tokens": 30, "completion_tokens": 30}
+    vm = with_child(
+        opener(tools={}, llm=MockLLMAdapter("x", usage=usage)),
+        {"id": "p", "type": "llm", "prompt": "hi", "params": {"max_tokens": 40}},
+        {"id": "q", "type": "llm", "prompt": "hi", "params": {"max_tokens": 40}},
+    )
+    trace = play(vm.run(program(call(), max_tokens=90)))
+    (child,) = children(vm, trace.trace_id)
+    assert vm.trace(child).status is RunStatus.BUDGET_EXCEEDED
+    assert trace.total_tokens() == 60
+    sound(vm, trace)
+
+
+def test_what_a_finished_child_did_is_undone_through_its_call(opener: Opener) -> None:
+    count = Counter()
+    vm = opener(tools={"act": lambda n: n, "undo": lambda n: count(n), "bad": lambda: 1 / 0})
+    with_child(vm, tool_step("x", args={"n": 1}, compensate={"tool": "undo", "args": {"n": "x"}}))
+    outer = tool_step("a", args={"n": 1}, compensate={"tool": "undo", "args": {"n": "a"}})
+    trace = play(vm.run(program(outer, call(), tool_step("z", "bad"))))
+    assert trace.status is RunStatus.FAILED
+    assert count.effects == ["x", "a"]
+    assert trace.rollbacks == 2
+    sound(vm, trace)
+
+
+def test_a_child_is_taken_up_where_it_was_after_a_crash(opener: Opener) -> None:
+    count = Counter()
+    tools: dict[str, Any] = {}
+
+    async def act(n: int) -> int:
+        count(n)
+        if n == 2 and count.count(2) == 1:
+            raise KeyboardInterrupt
+        return n
+
+    tools["act"] = act
+    steps = [tool_step("x", args={"n": 1}), tool_step("y", args={"n": 2}), tool_step("z", args={"n": 3})]
+
+    async def main() -> None:
+        vm = with_child(opener(tools=tools), *steps)
+        with pytest.raises(KeyboardInterrupt):
+            await vm.run(program(call()), trace_id="r")
+        machine = opener(tools=tools)
+        (trace,) = await machine.recover()
+        assert trace.status is RunStatus.SUSPENDED
+        assert trace.waiting[0].waits[0]["kind"] == "outcome"
+        trace = await machine.resolve("r", "y", "repeat")
+        assert (trace.status, trace.final_output) == (RunStatus.SUCCESS, 3)
+        assert count.effects == [1, 2, 2, 3]
+        sound(machine, trace)
+
+    play(main())
