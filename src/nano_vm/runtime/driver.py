@@ -943,7 +943,9 @@ class Run:
         command = self._child_command(activity)
         if command.child not in self.stopping:
             self.engine.stop_child(self, command.child)
-            launched = any(type(other) is StartChild and other.child == command.child for other, _, _ in launches)
+            launched = any(
+                type(other) is StartChild and other.child == command.child for other, _, _ in launches
+            )
             if not launched and (key, activity.attempt) not in self._tasks:
                 launches.append((command, None, 0))
 
