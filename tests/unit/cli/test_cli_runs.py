@@ -107,6 +107,18 @@ def test_a_program_from_standard_input(process: Cli) -> None:
     assert (done.code, done.json["final_output"]) == (0, "hello x")
 
 
+def test_what_tools_print_does_not_spoil_the_json(cli: Cli, place: Path) -> None:
+    (place / "loud.py").write_text(
+        "print('loading')\n\n\ndef greet(name: str) -> str:\n    print('working')\n    return name\n"
+    )
+    done = cli(
+        "run", "greeting.yaml", "--tools", "loud.py", "--model", "mock:no", "--input", "name=x", "--json"
+    )
+    assert done.json["outcome"] == "unkind"
+    assert "loading" in done.err
+    assert "working" in done.err
+
+
 def test_public_functions_are_tools_when_none_is_marked(cli: Cli, place: Path) -> None:
     (place / "plain.py").write_text(
         "from os.path import join\n\ndef greet(name: str) -> str:\n    return name\n\n"
@@ -137,6 +149,39 @@ def test_the_same_approval_again_is_answered_alike_and_another_is_refused(cli: C
     assert first.json["trace_hash"] == again.json["trace_hash"]
     other = cli("resume", waiting, *("--deny", *APPROVE[1:]), "--event-id", "e2", "--json")
     assert (other.code, other.json["error"]["code"]) == (1, "TERMINAL")
+
+
+def test_of_two_processes_that_resume_at_once_exactly_one_wins(place: Path, waiting: str) -> None:
+    words = ("resume", waiting, *APPROVE[1:], "--json")
+    children = [
+        start(place, *words, *kind) for kind in (("--approve",), ("--deny",), ("--approve",), ("--deny",))
+    ]
+    outs = [child.communicate(timeout=120)[0] for child in children]
+    answers = [json.loads(out) for out in outs]
+    ended = {answer["outcome"] for answer in answers if "status" in answer}
+    assert len(ended) == 1
+    refused = [answer["error"]["code"] for answer in answers if "error" in answer]
+    assert len(refused) == 2
+    assert set(refused) <= {"TERMINAL", "NOT_WAITING", "EVENT_CONFLICT"}
+    assert effects(place).count("ana") == 1
+
+
+def test_recover_names_a_changed_journal_and_goes_on_with_the_others(cli: Cli, place: Path) -> None:
+    (place / "timer.yaml").write_text(
+        "name: t\ninputs: {type: object, properties: {word: {type: string}}, required: [word]}\n"
+        "steps:\n  - {id: pause, type: wait, seconds: 0.001}\n"
+    )
+    for word in ("untouched", "tampered"):
+        assert cli("run", "timer.yaml", "--input", f"word={word}", "--trace-id", word).code == 6
+    path = place / "nano-vm.db"
+    data = path.read_bytes()
+    assert data.count(b'{"word":"tampered"}') == 1
+    path.write_bytes(data.replace(b'{"word":"tampered"}', b'{"word":"TAMPERED"}'))
+    time.sleep(0.01)
+    done = cli("recover", "--json")
+    assert done.code == 5
+    assert [entry["trace_id"] for entry in done.json["recovered"]] == ["untouched"]
+    assert [entry["error"]["code"] for entry in done.json["left"]] == ["COMMITMENT_MISMATCH"]
 
 
 def test_resuming_without_the_tools_is_refused_and_leaves_the_run_untouched(cli: Cli, waiting: str) -> None:
