@@ -108,7 +108,9 @@ def drive_bare(con: Any, base: int, runs: Sequence[tuple[str, list[list[Entry]]]
     return time.perf_counter() - start
 
 
-def measure(folder: Path, rounds: int, waves: int) -> dict[str, dict[str, list[float]]]:
+def measure(
+    folder: Path, rounds: int, waves: int, parts: int = 3, single: int = 100
+) -> dict[str, dict[str, list[float]]]:
     """Microseconds per step-commit, by case and contender."""
     found: dict[str, dict[str, list[float]]] = {}
     for durability in ("full", "normal"):
@@ -118,8 +120,8 @@ def measure(folder: Path, rounds: int, waves: int) -> dict[str, dict[str, list[f
             SqliteStore(bare_path).close()
             con = connect(bare_path, synchronous=durability.upper(), busy_timeout_ms=0)
             base = 1
-            for case, width, count in (("many", WIDTH, WIDTH * waves), ("one", 1, max(waves * 20, 1))):
-                for part in range(3):
+            for case, width, count in (("many", WIDTH, WIDTH * waves), ("one", 1, single)):
+                for part in range(parts):
                     runs = [
                         (f"{case}-{part}-{n:030}", step_entries(f"{case}-{part}-{n:030}"))
                         for n in range(count)
@@ -150,7 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.quick:
         options.rounds, options.waves = 1, 1
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="store-append-") as folder:
-        found = measure(Path(folder), options.rounds, options.waves)
+        short = (1, 2) if options.quick else (3, 100)
+        found = measure(Path(folder), options.rounds, options.waves, *short)
     print(f"{'us per step-commit':<22}{'store':>10}{'bare':>10}{'ratio':>8}")
     for case, cell in found.items():
         store = statistics.median(cell["store"])

@@ -41,7 +41,7 @@ def errors_page() -> str:
         GENERATED,
         "",
         "Every error and every finding of `nano-vm check` carries one of these codes. A code is never given another",
-        "meaning; messages may be reworded at any time. *Fault* says who has to act: the author of the program or tool,",
+        "meaning; messages may be reworded at any time. *Fault* says who has to act: the author of program or tool,",
         "the caller, the environment, somebody who tampered with stored evidence, or we (a bug). *Retryable*: the same",
         "call may succeed later. *Exit* is the exit code of the command line.",
         "",

@@ -213,7 +213,9 @@ CODES: dict[str, ErrorCode] = {
     "MISSING_ARGUMENT": ErrorCode(A, False, 3, "an argument that the tool's schema requires"),
     "UNKNOWN_ARGUMENT": ErrorCode(A, False, 3, "an argument that the tool does not have"),
     "UNKNOWN_TOOL": ErrorCode(A, False, 3, "a tool that is not registered"),
-    "FALLBACK_ON_EFFECT": ErrorCode(A, False, 3, "a fallback for a tool whose time-out is an unknown outcome"),
+    "FALLBACK_ON_EFFECT": ErrorCode(
+        A, False, 3, "a fallback for a tool whose time-out is an unknown outcome"
+    ),
     "FALLBACK_IMPLICIT": ErrorCode(A, False, 3, "a fallback value that the author did not write"),
     "UNKNOWN_PROGRAM": ErrorCode(A, False, 3, "a called program that is not stored"),
     "CALL_RECURSION": ErrorCode(A, False, 3, "a program that calls itself"),
@@ -288,7 +290,7 @@ CODES: dict[str, ErrorCode] = {
     "OUT_OF_ORDER": ErrorCode(C, False, 1, "the event does not belong to what the run is doing now"),
     "DUPLICATE": ErrorCode(C, False, 1, "the same event was accepted before; its answer stands"),
     "EVENT_CONFLICT": ErrorCode(C, False, 1, "the event id was used before with other content"),
-    "UNKNOWN_STEP": ErrorCode(C, False, 1, "the program has no such step"),
+    "UNKNOWN_STEP": ErrorCode(C, False, 2, "the program has no such step"),
     "TERMINAL": ErrorCode(C, False, 1, "the run has ended"),
     "STALE_ATTEMPT": ErrorCode(C, False, 1, "another attempt or occurrence is current"),
     "NOT_WAITING": ErrorCode(C, False, 1, "nothing waits for the event and no wait declares it"),

@@ -21,7 +21,7 @@ from nano_vm.stores.sqlite import SqliteStore
 from nano_vm.testing.store_conformance import NOW
 
 SEED = int(os.environ.get("NANO_VM_SEED", "20261121"))
-ROUNDS = int(os.environ.get("NANO_VM_CRASH_ROUNDS", "12"))
+ROUNDS = int(os.environ.get("NANO_VM_CRASH_ROUNDS", "8"))
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(nano_vm.__file__).parent.parent)}
 WRITER = Path(__file__).with_name("store_writer.py")
 
@@ -94,7 +94,7 @@ def test_every_acknowledged_append_survives_a_kill(tmp_path: Path, durability: s
     draw = random.Random(f"{SEED} {durability}")
     acknowledged: dict[str, int] = {}
     for number in range(ROUNDS):
-        after = draw.choice((0, 1, 3, draw.randint(5, 60), draw.randint(60, 400)))
+        after = draw.choice((0, 1, 3, draw.randint(5, 60), draw.randint(60, 200)))
         writer = start(path, durability, number)
         for run_id, length in kill(writer, after).items():
             acknowledged[run_id] = max(length, acknowledged.get(run_id, 0))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nano_vm import canonical
 from nano_vm.journal.entry import GENESIS, RIDER_TYPES, Chain, open_events, verify_entry
-from nano_vm.kernel.events import EVENT_TYPES
+from nano_vm.kernel.events import EVENT_TYPES, StepStarted, StepSucceeded
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 integers = st.integers(-canonical.INT_MAX, canonical.INT_MAX)
@@ -84,6 +84,34 @@ def test_sealed_facts_are_rfc_8785_and_give_the_event_back(event, payload, run, 
     assert verify_entry(entry, run, GENESIS, length).type == event.type
     assert open_events(entry) == [event, *then]
     assert [rider["type"] for rider in plain.get("then", [])] == [rider.type for rider in then]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    at_ms=integers,
+    occurrence=integers,
+    pure=st.booleans(),
+    step=st.from_regex(r"\A[A-Za-z_][A-Za-z0-9_]{0,9}\Z"),
+    verdicts=values_of(list[Any]),
+    payload=payloads,
+    run=texts,
+    salt=st.binary(min_size=16, max_size=16),
+    follows=st.booleans(),
+)
+def test_the_short_way_of_sealing_a_success_gives_the_same_entry(
+    at_ms, occurrence, pure, step, verdicts, payload, run, salt, follows
+):
+    event = StepSucceeded(at_ms=at_ms, attempt=1, occurrence=occurrence, step=step)
+    event.payload, data = canonical.normalize(payload)
+    event.pure = True if pure else msgspec.UNSET
+    event.verdicts = verdicts or msgspec.UNSET
+    intent = StepStarted(at_ms=at_ms, attempt=1, effect="keyed", occurrence=1, step=step)
+    written = f',"then":[{{"event":{msgspec.json.encode(intent).decode()},"type":"StepStarted"}}]'
+    chain, short = Chain(run), Chain(run)
+    entry = chain.seal(event, salt, data, [intent] if follows else ())
+    then = written if follows else ""
+    assert short.seal_success(at_ms, occurrence, pure, step, verdicts, salt, data, then) == entry
+    assert (short.head, short.length) == (chain.head, chain.length)
 
 
 def test_every_event_type_can_be_generated():

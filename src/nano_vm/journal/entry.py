@@ -133,7 +133,6 @@ class Chain:
         self.length = seq + 1
         return Entry(seq, digest, sealed, salt, payload)
 
-
     def seal_success(
         self,
         at_ms: int,
@@ -197,19 +196,9 @@ def open_event(entry: Entry, facts: Facts | None = None) -> Event:
     Raises:
         VerificationError: JOURNAL_MALFORMED.
     """
-    facts = facts or read_facts(entry)
-    reader = _READERS.get(facts.type)
-    if reader is None:
-        raise _malformed(entry, f"the type `{facts.type[:64]}` is unknown")
-    event = _decode_event(entry, reader, facts.event, facts.type)
-    if entry.payload is not None:
-        if not reader.payload:
-            raise _malformed(entry, f"a {facts.type} has no payload")
-        try:
-            event.payload = canonical.decode(entry.payload)  # type: ignore[union-attr]
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InputError):
-            raise _malformed(entry, "the payload is not JSON") from None
-    return event
+    if facts is None:
+        facts = read_facts(entry)
+    return _decode_event(entry, facts.type, facts.event, entry.payload)
 
 
 def open_events(entry: Entry, facts: Facts | None = None) -> list[Event]:
@@ -218,23 +207,35 @@ def open_events(entry: Entry, facts: Facts | None = None) -> list[Event]:
     Raises:
         VerificationError: JOURNAL_MALFORMED.
     """
-    facts = facts or read_facts(entry)
-    events = [open_event(entry, facts)]
+    if facts is None:
+        facts = read_facts(entry)
+    events = [_decode_event(entry, facts.type, facts.event, entry.payload)]
     for rider in facts.then:
-        reader = _READERS.get(rider.type)
-        if reader is None or rider.type not in RIDER_TYPES:
+        if rider.type not in RIDER_TYPES:
             raise _malformed(entry, f"a `{rider.type[:64]}` cannot ride with another event")
-        events.append(_decode_event(entry, reader, rider.event, rider.type))
+        events.append(_decode_event(entry, rider.type, rider.event, None))
     return events
 
 
-def _decode_event(entry: Entry, reader: _Reader, body: msgspec.Raw, kind: str) -> Event:
+def _decode_event(entry: Entry, kind: str, body: msgspec.Raw, payload: bytes | None) -> Event:
+    reader = _READERS.get(kind)
+    if reader is None:
+        raise _malformed(entry, f"the type `{kind[:64]}` is unknown")
+    decode, has_payload = reader
     try:
-        event: Event = reader.decode(body)
+        event: Event = decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise _malformed(entry, f"the facts are not those of a {kind}") from None
-    if reader.payload and event.payload is not UNSET:  # type: ignore[union-attr]
-        raise _malformed(entry, "a payload stands among the facts")
+    if has_payload:
+        if event.payload is not UNSET:  # type: ignore[union-attr]
+            raise _malformed(entry, "a payload stands among the facts")
+        if payload is not None:
+            try:
+                event.payload = canonical.decode(payload)  # type: ignore[union-attr]
+            except InputError:
+                raise _malformed(entry, "the payload is not JSON") from None
+    elif payload is not None:
+        raise _malformed(entry, f"a {kind} has no payload")
     return event
 
 
@@ -256,9 +257,11 @@ def verify_entry(entry: Entry, run: str, prev: str, seq: int | None = None) -> F
     facts = read_facts(entry)
     if entry.seq != place or facts.seq != place or facts.prev != prev or facts.run != run:
         raise _broken("CHAIN_BROKEN", "it does not follow the entry before it", place)
-    if entry.payload is None and facts.commitment is not None:
+    commitment = facts.commitment
+    if commitment is not None and entry.payload is None:
         raise _broken("PAYLOAD_MISSING", "its payload is gone", place)
-    _verify_payload(entry, facts, place)
+    if commitment is not None or entry.payload is not None or entry.salt:
+        _verify_payload(entry, facts, place)
     return facts
 
 

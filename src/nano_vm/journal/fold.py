@@ -87,9 +87,10 @@ def take(program: CompiledProgram, state: State, event: Event, seq: int) -> None
             f"entry {seq}: the kernel does not take this {event.type} here ({code})",
             facts={"seq": seq, "code": code},
         )
-    # Events of types that cannot lead to a condition have no such field.
+    # Events of types that cannot lead to a condition have no such field; UNSET says that none was asked.
     recorded = getattr(event, "verdicts", None)
-    if recorded is not None and (recorded or []) != state.verdicts:
+    verdicts = state.verdicts
+    if (recorded or verdicts) and recorded is not None and recorded != verdicts:
         raise VerificationError(
             "REPLAY_MISMATCH",
             f"entry {seq}: the conditions come out otherwise than recorded",

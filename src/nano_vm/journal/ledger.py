@@ -177,7 +177,6 @@ class Ledger:
         else:
             self._put_in_declared_order(self._lanes.pop((settled.step, settled.occurrence), set()))
         # A lane repeated by a retried group settles again: its last result stands.
-        self._settled.pop(place, None)
         self.leaves[place] = order_of(self.program, settled), leaf_of(self.program, settled)
         is_condition = step.kind is Kind.CONDITION
         self._settled[place] = _step(

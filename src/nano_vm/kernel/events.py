@@ -17,7 +17,8 @@ from __future__ import annotations
 from typing import Any, ClassVar, TypeAlias
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET as UNSET
+from msgspec import UnsetType as UnsetType
 
 Principal: TypeAlias = dict[str, Any]  # {"id": str, "roles": [str], "tenant": str}
 

@@ -136,7 +136,7 @@ Action: TypeAlias = (
 class Edge(msgspec.Struct, frozen=True):
     """A dependency in a declarative DAG: `target` waits for the step that owns this edge.
 
-    `when` is "done" (taken if the step was not skipped and did not fail into its handler), "then" / "otherwise" (taken if the
+    `when` is "done" (taken if the step was not skipped and did not fail into its handler), "then" / "otherwise" (if the
     condition chose that branch) or "failure" (taken if the step failed and `on_failure` names the target).
     """
 

@@ -297,7 +297,7 @@ class Calls:
             kind = code if isinstance(code, str) else type(error).__name__
             return self.failed(command, kind, _message(error), retryable, error=error)
         usage = completion.usage
-        spent = {
+        spent: dict[str, Any] = {
             "cost_nanousd": _nanousd(usage.cost_usd) or _UNSET,
             "tokens_in": usage.prompt_tokens or _UNSET,
             "tokens_out": usage.completion_tokens or _UNSET,

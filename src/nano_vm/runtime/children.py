@@ -165,7 +165,7 @@ def _refused(
     engine: Engine, command: StartChild, error: NanoVMError, status: RunStatus = RunStatus.FAILED
 ) -> Outcome:
     """The child could not be started at all."""
-    details = {"output": None, "compensations": [], "message": error.message}
+    details: dict[str, Any] = {"output": None, "compensations": [], "message": error.message}
     return Outcome(
         ev.ChildFinished(
             at_ms=engine.clock.now_ms(),

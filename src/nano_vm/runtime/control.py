@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nano_vm import canonical
-from nano_vm.errors import ConflictError, InputError, NanoVMError, RejectedError
+from nano_vm.errors import ConflictError, InputError, RejectedError
 from nano_vm.journal.port import Mail
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
@@ -127,7 +127,6 @@ async def _deliver(engine: Engine, trace_id: str, kind: str, letter: dict[str, A
                 continue
         if run is not None:
             await engine.drive(run)  # its mail, ours among it, is read first
-            await asyncio.sleep(0)
             continue
         if mail_id is None:
             mail_id = await _post(engine, trace_id, kind, letter)
@@ -177,9 +176,7 @@ async def _to_parked(engine: Engine, run: Run, kind: str, letter: dict[str, Any]
     return engine.trace_of(run)
 
 
-def hand_in(
-    engine: Engine, run: Run, kind: str, letter: dict[str, Any]
-) -> asyncio.Future[Rejection | None]:
+def hand_in(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> asyncio.Future[Rejection | None]:
     """Give a letter to a run that we own, or to the child of it that waits for it. The future says whether it was
     admitted, once that is durable; what is refused is journaled where it was refused. It raises RunLeft when the run
     was let go before."""
@@ -192,9 +189,7 @@ def hand_in(
     return target.deliver(*built)
 
 
-def _addressee(
-    engine: Engine, run: Run, kind: str, letter: dict[str, Any]
-) -> tuple[Run, str | None] | None:
+def _addressee(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> tuple[Run, str | None] | None:
     """Who waits for a letter: a run that is being driven here, and the id of its child when that one is parked."""
     if kind == "cancel":
         return run, None
@@ -236,9 +231,7 @@ def _build(
     return event, canonical.encode(letter["data"])
 
 
-def _auto_id(
-    program: CompiledProgram, state: State, event: ev.EventReceived, mail_id: str | None
-) -> str:
+def _auto_id(program: CompiledProgram, state: State, event: ev.EventReceived, mail_id: str | None) -> str:
     """An event without an id of its own is the same one when its content is, unless the run has come to wait again:
     then it is the answer to the new wait."""
     digest = event_digest(event)
@@ -335,23 +328,25 @@ _REMEDIES = {
 
 
 def take_mail(engine: Engine, run: Run) -> None:
-    """Deal with what others left for a run that we drive; each is answered when what came of it is durable."""
+    """Deal with what others left for a run that we drive; the driver answers when what came of it is durable."""
     for mail in engine.store.mail(run.record.run_id):
         if mail.mail_id not in run.mail_taken:
             run.mail_taken.add(mail.mail_id)
             letter = {**canonical.decode(mail.body), "mail_id": mail.mail_id}
-            engine.in_background(_answer_mail(engine, run, mail, hand_in(engine, run, mail.kind, letter)))
+            run.mail.append((mail.mail_id, hand_in(engine, run, mail.kind, letter)))
 
 
-async def _answer_mail(
-    engine: Engine, run: Run, mail: Mail, answer: asyncio.Future[Rejection | None]
-) -> None:
-    try:
-        rejection = await answer
-    except RunLeft:
-        return  # it stays where it is, for the next owner
-    written = {} if rejection is None else {"code": rejection.code, "message": rejection.message}
-    try:
-        await patiently(lambda: engine.store.answer(run.record.run_id, mail.mail_id, canonical.encode(written)))
-    except NanoVMError:
-        pass  # the next owner deals with it again: it is a repetition then
+async def answer_mail(engine: Engine, run: Run) -> None:
+    """Write the answers that are known. What was let go unanswered stays for the next owner."""
+    held, run.mail = run.mail, []
+    for mail_id, answer in held:
+        if not answer.done():
+            run.mail.append((mail_id, answer))
+        elif answer.exception() is None:
+            rejection = answer.result()
+            said = {} if rejection is None else {"code": rejection.code, "message": rejection.message}
+            await _write_answer(engine, run.record.run_id, mail_id, canonical.encode(said))
+
+
+async def _write_answer(engine: Engine, run_id: str, mail_id: str, said: bytes) -> None:
+    await patiently(lambda: engine.store.answer(run_id, mail_id, said))

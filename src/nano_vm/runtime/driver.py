@@ -109,6 +109,7 @@ class Run:
         "letters",
         "listener",
         "loop",
+        "mail",
         "mail_taken",
         "mail_waits",
         "program",
@@ -143,6 +144,7 @@ class Run:
         self.letters: dict[str, list[Letter]] = {}  # for children that wait, by run id
         self.loop: asyncio.AbstractEventLoop | None = None  # where it is driven
         self.mail_waits = created  # whether the store may hold mail for it
+        self.mail: list[tuple[str, asyncio.Future[Rejection | None]]] = []  # by message id; to be answered
         self.mail_taken: set[str] = set()  # ids of the messages that are being dealt with
         self.stopping: set[str] = set()  # children that are to be cancelled
         self.settled: asyncio.Future[None] | None = None  # done when this process lets go of the run
@@ -226,8 +228,12 @@ class Run:
                     self._prepare(command, [])
 
     def conclude(self, outcome: Outcome) -> None:
-        """An outcome of a call that was made alone."""
-        self.record_event(outcome.event, outcome.payload)
+        """An outcome of a call that was made alone. What arrived in the meantime comes first."""
+        if self._arrivals:
+            self._arrivals.append((outcome, None))
+        else:
+            self.record_event(outcome.event, outcome.payload)
+            self._count_outcome()
 
     @property
     def disturbed(self) -> bool:
@@ -327,6 +333,8 @@ class Run:
             _refuse(answer)
         else:
             self._arrivals.append((Outcome(event, payload), answer))
+            if type(event) is ev.RunCancelled:
+                self.facts.ending.has_come = True  # a long call may want to stop at a safe place
             self.wake()
         return answer
 
@@ -392,6 +400,8 @@ class Run:
 
     async def wait_until_settled(self) -> None:
         """Until this process lets go of the run; to be called in the loop that drives it."""
+        if self._left:
+            return
         if self.settled is None:
             self.settled = asyncio.get_running_loop().create_future()
         await asyncio.shield(self.settled)
@@ -450,7 +460,7 @@ class Run:
             if self.transitions_left == 1 and launches:
                 break
         if self.state.stage is Stage.ENDED:
-            await self.flush(self.update(release=True))
+            await self._let_go()
             return False
         if len(launches) == 1 and len(self.state.active) == 1 and not self._tasks and not self._timers:
             command, spec, limit = launches[0]
@@ -476,9 +486,9 @@ class Run:
             await self._something()
             return True
         if self.state.status is RunStatus.SUSPENDED:
-            if self.mail_waits:
+            if self.mail_waits or self._overdue or self._child_due or self._answers:
                 return True
-            await self.flush(self.update(release=True))
+            await self._let_go()
             return False
         raise RuntimeFault("INTERNAL", "the run has nothing to do and nothing to wait for")
 
@@ -499,8 +509,7 @@ class Run:
             outcome = await self._action_conflict(command, spec)
         if outcome is None:
             outcome = await engine.calls.tool(self.facts, step, command, spec, alone=True)
-        self.record_event(outcome.event, outcome.payload)
-        self._count_outcome()
+        self.conclude(outcome)
 
     async def _transact(self, command: CallTool | Compensate, spec: ToolSpec) -> None:
         """The tool's writes and its outcome commit together, in a transaction of their own (SPEC §7)."""
@@ -615,6 +624,8 @@ class Run:
 
     async def _something(self) -> None:
         """Wait until an outcome, a timer or an outside event arrives."""
+        if self.mail:
+            await self.engine.answer_mail(self)
         if not self._stirred:
             self._wake = asyncio.get_running_loop().create_future()
             try:
@@ -939,6 +950,9 @@ class Run:
             for command in decide(self.program, self.state):
                 if type(command) is Finish:
                     self._prepare(command, [])
+        if self.mail:
+            await self.flush()
+            await self.engine.answer_mail(self)
         await self.flush(self.update(release=True))
 
     async def _abandon(self) -> None:

@@ -6,7 +6,7 @@ An engine owns no global state: two of them, in one process or in many, share ru
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -542,10 +542,8 @@ class Engine:
     def take_mail(self, run: Run) -> None:
         control.take_mail(self, run)
 
-    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self.background.add(task)
-        task.add_done_callback(self.background.discard)
+    async def answer_mail(self, run: Run) -> None:
+        await control.answer_mail(self, run)
 
     async def close(self, grace_seconds: float = 30.0) -> None:
         """Stop taking runs, let calls under way finish (at most `grace_seconds`), release every run and lose nothing.
@@ -563,8 +561,6 @@ class Engine:
             _, late = await asyncio.wait(waiting, timeout=grace_seconds)
             for task in late:
                 task.cancel()
-        if here := [task for task in self.background if task.get_loop() is loop]:
-            await asyncio.wait(here, timeout=1)  # mail is answered
         self.keeper.close()
         self.threads.close()
         self.store.close()

@@ -1,4 +1,4 @@
-"""Gates: what a model's text must be before it may become a step's output (SPEC §2, `allowed_outputs`, `output_schema`).
+"""Gates: what a model's text must be before it becomes a step's output (SPEC §2, `allowed_outputs`, `output_schema`).
 
 A gate is a pure function of the text and the step. Model text becomes an output, never a reference or an expression.
 """

@@ -133,7 +133,7 @@ def _plan(step: CompiledStep, tools: ToolInvoker) -> _Plan:
         or spec.context_parameter is not None
         or spec.effect == "transactional"
     ):
-        return _UNFIT
+        return _UNFIT  # type: ignore[no-any-return]
     event = f',"attempt":1,"effect":"{spec.effect}","occurrence":'
     intent = (',"then":[{"event":{"at_ms":', event, f',"step":"{step.id}"}},"type":"StepStarted"}}]')
     threaded = not spec.is_async and spec.blocking

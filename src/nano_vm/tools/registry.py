@@ -82,7 +82,7 @@ def tool(
     """
 
     def mark(target: Any) -> Any:
-        _check_effect(name or getattr(target, "__name__", "tool"), effect, reconcile)
+        _check_effect(name or str(getattr(target, "__name__", "tool")), effect, reconcile)
         setattr(
             target,
             _MARK,
@@ -96,7 +96,9 @@ def tool(
 def _check_effect(name: str, effect: str, reconcile: Callable[..., Any] | None) -> None:
     if effect not in EFFECTS:
         raise ProgramError(
-            "TOOL_EFFECT", f"tool `{name}` declares the unknown effect `{effect}`", help=f"one of: {', '.join(EFFECTS)}"
+            "TOOL_EFFECT",
+            f"tool `{name}` declares the unknown effect `{effect}`",
+            help=f"one of: {', '.join(EFFECTS)}",
         )
     if (effect == "reconcilable") != (reconcile is not None):
         raise ProgramError(
@@ -143,7 +145,7 @@ class ToolSet:
 def describe(function: Callable[..., Any], name: str | None = None) -> ToolSpec:
     """What the runtime has to know of a function to call it as a tool."""
     mark: _Mark | None = getattr(function, _MARK, None)
-    name = name or (mark.name if mark else None) or getattr(function, "__name__", "tool")
+    name = name or (mark.name if mark else None) or str(getattr(function, "__name__", "tool"))
     mark = mark or _Mark(None, "irreversible", None, None, None, True, True, "1")
     call = function if inspect.isroutine(function) else type(function).__call__
     hints = _hints(call)
@@ -201,9 +203,9 @@ def describe(function: Callable[..., Any], name: str | None = None) -> ToolSpec:
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)
-    )
+    # An object may have `async def __call__`.
+    called = getattr(function, "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
 
 
 def _hints(function: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def test_a_timer_says_when_to_wake():
     assert now.wake_at_ms == run.now_ms + 2_500
 
 
-def test_a_run_at_work_needs_no_waking():
+def test_a_back_off_is_the_timer_of_a_run_that_is_running():
     def broken(_args):
         raise ToolBroke("Flaky")
 
@@ -39,7 +39,7 @@ def test_a_run_at_work_needs_no_waking():
         run.go(1)
     now = standing(run.program, run.state)
     assert (run.state.status, now.status, now.waits) == (RunStatus.RUNNING, "RUNNING", [])
-    assert now.wake_at_ms == 0
+    assert now.wake_at_ms == min(a.due_ms for a in run.state.active.values() if a.due_ms)
 
 
 def test_the_time_out_of_a_group_wakes_the_run():
@@ -84,3 +84,19 @@ def test_an_unknown_outcome_is_named():
 def test_a_pending_tool_is_named():
     run = Driver(saga(), tools={"book": lambda a: PENDING}).start({}).go()
     assert [wait["kind"] for wait in standing(run.program, run.state).waits] == ["tool"]
+
+
+def test_an_outcome_is_not_final_before_the_run_has_ended():
+    program = (
+        Build("o")
+        .tool("book", "book", {}, compensate=("undo", {}))
+        .tool("stop", "stop", {}, is_terminal=True, final_status="FAILED", outcome="refused")
+        .done()
+    )
+    tools = {"book": lambda a: 1, "stop": lambda a: 2, "undo": lambda a: 3}
+    run = Driver(program, tools=tools).start()
+    while run.state.outcome is None:
+        run.go(1)
+    assert (run.state.status, standing(run.program, run.state).outcome) == (RunStatus.RUNNING, None)
+    run.go()
+    assert standing(run.program, run.state).outcome == "refused"

@@ -16,7 +16,7 @@ from nano_vm.journal.fold import fold
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.state import RunStatus, StepStatus
-from nano_vm.program.compiled import FIRST_FREE_SLOT, Budgets, Edge, Kind, ParallelAction, Retry
+from nano_vm.program.compiled import FIRST_FREE_SLOT, Budgets, Edge, Kind, MapAction, ParallelAction, Retry
 from unit.journal.journal_runs import (
     PENDING,
     UNKNOWN,
@@ -256,6 +256,20 @@ def test_lanes_are_listed_as_declared_however_they_finished():
     assert trace_of(forth).path == trace_of(back).path == ["left", "right", "both"]
     assert trace_of(forth).trace_hash == trace_of(back).trace_hash
     assert [i for i, _ in trace_of(back).state_snapshots] == [0, 1, 2]
+
+
+def test_the_lanes_of_a_map_are_listed_by_item():
+    program = (
+        Build("m", ("items",))
+        .step("each", Kind.MAP, lambda b: MapAction(b.template("$items"), b.index("one"), 100, 20))
+        .tool("one", "one", {"value": "$item"}, parent="each")
+        .done()
+    )
+    run = Driver(program).start({"items": list(range(12))})
+    for item in (7, 3, 11, 0, 5, 1, 10, 2, 9, 4, 8, 6):
+        where = {"at_ms": run.now_ms, "attempt": 1, "occurrence": 1, "step": "one", "item": item}
+        assert run.send(ev.StepSucceeded(pure=True, payload=item, **where)) is None
+    assert [step.item for step in trace_of(run.go()).steps] == [*range(12), None]
 
 
 def test_a_failed_lane_hides_nothing_of_its_sibling():

@@ -35,7 +35,7 @@ def play(main: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(bounded())
 
 
-class refused:  # noqa: N801 - reads as a clause: `with refused("TERMINAL")`
+class refused:  # reads as a clause: `with refused("TERMINAL")`
     """The block must raise an error with this code."""
 
     def __init__(self, code: str) -> None:

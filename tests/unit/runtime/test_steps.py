@@ -43,7 +43,9 @@ def test_a_condition_takes_one_branch_and_the_other_never_runs(opener: Opener) -
         {"id": "c1", "type": "condition", "condition": "$n > 1", "then": "c2", "otherwise": "reject"},
         {"id": "c2", "type": "condition", "condition": "$n > 2", "then": "approve", "otherwise": "reject"},
         tool_step("approve", args={"name": "approve"}, is_terminal=True, outcome="approved"),
-        tool_step("reject", args={"name": "reject"}, is_terminal=True, final_status="FAILED", outcome="rejected"),
+        tool_step(
+            "reject", args={"name": "reject"}, is_terminal=True, final_status="FAILED", outcome="rejected"
+        ),
     ]
     vm = opener(tools={"act": act})
     approved = play(vm.run(program(*steps), {"n": 3}))
@@ -70,7 +72,13 @@ def test_resume_obeys_branch_next_step_and_terminal(opener: Opener) -> None:
 
     steps = [
         wait_step("confirm", output_key="answer"),
-        {"id": "c", "type": "condition", "condition": "$answer.ok == true", "then": "pay", "otherwise": "reject"},
+        {
+            "id": "c",
+            "type": "condition",
+            "condition": "$answer.ok == true",
+            "then": "pay",
+            "otherwise": "reject",
+        },
         tool_step("pay", args={"name": "pay"}, next_step="mail"),
         tool_step("reject", args={"name": "reject"}, is_terminal=True),
         tool_step("mail", args={"name": "mail"}, is_terminal=True),
@@ -190,7 +198,13 @@ def test_map_runs_a_step_for_every_element_in_order(opener: Opener) -> None:
 
 def test_a_map_that_is_too_long_fails_before_its_first_element(opener: Opener) -> None:
     count = Counter()
-    step = {"id": "m", "type": "map", "over": "$list", "max_items": 2, "step": tool_step("one", args={"effect": "$item"})}
+    step = {
+        "id": "m",
+        "type": "map",
+        "over": "$list",
+        "max_items": 2,
+        "step": tool_step("one", args={"effect": "$item"}),
+    }
     vm = opener(tools={"act": lambda effect: count(effect)})
     trace = play(vm.run(program(step), {"list": [1, 2, 3]}))
     assert (trace.status, trace.error["type"], count.effects) == (RunStatus.FAILED, "TOO_MANY_ITEMS", [])
@@ -225,7 +239,14 @@ def test_a_dag_runs_what_is_independent_at_once_and_skips_what_was_not_taken(ope
     steps = [
         tool_step("a", args={"name": "a"}, depends_on=[]),
         tool_step("b", args={"name": "b"}, depends_on=[]),
-        {"id": "c", "type": "condition", "condition": "$a.output == 'a'", "then": "yes", "otherwise": "no", "depends_on": ["a", "b"]},
+        {
+            "id": "c",
+            "type": "condition",
+            "condition": "$a.output == 'a'",
+            "then": "yes",
+            "otherwise": "no",
+            "depends_on": ["a", "b"],
+        },
         tool_step("yes", args={"name": "yes"}, depends_on=["c"]),
         tool_step("no", args={"name": "no"}, depends_on=["c"]),
         tool_step("end", args={"name": "end"}, depends_on=["yes", "no"]),
@@ -300,7 +321,7 @@ def test_intents_come_before_effects_and_outcomes_before_results(opener: Opener)
 
     async def act() -> str:
         (record,) = vm.runs()
-        seen.append([entry_type for entry_type in kinds(vm.trace(record.run_id))])
+        seen.append(list(kinds(vm.trace(record.run_id))))
         return "x"
 
     vm.register_tool("act", act)

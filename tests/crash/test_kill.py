@@ -1,0 +1,177 @@
+"""kill -9 at every boundary and at random moments, then recovery in a fresh process (P3, P4, P10)."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import crash_programs
+import pytest
+
+from nano_vm import ExecutionVM, SqliteStore
+
+SOURCE = Path(crash_programs.__file__).resolve()
+ROOT = SOURCE.parents[2]
+ONCE = ("keyed", "reconcilable", "transactional")
+
+
+def launch(mode: str, place: Path, name: str, runs: int = 1, crash_at: int = 0, durability: str = "normal") -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "CRASH_AT": str(crash_at), "PYTHONPATH": str(ROOT / "src")}
+    argv = [sys.executable, str(SOURCE), mode, str(place), name, str(runs), durability]
+    return subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE)
+
+
+def finish(process: subprocess.Popen[bytes]) -> int:
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+    return process.returncode
+
+
+def effects(place: Path) -> Counter[tuple[str, str]]:
+    """How often each effect happened, by (run, name)."""
+    found: Counter[tuple[str, str]] = Counter()
+    if (place / "effects").exists():
+        for line in (place / "effects").read_text().splitlines():
+            run, name, _ = json.loads(line)
+            found[run, name] += 1
+    with sqlite3.connect(place / "runs.db") as con:
+        if con.execute("SELECT 1 FROM sqlite_master WHERE name = 'effects'").fetchone():
+            found.update((run, name) for run, name in con.execute("SELECT run, step FROM effects"))
+    con.close()
+    return found
+
+
+def check(place: Path, name: str, unknown_allowed: bool) -> Counter[str]:
+    """What the contract says of a database after recovery. Returns the statuses."""
+    done = effects(place)
+    assert all(count == 1 for count in done.values()), done
+    store = SqliteStore(place / "runs.db")
+    vm = ExecutionVM(tools=crash_programs.TOOLS, store=store)
+    statuses: Counter[str] = Counter()
+    for record in vm.runs(limit=10_000):
+        trace = vm.trace(record.run_id)
+        vm.verify(record.run_id)
+        statuses[record.status] += 1
+        assert record.status != "RUNNING", (record.run_id, [e.type for e in trace.events])
+        if record.status == "SUSPENDED":
+            assert unknown_allowed, [e.type for e in trace.events]
+            assert [wait.kind for wait in trace.waiting] == ["outcome"]
+        for step in trace.steps:
+            if step.status.value == "SUCCESS" and step.id in "ABCKRTZ":
+                assert done[record.run_id, step.id] == 1
+        succeeded = Counter(
+            (event.step, event.occurrence, event.item)
+            for event in trace.events
+            if event.type in ("StepSucceeded", "CompensationSucceeded")
+        )
+        assert all(count <= 1 + (name == "saga") for count in succeeded.values())
+    store.close()
+    return statuses
+
+
+def boundaries_of(place: Path, name: str) -> int:
+    place.mkdir()
+    assert finish(launch("run", place, name)) == 0
+    assert all(count == 1 for count in effects(place).values())
+    return int((place / "boundaries").read_text())
+
+
+@pytest.mark.parametrize("name", ["irreversible", "keyed", "reconcilable", "transactional", "mixed", "saga", "parent", "retry"])
+def test_killed_at_every_boundary_nothing_happens_twice(tmp_path: Path, name: str) -> None:
+    total = boundaries_of(tmp_path / "whole", name)
+    assert total >= 8
+    rng = random.Random(name)
+    sample = sorted(rng.sample(range(1, total + 1), min(total, 4)))
+    kill_at(tmp_path, name, sample)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("durability", ["full", "normal"])
+@pytest.mark.parametrize("name", ["irreversible", "blocking", "keyed", "reconcilable", "transactional", "mixed", "saga", "parent", "retry"])
+def test_every_single_boundary(tmp_path: Path, name: str, durability: str) -> None:
+    total = boundaries_of(tmp_path / "whole", name)
+    kill_at(tmp_path, name, list(range(1, total + 1)), durability)
+
+
+def kill_at(tmp_path: Path, name: str, places: list[int], durability: str = "normal") -> None:
+    expected = expectation(name)
+    for at in places:
+        place = tmp_path / f"at{at}"
+        place.mkdir()
+        assert finish(launch("run", place, name, crash_at=at, durability=durability)) == -signal.SIGKILL
+        assert finish(launch("recover", place, name, durability=durability)) == 0
+        statuses = check(place, name, unknown_allowed=name in ("irreversible", "blocking", "retry"))
+        if statuses["SUCCESS"] or statuses["FAILED"]:
+            done = {effect for run, effect in effects(place)}
+            assert done == expected, (at, done)
+
+
+def expectation(name: str) -> set[str]:
+    """The effects of a run that went through."""
+    return {
+        "mixed": {"K", "T", "R", "M0", "M1", "M2", "Z"},
+        "saga": {"A", "B", "undo-A", "undo-B"},
+        "parent": {"A", "X", "Y", "W", "Z"},
+        "retry": {"A"},
+    }.get(name, {"A", "B", "C"})
+
+
+def test_dying_again_while_recovering_changes_nothing(tmp_path: Path) -> None:
+    for name in ("mixed", "saga", "parent"):
+        place = tmp_path / name
+        place.mkdir()
+        at = 6
+        assert finish(launch("run", place, name, crash_at=at)) == -signal.SIGKILL
+        for again in (3, 5, 2):
+            finish(launch("recover", place, name, crash_at=again))
+        assert finish(launch("recover", place, name)) == 0
+        check(place, name, unknown_allowed=False)
+
+
+def test_two_workers_recovering_at_once_do_nothing_twice(tmp_path: Path) -> None:
+    assert finish(launch("run", tmp_path, "mixed", runs=12, crash_at=90)) == -signal.SIGKILL
+    workers = [launch("recover", tmp_path, "mixed") for _ in range(2)]
+    for worker in workers:
+        assert finish(worker) == 0
+    assert finish(launch("recover", tmp_path, "mixed")) == 0
+    statuses = check(tmp_path, "mixed", unknown_allowed=False)
+    assert set(statuses) == {"SUCCESS"}
+
+
+def campaign(tmp_path: Path, name: str, kills: int, seed: int) -> None:
+    """Kill a busy process at random moments, again and again, over one database."""
+    rng = random.Random(seed)
+    for number in range(kills):
+        place = tmp_path / f"{name}{number}"
+        place.mkdir()
+        process = launch("run", place, name, runs=10)
+        while not (place / "ready").exists():
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.06)
+        process.kill()
+        finish(process)
+        worker = launch("recover", place, name)
+        time.sleep(rng.random() * 0.3)
+        worker.kill()
+        finish(worker)
+        assert finish(launch("recover", place, name)) == 0, f"seed {seed} kill {number}"
+        check(place, name, unknown_allowed=name in ("irreversible", "blocking", "retry"))
+
+
+@pytest.mark.parametrize(("name", "seed"), [("mixed", 1), ("irreversible", 2), ("saga", 3), ("parent", 4)])
+def test_killed_at_random_moments(tmp_path: Path, name: str, seed: int) -> None:
+    campaign(tmp_path, name, kills=2, seed=seed)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("name", sorted(set(crash_programs.PROGRAMS) - {"child"}))
+def test_killed_at_random_moments_hundreds_of_times(tmp_path: Path, name: str) -> None:
+    campaign(tmp_path, name, kills=25, seed=1_000)
