@@ -20,7 +20,6 @@ from nano_vm import ExecutionVM, SqliteStore
 
 SOURCE = Path(crash_programs.__file__).resolve()
 ROOT = SOURCE.parents[2]
-ONCE = ("keyed", "reconcilable", "transactional")
 
 
 def launch(
