@@ -3,8 +3,9 @@
     python crash_programs.py MODE DIRECTORY PROGRAM [RUNS]
 
 MODE `run` starts runs, `recover` takes them up until nothing can be done without somebody's help. Effects are
-counted outside of the process's control: each is one line, appended with O_APPEND in one write. `CRASH_AT=n` kills the process with SIGKILL
-at the n-th boundary: before and after each commit of the journal, and before and after each effect.
+counted outside of the process's control: each is one line, appended with O_APPEND in one write, or one file.
+`CRASH_AT=n` kills the process with SIGKILL at the n-th boundary: before and after each commit of the journal, and
+before and after each effect.
 """
 
 from __future__ import annotations

@@ -128,14 +128,6 @@ class Run(JournaledRun):
 
     # --- outcomes ---
 
-    def finish(self) -> None:
-        """Let the end of the run ride with the outcome it follows from, when nothing is left to be done."""
-        state = self.state
-        if state.stage is Stage.ENDING and not state.active:
-            for command in decide(self.program, state):
-                if type(command) is Finish:
-                    prepare(self, command, [])
-
     def conclude(self, outcome: Outcome) -> None:
         """An outcome of a call that was made alone. What arrived in the meantime comes first."""
         if self.arrivals:

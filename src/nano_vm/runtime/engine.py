@@ -84,7 +84,8 @@ class Engine:
         self.background: set[asyncio.Task[Any]] = set()  # kept from being collected
         self.keeper = Keeper(self)
         self.listeners: list[Listener] = []
-        self.plans: dict[str, dict[int, Any]] = {}  # program hash -> step -> how the lane takes it
+        self.lane = True  # off in the tests that compare it with the general path
+        self.plans: dict[str, list[Any]] = {}  # program hash -> step -> how the lane takes it
         self._compiled: dict[str, CompiledProgram] = {}
         self._checked: set[str] = set()  # hashes of programs that were checked against the tools
         self._stored: set[str] = set()

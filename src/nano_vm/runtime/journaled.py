@@ -31,12 +31,12 @@ class JournaledRun:
 
     __slots__ = (
         "_answers",
-        "_created",
         "_open",
         "_open_payload",
         "_riders",
         "batch",
         "chain",
+        "created",
         "engine",
         "fence",
         "heard",
@@ -66,7 +66,7 @@ class JournaledRun:
         self.listener: Any = None
         self.heard: list[tuple[Entry, ev.Event]] = []  # journaled, not yet told to the listeners
         self.batch: list[Entry] = []
-        self._created = created
+        self.created = created
         self._open: ev.Event | None = None  # applied, not sealed yet: intents may still ride with it
         self._open_payload: bytes | None = None
         self._riders: list[ev.Event] = []
@@ -152,9 +152,9 @@ class JournaledRun:
         entries = batch[:]
         batch.clear()
         store = self.engine.store
-        if self._created:
+        if self.created:
             return store.append(self.record.run_id, self.fence, entries, update)
-        self._created = True
+        self.created = True
         if update is not None:
             _project(self.record, update)
         return store.create(self.record, entries)
