@@ -67,7 +67,9 @@ class MemoryJournalStore:
     It is its only owner. One event loop and any number of threads may use it.
     """
 
-    volatile = True  # nothing here outlives the process, so nothing is gained by appending before every effect
+    volatile = (
+        True  # nothing here outlives the process, so nothing is gained by appending before every effect
+    )
 
     def __init__(self) -> None:
         self._owner = "memory-" + secrets.token_hex(6)
