@@ -240,14 +240,17 @@ class SqliteJournalStore:
 
     # --- actions ------------------------------------------------------------------------------------------
     def bind_action(self, key: str, digest: str, run_id: str) -> None:
-        sql = "SELECT digest, run_id FROM nvm_actions WHERE key = ?"
-
         def work(con: sqlite3.Connection) -> tuple[str, str]:
+            sql = "SELECT digest, run_id, seal FROM nvm_actions WHERE key = ?"
             held = con.execute(sql, (key,)).fetchone()
             if held is None:
-                con.execute("INSERT INTO nvm_actions VALUES (?,?,?)", (key, digest, run_id))
+                seal = rules.seal_action(key, digest, run_id)
+                con.execute("INSERT INTO nvm_actions VALUES (?,?,?,?)", (key, digest, run_id, seal))
                 return digest, run_id
-            return str(held[0]), str(held[1])
+            bound, holder, seal = held
+            if rules.seal_action(key, bound, holder) != seal:
+                raise rules.damaged("what an action's key is bound to was changed", key=key)
+            return bound, holder
 
         bound, holder = self._write(work)
         if bound != digest:

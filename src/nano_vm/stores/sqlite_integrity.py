@@ -24,7 +24,7 @@ def examine(con: sqlite3.Connection) -> list[str]:
     problems: list[str] = []
     con.execute("BEGIN")  # one moment for all checks
     try:
-        for check in (_file, _schema, _references, _programs, _records, _mail, _segments, _blobs):
+        for check in (_file, _schema, _references, _programs, _records, _actions, _mail, _segments, _blobs):
             try:
                 for problem in check(con):
                     problems.append(problem)
@@ -85,6 +85,12 @@ def _records(con: sqlite3.Connection) -> Iterator[str]:
         record, sound = read_record(tuple(row))
         if not sound or origin != rules.seal_origin(record):
             yield f"records: the record of run `{record.run_id}` (row {no}) was changed"
+
+
+def _actions(con: sqlite3.Connection) -> Iterator[str]:
+    for *row, seal in con.execute("SELECT key, digest, run_id, seal FROM nvm_actions"):
+        if rules.seal_action(*row) != seal:
+            yield f"actions: what the key `{row[0]}` is bound to was changed"
 
 
 def _mail(con: sqlite3.Connection) -> Iterator[str]:
