@@ -433,6 +433,7 @@ class Engine:
         event_id: str | None = None,
         name: str | None = None,
         step: str | None = None,
+        item: int | None = None,
         principal: str | Mapping[str, Any] | None = None,
     ) -> Trace:
         """Deliver an event to a run and drive it on.
@@ -441,14 +442,14 @@ class Engine:
             event: the event's data; it becomes the output of the step that waits for it.
             event_id: identity of the event: repeating it with the same content answers alike, with other content is
                 refused. Without one the content is its identity.
-            name, step: which wait is meant, when there are several.
+            name, step, item: which wait is meant, when there are several; `item` counts the elements of a map from 0.
             principal: who sends it; an approval needs one with a fitting role.
 
         Raises:
             RejectedError: the kernel does not admit the event (code says why); the refusal is journaled.
             NotFoundError: RUN_NOT_FOUND.
         """
-        return await control.resume(self, trace_id, event, event_id, name, step, principal)
+        return await control.resume(self, trace_id, event, event_id, name, step, item, principal)
 
     async def cancel(
         self, trace_id: str, reason: str = "", *, principal: str | Mapping[str, Any] | None = None
