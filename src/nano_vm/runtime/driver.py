@@ -10,6 +10,7 @@ unknown", and those are visible. The driver decides nothing: it carries out comm
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -478,12 +479,12 @@ class Run(JournaledRun):
             task.cancel()
         if self.tasks:
             await asyncio.gather(*self.tasks.values(), return_exceptions=True)
-        try:
-            if self.engine.volatile:
+        if self.engine.volatile:
+            with contextlib.suppress(NanoVMError):
                 self.commit()  # entries were gathered here that describe what has happened
+        # Where this fails, the lease runs out, or the lock is free as soon as we are gone.
+        with contextlib.suppress(NanoVMError):
             await patiently(lambda: self.engine.store.release(self.record.run_id, self.fence))
-        except NanoVMError:
-            pass  # the lease runs out, or the lock is free as soon as we are gone
 
     def _refuse_arrivals(self) -> None:
         self._left = True
