@@ -16,6 +16,7 @@ from nano_vm.kernel.limits import EVENT_ID_CHARS_MAX, PAYLOAD_BYTES_MAX
 from nano_vm.kernel.state import COMPENSATION_KEY, Phase, Rejection, RunStatus, State
 from nano_vm.kernel.transition import all_waits, child_run_id, event_digest
 from nano_vm.program.compiled import CompiledProgram
+from nano_vm.runtime.attending import children_at_work
 from nano_vm.runtime.driver import Run, RunLeft
 from nano_vm.runtime.patience import patiently
 
@@ -210,7 +211,7 @@ def _addressee(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> t
                 return run, child_run_id(run.state.run, wait.step, wait.occurrence, item, wait.attempt)
         elif _fits(kind, letter, wait.to_dict()):
             return run, None
-    for child in run.children_at_work():
+    for child in children_at_work(run):
         live = engine.live_here(child)
         found = None if live is None else _addressee(engine, live, kind, letter)
         if found is not None:

@@ -28,6 +28,7 @@ from nano_vm.runtime import children, control, forks, recovery
 from nano_vm.runtime.calls import Calls, Outcome, action_key
 from nano_vm.runtime.driver import Run
 from nano_vm.runtime.gates import validator
+from nano_vm.runtime.journaled import JournaledRun
 from nano_vm.runtime.keeper import Keeper
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.ports import Clock, Entropy, Listener, ModelClient, ToolInvoker, ToolSpec
@@ -500,11 +501,11 @@ class Engine:
 
     # --- what the driver needs --------------------------------------------------------------------------------
 
-    def announce(self, run: Run, entry: Entry, event: ev.Event) -> None:
+    def announce(self, run: JournaledRun, entry: Entry, event: ev.Event) -> None:
         """Note an event for the listeners; they hear of it when it is durable."""
         run.heard.append((entry, event))
 
-    def publish(self, run: Run, heard: list[tuple[Entry, ev.Event]]) -> None:
+    def publish(self, run: JournaledRun, heard: list[tuple[Entry, ev.Event]]) -> None:
         """Tell the listeners. They listen and never decide: what one of them raises goes to the loop's handler."""
         for entry, event in heard:
             progress = Progress(run.record.run_id, entry.seq, event.type, event, entry.digest)

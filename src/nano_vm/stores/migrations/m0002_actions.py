@@ -6,7 +6,8 @@ STATEMENTS = (
     """CREATE TABLE nvm_actions (
         key TEXT PRIMARY KEY,
         digest TEXT NOT NULL,
-        run_id TEXT NOT NULL
+        run_id TEXT NOT NULL,
+        seal BLOB NOT NULL
     ) WITHOUT ROWID""",
     "CREATE TRIGGER nvm_actions_no_update BEFORE UPDATE ON nvm_actions "
     "BEGIN SELECT RAISE(ABORT, 'nvm_actions is append-only'); END",
