@@ -128,13 +128,15 @@ def show_end(console: Console, trace: Trace) -> None:
 def continuations(args: argparse.Namespace, program: CompiledProgram, trace: Trace) -> list[dict[str, Any]]:
     """What the run waits for, each with the command that brings it on: {"wait", "text", "command"}."""
     found = []
-    todo = [wait.to_dict() for wait in trace.waiting]
+    todo = [(wait.to_dict(), "", {}) for wait in trace.waiting]
     while todo:
-        wait = todo.pop(0)
+        wait, way, lane = todo.pop(0)
         if wait.get("waits"):
-            todo = [*wait["waits"], *todo]
+            way += f"{wait['step']}/"
+            lane = {"item": wait["item"]} if "item" in wait else lane
+            todo = [*((inner, way, lane) for inner in wait["waits"]), *todo]
             continue
-        text, words, acts = _way_on(wait, trace.trace_id)
+        text, words, acts = _way_on({**wait, **lane, "step": way + wait["step"]}, trace.trace_id)
         line = command(args, *words, drives=True, acts=acts)
         if not hasattr(args, "tools"):
             line += _placeholders(program)

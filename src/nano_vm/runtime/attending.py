@@ -22,17 +22,6 @@ _UNSET = ev.UNSET
 Launches: TypeAlias = list[tuple[Command, ToolSpec | None, int]]
 
 
-def children_at_work(run: Run) -> list[str]:
-    """Ids of the child runs that are not waiting for anything."""
-    return [
-        child_command(run, activity).child
-        for activity in run.state.active.values()
-        if activity.phase is Phase.STARTED
-        and activity.step >= 0
-        and type(run.program.steps[activity.step].action) is CallAction
-    ]
-
-
 def set_timer(run: Run, command: StartTimer | AwaitEvent) -> None:
     """Have an activity's timer ring. When nothing else is under way the run suspends instead: its record holds the
     time, and whoever is alive then fires it."""

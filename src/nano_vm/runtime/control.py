@@ -5,18 +5,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nano_vm import canonical
 from nano_vm.errors import ConflictError, InputError, RejectedError
-from nano_vm.journal.port import Mail
+from nano_vm.journal.entry import open_events
+from nano_vm.journal.port import Mail, RunQuery
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.limits import EVENT_ID_CHARS_MAX, PAYLOAD_BYTES_MAX
 from nano_vm.kernel.state import COMPENSATION_KEY, Phase, Rejection, RunStatus, State
 from nano_vm.kernel.transition import all_waits, child_run_id, event_digest
-from nano_vm.program.compiled import CompiledProgram
-from nano_vm.runtime.attending import children_at_work
+from nano_vm.program.compiled import CallAction, CompiledProgram
 from nano_vm.runtime.driver import Run, RunLeft
 from nano_vm.runtime.patience import patiently
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _UNSET = ev.UNSET
 POLL_MS = 20  # how often an answer from another process is looked for
+CHILDREN_MAX = 10_000  # of one run, that a repeated event is looked for in
 AUTO = "auto:"  # prefix of event ids made from content
 
 
@@ -191,7 +192,17 @@ def hand_in(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> asyn
     """Give a letter to a run that we own, or to the child of it that waits for it. The future says whether it was
     admitted, once that is durable; what is refused is journaled where it was refused. It raises RunLeft when the run
     was let go before."""
-    target, child = _addressee(engine, run, kind, letter) or (run, None)
+    if kind == "event" and letter["event_id"] is not None and run.program.calls:
+        known = _taken_below(engine, run.record.run_id, letter)
+        if known is not None:
+            return run.answer_later(known)
+    found = (
+        [_Addressee(run, None, letter, kind)] if kind == "cancel" else _addressees(engine, run, kind, letter)
+    )
+    if len(found) > 1 and not _takes_any(kind, letter, found):
+        names = "several runs below this one wait: name the way to the step, as in `call/step`, and the item"
+        return run.answer_later(Rejection("AMBIGUOUS", names))
+    target, child, letter, _ = found[0] if found else _Addressee(run, None, letter, kind)
     if child is not None:
         return target.forward(child, kind, letter)
     built = _build(engine, target.program, target.state, kind, letter)
@@ -200,22 +211,82 @@ def hand_in(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> asyn
     return target.deliver(*built)
 
 
-def _addressee(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> tuple[Run, str | None] | None:
-    """Who waits for a letter: a run that is being driven here, and the id of its child when that one is parked."""
-    if kind == "cancel":
-        return run, None
+class _Addressee(NamedTuple):
+    """Who waits for a letter: a run that is being driven here, and the id of its child when that one is parked; the
+    letter as it is to be passed on; the kind of the wait."""
+
+    run: Run
+    child: str | None
+    letter: dict[str, Any]
+    kind: str
+
+
+def _addressees(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> list[_Addressee]:
+    """All that the letter may be meant for. Of its own waits a run chooses itself."""
+    found: list[_Addressee] = []
     for wait in all_waits(run.program, run.state):
-        if wait.kind == "child":
-            if any(_fits(kind, letter, inner) for inner in wait.waits):
-                item = -1 if wait.item is None else wait.item
-                return run, child_run_id(run.state.run, wait.step, wait.occurrence, item, wait.attempt)
-        elif _fits(kind, letter, wait.to_dict()):
-            return run, None
-    for child in children_at_work(run):
-        live = engine.live_here(child)
-        found = None if live is None else _addressee(engine, live, kind, letter)
-        if found is not None:
-            return found
+        fits = _fits(kind, letter, wait.to_dict())
+        if fits is None:
+            continue
+        if wait.kind != "child":
+            if all(other.child is not None for other in found):
+                found.append(_Addressee(run, None, letter, fits))
+            continue
+        item = -1 if wait.item is None else wait.item
+        child = child_run_id(run.state.run, wait.step, wait.occurrence, item, wait.attempt)
+        inner = _below(letter, wait.step, wait.item)
+        assert inner is not None
+        found.append(_Addressee(run, child, inner, fits))
+    for activity in run.state.active.values():
+        if activity.phase is not Phase.STARTED or activity.step < 0:
+            continue
+        step = run.program.steps[activity.step]
+        if type(step.action) is CallAction:
+            child = child_run_id(run.state.run, step.id, activity.occurrence, activity.item, activity.attempt)
+            live = engine.live_here(child)
+            inner = _below(letter, step.id, None if activity.item < 0 else activity.item)
+            if live is not None and inner is not None:
+                found += _addressees(engine, live, kind, inner)
+    return found
+
+
+def _takes_any(kind: str, letter: dict[str, Any], found: list[_Addressee]) -> bool:
+    """An event meant for a kind of event goes to the wait that began first; an approval, an answer or a resolution is
+    meant for one thing only."""
+    named = kind == "event" and (letter["name"] is not None or letter["step"] is not None)
+    return named and all(one.kind == "event" for one in found)
+
+
+def _below(letter: dict[str, Any], step: str, item: int | None) -> dict[str, Any] | None:
+    """The letter as a child takes it: a way like `call/step` loses its first part. None when it leads elsewhere."""
+    way = letter["step"]
+    if way is None or "/" not in way:
+        return letter
+    first, rest = way.split("/", 1)
+    if first != step:
+        return None
+    if item is None or letter.get("item") is None:
+        return {**letter, "step": rest}
+    return {**letter, "step": rest, "item": None} if letter["item"] == item else None
+
+
+def _taken_below(engine: Engine, run_id: str, letter: dict[str, Any]) -> Rejection | None:
+    """Whether a run below this one has taken the event already: a repetition must not reach its sibling."""
+    event_id = letter["event_id"]
+    needle = canonical.encode(event_id)
+    for record in engine.store.records(RunQuery(parent=run_id, limit=CHILDREN_MAX)):
+        for entry in engine.store.read(record.run_id):
+            if needle not in entry.facts:
+                continue
+            for event in open_events(entry):
+                if type(event) is ev.EventReceived and event.event_id == event_id:
+                    name = None if event.name is _UNSET else event.name
+                    same = name == letter["name"] and event.payload == letter["data"]
+                    code = "DUPLICATE" if same else "EVENT_CONFLICT"
+                    return Rejection(code, f"event `{event_id}` was accepted before")
+        known = _taken_below(engine, record.run_id, letter)
+        if known is not None:
+            return known
     return None
 
 
@@ -303,18 +374,21 @@ def _resolution(
     return event, None if payload is _UNSET else canonical.encode(payload)
 
 
-def _fits(kind: str, letter: dict[str, Any], wait: dict[str, Any]) -> bool:
+def _fits(kind: str, letter: dict[str, Any], wait: dict[str, Any]) -> str | None:
+    """The kind of wait that the letter may be meant for, here or below; None when it is not meant for this one."""
     if wait["kind"] == "child":
-        return any(_fits(kind, letter, inner) for inner in wait.get("waits", ()))
-    if kind == "resolve":
-        return bool(wait["kind"] == "outcome" and wait["step"] == letter["step"])
-    if wait["kind"] not in ("event", "approval", "tool"):
-        return False
+        inner = _below(letter, wait["step"], wait.get("item"))
+        found = () if inner is None else (_fits(kind, inner, one) for one in wait.get("waits", ()))
+        return next((one for one in found if one is not None), None)
+    wanted = ("outcome",) if kind == "resolve" else ("event", "approval", "tool")
+    if wait["kind"] not in wanted:
+        return None
     if letter["step"] is not None and wait["step"] != letter["step"]:
-        return False
+        return None
     if letter.get("item") is not None and wait.get("item") != letter["item"]:
-        return False
-    return letter["name"] is None or wait.get("event") == letter["name"]
+        return None
+    fits = kind == "resolve" or letter["name"] is None or wait.get("event") == letter["name"]
+    return str(wait["kind"]) if fits else None
 
 
 # --- refusals -----------------------------------------------------------------------------------------------
@@ -334,6 +408,7 @@ def _raise_refusal(run_id: str, rejection: Rejection | None) -> None:
 _REMEDIES = {
     "NOT_WAITING": "`nano-vm trace` shows what the run waits for",
     "TERMINAL": "the run has ended; start a new one, or fork it",
+    "AMBIGUOUS": "name the step and, inside a map, the item; for a step of a called program: `call/step`",
     "NOT_APPROVER": "send it as a principal who holds one of the wait's roles",
     "NOT_APPROVAL": 'send {"approved": true} or {"approved": false}',
 }

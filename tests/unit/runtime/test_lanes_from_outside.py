@@ -97,3 +97,71 @@ def test_what_has_not_been_dispatched_has_no_attempts(opener: Opener) -> None:
         assert (trace.step("b").status.value, trace.step("b").attempts) == ("PENDING", 0)
 
     play(main())
+
+
+def two_children(*steps: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    lanes = [{"id": name, "type": "call", "program": "child"} for name in ("a", "b")]
+    return (
+        program(*steps, name="child"),
+        program({"id": "g", "type": "parallel", "parallel_steps": lanes}),
+    )
+
+
+def test_an_approval_is_never_taken_by_the_wrong_child(opener: Opener) -> None:
+    child, flow = two_children({"id": "w", "type": "wait", "approvers": ["boss"]})
+    vm = opener()
+    vm.save_program(child)
+
+    async def main() -> None:
+        run_id = (await vm.run(flow)).trace_id
+        with refused("AMBIGUOUS"):
+            await vm.resume(run_id, {"approved": True}, principal=BOSS)
+        with refused("AMBIGUOUS"):
+            await vm.resume(run_id, {"approved": True}, step="w", principal=BOSS)
+        await vm.resume(run_id, {"approved": False}, step="b/w", principal=BOSS)
+        trace = await vm.resume(run_id, {"approved": True}, step="a/w", principal=BOSS)
+        assert {name: one["approved"] for name, one in trace.final_output.items()} == {"a": True, "b": False}
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_an_event_that_one_child_took_does_not_reach_its_sibling(opener: Opener) -> None:
+    child, flow = two_children(wait_step("w", "paid"))
+    vm = opener()
+    vm.save_program(child)
+
+    async def main() -> None:
+        run_id = (await vm.run(flow)).trace_id
+        for _ in range(3):
+            trace = await vm.resume(run_id, {"n": 1}, name="paid", event_id="e1")
+            assert trace.status is RunStatus.SUSPENDED
+        with refused("EVENT_CONFLICT"):
+            await vm.resume(run_id, {"n": 2}, name="paid", event_id="e1")
+        trace = await vm.resume(run_id, {"n": 2}, name="paid", event_id="e2")
+        assert trace.final_output == {"a": {"n": 1}, "b": {"n": 2}}
+        again = await vm.resume(run_id, {"n": 1}, name="paid", event_id="e1")
+        assert again.status is RunStatus.SUCCESS
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_what_became_of_a_childs_call_is_said_of_the_child_that_is_meant(opener: Opener) -> None:
+    def act() -> None:
+        raise ConnectionError
+
+    child, flow = two_children(tool_step("charge"))
+    vm = opener(tools={"act": act})
+    vm.save_program(child)
+
+    async def main() -> None:
+        run_id = (await vm.run(flow)).trace_id
+        with refused("AMBIGUOUS"):
+            await vm.resolve(run_id, "charge", "succeeded", 1)
+        await vm.resolve(run_id, "b/charge", "succeeded", 2)
+        trace = await vm.resolve(run_id, "a/charge", "succeeded", 1)
+        assert trace.final_output == {"a": 1, "b": 2}
+        sound(vm, trace)
+
+    play(main())
