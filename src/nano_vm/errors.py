@@ -22,6 +22,9 @@ class Fault(StrEnum):
     BUG = "bug"  # ours
 
 
+_INVALID_PROGRAM = 3  # the exit code
+
+
 class ErrorCode(NamedTuple):
     """What a code means: `fault`, whether a later identical call may succeed, and the process exit code."""
 
@@ -120,6 +123,11 @@ def _rebuild(kind: type[NanoVMError], state: dict[str, Any]) -> NanoVMError:
 
 class ProgramError(NanoVMError):
     """A program (or expression, or template) that cannot be accepted. `diagnostics` lists every finding."""
+
+    @property
+    def exit_code(self) -> int:
+        # Some codes are findings of the compiler as well as failures of a run.
+        return _INVALID_PROGRAM if "findings" in self.facts else super().exit_code
 
 
 class InputError(NanoVMError):
@@ -312,6 +320,7 @@ CODES: dict[str, ErrorCode] = {
     "INPUT_INVALID": ErrorCode(C, False, 2, "an input that does not fit its schema"),
     "PRINCIPAL": ErrorCode(C, False, 2, "a principal that cannot be read"),
     "EVENT_ID": ErrorCode(C, False, 2, "an event id that is empty or too long"),
+    "EVENT_ITEM": ErrorCode(C, False, 2, "an item that is no place in a list"),
     "RESOLUTION": ErrorCode(C, False, 2, "a resolution that does not exist"),
     "CHILD_RUN": ErrorCode(C, False, 2, "a child run addressed instead of its parent"),
     "UNKNOWN_VALUE": ErrorCode(C, False, 2, "a change of a value that the program does not have"),

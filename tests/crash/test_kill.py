@@ -20,7 +20,6 @@ from nano_vm import ExecutionVM, SqliteStore
 
 SOURCE = Path(crash_programs.__file__).resolve()
 ROOT = SOURCE.parents[2]
-ONCE = ("keyed", "reconcilable", "transactional")
 
 
 def launch(
@@ -44,6 +43,9 @@ def effects(place: Path) -> Counter[tuple[str, str]]:
         for line in (place / "effects").read_text().splitlines():
             run, name, _ = json.loads(line)
             found[run, name] += 1
+    for key in (place / "keys").iterdir():
+        run, name, _ = json.loads(key.read_text())
+        found[run, name] += 1
     with sqlite3.connect(place / "runs.db") as con:
         if con.execute("SELECT 1 FROM sqlite_master WHERE name = 'effects'").fetchone():
             found.update((run, name) for run, name in con.execute("SELECT run, step FROM effects"))

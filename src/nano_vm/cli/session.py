@@ -30,10 +30,13 @@ def open_store(args: argparse.Namespace, *, create: bool = False) -> SqliteJourn
         InputError: STORE_NOT_FOUND. StoreError: see `SqliteJournalStore`.
     """
     path = store_path(args)
-    if not create and not Path(path).exists():
+    file = Path(path)
+    is_empty = file.is_file() and file.stat().st_size == 0 and not Path(f"{path}-wal").exists()
+    if not create and (is_empty or not file.exists()):
+        # An empty file has nothing to show; to call it verified would hide that somebody emptied it.
         raise InputError(
             "STORE_NOT_FOUND",
-            f"there is no database `{path}`",
+            f"there is no database `{path}`" + (": the file is empty" if is_empty else ""),
             help=f"name it with --store PATH or ${STORE_VARIABLE}; `nano-vm run` makes one",
             facts={"path": path},
         )

@@ -6,7 +6,7 @@ tools. Where nothing is known nothing is said.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -199,13 +199,17 @@ class _Types:
                 if undo is not None:
                     at = step.at("compensate") + ("/args" if "args" in compensate else "/tool")
                     self._against(step, COMPENSATE, at, undo.parameters, f"`{undo.name}`")
-        if step.type == "call" and self.view.programs is not None:
+        if step.type == "call":
             self._call(step)
 
     def _call(self, step: Step) -> None:
-        programs = self.view.programs or {}
         name = step.data.get("program")
         if not isinstance(name, str) or "$" in name:
+            return
+        programs = self.view.programs
+        if programs is None:  # nothing is known of other programs
+            if name == self.view.data.get("name"):
+                self._recursion(step, [name, name])
             return
         child = programs.get(name)
         if child is None:
@@ -215,15 +219,18 @@ class _Types:
             return
         way = _way_back(programs, name, self.view.data.get("name"))
         if way is not None:
-            message = f"the program calls itself: {' → '.join(way)}"
-            help = "write the repetition as a loop or a map"
-            self.view.add("CALL_RECURSION", step, step.at("program"), message, help, field="program")
+            self._recursion(step, way)
             return
         schema = child.to_dict().get("inputs")
         if schema is not None:
             at = step.at("inputs") if "inputs" in step.data else step.at("program")
             closed = {**schema, "additionalProperties": False}  # where `inputs` is declared it is complete
             self._against(step, "inputs", at, closed, f"program `{name}`")
+
+    def _recursion(self, step: Step, way: Sequence[str]) -> None:
+        message = f"the program calls itself: {' → '.join(way)}"
+        help = "write the repetition as a loop or a map"
+        self.view.add("CALL_RECURSION", step, step.at("program"), message, help, field="program")
 
     def _against(self, step: Step, field: str, pointer: str, schema: Mapping[str, Any], owner: str) -> None:
         """Holds an object of arguments against its schema."""

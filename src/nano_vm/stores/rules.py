@@ -151,7 +151,7 @@ def mail_not_found(run_id: str, mail_id: str) -> NotFoundError:
 # --- seals ------------------------------------------------------------------------------------------------
 # A record and a message live outside the hash chain until the journal confirms them. Their seals make a
 # changed byte visible; they do not resist somebody who computes them anew - that is what comparing with the
-# journal is for. Ownership (owner, fence, lease) is not sealed: it is not evidence, and heals itself.
+# journal is for. A lease is not sealed: its owner renews it all the time, and the next claim sets it right.
 
 
 def seal_origin(record: RunRecord) -> bytes:
@@ -168,8 +168,11 @@ def seal_origin(record: RunRecord) -> bytes:
     )
 
 
-def seal_record(origin: bytes, row: RunRecord | RunUpdate, waits: bytes) -> bytes:
-    """Digest of a whole record: `origin` and the projection in `row`; `waits` is the encoded list."""
+def seal_record(
+    origin: bytes, row: RunRecord | RunUpdate, waits: bytes, owner: str | None, fence: int
+) -> bytes:
+    """Digest of a whole record: `origin`, the projection in `row`, and who owns it; `waits` is the encoded
+    list."""
     return _seal(
         origin.hex(),
         row.status,
@@ -179,6 +182,8 @@ def seal_record(origin: bytes, row: RunRecord | RunUpdate, waits: bytes) -> byte
         row.updated_at_ms,
         row.length,
         row.head,
+        owner,
+        fence,
     )
 
 
@@ -196,6 +201,11 @@ def seal_action(key: str, digest: str, run_id: str) -> bytes:
 def seal_program(program_hash: str, name: str, stored_at_ms: int) -> bytes:
     """Digest of what stands beside a program; its body is checked against its hash."""
     return _seal(program_hash, name, stored_at_ms)
+
+
+def seal_action(key: str, digest: str, run_id: str) -> bytes:
+    """Digest of what an author's idempotency key was used for."""
+    return _seal(key, digest, run_id)
 
 
 def encode_waits(waits: list[dict[str, Any]]) -> bytes:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from nano_vm import canonical
-from nano_vm.errors import InputError, StoreError
+from nano_vm.errors import InputError, NotFoundError, StoreError
 from nano_vm.journal.entry import Entry
 from nano_vm.journal.port import LEASE_MS, Durable, Mail, RunQuery, RunRecord, RunUpdate, Transaction
 from nano_vm.stores import rules, sqlite_integrity
@@ -26,7 +26,7 @@ from nano_vm.stores.owners import OwnerLock
 from nano_vm.stores.sqlite_batch import Work
 from nano_vm.stores.sqlite_errors import FAILURES, translate
 from nano_vm.stores.sqlite_group import GroupCommit
-from nano_vm.stores.sqlite_reader import Reader, find_mail, run_number
+from nano_vm.stores.sqlite_reader import Reader, change_owner, find_mail, find_record, run_number
 from nano_vm.stores.sqlite_schema import connect, open_database
 from nano_vm.stores.sqlite_tool import tool_transaction
 from nano_vm.stores.sqlite_writer import Writer
@@ -182,19 +182,14 @@ class SqliteJournalStore:
         self._lock.hold()
 
         def work(con: sqlite3.Connection) -> int | None:
-            sql = "SELECT no, owner, lease_until_ms, fence FROM nvm_runs WHERE run_id = ?"
-            row = con.execute(sql, (run_id,)).fetchone()
-            if row is None:
-                raise rules.run_not_found(run_id)
-            no, owner, lease_until_ms, fence = row
-            if owner is not None and now_ms < lease_until_ms and not self._lock.is_dead(owner):
+            record = find_record(con, run_id)
+            owner = record.owner
+            if owner is not None and now_ms < record.lease_until_ms and not self._lock.is_dead(owner):
                 return None
-            con.execute(
-                "UPDATE nvm_runs SET owner = ?, fence = ?, lease_until_ms = ? WHERE no = ?",
-                (self._lock.name, fence + 1, now_ms + LEASE_MS, no),
-            )
+            fence = record.fence + 1
+            change_owner(con, record, self._lock.name, fence, now_ms + LEASE_MS)
             self._writer.known.pop(run_id, None)
-            return int(fence) + 1
+            return fence
 
         return self._write(work)
 
@@ -214,11 +209,13 @@ class SqliteJournalStore:
         return self._write(work)
 
     def release(self, run_id: str, fence: int) -> None:
-        sql = """UPDATE nvm_runs SET owner = NULL, lease_until_ms = 0
-            WHERE run_id = ? AND owner = ? AND fence = ?"""
-
         def work(con: sqlite3.Connection) -> None:
-            if con.execute(sql, (run_id, self._lock.name, fence)).rowcount:
+            try:
+                record = find_record(con, run_id)
+            except NotFoundError:
+                return
+            if (record.owner, record.fence) == (self._lock.name, fence):
+                change_owner(con, record, None, fence, 0)
                 self._writer.known.pop(run_id, None)
 
         self._write(work)

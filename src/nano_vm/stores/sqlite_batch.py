@@ -107,6 +107,7 @@ class Batch:
             run.length += len(fresh)
         if update is not None:
             waits = rules.encode_waits(update.waits)
+            owner = None if update.release else self._owner
             self._updates.append(
                 (
                     update.status,
@@ -116,8 +117,8 @@ class Batch:
                     update.updated_at_ms,
                     update.length,
                     update.head,
-                    rules.seal_record(run.origin, update, waits),
-                    None if update.release else self._owner,
+                    rules.seal_record(run.origin, update, waits, owner, fence),
+                    owner,
                     update.release,
                     no,
                 )
@@ -155,6 +156,7 @@ class Batch:
         owned = record.owner is not None
         waits = rules.encode_waits(record.waits)
         origin = rules.seal_origin(record)
+        owner, fence = (self._owner, 1) if owned else (None, 0)
         row = (
             run_id,
             record.tenant,
@@ -171,11 +173,11 @@ class Batch:
             record.updated_at_ms,
             record.length,
             record.head,
-            self._owner if owned else None,
-            1 if owned else 0,
+            owner,
+            fence,
             record.created_at_ms + LEASE_MS if owned else 0,
             origin,
-            rules.seal_record(origin, record, waits),
+            rules.seal_record(origin, record, waits, owner, fence),
         )
         try:
             no = self._con.execute(_INSERT_RUN, row).lastrowid or 0

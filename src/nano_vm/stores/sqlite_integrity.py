@@ -24,7 +24,7 @@ def examine(con: sqlite3.Connection) -> list[str]:
     problems: list[str] = []
     con.execute("BEGIN")  # one moment for all checks
     try:
-        for check in (_file, _schema, _references, _programs, _records, _actions, _mail, _segments, _blobs):
+        for check in (_file, _schema, _references, _programs, _records, _ownership, _actions, _mail, _segments, _blobs):
             try:
                 for problem in check(con):
                     problems.append(problem)
@@ -87,10 +87,26 @@ def _records(con: sqlite3.Connection) -> Iterator[str]:
             yield f"records: the record of run `{record.run_id}` (row {no}) was changed"
 
 
+def _ownership(con: sqlite3.Connection) -> Iterator[str]:
+    for (run_id,) in con.execute(
+        "SELECT run_id FROM nvm_runs WHERE (owner IS NULL) IS NOT (lease_until_ms IS 0) ORDER BY no"
+    ):
+        yield f"ownership: the lease of run `{run_id}` was changed"
+    # A run begins with fence 0, or 1 when it has an owner, and every claim counts in both places.
+    for runs, claims, counted in con.execute(
+        """SELECT count(*), coalesce(sum(fence), 0),
+            (SELECT value FROM nvm_meta WHERE name = 'ownership') FROM nvm_runs"""
+    ):
+        if not isinstance(counted, int) or not claims - runs <= counted <= claims:
+            yield "ownership: the count of claims was changed"
+
+
 def _actions(con: sqlite3.Connection) -> Iterator[str]:
-    for *row, seal in con.execute("SELECT key, digest, run_id, seal FROM nvm_actions"):
-        if rules.seal_action(*row) != seal:
-            yield f"actions: what the key `{row[0]}` is bound to was changed"
+    for key, digest, run_id, seal in con.execute(
+        "SELECT key, digest, run_id, seal FROM nvm_actions ORDER BY key"
+    ):
+        if rules.seal_action(key, digest, run_id) != seal:
+            yield f"actions: what the key `{key}` was used for was changed"
 
 
 def _mail(con: sqlite3.Connection) -> Iterator[str]:

@@ -100,11 +100,7 @@ class Reader:
 
     # --- records ------------------------------------------------------------------------------------------
     def record(self, run_id: str) -> RunRecord:
-        sql = f"SELECT {_RECORD} FROM nvm_runs WHERE run_id = ?"
-        row = self.query(lambda con: con.execute(sql, (run_id,)).fetchone())
-        if row is None:
-            raise rules.run_not_found(run_id)
-        return to_record(row)
+        return self.query(lambda con: find_record(con, run_id))
 
     def records(self, query: RunQuery) -> list[RunRecord]:
         conditions, values = ["1"], list[object]()
@@ -185,6 +181,26 @@ def run_number(con: sqlite3.Connection, run_id: str) -> int:
     return no
 
 
+def change_owner(
+    con: sqlite3.Connection, record: RunRecord, owner: str | None, fence: int, until_ms: int
+) -> None:
+    """Write the ownership of a run, in the transaction in which `record` was read."""
+    seal = rules.seal_record(
+        rules.seal_origin(record), record, rules.encode_waits(record.waits), owner, fence
+    )
+    con.execute(
+        "UPDATE nvm_runs SET owner = ?, fence = ?, lease_until_ms = ?, seal = ? WHERE run_id = ?",
+        (owner, fence, until_ms, seal, record.run_id),
+    )
+
+
+def find_record(con: sqlite3.Connection, run_id: str) -> RunRecord:
+    row = con.execute(f"SELECT {_RECORD} FROM nvm_runs WHERE run_id = ?", (run_id,)).fetchone()
+    if row is None:
+        raise rules.run_not_found(run_id)
+    return to_record(row)
+
+
 def find_mail(con: sqlite3.Connection, run_id: str, no: int, mail_id: str) -> Mail | None:
     row = con.execute(f"SELECT {_MAIL} FROM nvm_mail WHERE run = ? AND mail_id = ?", (no, mail_id)).fetchone()
     return None if row is None else to_mail(run_id, row)
@@ -254,7 +270,7 @@ def read_record(row: tuple[Any, ...]) -> tuple[RunRecord, bool]:
         lease_until_ms=lease_until_ms,
     )
     encoded = waits.encode() if isinstance(waits, str) else b""
-    return record, rules.seal_record(rules.seal_origin(record), record, encoded) == seal
+    return record, rules.seal_record(rules.seal_origin(record), record, encoded, owner, fence) == seal
 
 
 def blob_finder(con: sqlite3.Connection) -> Callable[[bytes], bytes | None]:

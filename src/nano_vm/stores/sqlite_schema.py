@@ -190,9 +190,11 @@ def _migrate(con: sqlite3.Connection, path: Path) -> None:
             con.execute(f"PRAGMA application_id={APPLICATION_ID}")
             con.execute(f"PRAGMA user_version={VERSION}")
         con.execute("COMMIT")
-    except BaseException:
+    except BaseException as error:
         if con.in_transaction:
             con.execute("ROLLBACK")
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR:
+            raise _damaged(path) from error  # it is not of the version that its header names
         raise
 
 

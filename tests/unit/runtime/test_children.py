@@ -128,7 +128,7 @@ def test_an_event_reaches_a_child_that_is_at_work(opener: Opener) -> None:
 
     async def main() -> None:
         running = asyncio.ensure_future(vm.run(program(call()), trace_id="r"))
-        while len(vm.live) < 2 or not vm.live["r/call.1.1"]._tasks:
+        while len(vm.live) < 2 or not vm.live["r/call.1.1"].tasks:
             await asyncio.sleep(0)
         resumed = asyncio.ensure_future(vm.resume("r", "now"))
         while not any(event.type == "EventReceived" for event in vm.trace("r/call.1.1").events):

@@ -17,6 +17,7 @@ from nano_vm.errors import NanoVMError
 from nano_vm.journal.port import Mail
 from nano_vm.stores.memory import MemoryStore
 from nano_vm.stores.sqlite import SqliteStore
+from nano_vm.stores.sqlite_reader import change_owner, find_record
 from nano_vm.testing.store_conformance import NOW, Draft, refusal, settle
 
 SOURCE = str(Path(nano_vm.__file__).parent.parent)
@@ -289,7 +290,8 @@ def test_an_owner_of_another_machine_is_believed_until_its_lease_ends(database: 
         draft = Draft("r1", store.owner)
         store.create(draft.record, draft.entries(1))
     con = sqlite3.connect(database)
-    con.execute("UPDATE nvm_runs SET owner = '00000000-11111111-7-abcdefabcdef'")
+    record = find_record(con, "r1")
+    change_owner(con, record, "00000000-11111111-7-abcdefabcdef", record.fence, record.lease_until_ms)
     con.commit()
     con.close()
     with SqliteStore(database) as store:

@@ -16,7 +16,7 @@ from nano_vm.cli import exits
 from nano_vm.cli.console import Console, printable
 from nano_vm.cli.failures import as_json
 from nano_vm.cli.session import Session
-from nano_vm.errors import InputError, NanoVMError
+from nano_vm.errors import InputError, NanoVMError, NotFoundError
 from nano_vm.journal.port import RunQuery
 
 PAGE = 500
@@ -101,7 +101,8 @@ class Proof:
         self.runs.append({"trace_id": run_id, "ok": True, "status": status, "steps": steps, "error": None})
 
     def _failed(self, run_id: str, error: NanoVMError) -> None:
-        if error.exit_code != exits.VERIFICATION and error.fault.value != "tampering":
+        lost = isinstance(error, NotFoundError)  # what the run was made of is gone
+        if error.exit_code != exits.VERIFICATION and error.fault.value != "tampering" and not lost:
             raise error
         self.failures += 1
         passed = error.facts.get("passed", [])
