@@ -203,11 +203,6 @@ def seal_program(program_hash: str, name: str, stored_at_ms: int) -> bytes:
     return _seal(program_hash, name, stored_at_ms)
 
 
-def seal_action(key: str, digest: str, run_id: str) -> bytes:
-    """Digest of what an author's idempotency key was used for."""
-    return _seal(key, digest, run_id)
-
-
 def encode_waits(waits: list[dict[str, Any]]) -> bytes:
     return _encode(waits) if waits else b"[]"
 
