@@ -15,8 +15,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from crash import storm_programs
 
+from crash import storm_programs
 from nano_vm import ExecutionVM, SqliteStore
 
 SOURCE = Path(storm_programs.__file__).resolve()
