@@ -94,7 +94,6 @@ class Run:
         "_overdue",
         "_repeats",
         "_riders",
-        "_stirred",
         "_tasks",
         "_timers",
         "_tried",
@@ -116,6 +115,7 @@ class Run:
         "record",
         "settled",
         "state",
+        "stirred",
         "stopping",
         "transitions_left",
     )
@@ -164,7 +164,7 @@ class Run:
         self._repeats: dict[int, int] = {}
         self._tried: set[str] = set()
         self._attached = False
-        self._stirred = False
+        self.stirred = False
         self._left = False  # this process has let go of the run
         self._child_due = False  # a timer inside a child that waits is due
         self._overdue: list[int] = []  # children that have taken too long
@@ -386,7 +386,7 @@ class Run:
 
     def wake(self) -> None:
         """Have the driver look again, now or at the latest before it would wait."""
-        self._stirred = True
+        self.stirred = True
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
@@ -618,13 +618,13 @@ class Run:
         """Wait until an outcome, a timer or an outside event arrives."""
         if self.mail:
             await self.engine.answer_mail(self)
-        if not self._stirred:
+        if not self.stirred:
             self._wake = asyncio.get_running_loop().create_future()
             try:
                 await self._wake
             finally:
                 self._wake = None
-        self._stirred = False
+        self.stirred = False
 
     # --- commands ---------------------------------------------------------------------------------------------
 
