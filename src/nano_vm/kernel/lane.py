@@ -29,9 +29,6 @@ Taken: TypeAlias = tuple[Any, int, int]
 """A success: the output, when (epoch ms), and how many events it took: 1 for a pure step, else 2 with the intent."""
 
 
-_HERE, _TERMINAL = -3, -4  # beside step indexes, `END` and `NO_TARGET`
-
-
 def lane(program: CompiledProgram, state: State) -> Activity | None:
     """The run's only activity, if it is a READY tool at its first attempt and no budget but that of steps has to be
     looked at between steps; else None."""
@@ -81,52 +78,6 @@ def finish(state: State, at_ms: int) -> None:
 
 
 _HERE, _TERMINAL = -3, -4  # beside step indexes, `END` and `NO_TARGET`
-
-
-def lane(program: CompiledProgram, state: State) -> Activity | None:
-    """The run's only activity, if it is a READY tool at its first attempt and no budget but that of steps has to be
-    looked at between steps; else None."""
-    active = state.active
-    if len(active) != 1 or program.is_dag or state.stage is not _GOING:
-        return None
-    (activity,) = active.values()
-    if activity.phase is not _READY or activity.step < 0 or activity.attempt != 1 or activity.failures:
-        return None
-    if (
-        program.steps[activity.step].kind is not _TOOL
-        or activity.item >= 0
-        or activity.business_key is not None
-    ):
-        return None
-    if state.tokens_max or state.cost_nanousd_max or state.duration_ms_max or state.stalled_steps_max:
-        return None
-    return activity
-
-
-def is_plain(step: CompiledStep) -> bool:
-    """Whether `walk` may take the step's success."""
-    return step.parent < 0 and step.compensation is None
-
-
-def begin(state: State, activity: Activity, effect: str) -> None:
-    """`apply` of StepStarted, in the instant the step was reached."""
-    activity.effect = effect
-    activity.phase = _STARTED
-    del state.ready[activity.step]
-    state.seq += 1
-
-
-def finish(state: State, at_ms: int) -> bool:
-    """`apply` of RunFinished, if it is due and tells no more than the status and the outcome; else False."""
-    if state.stage is not _ENDING or state.active or compensates(state) or incomplete(state):
-        return False
-    state.settled = []
-    state.verdicts = []
-    if at_ms > state.now_ms:
-        state.now_ms = at_ms
-    state.stage = _ENDED
-    state.seq += 1
-    return True
 
 
 def walk(program: CompiledProgram, state: State, activity: Activity) -> Generator[Reached, Taken, None]:
