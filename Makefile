@@ -3,6 +3,7 @@
 #   make run          the demonstration: a governed refund that is killed, recovered, approved and verified
 #   make run PROGRAM=my.yaml TOOLS=my_tools.py INPUTS="amount=5 name=ana" MODEL=mock:yes
 #   make test         the default test suite
+#   make campaign   long runs: hundreds of kills
 #   make lint         format, lint, types, layers
 #   make docs-check   the documentation's examples
 #   make bench        our benchmarks; `make bench-peers` puts them beside other engines
@@ -19,7 +20,7 @@ INPUTS  ?=
 MODEL   ?=
 ARGS    ?=
 
-.PHONY: run test lint format bench bench-peers docs-check reference clean
+.PHONY: run test campaign lint format bench bench-peers docs-check reference clean
 .DEFAULT_GOAL := run
 
 # The stamps are files, so a second run calls no pip, and works without a network.
@@ -47,6 +48,10 @@ endif
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist worksteal -q $(ARGS)
+
+# Long seeded runs: hundreds of kills, and the like.
+campaign: $(VENV)/.dev
+	$(BIN)/python -m pytest -n auto --dist worksteal -q -m campaign $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

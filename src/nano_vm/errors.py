@@ -320,6 +320,7 @@ CODES: dict[str, ErrorCode] = {
     "INPUT_INVALID": ErrorCode(C, False, 2, "an input that does not fit its schema"),
     "PRINCIPAL": ErrorCode(C, False, 2, "a principal that cannot be read"),
     "EVENT_ID": ErrorCode(C, False, 2, "an event id that is empty or too long"),
+    "EVENT_ITEM": ErrorCode(C, False, 2, "an item that is no place in a list"),
     "RESOLUTION": ErrorCode(C, False, 2, "a resolution that does not exist"),
     "CHILD_RUN": ErrorCode(C, False, 2, "a child run addressed instead of its parent"),
     "UNKNOWN_VALUE": ErrorCode(C, False, 2, "a change of a value that the program does not have"),

@@ -2,14 +2,16 @@
 
     python crash_programs.py MODE DIRECTORY PROGRAM [RUNS]
 
-MODE `run` starts runs, `recover` takes them up until nothing can be done without somebody's help. Effects are counted outside of the
-process's control: each is one line, appended with O_APPEND in one write. `CRASH_AT=n` kills the process with SIGKILL
-at the n-th boundary: before and after each commit of the journal, and before and after each effect.
+MODE `run` starts runs, `recover` takes them up until nothing can be done without somebody's help. Effects are
+counted outside of the process's control: each is one line, appended with O_APPEND in one write, or one file.
+`CRASH_AT=n` kills the process with SIGKILL at the n-th boundary: before and after each commit of the journal, and
+before and after each effect.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -94,12 +96,10 @@ def blocking(name: str, ctx: ToolContext) -> str:
 async def keyed(name: str, ctx: ToolContext) -> str:
     """A server that honours keys: the effect happens once per key, however often it is asked for."""
     boundary(f"before {name}")
-    try:
-        os.close(os.open(PLACE / "keys" / ctx.idempotency_key, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        pass
-    else:
-        append("effects", json.dumps([ctx.trace_id, name, ctx.idempotency_key]))
+    draft = PLACE / f"draft-{os.getpid()}-{ctx.idempotency_key}"
+    draft.write_text(json.dumps([ctx.trace_id, name, ctx.idempotency_key]))
+    with contextlib.suppress(FileExistsError):
+        os.link(draft, PLACE / "keys" / ctx.idempotency_key)  # the effect and its key in one
     boundary(f"after {name}")
     return name
 

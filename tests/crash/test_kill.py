@@ -20,10 +20,11 @@ from nano_vm import ExecutionVM, SqliteStore
 
 SOURCE = Path(crash_programs.__file__).resolve()
 ROOT = SOURCE.parents[2]
-ONCE = ("keyed", "reconcilable", "transactional")
 
 
-def launch(mode: str, place: Path, name: str, runs: int = 1, crash_at: int = 0, durability: str = "normal") -> subprocess.Popen[bytes]:
+def launch(
+    mode: str, place: Path, name: str, runs: int = 1, crash_at: int = 0, durability: str = "normal"
+) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "CRASH_AT": str(crash_at), "PYTHONPATH": str(ROOT / "src")}
     argv = [sys.executable, str(SOURCE), mode, str(place), name, str(runs), durability]
     return subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE)
@@ -42,6 +43,9 @@ def effects(place: Path) -> Counter[tuple[str, str]]:
         for line in (place / "effects").read_text().splitlines():
             run, name, _ = json.loads(line)
             found[run, name] += 1
+    for key in (place / "keys").iterdir():
+        run, name, _ = json.loads(key.read_text())
+        found[run, name] += 1
     with sqlite3.connect(place / "runs.db") as con:
         if con.execute("SELECT 1 FROM sqlite_master WHERE name = 'effects'").fetchone():
             found.update((run, name) for run, name in con.execute("SELECT run, step FROM effects"))
@@ -84,7 +88,9 @@ def boundaries_of(place: Path, name: str) -> int:
     return int((place / "boundaries").read_text())
 
 
-@pytest.mark.parametrize("name", ["irreversible", "keyed", "reconcilable", "transactional", "mixed", "saga", "parent", "retry"])
+@pytest.mark.parametrize(
+    "name", ["irreversible", "keyed", "reconcilable", "transactional", "mixed", "saga", "parent", "retry"]
+)
 def test_killed_at_every_boundary_nothing_happens_twice(tmp_path: Path, name: str) -> None:
     total = boundaries_of(tmp_path / "whole", name)
     assert total >= 8
@@ -95,7 +101,20 @@ def test_killed_at_every_boundary_nothing_happens_twice(tmp_path: Path, name: st
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("durability", ["full", "normal"])
-@pytest.mark.parametrize("name", ["irreversible", "blocking", "keyed", "reconcilable", "transactional", "mixed", "saga", "parent", "retry"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "irreversible",
+        "blocking",
+        "keyed",
+        "reconcilable",
+        "transactional",
+        "mixed",
+        "saga",
+        "parent",
+        "retry",
+    ],
+)
 def test_every_single_boundary(tmp_path: Path, name: str, durability: str) -> None:
     total = boundaries_of(tmp_path / "whole", name)
     kill_at(tmp_path, name, list(range(1, total + 1)), durability)

@@ -16,6 +16,7 @@ import pytest
 from msgspec import UNSET
 
 from nano_vm.kernel import events as ev
+from nano_vm.kernel.commands import CallTool, Command, Compensate, Finish, Reconcile, StartChild, StartTimer
 from nano_vm.kernel.state import COMPENSATION_KEY, Rejection, Stage, State, StepStatus, restore, snapshot
 from nano_vm.kernel.transition import apply, decide
 from nano_vm.program.compiled import CompiledProgram, Kind
@@ -262,6 +263,33 @@ def _about_compensation(state: State, soon: int) -> Iterator[ev.Event]:
             yield ev.TimerFired(**{**place, "at_ms": due})
 
 
+def obeyed(command: Command, now_ms: int) -> ev.Event | None:
+    """The event by which a driver begins to do what it is told; None where there is nothing to begin."""
+    place: dict[str, Any] = {
+        "at_ms": now_ms,
+        "step": command.step_id,
+        "occurrence": command.occurrence,
+        "item": UNSET if command.item < 0 else command.item,
+        "attempt": command.attempt,
+    }
+    if type(command) is CallTool:
+        return ev.StepStarted(**place, payload=command.args)
+    if type(command) is StartChild:
+        return ev.ChildStarted(**place, child=command.child, program=command.program, payload=command.inputs)
+    if type(command) is StartTimer:
+        return ev.TimerFired(**{**place, "at_ms": max(command.due_ms, now_ms)})
+    if type(command) is Compensate:
+        return ev.CompensationStarted(**place, payload=command.args)
+    if type(command) is Reconcile:
+        undoing = True if command.compensation else UNSET
+        return ev.OutcomeResolved(**place, by="contract", resolution="failed", compensation=undoing)
+    if type(command) is Finish:
+        incomplete = list(command.incomplete) or UNSET
+        outcome = UNSET if command.outcome is None else command.outcome
+        return ev.RunFinished(at_ms=now_ms, status=command.status, outcome=outcome, incomplete=incomplete)
+    return None
+
+
 # --- the graph, read from the program that the author wrote -------------------------------------------------
 
 
@@ -342,6 +370,11 @@ class Explorer:
     def successors(self, node: Node) -> Iterator[Node]:
         state = restore(node.state)
         assert snapshot(state) == node.state
+        for command in decide(self.program, state):
+            # What is commanded is admissible: `decide` and `apply` are of one mind.
+            told = obeyed(command, state.now_ms)
+            if told is not None:
+                assert type(apply(self.program, restore(node.state), told)) is State, command
         offered = list(events(self.case, self.program, state))
         admitted = 0
         for event in offered:
@@ -378,6 +411,9 @@ class Explorer:
             assert snapshot(state) == node.state
             state.seq += 1
         self.check_order(before, state, node.results)
+        if type(event) in (ev.StepSucceeded, ev.StepPending) and event.pure is UNSET:
+            # P3: what has an effect has been begun.
+            assert self.attempt_of(event) in node.dispatched
         settled = self.check_settled(node, state)
         dispatched = self.check_dispatched(node, event, state)
         results = dict(node.results)
@@ -407,12 +443,15 @@ class Explorer:
         """P4: no attempt begins twice."""
         if type(event) not in (ev.StepStarted, ev.ChildStarted, ev.CompensationStarted):
             return node.dispatched
+        identity = self.attempt_of(event)
+        assert identity not in node.dispatched
+        return node.dispatched | {identity}
+
+    def attempt_of(self, event: Any) -> tuple[int, int, int, int]:
         index = self.program.step_index[event.step]
         if type(event) is ev.CompensationStarted:
             index = -index - 1
-        identity = (index, event.occurrence, -1 if event.item is UNSET else event.item, event.attempt)
-        assert identity not in node.dispatched
-        return node.dispatched | {identity}
+        return index, event.occurrence, -1 if event.item is UNSET else event.item, event.attempt
 
     def check_order(self, before: State, state: State, results: dict[str, tuple[StepStatus, Any]]) -> None:
         """P1: what was entered is what the author's graph says follows what has settled, and nothing else."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import os
@@ -70,7 +71,9 @@ def main(argv: Sequence[str]) -> int:
         parser = command_parser(command, module)
         parser.parse_args(after, args)
         console = Console(json_only=args.json, quiet=args.quiet, debug=args.debug)
-        code: int = module.execute(args, console)
+        # With --json standard output holds JSON alone: what tools print goes elsewhere.
+        with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+            code: int = module.execute(args, console)
         return code
     except SystemExit as ending:  # argparse has shown help or the version
         return ending.code if isinstance(ending.code, int) else exits.USAGE

@@ -155,23 +155,23 @@ def _placeholders(program: CompiledProgram) -> str:
 def _way_on(wait: dict[str, Any], run_id: str) -> tuple[str, list[str], bool]:
     kind, step = wait["kind"], wait["step"]
     due = f", until {moment(wait['due_ms'])}" if wait.get("due_ms") else ""
+    lane = ["--item", str(wait["item"])] if "item" in wait else []
     if kind == "approval":
         roles = " or ".join(wait.get("approvers", ()))
         return (
             f"an approval at `{step}` by {roles}{due}",
-            ["resume", run_id, "--step", step, "--approve"],
+            ["resume", run_id, "--step", step, *lane, "--approve"],
             False,
         )
     if kind == "event":
         words = ["resume", run_id, "--name", wait.get("event") or step, "--event", "{}"]
         return f"the event `{wait.get('event')}` at `{step}`{due}", words, True
     if kind == "tool":
-        return f"the answer to `{step}`{due}", ["resume", run_id, "--step", step, "--event", "{}"], True
+        words = ["resume", run_id, "--step", step, *lane, "--event", "{}"]
+        return f"the answer to `{step}`{due}", words, True
     if kind == "timer":
         return f"the timer of `{step}`, due {moment(wait.get('due_ms', 0))}", ["recover"], False
-    words = ["resolve", run_id, step, "--succeeded", "null"]
-    if "item" in wait:
-        words += ["--item", str(wait["item"])]
+    words = ["resolve", run_id, step, "--succeeded", "null", *lane]
     reason = wait.get("reason") or "?"
     return f"somebody to say what became of `{step}` (outcome unknown: {reason})", words, True
 

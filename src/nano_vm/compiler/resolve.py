@@ -146,7 +146,7 @@ class _Resolver:
     ) -> tuple[str, str, str | None] | None:
         target = self.names.find(ref)
         if target is not None:
-            return self._without_value(ref, target)
+            return self._without_value(target, step, field)
         owner = self.view.by_id.get(ref.name)
         if owner is not None:
             if owner.type == "condition":
@@ -179,7 +179,9 @@ class _Resolver:
         yield from self.names.inputs or ()
         yield from self.view.by_id
 
-    def _without_value(self, ref: Ref, target: Target) -> tuple[str, str, str | None] | None:
+    def _without_value(
+        self, target: Target, step: Step | None, field: str
+    ) -> tuple[str, str, str | None] | None:
         symbol = target[0]
         if symbol.kind not in (OUTPUT_OF, ERROR_OF):
             return None
@@ -187,6 +189,8 @@ class _Resolver:
         if owner.type == "condition":
             message = f"`{owner.id}` is a condition and has no {symbol.kind}"
             return "UNKNOWN_REFERENCE", message, "refer to what it compares"
+        if owner is step and field == COMPENSATE and symbol.kind == OUTPUT_OF:
+            return None  # one element is undone with what that very element has yielded
         if owner.parent is not None and owner.parent.type == "map":
             help = f"the outputs of all elements are the list `${owner.parent.id}.output`"
             return "UNKNOWN_REFERENCE", f"`{owner.id}` runs once per element", help

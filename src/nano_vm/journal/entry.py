@@ -83,13 +83,12 @@ _READERS: dict[str, _Reader] = {
 }
 # Facts of these types may hold objects whose keys come from outside, which a plain encoder would leave in
 # their order.
-_NESTED = frozenset(
-    kind
+_OBJECTS = ("budgets", "forked", "parent", "principal", "programs", "waits")
+_NESTED = {
+    kind: tuple(name for name in _OBJECTS if name in kind.__struct_fields__)
     for kind in EVENT_TYPES.values()
-    if not {"budgets", "forked", "parent", "principal", "programs", "waits"}.isdisjoint(
-        kind.__struct_fields__
-    )
-)
+    if not set(_OBJECTS).isdisjoint(kind.__struct_fields__)
+}
 
 
 class Chain:
@@ -137,26 +136,45 @@ class Chain:
         self,
         at_ms: int,
         occurrence: int,
-        pure: bool,
         step: str,
         verdicts: list[Any],
         salt: bytes,
         payload: bytes,
         then: str,
     ) -> Entry:
-        """`seal` of the StepSucceeded of a first attempt, with no event made for it. `then` is the encoded member of
-        that name with a comma before it, or empty. Step ids are identifiers and need no escaping."""
+        """`seal` of the StepSucceeded of a first attempt, with no event made for it.
+
+        Args:
+            step: the encoded members from `occurrence` to `verdicts` (`success_of`).
+            then: the encoded member of that name with a comma before it (`intent_of`, `end_of`), or empty.
+        """
         seq = self.length
-        extra = ',"pure":true' if pure else ""
         decided = f',"verdicts":{_encode(verdicts).decode()}' if verdicts else ""
         facts = (
             f'{{"commitment":"sha256:{sha256(salt + payload).hexdigest()}","event":{{"at_ms":{at_ms},"attempt":1,'
-            f'"occurrence":{occurrence}{extra},"step":"{step}"{decided}}},"prev":"{self.head}",'
+            f'"occurrence":{occurrence}{step}{decided}}},"prev":"{self.head}",'
             f'"run":{self._run},"seq":{seq}{then},"type":"StepSucceeded"}}'
         ).encode()
         self.head = digest = "sha256:" + sha256(facts).hexdigest()
         self.length = seq + 1
         return Entry(seq, digest, facts, salt, payload)
+
+
+def success_of(step_id: str, pure: bool) -> str:
+    """What is the same in every success of a step, for `Chain.seal_success`. Step ids need no escaping."""
+    return (',"pure":true' if pure else "") + f',"step":"{step_id}"'
+
+
+def intent_of(step_id: str, effect: str) -> tuple[str, str, str]:
+    """The `then` of a StepStarted at its first attempt, around its time and its occurrence."""
+    between = f',"attempt":1,"effect":"{effect}","occurrence":'
+    return ',"then":[{"event":{"at_ms":', between, f',"step":"{step_id}"}},"type":"StepStarted"}}]'
+
+
+def end_of(at_ms: int, status: str, outcome: str | None) -> str:
+    """The `then` of a RunFinished that leaves nothing incomplete."""
+    named = "" if outcome is None else f',"outcome":{_encode(outcome).decode()}'
+    return f',"then":[{{"event":{{"at_ms":{at_ms}{named},"status":"{status}"}},"type":"RunFinished"}}]'
 
 
 def _body(event: Event) -> str:
@@ -172,7 +190,8 @@ def _body(event: Event) -> str:
 
 
 def _plain_body(event: Event) -> str:
-    if type(event) in _NESTED:
+    nested = _NESTED.get(type(event))
+    if nested is not None and any([getattr(event, name) is not UNSET for name in nested]):
         return canonical.encode(msgspec.to_builtins(event)).decode()
     return _encode(event).decode()
 

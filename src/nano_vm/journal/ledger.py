@@ -226,7 +226,7 @@ class Ledger:
             place,
             self._accounts.get(place) or _Account(),
             status=status,
-            attempts=activity.attempt,
+            attempts=activity.attempt - (1 if activity.phase is Phase.READY else 0),  # not dispatched yet
             started_at_ms=activity.entered_ms,
             duration_ms=float(state.now_ms - activity.entered_ms),
         )

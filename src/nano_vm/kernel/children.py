@@ -106,7 +106,9 @@ def child_finished(program: CompiledProgram, state: State, event: ChildFinished)
     elif _too_late(state, found, event):
         time_out(program, state, step, found, todo)
     else:
-        fail(program, state, step, found, "CHILD_FAILED", event.status, True, 500_000, todo)
+        why = details.get("message")
+        message = why if type(why) is str and why else event.status
+        fail(program, state, step, found, "CHILD_FAILED", message, True, 500_000, todo)
     move(program, state, todo)
     return None
 

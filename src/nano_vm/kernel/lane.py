@@ -1,26 +1,35 @@
 """The lane: the transitions that nearly every run consists of, without the generality it does not need.
 
 A plain step - a tool at the top level of a list program, without a compensation - that succeeds at its first attempt
-moves the run on to the next plain step, through conditions. `begin` and `advance` take these transitions; they are
-`apply` of `StepStarted` and `StepSucceeded`, and nothing else: a property test drives random programs both ways and
-compares the snapshots. Whatever is not plain is left to the general functions, from the same state.
+moves the run on to the next plain step, through conditions. `walk` takes these transitions; they are `apply` of
+`StepStarted` and `StepSucceeded`, and nothing else: a property test drives random programs both ways and compares
+journals and snapshots. Whatever is not plain is left to the general functions, from the same state.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Generator
+from typing import Any, TypeAlias
 
 from nano_vm.errors import NanoVMError
-from nano_vm.kernel.activity import remove
+from nano_vm.kernel.decide import compensates, incomplete
 from nano_vm.kernel.flow import move
-from nano_vm.kernel.opening import prepare
 from nano_vm.kernel.settle import end_here
 from nano_vm.kernel.state import Activity, Phase, Stage, State
-from nano_vm.program.compiled import CompiledProgram, CompiledStep, Kind
+from nano_vm.program.compiled import NO_TARGET, CompiledProgram, CompiledStep, Kind
 
 _READY, _STARTED = Phase.READY, Phase.STARTED
 _TOOL, _CONDITION = Kind.TOOL, Kind.CONDITION
-_GOING = Stage.GOING
+_GOING, _ENDING, _ENDED = Stage.GOING, Stage.ENDING, Stage.ENDED
+
+Reached: TypeAlias = tuple[int, int, dict[str, Any], list[Any]]
+"""A READY tool: step index, occurrence, arguments, and the verdicts of the conditions passed on the way to it."""
+
+Taken: TypeAlias = tuple[Any, int, int]
+"""A success: the output, when (epoch ms), and how many events it took: 1 for a pure step, else 2 with the intent."""
+
+
+_HERE, _TERMINAL = -3, -4  # beside step indexes, `END` and `NO_TARGET`
 
 
 def lane(program: CompiledProgram, state: State) -> Activity | None:
@@ -32,7 +41,11 @@ def lane(program: CompiledProgram, state: State) -> Activity | None:
     (activity,) = active.values()
     if activity.phase is not _READY or activity.step < 0 or activity.attempt != 1 or activity.failures:
         return None
-    if program.steps[activity.step].kind is not _TOOL or activity.item >= 0:
+    if (
+        program.steps[activity.step].kind is not _TOOL
+        or activity.item >= 0
+        or activity.business_key is not None
+    ):
         return None
     if state.tokens_max or state.cost_nanousd_max or state.duration_ms_max or state.stalled_steps_max:
         return None
@@ -40,7 +53,7 @@ def lane(program: CompiledProgram, state: State) -> Activity | None:
 
 
 def is_plain(step: CompiledStep) -> bool:
-    """Whether `advance` may take the step's success."""
+    """Whether `walk` may take the step's success."""
     return step.parent < 0 and step.compensation is None
 
 
@@ -52,73 +65,99 @@ def begin(state: State, activity: Activity, effect: str) -> None:
     state.seq += 1
 
 
-def advance(
-    program: CompiledProgram, state: State, activity: Activity, step: CompiledStep, value: Any, at_ms: int
-) -> bool:
-    """`apply` of a plain step's StepSucceeded. Returns whether `activity` now stands for another READY tool."""
+def ends_plainly(state: State) -> bool:
+    """Whether nothing is left but RunFinished, and it tells no more than the status and the outcome."""
+    return state.stage is _ENDING and not state.active and not compensates(state) and not incomplete(state)
+
+
+def finish(state: State, at_ms: int) -> None:
+    """`apply` of the RunFinished of a run that ends plainly."""
+    state.settled = []
+    state.verdicts = []
     if at_ms > state.now_ms:
         state.now_ms = at_ms
-    slots = state.slots
-    slots[step.output_slot] = value
-    if step.key_slot >= 0:
-        slots[step.key_slot] = value
-    if step.error_slot >= 0:
-        slots[step.error_slot] = None
-    state.last_output = value
+    state.stage = _ENDED
     state.seq += 1
-    if state.settled:
-        state.settled = []
-    if state.verdicts:
-        state.verdicts = []
-    if step.is_terminal:
-        remove(state, activity)
-        end_here(program, state, step)
-        return False
-    steps = program.steps
-    index = step.next
-    while index >= 0 and state.steps < state.steps_max:
-        coming = steps[index]
-        action: Any = coming.action
-        kind = coming.kind
-        if kind is _TOOL:
-            # The settled activity stands for the step that is entered: it holds nothing of an attempt that
-            # succeeded at once.
-            if activity.phase is _READY:
-                del state.ready[step.index]
-            state.occurrences[index] = activity.occurrence = state.occurrences[index] + 1
-            state.steps += 1
-            activity.step = index
-            activity.entered_ms = state.now_ms
-            activity.effect = ""
-            activity.business_key = None
-            activity.phase = _READY
-            active = state.active
-            del active[step.index]
-            active[index] = activity
+
+
+def walk(program: CompiledProgram, state: State, activity: Activity) -> Generator[Reached, Taken, None]:
+    """Yields one READY tool after another, the first being `activity`, and is sent its success.
+
+    It ends where the general functions have gone on from the last success: at the end of the run, or at something
+    that is not plain. What changes with every step it keeps to itself: until it has ended or is closed, `state` is as
+    of the start, but for its slots and occurrences. Closed, the tool that it yielded last is READY in it.
+    """
+    steps, slots, occurrences = program.steps, state.slots, state.occurrences
+    seq, now_ms, output, verdicts = state.seq, state.now_ms, state.last_output, state.verdicts
+    taken, taken_max = state.steps, state.steps_max
+    index, occurrence, args, entered_ms = (
+        activity.step,
+        activity.occurrence,
+        activity.request,
+        activity.entered_ms,
+    )
+    step = steps[index]
+    coming = _HERE  # where the general functions go on from; `_HERE` while a tool is out
+    try:
+        while True:
+            output, at_ms, events = yield index, occurrence, args, verdicts
+            if at_ms > now_ms:
+                now_ms = at_ms
+            seq += events
+            slots[step.output_slot] = output
+            if step.key_slot >= 0:
+                slots[step.key_slot] = output
+            if step.error_slot >= 0:
+                slots[step.error_slot] = None
+            verdicts = []
+            if step.is_terminal:
+                coming = _TERMINAL
+                return
+            coming = step.next
+            while coming >= 0 and taken < taken_max:
+                reached = steps[coming]
+                action: Any = reached.action
+                if reached.kind is _TOOL:
+                    if action.idempotency_key is not None:
+                        return
+                    args = action.args.render(slots)
+                    step, index, coming = reached, coming, _HERE
+                    occurrences[index] = occurrence = occurrences[index] + 1
+                    taken += 1
+                    entered_ms = now_ms
+                    break
+                if reached.kind is not _CONDITION:
+                    return
+                verdict = action.test(slots)
+                target = action.then if verdict else action.otherwise
+                if target == NO_TARGET:
+                    return
+                occurrences[coming] = passed = occurrences[coming] + 1
+                taken += 1
+                verdicts.append([reached.id, passed, verdict])
+                coming = target
+            else:
+                return
+    except NanoVMError:
+        pass  # a reference or a condition: the general functions come upon it again, and fail the step or the run
+    finally:
+        if seq != state.seq:
+            state.seq, state.now_ms, state.steps, state.last_output = seq, now_ms, taken, output
+            state.settled, state.verdicts = [], verdicts
+        state.active.clear()
+        state.ready.clear()
+        if coming == _HERE:
+            activity.step, activity.occurrence, activity.request, activity.entered_ms = (
+                index,
+                occurrence,
+                args,
+                entered_ms,
+            )
+            state.active[index] = activity
             state.ready[index] = None
-            if action.idempotency_key is None:
-                try:
-                    activity.request = action.args.render(slots)
-                    return True
-                except NanoVMError:
-                    pass  # the general path says what went wrong
-            todo: list[int] = []
-            prepare(program, state, coming, activity, todo)
-            move(program, state, todo)
-            return lane(program, state) is activity
-        if kind is not _CONDITION:
-            break
-        try:
-            verdict = action.test(slots)
-        except NanoVMError:
-            break
-        target = action.then if verdict else action.otherwise
-        if target < 0:
-            break
-        state.occurrences[index] = occurrence = state.occurrences[index] + 1
-        state.steps += 1
-        state.verdicts.append([coming.id, occurrence, verdict])
-        index = target
-    remove(state, activity)
-    move(program, state, [index])
-    return False
+        else:
+            state.busy = 0
+            if coming == _TERMINAL:
+                end_here(program, state, step)
+            else:
+                move(program, state, [coming])

@@ -597,8 +597,12 @@ def _message(error: BaseException) -> str:
 
 
 def _traceback(error: BaseException) -> str:
+    """The traceback from the tool's own frame on: which of our ways led to it is not the author's business."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("nano_vm.runtime."):
+        frames = frames.tb_next
     try:
-        return "".join(traceback.format_exception(error))[-TRACEBACK_CHARS_MAX:]
+        return "".join(traceback.format_exception(type(error), error, frames))[-TRACEBACK_CHARS_MAX:]
     except Exception:
         return ""
 

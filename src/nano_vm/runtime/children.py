@@ -128,7 +128,9 @@ def report(engine: Engine, run: Run, command: StartChild) -> Outcome:
             None,
         )
     undo = [msgspec.to_builtins(entry) for entry in state.undo] if state.status == RunStatus.SUCCESS else []
-    details = {"output": _output(run), "compensations": undo}
+    details: dict[str, Any] = {"output": _output(run), "compensations": undo}
+    if state.status != RunStatus.SUCCESS:
+        details["message"] = _why(run)
     details, payload = canonical.normalize(details)
     return Outcome(
         ev.ChildFinished(
@@ -148,6 +150,18 @@ def report(engine: Engine, run: Run, command: StartChild) -> Outcome:
     )
 
 
+def _why(run: Run) -> str:
+    """What the parent's `$call.error.message` says: the child's status, and what ended it."""
+    error = run.state.error or {}
+    said = [run.state.ending]
+    if error.get("type", run.state.ending) != run.state.ending:
+        said.append(error["type"])
+    if error.get("step"):
+        said.append(f"at `{error['step']}`")
+    text = " ".join(said)
+    return f"{text}: {error['message']}" if error.get("message") else text
+
+
 def _output(run: Run) -> Any:
     """A child's result: its declared outputs, else its final output."""
     if not run.program.outputs:
@@ -165,7 +179,8 @@ def _refused(
     engine: Engine, command: StartChild, error: NanoVMError, status: RunStatus = RunStatus.FAILED
 ) -> Outcome:
     """The child could not be started at all."""
-    details: dict[str, Any] = {"output": None, "compensations": [], "message": error.message}
+    message = f"{status.value} {error.code}: {error.message}"
+    details: dict[str, Any] = {"output": None, "compensations": [], "message": message}
     return Outcome(
         ev.ChildFinished(
             at_ms=engine.clock.now_ms(),

@@ -16,6 +16,7 @@ from nano_vm.kernel.limits import EVENT_ID_CHARS_MAX, PAYLOAD_BYTES_MAX
 from nano_vm.kernel.state import COMPENSATION_KEY, Phase, Rejection, RunStatus, State
 from nano_vm.kernel.transition import all_waits, child_run_id, event_digest
 from nano_vm.program.compiled import CompiledProgram
+from nano_vm.runtime.attending import children_at_work
 from nano_vm.runtime.driver import Run, RunLeft
 from nano_vm.runtime.patience import patiently
 
@@ -34,6 +35,7 @@ async def resume(
     event_id: str | None,
     name: str | None,
     step: str | None,
+    item: int | None,
     principal: str | Mapping[str, Any] | None,
 ) -> Trace:
     """See `Engine.resume`."""
@@ -47,7 +49,16 @@ async def resume(
     if event_id is not None and event_id.startswith(AUTO):
         raise InputError("EVENT_ID", f"event ids beginning with `{AUTO}` are reserved")
     who = principal_of(principal)
-    letter = {"event_id": event_id, "name": name, "step": step, "data": data, "principal": who}
+    if item is not None and (type(item) is not int or item < 0):
+        raise InputError("EVENT_ITEM", "an item is the place of an element of a map: 0, 1, 2, …")
+    letter = {
+        "event_id": event_id,
+        "name": name,
+        "step": step,
+        "item": item,
+        "data": data,
+        "principal": who,
+    }
     return await _deliver(engine, trace_id, "event", letter)
 
 
@@ -200,7 +211,7 @@ def _addressee(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> t
                 return run, child_run_id(run.state.run, wait.step, wait.occurrence, item, wait.attempt)
         elif _fits(kind, letter, wait.to_dict()):
             return run, None
-    for child in run.children_at_work():
+    for child in children_at_work(run):
         live = engine.live_here(child)
         found = None if live is None else _addressee(engine, live, kind, letter)
         if found is not None:
@@ -221,6 +232,7 @@ def _build(
     event = ev.EventReceived(
         at_ms=now,
         event_id=letter["event_id"] or "",
+        item=_UNSET if letter.get("item") is None else letter["item"],
         name=_UNSET if letter["name"] is None else letter["name"],
         payload=letter["data"],
         principal=who,
@@ -240,6 +252,7 @@ def _auto_id(program: CompiledProgram, state: State, event: ev.EventReceived, ma
         for wait in all_waits(program, state)
         if wait.kind in ("event", "approval", "tool")
         and (event.step is _UNSET or wait.step == event.step)
+        and (event.item is _UNSET or wait.item == event.item)
         and (event.name is _UNSET or wait.event == event.name)
     ]
     if not wanted:
@@ -298,6 +311,8 @@ def _fits(kind: str, letter: dict[str, Any], wait: dict[str, Any]) -> bool:
     if wait["kind"] not in ("event", "approval", "tool"):
         return False
     if letter["step"] is not None and wait["step"] != letter["step"]:
+        return False
+    if letter.get("item") is not None and wait.get("item") != letter["item"]:
         return False
     return letter["name"] is None or wait.get("event") == letter["name"]
 

@@ -28,6 +28,7 @@ from nano_vm.runtime import children, control, forks, recovery
 from nano_vm.runtime.calls import Calls, Outcome, action_key
 from nano_vm.runtime.driver import Run
 from nano_vm.runtime.gates import validator
+from nano_vm.runtime.journaled import JournaledRun
 from nano_vm.runtime.keeper import Keeper
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.ports import Clock, Entropy, Listener, ModelClient, ToolInvoker, ToolSpec
@@ -83,7 +84,8 @@ class Engine:
         self.background: set[asyncio.Task[Any]] = set()  # kept from being collected
         self.keeper = Keeper(self)
         self.listeners: list[Listener] = []
-        self.plans: dict[str, dict[int, Any]] = {}  # program hash -> step -> how the lane takes it
+        self.lane = True  # off in the tests that compare it with the general path
+        self.plans: dict[str, list[Any]] = {}  # program hash -> step -> how the lane takes it
         self._compiled: dict[str, CompiledProgram] = {}
         self._checked: set[str] = set()  # hashes of programs that were checked against the tools
         self._stored: set[str] = set()
@@ -431,6 +433,7 @@ class Engine:
         event_id: str | None = None,
         name: str | None = None,
         step: str | None = None,
+        item: int | None = None,
         principal: str | Mapping[str, Any] | None = None,
     ) -> Trace:
         """Deliver an event to a run and drive it on.
@@ -439,14 +442,14 @@ class Engine:
             event: the event's data; it becomes the output of the step that waits for it.
             event_id: identity of the event: repeating it with the same content answers alike, with other content is
                 refused. Without one the content is its identity.
-            name, step: which wait is meant, when there are several.
+            name, step, item: which wait is meant, when there are several; `item` counts the elements of a map from 0.
             principal: who sends it; an approval needs one with a fitting role.
 
         Raises:
             RejectedError: the kernel does not admit the event (code says why); the refusal is journaled.
             NotFoundError: RUN_NOT_FOUND.
         """
-        return await control.resume(self, trace_id, event, event_id, name, step, principal)
+        return await control.resume(self, trace_id, event, event_id, name, step, item, principal)
 
     async def cancel(
         self, trace_id: str, reason: str = "", *, principal: str | Mapping[str, Any] | None = None
@@ -498,11 +501,11 @@ class Engine:
 
     # --- what the driver needs --------------------------------------------------------------------------------
 
-    def announce(self, run: Run, entry: Entry, event: ev.Event) -> None:
+    def announce(self, run: JournaledRun, entry: Entry, event: ev.Event) -> None:
         """Note an event for the listeners; they hear of it when it is durable."""
         run.heard.append((entry, event))
 
-    def publish(self, run: Run, heard: list[tuple[Entry, ev.Event]]) -> None:
+    def publish(self, run: JournaledRun, heard: list[tuple[Entry, ev.Event]]) -> None:
         """Tell the listeners. They listen and never decide: what one of them raises goes to the loop's handler."""
         for entry, event in heard:
             progress = Progress(run.record.run_id, entry.seq, event.type, event, entry.digest)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nano_vm.canonical import normalize
 from nano_vm.errors import InputError
+from nano_vm.journal.entry import end_of, intent_of, success_of
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import CallTool
-from nano_vm.kernel.lane import advance, begin, is_plain, lane
+from nano_vm.kernel.lane import begin, ends_plainly, finish, is_plain, lane, walk
 from nano_vm.kernel.limits import PAYLOAD_BYTES_MAX
 from nano_vm.kernel.state import Activity
 from nano_vm.program.compiled import CompiledStep, ToolAction
@@ -33,10 +34,11 @@ class _Plan(NamedTuple):
     step: CompiledStep
     function: Callable[..., Any]
     problems: Callable[[dict[str, Any]], list[str]] | None
-    effect: str
+    pure: bool
     is_async: bool
     threaded: bool  # a plain function that may block: only `run_sync` calls it right here
     intent: tuple[str, str, str]  # encoded StepStarted around its time and its occurrence
+    success: str  # encoded members of StepSucceeded that are the same every time
     spec: ToolSpec
 
 
@@ -48,78 +50,96 @@ async def drive_lane(run: Run) -> None:
     """Take the run along the lane as far as it goes, to its end even; the driver takes over from there."""
     program, state, engine = run.program, run.state, run.engine
     activity = lane(program, state)
-    if activity is None or run.listener is not None or engine.listeners:
+    if activity is None or not engine.lane or run.listener is not None or engine.listeners:
         return
-    plans = engine.plans.setdefault(program.hash, {})
+    plans = engine.plans.get(program.hash)
+    if plans is None:
+        plans = engine.plans[program.hash] = [None] * len(program.steps)
     seal, salt, now_ms = run.chain.seal_success, engine.entropy.salt, engine.clock.now_ms
-    batch, append, run_id, fence = run.batch, engine.store.append, run.record.run_id, run.fence
-    inline, volatile = engine.calls.inline_sync, engine.volatile
-    # The last outcome, applied but not sealed: the next intent rides with it.
-    held = False
-    at_ms, occurrence, pure, name, data, payload, verdicts = 0, 0, False, "", None, b"", state.verdicts
-    while True:
-        plan = plans.get(activity.step)
-        if plan is None:
-            plan = plans[activity.step] = _plan(program.steps[activity.step], engine.tools)
-        if plan is _UNFIT or activity.business_key is not None:
-            break
-        step, function, problems, effect, is_async, threaded, intent, spec = plan
-        args = activity.request
-        if (threaded and not inline) or (problems is not None and problems(args)):
-            break
-        if effect == "pure":
-            if held:
-                batch.append(seal(at_ms, occurrence, pure, name, verdicts, salt(), payload, ""))
-                held = False
-                if len(batch) >= BATCH_MAX:
-                    await run.flush()
-            else:
-                run.seal_open()  # what came before the lane comes before it in the journal
-        else:
-            begin(state, activity, effect)
-            if held:
-                head, middle, tail = intent
-                rider = f"{head}{at_ms}{middle}{activity.occurrence}{tail}"
-                batch.append(seal(at_ms, occurrence, pure, name, verdicts, salt(), payload, rider))
-                held = False
-                durable = None
-                if not volatile or len(batch) >= BATCH_MAX:
-                    entries = batch[:]
-                    batch.clear()
-                    durable = append(run_id, fence, entries)
-            else:
-                run.ride(_started(state.now_ms, step, effect, activity.occurrence))
-                durable = run.commit()
-            if durable is not None:
-                await durable
-        for value in args.values():
-            if type(value) is dict or type(value) is list:
-                args = copy_arguments(args)
+    batch, inline, volatile = run.batch, engine.calls.inline_sync, engine.volatile
+    walker = walk(program, state, activity)
+    go_on = walker.send
+    plan, started, value, failure = (
+        _UNFIT,
+        False,
+        None,
+        None,
+    )  # `started`: the tool has an intent in the journal
+    # The last success is not sealed before it is known what follows: the next intent, or the end, rides with it.
+    held, last, at_ms, reached, data, payload = False, _UNFIT, 0, 0, None, b""
+    try:
+        index, occurrence, args, verdicts = next(walker)
+        while True:
+            plan = plans[index]
+            if plan is None:
+                plan = plans[index] = _plan(program.steps[index], engine.tools)
+            if plan is _UNFIT:
                 break
-        try:
-            value = await function(**args) if is_async else function(**args)
-        except BaseException as error:
-            if is_ours(error):
-                raise
-            run.conclude(engine.calls.raised(step, _command(step, activity), spec, error))
-            return
-        try:
-            if value is PENDING or (type(value) is str and value == "PENDING"):
-                raise _NotPlain
-            data, payload = normalize(value)
-            if len(payload) > PAYLOAD_BYTES_MAX:
-                raise _NotPlain
-        except (InputError, _NotPlain):
-            run.conclude(engine.calls.concluded(_command(step, activity), spec, value))
-            return
-        at_ms, occurrence, pure, name = now_ms(), activity.occurrence, effect == "pure", step.id
-        goes_on = advance(program, state, activity, step, data, at_ms)
-        held, verdicts = True, state.verdicts
-        if not goes_on or run.disturbed:
-            break
-    if held:
-        run.hold(_succeeded(at_ms, occurrence, pure, name, data, verdicts), payload)
-        run.finish()
+            step, function, problems, pure, is_async, threaded, intent, _, spec = plan
+            if (threaded and not inline) or (problems is not None and problems(args)):
+                break
+            if held:
+                held = False
+                if pure:
+                    batch.append(seal(at_ms, reached, last.success, verdicts, salt(), payload, ""))
+                else:
+                    before, between, after = intent
+                    then = f"{before}{at_ms}{between}{occurrence}{after}"
+                    batch.append(seal(at_ms, reached, last.success, verdicts, salt(), payload, then))
+                    started = True
+            else:
+                if not pure:
+                    run.ride(_started(state.now_ms, spec, step, occurrence))
+                    started = True
+                run.seal_open()  # what came before the lane comes before it in the journal
+            if (started and not (volatile and run.created)) or len(batch) >= BATCH_MAX:
+                durable = run.commit()
+                if durable is not None:
+                    await durable
+            for value in args.values():
+                if type(value) is dict or type(value) is list:
+                    args = copy_arguments(args)
+                    break
+            try:
+                value = await function(**args) if is_async else function(**args)
+            except BaseException as error:
+                if is_ours(error):
+                    raise
+                failure = error
+                break
+            try:
+                if value is PENDING or (type(value) is str and value == "PENDING"):
+                    raise _NotPlain
+                data, payload = normalize(value)
+                if len(payload) > PAYLOAD_BYTES_MAX:
+                    raise _NotPlain
+            except (InputError, _NotPlain):
+                failure = _NotPlain()
+                break
+            held, last, at_ms, reached = True, plan, now_ms(), occurrence
+            events, started = (2, False) if started else (1, False)
+            index, occurrence, args, verdicts = go_on((data, at_ms, events))
+            if run.disturbed:
+                break
+    except StopIteration:
+        verdicts = state.verdicts
+    finally:
+        walker.close()
+        if started:
+            begin(state, activity, plan.spec.effect)
+    if failure is not None:
+        command = _command(plan.step, activity)
+        if type(failure) is _NotPlain:
+            run.conclude(engine.calls.concluded(command, plan.spec, value))
+        else:
+            run.conclude(engine.calls.raised(plan.step, command, plan.spec, failure))
+    elif held and ends_plainly(state):
+        ended_ms = now_ms()
+        finish(state, ended_ms)
+        end = end_of(ended_ms, state.ending, state.outcome)
+        batch.append(seal(at_ms, reached, last.success, verdicts, salt(), payload, end))
+    elif held:
+        run.hold(_succeeded(at_ms, reached, last, data, verdicts), payload)
 
 
 def _plan(step: CompiledStep, tools: ToolInvoker) -> _Plan:
@@ -134,29 +154,34 @@ def _plan(step: CompiledStep, tools: ToolInvoker) -> _Plan:
         or spec.effect == "transactional"
     ):
         return _UNFIT  # type: ignore[no-any-return]
-    event = f',"attempt":1,"effect":"{spec.effect}","occurrence":'
-    intent = (',"then":[{"event":{"at_ms":', event, f',"step":"{step.id}"}},"type":"StepStarted"}}]')
-    threaded = not spec.is_async and spec.blocking
-    return _Plan(step, spec.function, spec.problems, spec.effect, spec.is_async, threaded, intent, spec)
+    return _Plan(
+        step=step,
+        function=spec.function,
+        problems=spec.problems,
+        pure=spec.effect == "pure",
+        is_async=spec.is_async,
+        threaded=not spec.is_async and spec.blocking,
+        intent=intent_of(step.id, spec.effect),
+        success=success_of(step.id, spec.effect == "pure"),
+        spec=spec,
+    )
 
 
 _UNFIT: Any = object()
 
 
-def _started(at_ms: int, step: CompiledStep, effect: str, occurrence: int) -> ev.StepStarted:
-    return ev.StepStarted(at_ms=at_ms, attempt=1, effect=effect, occurrence=occurrence, step=step.id)
+def _started(at_ms: int, spec: ToolSpec, step: CompiledStep, occurrence: int) -> ev.StepStarted:
+    return ev.StepStarted(at_ms=at_ms, attempt=1, effect=spec.effect, occurrence=occurrence, step=step.id)
 
 
-def _succeeded(
-    at_ms: int, occurrence: int, pure: bool, step: str, data: Any, verdicts: list[Any]
-) -> ev.StepSucceeded:
+def _succeeded(at_ms: int, occurrence: int, plan: _Plan, data: Any, verdicts: list[Any]) -> ev.StepSucceeded:
     return ev.StepSucceeded(
         at_ms=at_ms,
         attempt=1,
         occurrence=occurrence,
         payload=data,
-        pure=True if pure else ev.UNSET,
-        step=step,
+        pure=True if plan.pure else ev.UNSET,
+        step=plan.step.id,
         verdicts=verdicts or ev.UNSET,
     )
 

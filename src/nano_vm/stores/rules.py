@@ -195,14 +195,14 @@ def seal_mail(run_id: str, mail: Mail) -> bytes:
     return _seal(run_id, mail.mail_id, mail.kind, sha256(mail.body).hexdigest(), mail.posted_at_ms, answer)
 
 
+def seal_action(key: str, digest: str, run_id: str) -> bytes:
+    """Digest of what an action's key is bound to."""
+    return _seal(key, digest, run_id)
+
+
 def seal_program(program_hash: str, name: str, stored_at_ms: int) -> bytes:
     """Digest of what stands beside a program; its body is checked against its hash."""
     return _seal(program_hash, name, stored_at_ms)
-
-
-def seal_action(key: str, digest: str, run_id: str) -> bytes:
-    """Digest of what an author's idempotency key was used for."""
-    return _seal(key, digest, run_id)
 
 
 def encode_waits(waits: list[dict[str, Any]]) -> bytes:

@@ -237,9 +237,8 @@ class SqliteJournalStore:
 
     # --- actions ------------------------------------------------------------------------------------------
     def bind_action(self, key: str, digest: str, run_id: str) -> None:
-        sql = "SELECT digest, run_id, seal FROM nvm_actions WHERE key = ?"
-
         def work(con: sqlite3.Connection) -> tuple[str, str]:
+            sql = "SELECT digest, run_id, seal FROM nvm_actions WHERE key = ?"
             held = con.execute(sql, (key,)).fetchone()
             if held is None:
                 seal = rules.seal_action(key, digest, run_id)
@@ -247,7 +246,7 @@ class SqliteJournalStore:
                 return digest, run_id
             bound, holder, seal = held
             if rules.seal_action(key, bound, holder) != seal:
-                raise rules.damaged("what an idempotency key was used for was changed", run_id=holder)
+                raise rules.damaged("what an action's key is bound to was changed", key=key)
             return bound, holder
 
         bound, holder = self._write(work)

@@ -533,6 +533,16 @@ class StoreConformance:
         assert store.claimable(NOW + 5, limit=2) == ["free", "mailed"]
         assert store.claimable(NOW + LEASE_MS) == ["free", "owned", "mailed", "due", "held", "later"]
 
+    # --- actions ------------------------------------------------------------------------------------------
+    @on_one_store
+    async def test_an_actions_key_is_bound_once_and_for_ever(self, store: JournalStore) -> None:
+        store.bind_action("tenant/charge/7", "sha256:a", "r1")
+        store.bind_action("tenant/charge/7", "sha256:a", "r2")  # the same action from another run
+        store.bind_action("tenant/charge/8", "sha256:b", "r2")
+        for run_id in ("r1", "r3"):
+            with refusal("ACTION_CONFLICT", run_id="r1"):
+                store.bind_action("tenant/charge/7", "sha256:b", run_id)
+
     # --- mail ---------------------------------------------------------------------------------------------
     @on_one_store
     async def test_mail_is_kept_until_it_is_answered(self, store: JournalStore) -> None:
@@ -787,6 +797,7 @@ class StoreConformance:
             lambda: store.renew(["r1"], NOW),
             lambda: store.release("r1", 1),
             lambda: store.claimable(NOW),
+            lambda: store.bind_action("k", "sha256:1", "r1"),
             lambda: store.post("r1", letter),
             lambda: store.mail("r1"),
             lambda: store.answer("r1", "m", b""),

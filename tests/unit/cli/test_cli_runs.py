@@ -7,10 +7,20 @@ import shlex
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from unit.cli.conftest import RUN, Cli, effects, start
+
+
+def past(runs: list[dict[str, Any]]) -> None:
+    """Wait until the timers of these runs are due."""
+    due = max(run["wake_at_ms"] for run in runs)
+    assert due
+    while time.time() * 1_000 <= due:
+        time.sleep(0.01)
+
 
 BOOK = """
 def _book(what: str) -> None:
@@ -77,7 +87,7 @@ def test_streaming_gives_every_journaled_event_and_then_the_result(cli: Cli) -> 
 
 
 def test_waiting_drives_a_timer_to_its_end(cli: Cli, place: Path) -> None:
-    (place / "timer.yaml").write_text("name: t\nsteps:\n  - {id: pause, type: wait, seconds: 0.05}\n")
+    (place / "timer.yaml").write_text("name: t\nsteps:\n  - {id: pause, type: wait, seconds: 0.5}\n")
     done = cli("run", "timer.yaml", "--json")
     assert (done.code, done.json["continue"][0]["wait"]["kind"]) == (6, "timer")
     done = cli("run", "timer.yaml", "--json", "--wait")
@@ -105,6 +115,18 @@ def test_a_program_from_standard_input(process: Cli) -> None:
     program = b'{"name": "p", "steps": [{"id": "a", "type": "tool", "tool": "greet", "args": {"name": "x"}}]}'
     done = process("run", "-", "--tools", "tools.py", "--json", stdin=program)
     assert (done.code, done.json["final_output"]) == (0, "hello x")
+
+
+def test_what_tools_print_does_not_spoil_the_json(cli: Cli, place: Path) -> None:
+    (place / "loud.py").write_text(
+        "print('loading')\n\n\ndef greet(name: str) -> str:\n    print('working')\n    return name\n"
+    )
+    done = cli(
+        "run", "greeting.yaml", "--tools", "loud.py", "--model", "mock:no", "--input", "name=x", "--json"
+    )
+    assert done.json["outcome"] == "unkind"
+    assert "loading" in done.err
+    assert "working" in done.err
 
 
 def test_public_functions_are_tools_when_none_is_marked(cli: Cli, place: Path) -> None:
@@ -137,6 +159,39 @@ def test_the_same_approval_again_is_answered_alike_and_another_is_refused(cli: C
     assert first.json["trace_hash"] == again.json["trace_hash"]
     other = cli("resume", waiting, *("--deny", *APPROVE[1:]), "--event-id", "e2", "--json")
     assert (other.code, other.json["error"]["code"]) == (1, "TERMINAL")
+
+
+def test_of_two_processes_that_resume_at_once_exactly_one_wins(place: Path, waiting: str) -> None:
+    words = ("resume", waiting, *APPROVE[1:], "--json")
+    children = [
+        start(place, *words, *kind) for kind in (("--approve",), ("--deny",), ("--approve",), ("--deny",))
+    ]
+    outs = [child.communicate(timeout=120)[0] for child in children]
+    answers = [json.loads(out) for out in outs]
+    ended = {answer["trace_hash"] for answer in answers if "status" in answer}
+    assert len(ended) == 1
+    refused = [answer["error"]["code"] for answer in answers if "status" not in answer]
+    assert len(refused) == 2
+    assert set(refused) <= {"TERMINAL", "NOT_WAITING", "EVENT_CONFLICT"}
+    assert effects(place).count("ana") == 1
+
+
+def test_recover_names_a_changed_journal_and_goes_on_with_the_others(cli: Cli, place: Path) -> None:
+    (place / "timer.yaml").write_text(
+        "name: t\ninputs: {type: object, properties: {word: {type: string}}, required: [word]}\n"
+        "steps:\n  - {id: pause, type: wait, seconds: 1}\n"
+    )
+    for word in ("untouched", "tampered"):
+        assert cli("run", "timer.yaml", "--input", f"word={word}", "--trace-id", word).code == 6
+    path = place / "nano-vm.db"
+    data = path.read_bytes()
+    assert data.count(b'{"word":"tampered"}') == 1
+    path.write_bytes(data.replace(b'{"word":"tampered"}', b'{"word":"TAMPERED"}'))
+    past(cli("runs", "--json").json["runs"])
+    done = cli("recover", "--json")
+    assert done.code == 5
+    assert [entry["trace_id"] for entry in done.json["recovered"]] == ["untouched"]
+    assert [entry["error"]["code"] for entry in done.json["left"]] == ["COMMITMENT_MISMATCH"]
 
 
 def test_resuming_without_the_tools_is_refused_and_leaves_the_run_untouched(cli: Cli, waiting: str) -> None:
@@ -216,11 +271,11 @@ def test_resolving_what_is_not_unknown_is_refused(cli: Cli, waiting: str) -> Non
 
 def test_recover_fires_due_timers_and_leaves_runs_without_their_tools(cli: Cli, place: Path) -> None:
     (place / "timer.yaml").write_text(
-        "name: t\nsteps:\n  - {id: pause, type: wait, seconds: 0.001}\n"
+        "name: t\nsteps:\n  - {id: pause, type: wait, seconds: 1}\n"
         "  - {id: greet, type: tool, tool: greet, args: {name: late}}\n"
     )
     run_id = cli("run", "timer.yaml", "--tools", "tools.py", "--json").json["trace_id"]
-    time.sleep(0.01)
+    past(cli("runs", "--json").json["runs"])
     left = cli("recover", "--json")
     assert left.code == 2
     assert [entry["error"]["code"] for entry in left.json["left"]] == ["TOOLS_MISSING"]
@@ -233,7 +288,7 @@ def test_recover_fires_due_timers_and_leaves_runs_without_their_tools(cli: Cli, 
 
 def test_a_worker_takes_up_due_runs_and_ends_gracefully_on_sigterm(cli: Cli, place: Path) -> None:
     (place / "timer.yaml").write_text(
-        "name: t\nsteps:\n  - {id: pause, type: wait, seconds: 0.2}\n"
+        "name: t\nsteps:\n  - {id: pause, type: wait, seconds: 1}\n"
         "  - {id: greet, type: tool, tool: greet, args: {name: late}}\n"
     )
     run_id = cli("run", "timer.yaml", "--tools", "tools.py", "--json").json["trace_id"]

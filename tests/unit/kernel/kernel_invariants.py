@@ -68,6 +68,7 @@ def _check_stage(program: CompiledProgram, state: State) -> None:
     if state.stage is Stage.NEW or state.stage is Stage.ENDED:
         assert not state.active
         assert not decide(program, state)
+        assert not state.undo or state.ending == "SUCCESS"
         return
     if state.stage is Stage.GOING:
         assert state.active

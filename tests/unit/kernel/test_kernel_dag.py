@@ -162,3 +162,19 @@ def test_a_long_skip_is_told_without_recursion() -> None:
     assert len(skipped) == count
     assert run.todo() == ["CallTool:x"]
     assert snapshot(run.state)
+
+
+def test_an_untaken_condition_is_skipped_with_both_its_branches() -> None:
+    inner = {"id": "q2", "type": "condition", "condition": "$n == 1", "then": "x2", "otherwise": "y2"}
+    steps = [
+        {"id": "q1", "type": "condition", "condition": "$n == 1", "then": "x", "otherwise": "q2"},
+        tool("x"),
+        {**inner, "depends_on": ["q1"]},
+        tool("x2"),
+        tool("y2"),
+        tool("join", depends_on=["x", "x2", "y2"]),
+    ]
+    run = Drive({"steps": steps}, n=1).start()
+    assert [step for step, status, _ in run.settled if status == "SKIPPED"] == ["q2", "x2", "y2"]
+    run.do("x")
+    assert run.todo() == ["CallTool:join"]

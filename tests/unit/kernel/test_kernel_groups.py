@@ -298,3 +298,9 @@ def test_timers_of_one_attempt_have_ids_of_their_own() -> None:
 def test_the_final_output_is_the_groups_and_never_a_lanes() -> None:
     run = Drive({"steps": [tool("a"), TWO]}).start().do("a", "first").do("x", 1).break_("y").finish()
     assert run.state.last_output == "first"
+
+
+def test_a_group_whose_first_lane_does_not_fit_the_budget_ends_the_run() -> None:
+    run = Drive({"max_steps": 1, "steps": [TWO]}).start()
+    assert run.todo() == ["Finish:"]
+    assert run.finish().status is RunStatus.BUDGET_EXCEEDED

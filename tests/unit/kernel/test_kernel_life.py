@@ -286,3 +286,13 @@ def test_command_ids_name_lanes_and_attempts() -> None:
 
 def test_a_program_without_an_error_compiles_once() -> None:
     assert compiled(PLAIN) is compiled(PLAIN)
+
+
+def test_a_step_whose_output_nobody_can_name_needs_no_slot() -> None:
+    program = compiled(PLAIN)
+    fields = {name: getattr(program, name) for name in program.__struct_fields__}
+    first = program.steps[0]
+    nameless = {**{name: getattr(first, name) for name in first.__struct_fields__}, "output_slot": -2}
+    run = Drive(type(program)(**{**fields, "steps": (type(first)(**nameless), program.steps[1])})).start()
+    assert run.do("a", 7).state.last_output == 7
+    assert 7 not in run.state.slots

@@ -331,3 +331,22 @@ def test_what_is_no_instant_is_refused(text: object) -> None:
 
 def test_a_span_is_rounded_to_milliseconds() -> None:
     assert [milliseconds(span) for span in (0, 0.0004, 0.0005, 0.0015, 2)] == [0, 0, 0, 2, 2_000]
+
+
+def test_what_does_not_wait_for_events_is_no_candidate() -> None:
+    run = Drive(two(tool("x"), PAID, {**PAID, "id": "again"})).start().begin("x").lose("x")
+    assert run.event("e0", {"amount": 1}, name="payment") == "NOT_ACCEPTED"
+    assert run.event("e1", {"amount": 50}, name="payment") is None
+    assert run.settled == [("paid", "SUCCESS", {"amount": 50})]
+
+
+def test_a_lane_that_waits_is_named_with_its_item_and_an_unknown_outcome_with_its_reason() -> None:
+    step = {"id": "m", "type": "map", "over": "$items", "step": tool("one")}
+    run = Drive({"steps": [step]}, items=[1]).start().begin("one", 0).lose("one", 0, reason="TIMEOUT")
+    assert [wait.to_dict() for wait in all_waits(run.program, run.state)] == [
+        {"kind": "outcome", "step": "one", "occurrence": 1, "attempt": 1, "item": 0, "reason": "TIMEOUT"}
+    ]
+    run = Drive({"steps": [{"id": "c", "type": "call", "program": "p", "inputs": {}}]}).start().call("c")
+    run.must(ev.ChildSuspended(**run.place("c"), waits=[{"kind": "event"}]))
+    [wait] = all_waits(run.program, run.state)
+    assert wait.to_dict()["waits"] == [{"kind": "event"}]

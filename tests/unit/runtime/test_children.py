@@ -28,7 +28,9 @@ def children(vm: ExecutionVM, run_id: str) -> list[str]:
 
 def test_a_child_is_a_run_of_its_own_linked_by_hash(opener: Opener) -> None:
     vm = with_child(opener(tools={"act": lambda n: n + 1}), tool_step("x", args={"n": "$n"}))
-    trace = play(vm.run(program(call(inputs={"n": "$m"}, output_key="r"), tool_step("z", args={"n": "$r"})), {"m": 1}))
+    trace = play(
+        vm.run(program(call(inputs={"n": "$m"}, output_key="r"), tool_step("z", args={"n": "$r"})), {"m": 1})
+    )
     assert trace.final_output == 3
     (child,) = children(vm, trace.trace_id)
     finished = next(event for event in trace.events if event.type == "ChildFinished")
@@ -71,7 +73,9 @@ def test_a_child_keeps_its_program_when_the_name_moves_on(opener: Opener) -> Non
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_childs_waits_go_through_its_parents(opener: Opener, fresh: bool) -> None:
     tools = {"act": lambda n: n}
-    vm = with_child(opener(tools=tools), wait_step("w", accept="$event.n > 1"), tool_step("x", args={"n": "$w.output.n"}))
+    vm = with_child(
+        opener(tools=tools), wait_step("w", accept="$event.n > 1"), tool_step("x", args={"n": "$w.output.n"})
+    )
     with_child(vm, call(), name="middle")
 
     async def main() -> None:
@@ -124,7 +128,7 @@ def test_an_event_reaches_a_child_that_is_at_work(opener: Opener) -> None:
 
     async def main() -> None:
         running = asyncio.ensure_future(vm.run(program(call()), trace_id="r"))
-        while len(vm.live) < 2 or not vm.live["r/call.1.1"]._tasks:
+        while len(vm.live) < 2 or not vm.live["r/call.1.1"].tasks:
             await asyncio.sleep(0)
         resumed = asyncio.ensure_future(vm.resume("r", "now"))
         while not any(event.type == "EventReceived" for event in vm.trace("r/call.1.1").events):
@@ -136,7 +140,9 @@ def test_an_event_reaches_a_child_that_is_at_work(opener: Opener) -> None:
 
 
 def test_a_timer_inside_a_child_wakes_the_parent(opener: Opener, clock: VirtualClock) -> None:
-    vm = with_child(opener(tools={"act": lambda: "late"}), {"id": "w", "type": "wait", "seconds": 60}, tool_step("x"))
+    vm = with_child(
+        opener(tools={"act": lambda: "late"}), {"id": "w", "type": "wait", "seconds": 60}, tool_step("x")
+    )
     with_child(vm, call(), name="middle")
 
     async def main() -> None:
@@ -165,7 +171,11 @@ def test_a_timer_inside_a_child_fires_while_the_parent_is_busy(opener: Opener, c
         gate.set()
         return "late"
 
-    vm = with_child(opener(tools={"slow": slow, "late": late}), {"id": "w", "type": "wait", "seconds": 60}, tool_step("x", "late"))
+    vm = with_child(
+        opener(tools={"slow": slow, "late": late}),
+        {"id": "w", "type": "wait", "seconds": 60},
+        tool_step("x", "late"),
+    )
     group = {"id": "g", "type": "parallel", "parallel_steps": [call("c"), tool_step("s", "slow")]}
     trace = play(vm.run(program(group)))
     assert trace.final_output == {"c": "late", "s": "slow"}

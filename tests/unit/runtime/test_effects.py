@@ -92,7 +92,9 @@ def test_what_is_irreversible_is_never_repeated_blindly(opener: Opener, when: st
         assert await vm.recover() == []
         sound(vm, trace)
         if when == "after":
-            trace = await vm.resolve("r", "a", "succeeded", {"ok": 1}, principal={"id": "ana", "roles": ["operator"]})
+            trace = await vm.resolve(
+                "r", "a", "succeeded", {"ok": 1}, principal={"id": "ana", "roles": ["operator"]}
+            )
             assert trace.step("a").output == {"ok": 1}
             assert count.count("called") == 1
         else:
@@ -209,7 +211,9 @@ def test_a_tool_that_knows_better_says_so(opener: Opener) -> None:
 def test_a_time_out_after_dispatch_is_unknown(opener: Opener, effect: str) -> None:
     calls: list[str] = []
 
-    @tool(effect=effect, reconcile=(lambda: Reconciled.succeeded("late")) if effect == "reconcilable" else None)
+    @tool(
+        effect=effect, reconcile=(lambda: Reconciled.succeeded("late")) if effect == "reconcilable" else None
+    )
     async def act(ctx: ToolContext) -> str:
         calls.append(ctx.idempotency_key)
         if len(calls) == 1:
@@ -378,7 +382,9 @@ def test_transactions_of_many_runs_and_siblings_do_not_stall_each_other(opener: 
     vm = opener(tools={"act": ledger(count), "pay": pay})
     lanes = [tool_step(f"t{n}", args={"amount": n}) for n in range(3)]
     lanes += [tool_step(f"k{n}", "pay", args={"amount": n}, idempotency_key=f"$run.id-{n}") for n in range(3)]
-    flow = program({"id": "g", "type": "parallel", "parallel_steps": lanes}, tool_step("end", args={"amount": 9}))
+    flow = program(
+        {"id": "g", "type": "parallel", "parallel_steps": lanes}, tool_step("end", args={"amount": 9})
+    )
 
     async def main() -> None:
         traces = await asyncio.gather(*(vm.run(flow) for _ in range(8)))

@@ -103,7 +103,12 @@ def test_on_failure_is_a_governed_event_that_can_be_read(opener: Opener) -> None
     steps = [
         tool_step("a", "bad", on_failure="tell"),
         tool_step("never", "bad", is_terminal=True),
-        tool_step("tell", "echo", args={"value": "$a.error.type: $a.error.message ($a.error.attempts)"}, is_terminal=True),
+        tool_step(
+            "tell",
+            "echo",
+            args={"value": "$a.error.type: $a.error.message ($a.error.attempts)"},
+            is_terminal=True,
+        ),
     ]
     vm = opener(tools={"bad": failing(9), "echo": lambda value: value})
     trace = play(vm.run(program(*steps)))
@@ -172,7 +177,11 @@ def test_an_interrupt_stops_the_process_and_leaves_the_run_to_recover(opener: Op
     assert vm.store.record("r").owner is None
     (trace,) = play(opener(tools={"act": act}).recover())
     assert trace.status is RunStatus.SUSPENDED
-    assert (trace.waiting[0].kind, trace.waiting[0].step, trace.waiting[0].reason) == ("outcome", "a", "CRASH")
+    assert (trace.waiting[0].kind, trace.waiting[0].step, trace.waiting[0].reason) == (
+        "outcome",
+        "a",
+        "CRASH",
+    )
     sound(vm, trace)
 
 
@@ -225,7 +234,9 @@ class Explodes:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_an_effect_whose_result_cannot_be_kept_is_not_done_again(opener: Opener, value: Any, code: str) -> None:
+def test_an_effect_whose_result_cannot_be_kept_is_not_done_again(
+    opener: Opener, value: Any, code: str
+) -> None:
     count = Counter()
 
     def act() -> Any:
@@ -271,7 +282,9 @@ def test_huge_outputs_are_kept(opener: Opener) -> None:
 
 
 @pytest.mark.parametrize("blocking", [False, True])
-def test_a_time_out_of_a_harmless_tool_is_a_failure_that_may_be_retried(opener: Opener, blocking: bool) -> None:
+def test_a_time_out_of_a_harmless_tool_is_a_failure_that_may_be_retried(
+    opener: Opener, blocking: bool
+) -> None:
     count = Counter()
     never = threading.Event()
 

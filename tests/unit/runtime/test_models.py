@@ -46,7 +46,13 @@ class Named(Bare):
     ("answer", "tokens", "cost"),
     [
         ("yes", 0, 0.0),
-        (Completion(text="yes", usage=Usage(prompt_tokens=3, completion_tokens=4, cost_usd=0.5), model="m"), 7, 0.5),
+        (
+            Completion(
+                text="yes", usage=Usage(prompt_tokens=3, completion_tokens=4, cost_usd=0.5), model="m"
+            ),
+            7,
+            0.5,
+        ),
         (("yes", {"prompt_tokens": 3, "completion_tokens": 4, "cost_usd": None}), 7, 0.0),
         (("yes", {"prompt_tokens": None}), 0, 0.0),
         (("yes", None), 0, 0.0),
@@ -109,7 +115,14 @@ def test_a_retry_is_told_what_was_wrong_and_nothing_else(opener: Opener) -> None
     assert trace.final_output == {"n": 5}
     assert [len(messages) for messages in adapter.seen] == [2, 4, 6]
     assert adapter.seen[1][:2] == adapter.seen[0]
-    assert [message["role"] for message in adapter.seen[2]] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert [message["role"] for message in adapter.seen[2]] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+        "user",
+    ]
     shown = str(adapter.seen)
     assert "secret" not in shown
     assert "4111" not in shown
@@ -119,7 +132,11 @@ def test_a_retry_is_told_what_was_wrong_and_nothing_else(opener: Opener) -> None
 
 
 def test_rejected_answers_are_paid_for(opener: Opener) -> None:
-    vm = opener(llm=MockLLMAdapter(["maybe", "yes"], usage={"prompt_tokens": 10, "completion_tokens": 1, "cost_usd": 0.1}))
+    vm = opener(
+        llm=MockLLMAdapter(
+            ["maybe", "yes"], usage={"prompt_tokens": 10, "completion_tokens": 1, "cost_usd": 0.1}
+        )
+    )
     trace = play(vm.run(program(ask(allowed_outputs=["yes"], on_error="retry")), {"q": 1}))
     assert (trace.total_tokens(), trace.total_cost_usd()) == (22, 0.2)
 

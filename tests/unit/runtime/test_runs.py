@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from runtime_stage import Counter, Opener, kinds, play, program, refused, sound, tool_step, wait_step
 
-from nano_vm import ExecutionVM, MockLLMAdapter, RunStatus, StoreError, tool
+from nano_vm import MockLLMAdapter, RunStatus, StoreError, tool
 from nano_vm.testing.clock import VirtualClock
-
 
 # --- idempotency keys ----------------------------------------------------------------------------------------
 
@@ -28,7 +27,9 @@ def test_one_key_starts_one_run_however_many_ask_at_once(opener: Opener, apart: 
     async def main() -> None:
         one = opener(tools={"act": act})
         machines = [opener(tools={"act": act}) if apart else one for _ in range(5)]
-        traces = await asyncio.gather(*(vm.run(program(tool_step("a")), idempotency_key="k") for vm in machines))
+        traces = await asyncio.gather(
+            *(vm.run(program(tool_step("a")), idempotency_key="k") for vm in machines)
+        )
         assert len({trace.trace_id for trace in traces}) == 1
         assert {trace.final_output for trace in traces} == {"once"}
         assert count.effects == ["act"]
@@ -86,7 +87,9 @@ def test_a_key_finds_its_suspended_run_and_finishes_a_dead_one(opener: Opener) -
         vm = opener(tools={"act": act})
         with pytest.raises(KeyboardInterrupt):
             await vm.run(program(tool_step("a"), wait_step("w")), idempotency_key="k", trace_id="r")
-        trace = await opener(tools={"act": act}).run(program(tool_step("a"), wait_step("w")), idempotency_key="k")
+        trace = await opener(tools={"act": act}).run(
+            program(tool_step("a"), wait_step("w")), idempotency_key="k"
+        )
         assert (trace.trace_id, trace.status) == ("r", RunStatus.SUSPENDED)
 
     play(main())
@@ -100,7 +103,10 @@ def test_run_sync_works_again_and_again_and_from_threads(opener: Opener) -> None
     flow = program(tool_step("a", args={"n": "$n"}), tool_step("b", args={"n": "$a.output"}))
     assert [vm.run_sync(flow, {"n": n}).final_output for n in range(3)] == [2, 3, 4]
     results: list[Any] = []
-    threads = [threading.Thread(target=lambda: results.append(vm.run_sync(flow, {"n": 5}).final_output)) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: results.append(vm.run_sync(flow, {"n": 5}).final_output))
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -329,7 +335,9 @@ def test_a_run_can_be_cancelled_in_every_state(opener: Opener, clock: VirtualClo
             run_id = (await vm.run(flow)).trace_id
         trace = await vm.cancel(run_id, "enough", principal="ana")
         if state == "unknown":
-            assert trace.status is RunStatus.SUSPENDED  # an effect that nobody knows of is named, not forgotten
+            assert (
+                trace.status is RunStatus.SUSPENDED
+            )  # an effect that nobody knows of is named, not forgotten
             trace = await vm.resolve(run_id, "a", "failed")
         if state == "back-off":
             assert (await running).status is RunStatus.CANCELLED
@@ -392,7 +400,11 @@ def test_an_unknown_compensation_waits_for_somebody(opener: Opener) -> None:
 
     async def main() -> None:
         trace = await vm.run(flow)
-        assert (trace.status, trace.waiting[0].kind, trace.waiting[0].step) == (RunStatus.SUSPENDED, "outcome", "a")
+        assert (trace.status, trace.waiting[0].kind, trace.waiting[0].step) == (
+            RunStatus.SUSPENDED,
+            "outcome",
+            "a",
+        )
         trace = await vm.resolve(trace.trace_id, "a", "succeeded")
         assert (trace.status, trace.rollbacks) == (RunStatus.FAILED, 1)
         sound(vm, trace)
@@ -462,7 +474,9 @@ def test_budgets_are_reserved_before_the_call(opener: Opener) -> None:
 
 
 def test_parallel_calls_cannot_overdraw_together(opener: Opener) -> None:
-    lanes = [{"id": f"m{n}", "type": "llm", "prompt": "hello", "params": {"max_tokens": 40}} for n in range(5)]
+    lanes = [
+        {"id": f"m{n}", "type": "llm", "prompt": "hello", "params": {"max_tokens": 40}} for n in range(5)
+    ]
     llm = MockLLMAdapter("x", usage={"prompt_tokens": 2, "completion_tokens": 40})
     vm = opener(llm=llm)
     trace = play(vm.run(program({"id": "g", "type": "parallel", "parallel_steps": lanes}, max_tokens=100)))

@@ -81,7 +81,10 @@ def test_exactly_one_of_many_concurrent_resumes_wins(opener: Opener, apart: bool
         results = await asyncio.gather(*attempts, return_exceptions=True)
         won = [result for result in results if not isinstance(result, Exception)]
         assert len(won) == 1, results
-        assert {getattr(r, "code", None) for r in results if isinstance(r, Exception)} <= {"NOT_WAITING", "TERMINAL"}
+        assert {getattr(r, "code", None) for r in results if isinstance(r, Exception)} <= {
+            "NOT_WAITING",
+            "TERMINAL",
+        }
         assert len(count.effects) == 1
         trace = vm.trace(run_id)
         assert trace.status is RunStatus.SUCCESS
@@ -191,8 +194,15 @@ def test_a_wait_that_times_out_takes_its_fallback_or_fails(opener: Opener, clock
     play(main())
 
 
-def test_a_group_that_waits_times_out_although_no_wait_of_its_own_is_timed(opener: Opener, clock: VirtualClock) -> None:
-    group = {"id": "g", "type": "parallel", "timeout_seconds": 60, "parallel_steps": [wait_step("w"), tool_step("a")]}
+def test_a_group_that_waits_times_out_although_no_wait_of_its_own_is_timed(
+    opener: Opener, clock: VirtualClock
+) -> None:
+    group = {
+        "id": "g",
+        "type": "parallel",
+        "timeout_seconds": 60,
+        "parallel_steps": [wait_step("w"), tool_step("a")],
+    }
 
     async def main() -> None:
         vm = opener(tools={"act": lambda: 1})

@@ -34,6 +34,7 @@ def populate(path: Path) -> None:
             )
             store.post(draft.run_id, Mail(mail_id="m2", kind="event", body=b'{"paid":1}', posted_at_ms=NOW))
             store.answer(draft.run_id, "m2", b'{"ok":true}')
+            store.bind_action(f"charge-{number}", "sha256:1", draft.run_id)
             body = b'{"name":"p%d"}' % number
             store.put_program(canonical.digest(body), f"p{number}", body, NOW)
 
@@ -59,6 +60,8 @@ def everything(path: Path) -> Any:
             assert found.run_id == record.run_id
         programs = [(row, store.program(row[1]), store.program_named(row[0])) for row in store.programs()]
         mail = [(store.mail(run), store.answered(run, "m2")) for run in journals]
+        for number in range(6):
+            store.bind_action(f"charge-{number}", "sha256:1", f"run-{number}")
         return records, journals, programs, mail, store.tail(0)
 
 

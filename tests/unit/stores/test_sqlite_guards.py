@@ -22,6 +22,7 @@ def database(tmp_path: Path) -> Path:
             store.create(draft.record, draft.entries(2) + draft.entries(1, large))
             store.post(run_id, Mail(mail_id="m", kind="event", body=b"{}", posted_at_ms=NOW))
         body = b'{"name":"p"}'
+        store.bind_action("key", "sha256:1", "r1")
         store.put_program(canonical.digest(body), "p", body, NOW)
     return path
 
@@ -51,6 +52,9 @@ def operator(database: Path) -> Iterator[sqlite3.Connection]:
         "UPDATE nvm_blobs SET body = x'00'",
         "DELETE FROM nvm_blobs",
         "REPLACE INTO nvm_blobs SELECT n, digest, x'00' FROM nvm_blobs",
+        "UPDATE nvm_actions SET digest = 'sha256:2'",
+        "DELETE FROM nvm_actions",
+        "REPLACE INTO nvm_actions SELECT key, 'sha256:2', run_id, seal FROM nvm_actions",
         "DELETE FROM nvm_runs",
         "UPDATE nvm_runs SET run_id = 'other' WHERE no = 1",
         "UPDATE nvm_runs SET tenant = 'other'",
@@ -58,7 +62,7 @@ def operator(database: Path) -> Iterator[sqlite3.Connection]:
     ],
 )
 def test_history_cannot_be_rewritten_by_sql(operator: sqlite3.Connection, statement: str) -> None:
-    tables = ("nvm_segments", "nvm_programs", "nvm_blobs", "nvm_runs")
+    tables = ("nvm_segments", "nvm_programs", "nvm_blobs", "nvm_runs", "nvm_actions")
     before = [operator.execute(f"SELECT * FROM {table}").fetchall() for table in tables]
     with pytest.raises(sqlite3.IntegrityError):
         operator.execute(statement)

@@ -175,6 +175,10 @@ class StoresAgree(RuleBasedStateMachine):
         self.both(lambda store: store.answer(*mail, body))
         self.both(lambda store: store.answered(*mail))
 
+    @rule(key=st.sampled_from(["a1", "a2"]), digest=st.sampled_from(["sha256:1", "sha256:2"]), run=IDS)
+    def bind_action(self, key: str, digest: str, run: str) -> None:
+        self.both(lambda store: store.bind_action(key, digest, run))
+
     @rule(name=st.sampled_from(["p", "q"]), body=st.sampled_from([b"{}", b"[]"]))
     def put_program(self, name: str, body: bytes) -> None:
         self.both(

@@ -19,7 +19,13 @@ def problems(function: Any, **args: Any) -> list[str]:
 
 
 def test_type_hints_become_the_schema() -> None:
-    def act(name: str, amount: float, tags: list[str], kind: Literal["a", "b"] = "a", ctx: ToolContext | None = None) -> dict[str, int]:
+    def act(
+        name: str,
+        amount: float,
+        tags: list[str],
+        kind: Literal["a", "b"] = "a",
+        ctx: ToolContext | None = None,
+    ) -> dict[str, int]:
         return {}
 
     schema = describe(act).schema.parameters
@@ -47,7 +53,7 @@ def test_open_ended_and_untyped_functions_take_anything() -> None:
     assert not problems(lambda x, y=2: None, x={"deep": [1]})
 
 
-class Callable_:  # noqa: N801
+class Callable_:
     async def __call__(self, n: int) -> int:
         return n
 
@@ -75,7 +81,11 @@ def test_parameters_that_cannot_be_named_are_refused(function: Any) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"effect": "harmless"}, {"effect": "reconcilable"}, {"effect": "keyed", "reconcile": Reconciled.unknown}],
+    [
+        {"effect": "harmless"},
+        {"effect": "reconcilable"},
+        {"effect": "keyed", "reconcile": Reconciled.unknown},
+    ],
 )
 def test_effect_classes_are_a_closed_set(options: dict[str, Any]) -> None:
     with pytest.raises(NanoVMError) as raised:

@@ -4,7 +4,7 @@
   nano-vm recover --loop --interval 2 --tools refund_tools.py     until stopped (as `worker`)
 
 A run whose tools were not given is left untouched.
-exit codes: 0 done, 2 some runs need tools or a model that were not given
+exit codes: 0 done; else of what was left: 2 tools or a model were not given, 5 a changed journal
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nano_vm.cli.driving import Interrupted, supervise, take_up
 from nano_vm.cli.failures import as_json
 from nano_vm.cli.session import Session
 from nano_vm.cli.views import STATUS_STYLES, continuations, show_steps, show_waits
-from nano_vm.errors import InputError, NanoVMError
+from nano_vm.errors import InputError, NanoVMError, RuntimeFault, StoreError
 
 BATCH = 100
 
@@ -49,7 +49,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
             supervise(session, recovery.once)
         except Interrupted as interrupted:
             return interrupted_exit(console, session, interrupted, None)
-        code = exits.USAGE if any(left["exit_code"] == exits.USAGE for left in recovery.left) else exits.DONE
+        code = recovery.exit_code()
         console.document({"recovered": recovery.taken, "left": recovery.left, "exit_code": code})
         if not recovery.taken and not recovery.left:
             console.line("nothing to recover")
@@ -64,7 +64,12 @@ def work(args: argparse.Namespace, console: Console) -> int:
 
         async def loop() -> None:
             while True:
-                await recovery.once()
+                try:
+                    await recovery.once()
+                except StoreError as error:
+                    if not error.retryable:
+                        raise
+                    console.note(f"will try again: {error.code} {error.message}", "warn")
                 await asyncio.sleep(args.interval)
 
         try:
@@ -104,9 +109,16 @@ class Recovery:
         try:
             trace = await take_up(self.session, run_id)
         except NanoVMError as error:
-            if self.session.engine.draining:
+            if self.session.engine.draining or isinstance(error, StoreError):
                 raise
             self._leave(run_id, error)
+            return
+        except Exception as error:
+            # One run that cannot be driven must not keep a worker from the others.
+            if self.console.debug:
+                raise
+            what = f"unexpected {type(error).__name__} while driving the run"
+            self._leave(run_id, RuntimeFault("INTERNAL", what, help="see it with --debug, and report it"))
             return
         if trace is None:
             return  # somebody else was quicker
@@ -128,6 +140,14 @@ class Recovery:
         if not self.console.quiet:
             show_steps(self.console, program, trace)
             show_waits(self.console, self.session.args, program, trace)
+
+    def exit_code(self) -> int:
+        """The worst of what was left: tampering before everything else, then what the caller can mend."""
+        codes = {int(left["exit_code"]) for left in self.left}
+        for code in (exits.VERIFICATION, exits.BUG, exits.USAGE, exits.FAILED):
+            if code in codes:
+                return code
+        return exits.FAILED if codes else exits.DONE
 
     def _leave(self, run_id: str, error: NanoVMError) -> None:
         if run_id in self._complained:

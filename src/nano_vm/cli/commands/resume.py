@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--deny", action="store_true", help='the event {"approved": false}')
     parser.add_argument("--name", metavar="NAME", help="the event's name, when several are waited for")
     parser.add_argument("--step", metavar="STEP", help="the step that waits, when several do")
+    parser.add_argument("--item", metavar="N", type=int, help="which element, when the step of a map waits")
     parser.add_argument("--event-id", metavar="ID", help="identity of the event (default: its content)")
     parser.add_argument("--wait", action="store_true", help="sleep through timers instead of suspending")
     add_tools(parser)
@@ -57,6 +58,7 @@ async def _resume(session: Session, data: Any) -> Trace:
         event_id=args.event_id,
         name=args.name,
         step=args.step,
+        item=args.item,
         principal=session.principal,
     )
     return await wait_through(session, trace) if args.wait else trace

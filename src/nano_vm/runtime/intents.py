@@ -1,0 +1,215 @@
+"""Preparing what the kernel commands: the intent is journaled first, and what is to be called then is listed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from nano_vm import canonical
+from nano_vm.kernel import events as ev
+from nano_vm.kernel.commands import (
+    AwaitEvent,
+    CallModel,
+    CallTool,
+    Command,
+    Compensate,
+    Finish,
+    Reconcile,
+    StartChild,
+    StartTimer,
+    StopChild,
+)
+from nano_vm.kernel.state import activity_key
+from nano_vm.runtime import attending
+from nano_vm.runtime.journaled import defect
+from nano_vm.runtime.ports import ToolSpec
+from nano_vm.runtime.tooling import REPEATABLE
+
+if TYPE_CHECKING:
+    from nano_vm.runtime.driver import Run
+
+_UNSET = ev.UNSET
+Launches: TypeAlias = list[tuple[Command, ToolSpec | None, int]]
+ATTEMPTS_MAX = (
+    100  # an unknown outcome is not repeated beyond this attempt, however many processes it has cost
+)
+REPEATS_MAX = 3  # how often an unknown outcome is repeated under the tool's contract while the process lives
+MODEL_TOKENS_DEFAULT = (
+    4_096  # asked for, and reserved, when a token budget is declared but the step sets no limit
+)
+
+
+def prepare(run: Run, command: Command, launches: Launches) -> None:
+    """Journal the intent of a command; what is to be called afterwards goes on `launches`."""
+    kind = type(command)
+    if kind is CallTool:
+        _tool(run, command, launches)  # type: ignore[arg-type]
+    elif kind is CallModel:
+        _model(run, command, launches)  # type: ignore[arg-type]
+    elif kind is StartTimer or kind is AwaitEvent:
+        attending.set_timer(run, command)  # type: ignore[arg-type]
+        if type(command) is AwaitEvent and command.kind == "child":
+            attending.watch_child(run, command)
+    elif kind is Finish:
+        assert type(command) is Finish
+        run.intend(
+            ev.RunFinished(
+                at_ms=run.engine.clock.now_ms(),
+                incomplete=list(command.incomplete) or _UNSET,
+                outcome=_UNSET if command.outcome is None else command.outcome,
+                status=command.status,
+            )
+        )
+    elif kind is Reconcile:
+        _reconcile(run, command, launches)  # type: ignore[arg-type]
+    elif kind is StartChild:
+        _child(run, command, launches)  # type: ignore[arg-type]
+    elif kind is Compensate:
+        _compensation(run, command, launches)  # type: ignore[arg-type]
+    elif kind is StopChild:
+        assert type(command) is StopChild
+        attending.stop_child(run, activity_key(command.step, command.item), launches)
+
+
+def _tool(run: Run, command: CallTool, launches: Launches) -> None:
+    engine = run.engine
+    spec = engine.tools.spec(command.tool)
+    if spec is None:
+        message = f"no tool `{command.tool}` is registered"
+        outcome = engine.calls.failed(command, "UNKNOWN_TOOL", message, False, pure=True)
+        run.record_event(outcome.event, outcome.payload)
+        return
+    if spec.problems is not None and (problems := spec.problems(command.args)):
+        message = f"arguments of `{command.tool}`: " + "; ".join(problems)
+        outcome = engine.calls.failed(command, "BAD_ARGUMENT", message, False, pure=True)
+        run.record_event(outcome.event, outcome.payload)
+        return
+    if spec.effect == "pure":
+        if (activity_key(command.step, command.item), command.attempt) not in run.tasks:
+            launches.append((command, spec, 0))
+        return
+    event = ev.StepStarted(
+        at_ms=engine.clock.now_ms(),
+        attempt=command.attempt,
+        effect=spec.effect,
+        item=command.item if command.item >= 0 else _UNSET,
+        occurrence=command.occurrence,
+        step=command.step_id,
+    )
+    run.intend(event)
+    launches.append((command, spec, 0))
+
+
+def _model(run: Run, command: CallModel, launches: Launches) -> None:
+    engine = run.engine
+    state = run.state
+    limit, tokens, cost = 0, 0, 0
+    if state.tokens_max or state.cost_nanousd_max:
+        prompt = sum(len(message["content"]) for message in command.request["messages"]) // 4 + 1
+        limit = command.tokens_max or MODEL_TOKENS_DEFAULT
+        if state.tokens_max:
+            left = state.tokens_max - state.tokens - state.reserved_tokens
+            if not command.tokens_max:
+                limit = min(limit, left - prompt)
+            tokens = prompt + max(limit, 1)
+        cost = engine.worst_cost(command.request, prompt, max(limit, 1))
+    event = ev.StepStarted(
+        at_ms=engine.clock.now_ms(),
+        attempt=command.attempt,
+        effect="model",
+        item=command.item if command.item >= 0 else _UNSET,
+        occurrence=command.occurrence,
+        reserved_cost_nanousd=cost or _UNSET,
+        reserved_tokens=tokens or _UNSET,
+        step=command.step_id,
+    )
+    rejection = run.record_intent(event)
+    if rejection is None:
+        launches.append((command, None, limit))
+    elif rejection.code == "OVER_BUDGET":
+        budget = rejection.message
+        spent = state.tokens + state.reserved_tokens
+        left = state.tokens_max - spent
+        if budget != "tokens":
+            left = state.cost_nanousd_max - state.cost_nanousd - state.reserved_cost_nanousd
+        run.record_event(
+            ev.BudgetExhausted(
+                at_ms=engine.clock.now_ms(),
+                budget=budget,
+                left=max(left, 0),
+                needed=tokens if budget == "tokens" else cost,
+                step=command.step_id,
+            )
+        )
+    else:
+        defect(run.record.run_id, event, rejection)
+
+
+def _child(run: Run, command: StartChild, launches: Launches) -> None:
+    run.intend(
+        ev.ChildStarted(
+            at_ms=run.engine.clock.now_ms(),
+            attempt=command.attempt,
+            child=command.child,
+            item=command.item if command.item >= 0 else _UNSET,
+            occurrence=command.occurrence,
+            program=command.program,
+            step=command.step_id,
+        )
+    )
+    launches.append((command, None, 0))
+
+
+def _compensation(run: Run, command: Compensate, launches: Launches) -> None:
+    engine = run.engine
+    spec = engine.tools.spec(command.tool)
+    effect = spec.effect if spec is not None else "irreversible"
+    item = command.item if command.item >= 0 else _UNSET
+    run.intend(
+        ev.CompensationStarted(
+            at_ms=engine.clock.now_ms(),
+            attempt=command.attempt,
+            effect=effect,
+            item=item,
+            occurrence=command.occurrence,
+            step=command.step_id,
+        )
+    )
+    if spec is not None:
+        launches.append((command, spec, 0))
+        return
+    details = {"message": f"no tool `{command.tool}` is registered"}
+    run.record_event(
+        ev.CompensationFailed(
+            at_ms=engine.clock.now_ms(),
+            attempt=command.attempt,
+            draw=0,
+            error="UNKNOWN_TOOL",
+            item=item,
+            occurrence=command.occurrence,
+            payload=details,
+            retryable=False,
+            step=command.step_id,
+        ),
+        canonical.encode(details),
+    )
+
+
+def _reconcile(run: Run, command: Reconcile, launches: Launches) -> None:
+    """Settle an unknown outcome under the tool's contract - the one it was dispatched under and the one it has
+    now must both allow it - or leave it to an operator."""
+    key = activity_key(command.step, command.item)
+    if command.id in run.tried or (key, command.attempt) in run.tasks:
+        return
+    run.tried.add(command.id)
+    spec = run.engine.tools.spec(command.tool) if command.tool else None
+    is_model = command.effect == "model"
+    if is_model or (spec is not None and spec.effect in REPEATABLE and command.effect in REPEATABLE):
+        repeats = run.repeats.get(key, 0)
+        if command.reason != "CRASH" and not is_model and repeats >= REPEATS_MAX:
+            return
+        if command.attempt >= ATTEMPTS_MAX:
+            return  # whoever tries it dies: somebody has to look
+        run.repeats[key] = repeats + 1
+        run.record_event(run.engine.calls.resolved(command, "contract", "repeat"))
+    elif spec is not None and spec.reconcile is not None:
+        launches.append((command, spec, 0))

@@ -1,0 +1,229 @@
+"""A run's state and its journal, kept together: what the kernel takes is journaled with the next commit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+from nano_vm.errors import RuntimeFault
+from nano_vm.journal.entry import Chain, Entry
+from nano_vm.journal.port import RunRecord, RunUpdate
+from nano_vm.journal.standing import standing
+from nano_vm.kernel import events as ev
+from nano_vm.kernel.state import Rejection, State
+from nano_vm.kernel.transition import apply
+from nano_vm.program.compiled import CompiledProgram
+
+if TYPE_CHECKING:
+    from nano_vm.runtime.engine import Engine
+
+
+Answer: TypeAlias = "asyncio.Future[Rejection | None]"
+
+
+class RunLeft(Exception):
+    """The run was let go before it could take the event: deliver it by way of the store."""
+
+
+class JournaledRun:
+    """One run that this process owns, as far as its journal goes."""
+
+    __slots__ = (
+        "_answers",
+        "_open",
+        "_open_payload",
+        "_riders",
+        "batch",
+        "chain",
+        "created",
+        "engine",
+        "fence",
+        "heard",
+        "listener",
+        "program",
+        "record",
+        "state",
+    )
+
+    def __init__(
+        self,
+        engine: Engine,
+        program: CompiledProgram,
+        record: RunRecord,
+        state: State,
+        chain: Chain,
+        fence: int,
+        *,
+        created: bool,
+    ) -> None:
+        self.engine = engine
+        self.program = program
+        self.record = record
+        self.state = state
+        self.chain = chain
+        self.fence = fence
+        self.listener: Any = None
+        self.heard: list[tuple[Entry, ev.Event]] = []  # journaled, not yet told to the listeners
+        self.batch: list[Entry] = []
+        self.created = created
+        self._open: ev.Event | None = None  # applied, not sealed yet: intents may still ride with it
+        self._open_payload: bytes | None = None
+        self._riders: list[ev.Event] = []
+        self._answers: list[tuple[Answer, Rejection | None]] = []  # told when durable
+
+    def offer(self, event: ev.Event, payload: bytes | None) -> Rejection | None:
+        """Apply an event and journal it with the next commit; a rejection leaves everything as it was."""
+        result = apply(self.program, self.state, event)
+        if type(result) is Rejection:
+            return result
+        if self.state.verdicts:
+            event.verdicts = self.state.verdicts  # type: ignore[union-attr]
+        if self._open is not None:
+            self._seal()
+        self._open = event
+        self._open_payload = payload
+        return None
+
+    def record_event(self, event: ev.Event, payload: bytes | None = None) -> None:
+        """`offer` for events that the kernel must admit."""
+        rejection = self.offer(event, payload)
+        if rejection is not None:
+            defect(self.record.run_id, event, rejection)
+
+    def record_intent(self, event: ev.Event) -> Rejection | None:
+        """Apply an intent and let it ride with the outcome it follows from: one entry, one commit. What is requested
+        is a function of the journal before it, so it is not written again."""
+        if self._open is None:
+            return self.offer(event, None)
+        result = apply(self.program, self.state, event)
+        if type(result) is Rejection:
+            return result
+        self._riders.append(event)
+        return None
+
+    def ride(self, event: ev.Event) -> None:
+        """An intent that the kernel has taken already."""
+        if self._open is None:
+            self._open, self._open_payload = event, None
+        else:
+            self._riders.append(event)
+
+    def hold(self, event: ev.Event, payload: bytes | None) -> None:
+        """An outcome that the kernel has taken already."""
+        if self._open is not None:
+            self._seal()
+        self._open, self._open_payload = event, payload
+
+    def seal_open(self) -> None:
+        """Nothing will ride with the open entry."""
+        if self._open is not None:
+            self._seal()
+
+    def intend(self, event: ev.Event) -> None:
+        rejection = self.record_intent(event)
+        if rejection is not None:
+            defect(self.record.run_id, event, rejection)
+
+    def _seal(self) -> None:
+        """Close the open entry: nothing rides with it any more."""
+        event, payload = self._open, self._open_payload
+        assert event is not None
+        engine = self.engine
+        entry = self.chain.seal(
+            event, engine.entropy.salt() if payload is not None else b"", payload, self._riders
+        )
+        self.batch.append(entry)
+        if self.listener is not None or engine.listeners:
+            engine.announce(self, entry, event)
+            for rider in self._riders:
+                engine.announce(self, entry, rider)
+        self._open = None
+        if self._riders:
+            self._riders = []
+
+    def commit(self, update: RunUpdate | None = None) -> Awaitable[None] | None:
+        """Make the batch durable."""
+        if self._open is not None:
+            self._seal()
+        batch = self.batch
+        if not batch and update is None:
+            return None
+        entries = batch[:]
+        batch.clear()
+        store = self.engine.store
+        if self.created:
+            return store.append(self.record.run_id, self.fence, entries, update)
+        self.created = True
+        if update is not None:
+            _project(self.record, update)
+        return store.create(self.record, entries)
+
+    async def flush(self, update: RunUpdate | None = None) -> None:
+        if self._open is not None:
+            self._seal()
+        heard, answers = self.heard, self._answers
+        if heard:
+            self.heard = []
+        if answers:
+            self._answers = []
+        try:
+            durable = self.commit(update)
+            if durable is not None:
+                await durable
+        except BaseException:
+            for answer, _ in answers:
+                refuse(answer)
+            raise
+        for answer, rejection in answers:
+            if not answer.done():
+                answer.set_result(rejection)
+        if heard:
+            self.engine.publish(self, heard)
+
+    def update(self, release: bool) -> RunUpdate:
+        """What the run's record says now."""
+        if self._open is not None:
+            self._seal()
+        stands = standing(self.program, self.state)
+        return RunUpdate(
+            status=stands.status,
+            outcome=stands.outcome,
+            waits=stands.waits,
+            wake_at_ms=stands.wake_at_ms,
+            updated_at_ms=self.engine.clock.now_ms(),
+            length=self.chain.length,
+            head=self.chain.head,
+            release=release,
+        )
+
+
+def new_answer() -> asyncio.Future[Rejection | None]:
+    answer: asyncio.Future[Rejection | None] = asyncio.get_running_loop().create_future()
+    answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # whether anybody asks or not
+    return answer
+
+
+def refuse(answer: asyncio.Future[Rejection | None] | None) -> None:
+    if answer is not None and not answer.done():
+        answer.set_exception(RunLeft())
+
+
+def _project(record: RunRecord, update: RunUpdate) -> None:
+    record.status = update.status
+    record.outcome = update.outcome
+    record.waits = update.waits
+    record.wake_at_ms = update.wake_at_ms
+    record.updated_at_ms = update.updated_at_ms
+    record.length = update.length
+    record.head = update.head
+    if update.release:
+        record.owner = None
+
+
+def defect(run_id: str, event: ev.Event, rejection: Rejection) -> NoReturn:
+    raise RuntimeFault(
+        "INTERNAL",
+        f"the kernel refused {event.type} of run {run_id}: {rejection.code} {rejection.message}",
+        facts={"run_id": run_id, "event": event.type, "rejection": rejection.code},
+    )

@@ -1,0 +1,205 @@
+"""The lane writes the journal that the general driver writes, byte for byte, and leaves the same state behind."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nano_vm import PENDING, ExecutionVM, MemoryStore, ProgramError, SqliteStore, ToolError, tool
+from nano_vm.kernel.state import snapshot
+
+EFFECTS = ("pure", "idempotent", "keyed", "irreversible")
+NOW_MS = 1_700_000_000_000
+
+
+class StillClock:
+    """Time stands still, but for timers, which ring at once."""
+
+    def __init__(self) -> None:
+        self.at_ms = NOW_MS
+
+    def now_ms(self) -> int:
+        return self.at_ms
+
+    async def sleep_until(self, at_ms: int) -> None:
+        self.at_ms = max(self.at_ms, at_ms)
+
+
+class CountedEntropy:
+    """The n-th draw is n."""
+
+    def __init__(self) -> None:
+        self._next = count()
+
+    def salt(self) -> bytes:
+        return next(self._next).to_bytes(16, "big")
+
+    def draw(self) -> int:
+        return 500_000
+
+
+def _tools() -> list[Callable[..., Any]]:
+    """A tool for every effect and every way of answering."""
+    tools: list[Callable[..., Any]] = []
+
+    def declare(name: str, effect: str, function: Callable[..., Any]) -> None:
+        tools.append(tool(name=name, effect=effect)(function))
+
+    for effect in EFFECTS:
+
+        async def add(x: Any) -> Any:
+            return x + 1 if type(x) is int else x
+
+        async def box(x: Any) -> Any:
+            return {"b": [x, (1, 2.0)], "a": "é\u2028"}
+
+        async def later(x: int = 0) -> Any:
+            await asyncio.sleep(0)
+            return x
+
+        async def fail(x: Any) -> Any:
+            raise ToolError("no", retryable=x == 1, code="NO")
+
+        async def strange(x: Any) -> Any:
+            return {1, 2}
+
+        async def pend(x: Any) -> Any:
+            return PENDING
+
+        async def named(x: Any) -> Any:
+            return "PENDING"
+
+        def plain(x: int) -> int:
+            return x * 2
+
+        async def spoil(x: Any) -> Any:
+            if type(x) is dict:
+                x["b"].clear()
+            return None
+
+        for function in (add, box, later, fail, strange, pend, named, plain, spoil):
+            declare(f"{function.__name__}_{effect}", effect, function)
+    return tools
+
+
+TOOLS = _tools()
+COMMON = ("add", "box", "later", "spoil")
+RARE = ("fail", "strange", "pend", "named", "plain")
+TESTS = ("$x >= 0", "$x < 3", "{} == 1", "{} != null", "{}.b == 1")
+
+
+@st.composite
+def programs(draw: st.DrawFn) -> dict[str, Any]:
+    """Programs that are valid by construction: a chain of tools and conditions, whose other branches lead back, on, or
+    to another end."""
+    size = draw(st.integers(1, 7))
+    steps: list[dict[str, Any]] = []
+    values = ["$x"]  # what a step may refer to
+    for number in range(size):
+        step: dict[str, Any] = {"id": f"s{number}"}
+        if number and draw(st.integers(0, 3)) == 0:
+            test = draw(st.sampled_from(TESTS))
+            other = draw(st.sampled_from(["alt", f"s{draw(st.integers(0, size - 1))}"]))
+            step |= {"type": "condition", "condition": test.format(draw(st.sampled_from(values)))}
+            step |= {"then": f"s{number + 1}" if number + 1 < size else "end"}
+            if other != step["then"] and other != step["id"]:
+                step["otherwise"] = other
+        else:
+            step |= _tool_step(draw, values)
+            values.append(f"$s{number}.output")
+        steps.append(step)
+    steps.append(
+        {"id": "end", "type": "tool", "tool": "add_keyed", "args": {"x": values[-1]}, "is_terminal": True}
+    )
+    steps[-1] |= draw(st.sampled_from([{}, {"outcome": 'don’t "pay"'}, {"tool": "box_pure"}]))
+    if any("alt" in (step.get("otherwise"), step.get("on_failure")) for step in steps):
+        steps.append({"id": "alt", "type": "tool", "tool": "add_irreversible", "args": {"x": "$x"}})
+        steps[-1] |= {"is_terminal": True, "final_status": "FAILED", "outcome": "refused"}
+    schema = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+    return {"name": "p", "inputs": schema, "max_steps": draw(st.integers(1, 30)), "steps": steps}
+
+
+def _tool_step(draw: st.DrawFn, values: list[str]) -> dict[str, Any]:
+    name = draw(st.sampled_from(COMMON * 5 + RARE))
+    value = draw(st.sampled_from(values))
+    argument = draw(st.sampled_from([value, value, 1, f"text {value}", {"deep": value}, [value, 1.5], None]))
+    step = {"type": "tool", "tool": f"{name}_{draw(st.sampled_from(EFFECTS))}", "args": {"x": argument}}
+    if name in ("plain", "later"):
+        step["args"] = {"x": "$x"}
+    if draw(st.integers(0, 3)) == 0:
+        step["output_key"] = f"v{len(values)}"
+    step |= draw(st.sampled_from([{}, {}, {}, {"on_error": "skip"}, {"on_error": "retry", "max_retries": 2}]))
+    if step.get("on_error") != "skip" and draw(st.integers(0, 3)) == 0:
+        step["on_failure"] = "alt"
+    if not step["tool"].endswith("pure") and draw(st.integers(0, 7)) == 0:
+        step["compensate"] = {"tool": "add_keyed", "args": {"x": "$x"}}
+    if draw(st.integers(0, 9)) == 0:
+        step["idempotency_key"] = "key-$x"
+    return step
+
+
+async def _play(store: Any, program: dict[str, Any], x: int, lane: bool) -> tuple[list[Any], Any, bytes, Any]:
+    ticks = count(1)
+
+    async def tick() -> int:
+        return next(ticks)
+
+    vm = ExecutionVM(tools=[*TOOLS, tick], store=store, clock=StillClock(), entropy=CountedEntropy())
+    vm.lane = lane
+    async with vm:
+        trace = await vm.run(program, context={"x": x}, trace_id="run")
+        state = trace._state
+        record = store.record("run")
+        record.owner = None
+        return store.read("run"), record, snapshot(state), trace.final_output
+
+
+def _shown(entries: list[Any]) -> list[tuple[bytes, bytes | None]]:
+    """The entries in a form whose differences can be read: without the chain's digests."""
+    return [(re.sub(rb'"(commitment|prev)":"[^"]*"', b"", entry.facts), entry.payload) for entry in entries]
+
+
+@settings(max_examples=200, deadline=None)
+@given(programs(), st.integers(-1, 5))
+def test_a_run_is_the_same_with_and_without_the_lane(program: dict[str, Any], x: int) -> None:
+    try:
+        with_lane = asyncio.run(_play(MemoryStore(), program, x, True))
+    except ProgramError:
+        return
+    without = asyncio.run(_play(MemoryStore(), program, x, False))
+    assert _shown(with_lane[0]) == _shown(without[0])
+    assert with_lane == without
+
+
+LOOP: dict[str, Any] = {
+    "name": "loop",
+    "inputs": {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]},
+    "max_steps": 700,
+    "steps": [
+        {"id": "one", "type": "tool", "tool": "add_pure", "args": {"x": "$x"}},
+        {"id": "two", "type": "tool", "tool": "tick", "output_key": "n"},
+        {"id": "three", "type": "tool", "tool": "box_keyed", "args": {"x": "$n"}},
+        {"id": "more", "type": "condition", "condition": "$n < 150", "then": "two", "otherwise": "last"},
+        {"id": "last", "type": "tool", "tool": "later_idempotent", "args": {"x": "$n"}, "is_terminal": True},
+    ],
+}
+
+
+@pytest.mark.parametrize("program", [LOOP, {**LOOP, "max_steps": 100}], ids=["ends", "budget"])
+@pytest.mark.parametrize("durable", [False, True], ids=["memory", "sqlite"])
+def test_a_long_loop_is_the_same_with_and_without_the_lane(
+    program: dict[str, Any], durable: bool, tmp_path: Any
+) -> None:
+    found = []
+    for lane in (True, False):
+        store = SqliteStore(str(tmp_path / f"{lane}.db")) if durable else MemoryStore()
+        found.append(asyncio.run(_play(store, program, 0, lane)))
+    assert found[0] == found[1]
+    assert found[0][1].status == ("SUCCESS" if program is LOOP else "BUDGET_EXCEEDED")
