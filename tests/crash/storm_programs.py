@@ -86,7 +86,10 @@ def step(kind: str, name: str, **fields: Any) -> dict[str, Any]:
     return {"id": name, "type": "tool", "tool": kind, **fields}
 
 
-CHILD = {"name": "child", "steps": [step("reconcilable", "X"), step("transactional", "Y"), step("keyed", "W")]}
+CHILD = {
+    "name": "child",
+    "steps": [step("reconcilable", "X"), step("transactional", "Y"), step("keyed", "W")],
+}
 STORM = {
     "name": "storm",
     "steps": [
