@@ -226,6 +226,8 @@ class Run(JournaledRun):
         try:
             while True:
                 if self.transitions_left < 0 and not self.tasks and not self.timers and not self.disturbed:
+                    if self.goes_on:
+                        await self.flush()
                     await drive_lane(self)
                     if self.state.stage is Stage.ENDED:
                         await self.flush(self.update(release=True))

@@ -287,7 +287,11 @@ class MemoryJournalStore:
                 continue
             if record.status == "RUNNING" or (
                 record.status == "SUSPENDED"
-                and (0 < record.wake_at_ms <= now_ms or any(m.answer is None for m in run.mail.values()))
+                and (
+                    record.owner is not None
+                    or 0 < record.wake_at_ms <= now_ms
+                    or any(m.answer is None for m in run.mail.values())
+                )
             ):
                 found.append(record.run_id)
         return found
