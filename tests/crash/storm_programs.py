@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,8 @@ def append(file: str, line: str) -> None:
 
 
 def effect(kind: str, ctx: ToolContext) -> str:
-    append("effects", json.dumps([kind, ctx.trace_id, ctx.step_id, ctx.idempotency_key]))
-    return ctx.step_id
+    append("effects", json.dumps([kind, ctx.trace_id, ctx.step, ctx.idempotency_key]))
+    return ctx.step
 
 
 @tool
@@ -50,18 +49,21 @@ async def idempotent(ctx: ToolContext) -> str:
 
 @tool(effect="keyed")
 async def keyed(ctx: ToolContext) -> str:
-    """A server that honours keys."""
+    """A server that honours keys: key and effect appear together, in one atomic link, or not at all."""
+    draft = PLACE / "keys" / f".{ctx.idempotency_key}.{os.getpid()}"
+    draft.write_text(json.dumps(["keyed", ctx.trace_id, ctx.step, ctx.idempotency_key]))
     try:
-        os.close(os.open(PLACE / "keys" / ctx.idempotency_key, os.O_CREAT | os.O_EXCL))
+        os.link(draft, PLACE / "keys" / ctx.idempotency_key)
     except FileExistsError:
-        return ctx.step_id
-    return effect("keyed", ctx)
+        pass
+    draft.unlink()
+    return ctx.step
 
 
 def find_out(ctx: ToolContext) -> Reconciled:
     text = (PLACE / "effects").read_text() if (PLACE / "effects").exists() else ""
     done = any(json.loads(line)[3] == ctx.idempotency_key for line in text.splitlines())
-    return Reconciled.succeeded(ctx.step_id) if done else Reconciled.not_executed()
+    return Reconciled.succeeded(ctx.step) if done else Reconciled.not_executed()
 
 
 @tool(effect="reconcilable", reconcile=find_out)
@@ -73,8 +75,8 @@ async def reconcilable(ctx: ToolContext) -> str:
 async def transactional(ctx: ToolContext) -> str:
     con = ctx.transaction.connection
     con.execute("CREATE TABLE IF NOT EXISTS effects (run TEXT, step TEXT)")
-    con.execute("INSERT INTO effects VALUES (?, ?)", (ctx.trace_id, ctx.step_id))
-    return ctx.step_id
+    con.execute("INSERT INTO effects VALUES (?, ?)", (ctx.trace_id, ctx.step))
+    return ctx.step
 
 
 TOOLS = [irreversible, blocking, idempotent, keyed, reconcilable, transactional]
@@ -84,7 +86,10 @@ def step(kind: str, name: str, **fields: Any) -> dict[str, Any]:
     return {"id": name, "type": "tool", "tool": kind, **fields}
 
 
-CHILD = {"name": "child", "steps": [step("reconcilable", "X"), step("transactional", "Y"), step("keyed", "W")]}
+CHILD = {
+    "name": "child",
+    "steps": [step("reconcilable", "X"), step("transactional", "Y"), step("keyed", "W")],
+}
 STORM = {
     "name": "storm",
     "steps": [
@@ -104,19 +109,9 @@ STORM = {
 
 async def run(vm: ExecutionVM, first: int, count: int) -> None:
     vm.save_program(CHILD)
-    draw = random.Random(first)
-
-    async def one(number: int) -> None:
-        name = f"r{number}"
-        await vm.run(STORM, trace_id=name)
-        await asyncio.sleep(draw.random() * 0.05)
-        await vm.recover()  # timers
-        while vm.trace(name).status == "SUSPENDED" and vm.trace(name).waiting[0].kind == "timer":
-            await asyncio.sleep(0.01)
-            await vm.recover()
-        await vm.resume(name, {"ok": True}, event_id=f"go-{number}")
-
-    await asyncio.gather(*(one(number) for number in range(first, first + count)))
+    names = [f"r{number}" for number in range(first, first + count)]
+    await asyncio.gather(*(vm.run(STORM, trace_id=name) for name in names))
+    await recover(vm)
 
 
 async def recover(vm: ExecutionVM) -> None:
@@ -124,22 +119,23 @@ async def recover(vm: ExecutionVM) -> None:
     idle = 0
     while idle < 3:
         done = await vm.recover()
-        busy = False
-        for record in vm.runs(limit=10_000):
-            if record.parent is not None or record.status not in ("SUSPENDED", "RUNNING"):
-                continue
-            waits = vm.trace(record.run_id).waiting
-            kinds = {wait.kind for wait in waits}
-            busy = busy or record.status == "RUNNING" or "timer" in kinds
-            if "event" in kinds:
-                busy = True
-                try:
-                    await vm.resume(record.run_id, {"ok": True}, event_id=f"go-{record.run_id[1:]}")
-                except NanoVMError as error:
-                    if error.code not in ("OUT_OF_ORDER", "NOT_WAITING", "TERMINAL"):
-                        raise
-        idle = 0 if done or busy else idle + 1
+        given = await asyncio.gather(*(give(vm, record) for record in vm.runs(limit=100_000)))
+        idle = 0 if done or any(given) else idle + 1
         await asyncio.sleep(0.02)
+
+
+async def give(vm: ExecutionVM, record: Any) -> bool:
+    """Give a waiting run its event; whether there is anything to be done with it."""
+    if record.parent is not None or record.status not in ("SUSPENDED", "RUNNING"):
+        return False
+    kinds = {wait.kind for wait in vm.trace(record.run_id).waiting}
+    if "event" in kinds:
+        try:
+            await vm.resume(record.run_id, {"ok": True}, event_id=f"go-{record.run_id[1:]}")
+        except NanoVMError as error:
+            if error.code not in ("NOT_WAITING", "TERMINAL", "DUPLICATE"):  # somebody else was faster
+                raise
+    return record.status == "RUNNING" or bool(kinds & {"event", "timer"})
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from crash import storm_programs
+import storm_programs
 
 from nano_vm import ExecutionVM, SqliteStore
 
@@ -50,6 +50,8 @@ def check(place: Path) -> Counter[str]:
     effects: Counter[tuple[str, str, str, str]] = Counter()
     if (place / "effects").exists():
         effects.update(tuple(json.loads(line)) for line in (place / "effects").read_text().splitlines())
+    keys = [file for file in (place / "keys").iterdir() if not file.name.startswith(".")]
+    effects.update(tuple(json.loads(file.read_text())) for file in keys)
     con = sqlite3.connect(place / "runs.db")
     if con.execute("SELECT 1 FROM sqlite_master WHERE name = 'effects'").fetchone():
         effects.update(("transactional", *row, "") for row in con.execute("SELECT run, step FROM effects"))

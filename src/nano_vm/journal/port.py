@@ -185,8 +185,8 @@ class JournalStore(Protocol):
         """Give a run up without appending. A no-op when it is no longer ours."""
 
     def claimable(self, now_ms: int, limit: int = 100) -> list[str]:
-        """Runs that somebody should take up: RUNNING without a live owner, or SUSPENDED with a due timer or
-        unread mail, top-level runs only, oldest first."""
+        """Runs that somebody should take up: RUNNING without a live owner, or SUSPENDED with a due timer,
+        unread mail or an owner that has died, top-level runs only, oldest first."""
 
     # --- actions ------------------------------------------------------------------------------------------
     def bind_action(self, key: str, digest: str, run_id: str) -> None:

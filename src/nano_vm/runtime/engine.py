@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from nano_vm import canonical
-from nano_vm.compiler import compile_program
 from nano_vm.errors import ConflictError, InputError, NanoVMError, NotFoundError, RuntimeFault
 from nano_vm.journal.entry import Chain, Entry
 from nano_vm.journal.port import JournalStore, RunQuery, RunRecord
@@ -26,6 +25,7 @@ from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.model import Program
 from nano_vm.runtime import children, control, forks, recovery
 from nano_vm.runtime.calls import Calls, Outcome, action_key
+from nano_vm.runtime.compilations import compiled_before, compiled_for
 from nano_vm.runtime.driver import Run
 from nano_vm.runtime.gates import validator
 from nano_vm.runtime.journaled import JournaledRun
@@ -107,7 +107,7 @@ class Engine:
             program = Program.from_dict(dict(program) if isinstance(program, Mapping) else program)
         compiled = self._compiled.get(program.hash)
         if compiled is None or program.hash not in self._checked:
-            compiled = compile_program(program, tools=self.tools.schemas())
+            compiled = compiled_for(program, self.tools.schemas())
             self._compiled[program.hash] = compiled
             self._checked.add(program.hash)
         return program, compiled
@@ -129,11 +129,14 @@ class Engine:
         """The compiled form of a stored program. Tools are not checked again: what runs was admitted before."""
         compiled = self._compiled.get(program_hash)
         if compiled is None:
-            stored = canonical.decode(self.store.program(program_hash))
-            program = Program.from_dict(stored["program"])
-            if program.hash != program_hash:
-                raise RuntimeFault("PROGRAM_CHANGED", f"the stored program is not {program_hash}")
-            compiled = compile_program(program)
+            stored = self.store.program(program_hash)
+            if canonical.digest(stored) == program_hash:
+                compiled = compiled_before(program_hash)
+            if compiled is None:
+                program = Program.from_dict(canonical.decode(stored)["program"])
+                if program.hash != program_hash:
+                    raise RuntimeFault("PROGRAM_CHANGED", f"the stored program is not {program_hash}")
+                compiled = compiled_for(program, None)
             self._compiled[program_hash] = compiled
         return compiled
 

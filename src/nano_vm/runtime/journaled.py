@@ -11,7 +11,7 @@ from nano_vm.journal.entry import Chain, Entry
 from nano_vm.journal.port import RunRecord, RunUpdate
 from nano_vm.journal.standing import standing
 from nano_vm.kernel import events as ev
-from nano_vm.kernel.state import Rejection, State
+from nano_vm.kernel.state import Rejection, RunStatus, State
 from nano_vm.kernel.transition import apply
 from nano_vm.program.compiled import CompiledProgram
 
@@ -43,6 +43,7 @@ class JournaledRun:
         "listener",
         "program",
         "record",
+        "recorded",
         "state",
     )
 
@@ -67,6 +68,7 @@ class JournaledRun:
         self.heard: list[tuple[Entry, ev.Event]] = []  # journaled, not yet told to the listeners
         self.batch: list[Entry] = []
         self.created = created
+        self.recorded: str = record.status  # what the stored record says
         self._open: ev.Event | None = None  # applied, not sealed yet: intents may still ride with it
         self._open_payload: bytes | None = None
         self._riders: list[ev.Event] = []
@@ -147,8 +149,13 @@ class JournaledRun:
         if self._open is not None:
             self._seal()
         batch = self.batch
+        if update is None and batch and self.goes_on:
+            # Its record has to say so: nobody looks after a run that waits for nothing and is called SUSPENDED.
+            update = self.update(release=False)
         if not batch and update is None:
             return None
+        if update is not None:
+            self.recorded = update.status
         entries = batch[:]
         batch.clear()
         store = self.engine.store
@@ -180,6 +187,11 @@ class JournaledRun:
                 answer.set_result(rejection)
         if heard:
             self.engine.publish(self, heard)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the run goes on while its record still says that it waits."""
+        return self.recorded == RunStatus.SUSPENDED and self.state.status is RunStatus.RUNNING
 
     def update(self, release: bool) -> RunUpdate:
         """What the run's record says now."""

@@ -42,6 +42,8 @@ def admit(
     if first > length or first < 0:
         raise journal_conflict(run_id, first, f"the journal ends before {length}")
     known = stored(first, min(length, expected))
+    if len(known) != min(length, expected) - first:
+        raise journal_conflict(run_id, first, "the journal is shorter than it was believed to be")
     for entry, digest in zip(entries, known, strict=False):
         if entry.digest != digest:
             raise journal_conflict(run_id, entry.seq, "another entry is stored there")

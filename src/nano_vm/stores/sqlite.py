@@ -191,7 +191,7 @@ class SqliteJournalStore:
             self._writer.known.pop(run_id, None)
             return fence
 
-        return self._write(work)
+        return self._write(work, synced=False)
 
     def renew(self, run_ids: Sequence[str], now_ms: int) -> list[str]:
         if not run_ids:
@@ -387,7 +387,7 @@ class SqliteJournalStore:
                 self._group.drain()
         finally:
             self._closed = True
-            owned = self._owners_of_running()
+            owned = self._owners_in_use()
             self._writer.close()
             self._group.close()
             self._reader.close()
@@ -410,13 +410,14 @@ class SqliteJournalStore:
             refuse_inside(self._turnstile)
         return self._group.submit(work)
 
-    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _write(self, work: Callable[[sqlite3.Connection], T], synced: bool = True) -> T:
         self._check_open()
         self._group.drain()
-        return self._writer.write(work)
+        return self._writer.write(work, synced)
 
-    def _owners_of_running(self) -> set[str]:
-        sql = "SELECT DISTINCT owner FROM nvm_runs WHERE status = 'RUNNING' AND owner IS NOT NULL"
+    def _owners_in_use(self) -> set[str]:
+        sql = """SELECT DISTINCT owner FROM nvm_runs WHERE status IN ('RUNNING', 'SUSPENDED')
+            AND owner IS NOT NULL"""
         try:
             rows = self._reader.query(lambda con: con.execute(sql).fetchall())
         except StoreError:
@@ -425,7 +426,7 @@ class SqliteJournalStore:
 
     def _sweep(self) -> None:
         if self._lock.directory.is_dir():
-            self._lock.sweep(self._owners_of_running())
+            self._lock.sweep(self._owners_in_use())
 
 
 SqliteStore = SqliteJournalStore

@@ -67,8 +67,7 @@ class GroupCommit:
         """
         while True:
             with self._mutex:
-                job = self._job
-                works = [] if job is not None else self._take()
+                job, waiting = self._job, bool(self._pending)
             if job is not None:
                 with self._writer.lock:
                     self._writer.wait_for_tool()
@@ -77,10 +76,21 @@ class GroupCommit:
                     if self._job is job:
                         self._job = None
                 continue
-            if not works:
+            if not waiting:
                 return
+            works: list[Work] = []
             try:
-                self._commit_now(works)
+                with self._writer.lock:
+                    # Refused before anything is taken: what was told to be durable has to be.
+                    self._writer.wait_for_tool()
+                    with self._mutex:
+                        if self._job is None:
+                            works = self._take()
+                    if works:
+                        self._writer.try_commit(works, self._writer.busy_timeout_ms)
+            except BaseException:
+                _interrupted(works)
+                raise
             finally:
                 _tell(works)
 
@@ -168,8 +178,17 @@ class GroupCommit:
         with self._mutex:
             if self._job is job:
                 self._job = None
+        if job.cancelled() or job.exception() is not None:
+            _interrupted(works)
         _tell(works)
         self.resume()
+
+
+def _interrupted(works: Sequence[Work]) -> None:
+    """Nobody knows whether these were committed; nobody may be told that they were."""
+    for work in works:
+        if work.error is None:
+            work.error = rules.closed("the commit was interrupted")
 
 
 def _tell(works: Sequence[Work]) -> None:

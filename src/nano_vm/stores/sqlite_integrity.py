@@ -24,7 +24,18 @@ def examine(con: sqlite3.Connection) -> list[str]:
     problems: list[str] = []
     con.execute("BEGIN")  # one moment for all checks
     try:
-        for check in (_file, _schema, _references, _programs, _records, _ownership, _actions, _mail, _segments, _blobs):
+        for check in (
+            _file,
+            _schema,
+            _references,
+            _programs,
+            _records,
+            _ownership,
+            _actions,
+            _mail,
+            _segments,
+            _blobs,
+        ):
             try:
                 for problem in check(con):
                     problems.append(problem)

@@ -134,6 +134,7 @@ class Reader:
         """(run id, owner, lease_until_ms) of top-level runs that may be in need of an owner, oldest first."""
         sql = """SELECT run_id, owner, lease_until_ms FROM nvm_runs WHERE parent IS NULL AND no IN (
             SELECT no FROM nvm_runs WHERE status = 'RUNNING'
+            UNION SELECT no FROM nvm_runs WHERE status = 'SUSPENDED' AND owner IS NOT NULL
             UNION SELECT no FROM nvm_runs WHERE status = 'SUSPENDED' AND wake_at_ms > 0 AND wake_at_ms <= ?
             UNION SELECT m.run FROM nvm_mail m JOIN nvm_runs r ON r.no = m.run
                 WHERE m.answer IS NULL AND r.status = 'SUSPENDED'

@@ -522,6 +522,7 @@ class StoreConformance:
             ("due", None, {"status": "SUSPENDED", "wake_at_ms": NOW + 5}),
             ("held", store.owner, {"status": "SUSPENDED", "wake_at_ms": NOW + 5}),
             ("later", None, {"status": "SUSPENDED", "wake_at_ms": NOW + 6}),
+            ("begun", store.owner, {"status": "SUSPENDED"}),
         ]
         for run_id, owner, fields in plan:
             await settle(store.create(Draft(run_id, owner, **fields).record, []))
@@ -531,7 +532,7 @@ class StoreConformance:
         store.answer("answered", "m", b"2")
         assert store.claimable(NOW + 5) == ["free", "mailed", "due"]
         assert store.claimable(NOW + 5, limit=2) == ["free", "mailed"]
-        assert store.claimable(NOW + LEASE_MS) == ["free", "owned", "mailed", "due", "held", "later"]
+        assert store.claimable(NOW + LEASE_MS) == ["free", "owned", "mailed", "due", "held", "later", "begun"]
 
     # --- actions ------------------------------------------------------------------------------------------
     @on_one_store

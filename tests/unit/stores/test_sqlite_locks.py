@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import sqlite3
 import subprocess
@@ -14,7 +15,9 @@ import pytest
 
 import nano_vm
 from nano_vm.errors import NanoVMError
+from nano_vm.journal.entry import Entry
 from nano_vm.journal.port import Mail
+from nano_vm.stores import rules
 from nano_vm.stores.memory import MemoryStore
 from nano_vm.stores.sqlite import SqliteStore
 from nano_vm.stores.sqlite_reader import change_owner, find_record
@@ -327,3 +330,43 @@ def test_a_store_closed_during_a_transaction_rolls_it_back(database: Path, kind:
     if kind == "sqlite":
         with SqliteStore(database) as store:
             assert len(store.read("r1")) == 1
+
+
+def test_what_gathers_during_a_transaction_is_not_called_durable_when_another_call_is_refused(
+    database: Path,
+) -> None:
+    """A refused `claim` used to tell the waiting appends that they were committed."""
+
+    async def scenario() -> None:
+        store = SqliteStore(database)
+        draft, other = Draft("r1", store.owner), Draft("r2")
+        await settle(store.create(draft.record, draft.entries(1)))
+        await settle(store.create(other.record, other.entries(1)))
+        loop, entries = asyncio.get_running_loop(), draft.entries(1)
+        async with store.transaction():
+            # Tasks of their own: neither comes from the tool that the transaction belongs to.
+            waiting = loop.create_task(append(store, entries), context=contextvars.Context())
+            await asyncio.sleep(0)
+            with refusal("STORE_LOCKED"):
+                await loop.create_task(claim(store), context=contextvars.Context())
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert not waiting.done()
+        await waiting
+        assert [entry.seq for entry in store.read("r1")] == [0, 1]
+        store.close()
+
+    async def append(store: SqliteStore, entries: list[Entry]) -> None:
+        await settle(store.append("r1", 1, entries))
+
+    async def claim(store: SqliteStore) -> None:
+        store.claim("r2", NOW)
+
+    asyncio.run(scenario())
+
+
+def test_an_append_behind_a_journal_that_is_shorter_than_believed_is_refused() -> None:
+    draft = Draft("r1")
+    entries = draft.entries(2)
+    with refusal("JOURNAL_CONFLICT", run_id="r1", seq=1):
+        rules.admit("r1", 2, entries[1:], lambda start, stop: [])
