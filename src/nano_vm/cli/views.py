@@ -128,7 +128,9 @@ def show_end(console: Console, trace: Trace) -> None:
 def continuations(args: argparse.Namespace, program: CompiledProgram, trace: Trace) -> list[dict[str, Any]]:
     """What the run waits for, each with the command that brings it on: {"wait", "text", "command"}."""
     found = []
-    todo = [(wait.to_dict(), "", {}) for wait in trace.waiting]
+    todo: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
+        (wait.to_dict(), "", {}) for wait in trace.waiting
+    ]
     while todo:
         wait, way, lane = todo.pop(0)
         if wait.get("waits"):
