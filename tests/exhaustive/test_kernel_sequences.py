@@ -135,7 +135,7 @@ CASES = {
                 {
                     "id": "c",
                     "type": "call",
-                    "program": "p",
+                    "program": "child",
                     "inputs": {},
                     "timeout_seconds": 9,
                     "on_failure": "b",
@@ -236,7 +236,7 @@ def _about_step(
         item = -1 if place["item"] is UNSET else place["item"]
         child = f"r/{place['step']}.{place['occurrence']}.{place['attempt']}"
         assert item == -1
-        yield ev.ChildStarted(**place, child=child, program="p")
+        yield ev.ChildStarted(**place, child=child, program="child")
         yield ev.ChildSuspended(**place, waits=[{"kind": "event"}])
         yield ev.ChildResumed(**place)
         for status in ("SUCCESS", "CANCELLED"):

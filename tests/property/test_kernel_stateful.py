@@ -79,7 +79,7 @@ def a_step(draw: st.DrawFn, name: str, kind: str, number: int, count: int) -> di
     if kind == "llm":
         return {**step, "type": "llm", "prompt": "?"}
     if kind == "call":
-        return {**step, "type": "call", "program": "p", "inputs": {"n": "$n"}}
+        return {**step, "type": "call", "program": "child", "inputs": {"n": "$n"}}
     lane = {"id": f"{name}x", "type": "tool", "tool": "x", "args": {}, "on_error": draw(ERRORS)}
     if kind == "map":
         lane["args"] = {"v": "$item.v"}
