@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nano_vm import canonical
-from nano_vm.journal.entry import GENESIS, RIDER_TYPES, Chain, open_events, verify_entry
+from nano_vm.journal.entry import GENESIS, RIDER_TYPES, Chain, open_events, success_of, verify_entry
 from nano_vm.kernel.events import EVENT_TYPES, StepStarted, StepSucceeded
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -110,7 +110,8 @@ def test_the_short_way_of_sealing_a_success_gives_the_same_entry(
     chain, short = Chain(run), Chain(run)
     entry = chain.seal(event, salt, data, [intent] if follows else ())
     then = written if follows else ""
-    assert short.seal_success(at_ms, occurrence, pure, step, verdicts, salt, data, then) == entry
+    same = success_of(step, pure)
+    assert short.seal_success(at_ms, occurrence, same, verdicts, salt, data, then) == entry
     assert (short.head, short.length) == (chain.head, chain.length)
 
 

@@ -54,15 +54,16 @@ def remove(state: State, activity: Activity) -> None:
             del state.ready[key]
     if state.parked:
         state.parked.pop(key, None)
-    if activity.reserved_tokens or activity.reserved_cost_nanousd:
+    if activity.reserved_tokens or activity.reserved_cost_nanousd or activity.reserved_steps:
         release_reservation(state, activity)
 
 
 def release_reservation(state: State, activity: Activity) -> None:
     """Give back what an attempt had reserved and did not spend."""
+    state.reserved_steps -= activity.reserved_steps
     state.reserved_tokens -= activity.reserved_tokens
     state.reserved_cost_nanousd -= activity.reserved_cost_nanousd
-    activity.reserved_tokens = activity.reserved_cost_nanousd = 0
+    activity.reserved_tokens = activity.reserved_cost_nanousd = activity.reserved_steps = 0
 
 
 def spend_reservation(state: State, activity: Activity) -> None:

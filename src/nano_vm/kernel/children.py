@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import UNSET as ABSENT
 
-from nano_vm.kernel.activity import set_phase
+from nano_vm.kernel.activity import release_reservation, set_phase
 from nano_vm.kernel.decide import child_of
 from nano_vm.kernel.events import ChildFinished, ChildResumed, ChildStarted, ChildSuspended
 from nano_vm.kernel.find import advance_clock, find, wrong_phase
@@ -38,10 +38,32 @@ def child_started(program: CompiledProgram, state: State, event: ChildStarted) -
         return Rejection("MISMATCH", f"`{event.step}` calls another child")
     if not shared and event.payload is not ABSENT and event.payload != found.request:
         return Rejection("MISMATCH", f"`{event.step}` renders other inputs")
+    refusal = _reserve(state, found, event)
+    if refusal is not None:
+        return refusal
     advance_clock(state, event.at_ms)
     if step.timeout_ms:
         found.due_ms = state.now_ms + step.timeout_ms
     set_phase(state, found, _STARTED, reachable=True)
+    return None
+
+
+def _reserve(state: State, activity: Activity, event: ChildStarted) -> Rejection | None:
+    """What a child may spend is set aside, so that nobody else spends it."""
+    steps = 0 if event.reserved_steps is ABSENT else event.reserved_steps
+    tokens = 0 if event.reserved_tokens is ABSENT else event.reserved_tokens
+    cost = 0 if event.reserved_cost_nanousd is ABSENT else event.reserved_cost_nanousd
+    if steps and state.steps + state.reserved_steps + steps > state.steps_max:
+        return Rejection("OVER_BUDGET", "steps")
+    if tokens and state.tokens_max and state.tokens + state.reserved_tokens + tokens > state.tokens_max:
+        return Rejection("OVER_BUDGET", "tokens")
+    held = state.cost_nanousd + state.reserved_cost_nanousd
+    if cost and state.cost_nanousd_max and held + cost > state.cost_nanousd_max:
+        return Rejection("OVER_BUDGET", "cost_nanousd")
+    state.reserved_steps += steps
+    state.reserved_tokens += tokens
+    state.reserved_cost_nanousd += cost
+    activity.reserved_steps, activity.reserved_tokens, activity.reserved_cost_nanousd = steps, tokens, cost
     return None
 
 
@@ -94,6 +116,7 @@ def child_finished(program: CompiledProgram, state: State, event: ChildFinished)
     if undos is None or event.status not in _ENDS:
         return Rejection("MALFORMED", f"the end of the child of `{event.step}` cannot be read")
     advance_clock(state, event.at_ms)
+    release_reservation(state, found)
     state.steps += event.steps
     if event.tokens is not ABSENT:
         state.tokens += event.tokens

@@ -16,7 +16,7 @@ from nano_vm.kernel.commands import (
     StartTimer,
     StopChild,
 )
-from nano_vm.kernel.ending import remaining_budgets
+from nano_vm.kernel.ending import child_budgets
 from nano_vm.kernel.state import Activity, Phase, RunStatus, Stage, State, Waiting
 from nano_vm.kernel.waits import event_name, is_timer
 from nano_vm.program.compiled import (
@@ -51,7 +51,7 @@ def decide(program: CompiledProgram, state: State) -> list[Command]:
         for key in state.ready:
             activity = active[key]
             if key >= 0:
-                commands.append(_dispatch(state, program.steps[activity.step], activity))
+                commands.append(_dispatch(program, state, program.steps[activity.step], activity))
             else:
                 commands.append(_compensate(program, state, activity.attempt))
         if state.parked:
@@ -88,7 +88,7 @@ def incomplete(state: State) -> list[str]:
     return [] if state.ending == _SUCCESS else state.incomplete
 
 
-def _dispatch(state: State, step: CompiledStep, activity: Activity) -> Command:
+def _dispatch(program: CompiledProgram, state: State, step: CompiledStep, activity: Activity) -> Command:
     action = step.action
     if type(action) is ToolAction:
         return CallTool(
@@ -123,7 +123,7 @@ def _dispatch(state: State, step: CompiledStep, activity: Activity) -> Command:
         child=child_of(state, step, activity),
         program=state.programs.get(action.program, action.program),
         inputs=activity.request,
-        budgets=remaining_budgets(state),
+        budgets=child_budgets(program, state, activity),
         depth=state.depth + 1,
     )
 

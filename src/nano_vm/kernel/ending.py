@@ -106,7 +106,7 @@ def place_of(program: CompiledProgram, lane: Activity) -> int:
 
 def admits_step(program: CompiledProgram, state: State) -> bool:
     """Whether the budgets admit one more step, attempt or lane; ends the run when they do not."""
-    if state.steps >= state.steps_max:
+    if state.steps + state.reserved_steps >= state.steps_max:
         return _exhausted(program, state, "steps")
     if state.tokens_max and state.tokens > state.tokens_max:
         return _exhausted(program, state, "tokens")
@@ -133,8 +133,8 @@ def used_ms(state: State) -> int:
 
 
 def remaining_budgets(state: State) -> dict[str, int]:
-    """What is left of the declared budgets for a child that starts now."""
-    left = {"steps": max(state.steps_max - state.steps, 0)}
+    """What is left of the declared budgets, reservations taken off."""
+    left = {"steps": max(state.steps_max - state.steps - state.reserved_steps, 0)}
     if state.tokens_max:
         left["tokens"] = max(state.tokens_max - state.tokens - state.reserved_tokens, 0)
     if state.cost_nanousd_max:
@@ -143,3 +143,24 @@ def remaining_budgets(state: State) -> dict[str, int]:
     if state.duration_ms_max:
         left["duration_ms"] = max(state.duration_ms_max - used_ms(state), 0)
     return left
+
+
+def child_budgets(program: CompiledProgram, state: State, activity: Activity) -> dict[str, int]:
+    """What a child may spend: alone, all that is left; beside others an equal share of it, so that together they
+    never spend more than there is. Once it has started, what was reserved for it. Time is not shared out: it
+    passes for all of them at once.
+    """
+    left = remaining_budgets(state)
+    if activity.phase is not Phase.READY:
+        held = {
+            "steps": activity.reserved_steps,
+            "tokens": activity.reserved_tokens,
+            "cost_nanousd": activity.reserved_cost_nanousd,
+        }
+        return {name: held.get(name, value) for name, value in left.items()}
+    ready = len(state.ready)
+    lane = program.steps[activity.step].parent >= 0
+    others = len(state.active) - ready - lane
+    # One share is for what comes up in the meantime: lanes that queue, further attempts.
+    shares = ready + 1 if ready > 1 or others else 1
+    return {name: value if name == "duration_ms" else value // shares for name, value in left.items()}

@@ -209,7 +209,8 @@ class EventRefused(_Event, kw_only=True):
 
 
 class ChildStarted(_Event, kw_only=True):
-    """Intent to run a child. `child` is its run id, derived from ours."""
+    """Intent to run a child. `child` is its run id, derived from ours. Reserved is what the child may spend of
+    our budgets."""
 
     type: ClassVar[str] = "ChildStarted"
 
@@ -220,6 +221,9 @@ class ChildStarted(_Event, kw_only=True):
     occurrence: int
     payload: Any = UNSET
     program: str
+    reserved_cost_nanousd: int | UnsetType = UNSET
+    reserved_steps: int | UnsetType = UNSET
+    reserved_tokens: int | UnsetType = UNSET
     step: str
 
 

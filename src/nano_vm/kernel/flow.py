@@ -47,7 +47,7 @@ def move(program: CompiledProgram, state: State, todo: list[int]) -> None:
 
 def _enter(program: CompiledProgram, state: State, step: CompiledStep, todo: list[int]) -> None:
     metered = state.tokens_max or state.cost_nanousd_max or state.duration_ms_max or state.stalled_steps_max
-    if (metered or state.steps >= state.steps_max) and not admits_step(program, state):
+    if (metered or state.steps + state.reserved_steps >= state.steps_max) and not admits_step(program, state):
         return
     index = step.index
     occurrence = state.occurrences[index] + 1

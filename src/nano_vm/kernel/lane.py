@@ -29,9 +29,6 @@ Taken: TypeAlias = tuple[Any, int, int]
 """A success: the output, when (epoch ms), and how many events it took: 1 for a pure step, else 2 with the intent."""
 
 
-_HERE, _TERMINAL = -3, -4  # beside step indexes, `END` and `NO_TARGET`
-
-
 def lane(program: CompiledProgram, state: State) -> Activity | None:
     """The run's only activity, if it is a READY tool at its first attempt and no budget but that of steps has to be
     looked at between steps; else None."""
@@ -78,6 +75,9 @@ def finish(state: State, at_ms: int) -> None:
         state.now_ms = at_ms
     state.stage = _ENDED
     state.seq += 1
+
+
+_HERE, _TERMINAL = -3, -4  # beside step indexes, `END` and `NO_TARGET`
 
 
 def walk(program: CompiledProgram, state: State, activity: Activity) -> Generator[Reached, Taken, None]:

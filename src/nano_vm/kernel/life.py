@@ -89,11 +89,15 @@ def _first_slots(program: CompiledProgram, state: State, event: ev.RunStarted) -
 
 def _set_budgets(program: CompiledProgram, state: State, given: dict[str, int]) -> None:
     budgets = program.budgets
+    state.stalled_steps_max = budgets.stalled_steps_max
+    if not given:
+        state.steps_max, state.tokens_max = budgets.steps_max, budgets.tokens_max
+        state.cost_nanousd_max, state.duration_ms_max = budgets.cost_nanousd_max, budgets.duration_ms_max
+        return
     state.steps_max = min(budgets.steps_max, max(given.get("steps", budgets.steps_max), 0))
     state.tokens_max = _tighter(budgets.tokens_max, given, "tokens")
     state.cost_nanousd_max = _tighter(budgets.cost_nanousd_max, given, "cost_nanousd")
     state.duration_ms_max = _tighter(budgets.duration_ms_max, given, "duration_ms")
-    state.stalled_steps_max = budgets.stalled_steps_max
 
 
 def _tighter(own: int, given: dict[str, int], name: str) -> int:

@@ -32,7 +32,7 @@ from nano_vm.kernel.compensation import (
     compensation_unknown,
 )
 from nano_vm.kernel.decide import all_waits, child_run_id, decide, waiting
-from nano_vm.kernel.ending import abandon, admits_step, remaining_budgets
+from nano_vm.kernel.ending import abandon, admits_step, child_budgets
 from nano_vm.kernel.find import advance_clock, find, wrong_phase
 from nano_vm.kernel.flow import move
 from nano_vm.kernel.groups import resume_group, stop_child, time_out_group
@@ -396,9 +396,9 @@ __all__ = [
     "StepStatus",
     "all_waits",
     "apply",
+    "child_budgets",
     "child_run_id",
     "decide",
     "event_digest",
-    "remaining_budgets",
     "waiting",
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import AwaitEvent, Command, StartChild, StartTimer
 from nano_vm.kernel.state import Activity, Phase, activity_key
-from nano_vm.kernel.transition import child_run_id, remaining_budgets
+from nano_vm.kernel.transition import child_budgets, child_run_id
 from nano_vm.program.compiled import CallAction
 from nano_vm.runtime.calls import Outcome
 from nano_vm.runtime.journaled import refuse
@@ -151,7 +151,7 @@ def child_command(run: Run, activity: Activity) -> StartChild:
         child=child_run_id(run.state.run, *place),
         program=run.state.programs.get(step.action.program, step.action.program),
         inputs=activity.request,
-        budgets=remaining_budgets(run.state),
+        budgets=child_budgets(run.program, run.state, activity),
         depth=run.state.depth + 1,
     )
 

@@ -72,7 +72,6 @@ class Run(JournaledRun):
 
     __slots__ = (
         "_left",
-        "_stirred",
         "_wake",
         "arrivals",
         "attached",
@@ -86,6 +85,7 @@ class Run(JournaledRun):
         "overdue",
         "repeats",
         "settled",
+        "stirred",
         "stopping",
         "tasks",
         "timers",
@@ -122,7 +122,7 @@ class Run(JournaledRun):
         self.repeats: dict[int, int] = {}
         self.tried: set[str] = set()
         self.attached = False
-        self._stirred = False
+        self.stirred = False
         self._left = False  # this process has let go of the run
         self.child_due = False  # a timer inside a child that waits is due
         self.overdue: list[int] = []  # children that have taken too long
@@ -207,7 +207,7 @@ class Run(JournaledRun):
 
     def wake(self) -> None:
         """Have the driver look again, now or at the latest before it would wait."""
-        self._stirred = True
+        self.stirred = True
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
@@ -453,13 +453,13 @@ class Run(JournaledRun):
         """Wait until an outcome, a timer or an outside event arrives."""
         if self.mail:
             await self.engine.answer_mail(self)
-        if not self._stirred:
+        if not self.stirred:
             self._wake = asyncio.get_running_loop().create_future()
             try:
                 await self._wake
             finally:
                 self._wake = None
-        self._stirred = False
+        self.stirred = False
 
     # --- commands ---------------------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from nano_vm import canonical
-from nano_vm.compiler import compile_program
 from nano_vm.errors import ConflictError, InputError, NanoVMError, NotFoundError, RuntimeFault
 from nano_vm.journal.entry import Chain, Entry
 from nano_vm.journal.port import JournalStore, RunQuery, RunRecord
@@ -26,6 +25,7 @@ from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.model import Program
 from nano_vm.runtime import children, control, forks, recovery
 from nano_vm.runtime.calls import Calls, Outcome, action_key
+from nano_vm.runtime.compilations import compiled_before, compiled_for
 from nano_vm.runtime.driver import Run
 from nano_vm.runtime.gates import validator
 from nano_vm.runtime.journaled import JournaledRun
@@ -37,6 +37,8 @@ from nano_vm.runtime.threads import ToolThreads
 
 _T = TypeVar("_T")
 _UNSET = ev.UNSET
+TRACE_ID_CHARS_MAX = 200
+KEY_CHARS_MAX = 500
 POLL_S = 0.02  # how often a run that another process drives is looked at
 
 
@@ -102,10 +104,10 @@ class Engine:
             ProgramError: with `diagnostics`, all findings.
         """
         if not isinstance(program, Program):
-            program = Program.from_dict(dict(program))
+            program = Program.from_dict(dict(program) if isinstance(program, Mapping) else program)
         compiled = self._compiled.get(program.hash)
         if compiled is None or program.hash not in self._checked:
-            compiled = compile_program(program, tools=self.tools.schemas())
+            compiled = compiled_for(program, self.tools.schemas())
             self._compiled[program.hash] = compiled
             self._checked.add(program.hash)
         return program, compiled
@@ -127,11 +129,14 @@ class Engine:
         """The compiled form of a stored program. Tools are not checked again: what runs was admitted before."""
         compiled = self._compiled.get(program_hash)
         if compiled is None:
-            stored = canonical.decode(self.store.program(program_hash))
-            program = Program.from_dict(stored["program"])
-            if program.hash != program_hash:
-                raise RuntimeFault("PROGRAM_CHANGED", f"the stored program is not {program_hash}")
-            compiled = compile_program(program)
+            stored = self.store.program(program_hash)
+            if canonical.digest(stored) == program_hash:
+                compiled = compiled_before(program_hash)
+            if compiled is None:
+                program = Program.from_dict(canonical.decode(stored)["program"])
+                if program.hash != program_hash:
+                    raise RuntimeFault("PROGRAM_CHANGED", f"the stored program is not {program_hash}")
+                compiled = compiled_for(program, None)
             self._compiled[program_hash] = compiled
         return compiled
 
@@ -214,6 +219,13 @@ class Engine:
         async def main() -> _T:
             return await make()
 
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeFault(
+                "LOOP_RUNNING",
+                "an event loop is running here, and `run_sync` needs one of its own",
+                help="write `await vm.run(…)`",
+            )
+
         # With nothing else in the loop a blocking tool needs no thread - unless leases have to be renewed meanwhile.
         self.calls.inline_sync = not self.live and not self.store.shared
         try:
@@ -267,6 +279,7 @@ class Engine:
         program, compiled = self.compile(program)
         inputs, payload = take_inputs(compiled, context)
         who = principal_of(principal, tenant)
+        _check_names(trace_id, key)
         digest = ""
         if key is not None:
             digest = canonical.digest(payload)
@@ -584,7 +597,7 @@ def principal_of(principal: str | Mapping[str, Any] | None, tenant: str = "defau
         return None
     if isinstance(principal, str):
         return {"id": principal, "roles": [], "tenant": tenant}
-    who = dict(principal)
+    who = dict(principal) if isinstance(principal, Mapping) else {}
     unknown = set(who) - {"id", "roles", "tenant"}
     roles = who.get("roles", [])
     if unknown or type(who.get("id")) is not str or not all(type(role) is str for role in roles):
@@ -596,12 +609,33 @@ def principal_of(principal: str | Mapping[str, Any] | None, tenant: str = "defau
     return {"id": who["id"], "roles": list(roles), "tenant": who.get("tenant", tenant)}
 
 
+def _check_names(trace_id: str | None, key: str | None) -> None:
+    """Ids below another one with `/` belong to the children of that run: nobody else may take them."""
+    if trace_id is not None:
+        text = trace_id if type(trace_id) is str else ""
+        if not 0 < len(text) <= TRACE_ID_CHARS_MAX or "/" in text or not text.isprintable() or text.isspace():
+            raise InputError(
+                "TRACE_ID",
+                f"a trace id has 1 to {TRACE_ID_CHARS_MAX} printable characters and no `/`",
+                help="leave it out: an unused one is made",
+            )
+    if key is not None and (type(key) is not str or not 0 < len(key) <= KEY_CHARS_MAX):
+        raise InputError("RUN_KEY", f"a run's idempotency key is a text of 1 to {KEY_CHARS_MAX} characters")
+
+
 def take_inputs(program: CompiledProgram, context: Mapping[str, Any] | None) -> tuple[dict[str, Any], bytes]:
     """The context as the program's inputs, checked against what it declares.
 
     Raises:
         InputError: INPUT_MISSING, INPUT_UNKNOWN, INPUT_INVALID, VALUE_NOT_JSON and its kin, VALUE_TOO_LARGE.
     """
+    if context is not None and not isinstance(context, Mapping):
+        raise InputError(
+            "INPUT_INVALID",
+            f"the context is a {type(context).__name__} and should be an object of inputs by name",
+            help='{"order_id": "A-1001"}',
+            facts={"path": "", "keyword": "type"},
+        )
     inputs, payload = canonical.normalize(dict(context or {}))
     if len(payload) > PAYLOAD_BYTES_MAX:
         canonical.check_size(payload, PAYLOAD_BYTES_MAX, "the context")

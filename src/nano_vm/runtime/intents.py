@@ -128,15 +128,18 @@ def _model(run: Run, command: CallModel, launches: Launches) -> None:
     elif rejection.code == "OVER_BUDGET":
         budget = rejection.message
         spent = state.tokens + state.reserved_tokens
-        left = state.tokens_max - spent
+        left, held, needed = state.tokens_max - spent, state.reserved_tokens, tokens
         if budget != "tokens":
-            left = state.cost_nanousd_max - state.cost_nanousd - state.reserved_cost_nanousd
+            held, needed = state.reserved_cost_nanousd, cost
+            left = state.cost_nanousd_max - state.cost_nanousd - held
+        if held and needed <= left + held and (run.tasks or launches):
+            return  # calls under way hold it, and may give it back: their outcome makes us look again
         run.record_event(
             ev.BudgetExhausted(
                 at_ms=engine.clock.now_ms(),
                 budget=budget,
                 left=max(left, 0),
-                needed=tokens if budget == "tokens" else cost,
+                needed=needed,
                 step=command.step_id,
             )
         )
@@ -153,6 +156,9 @@ def _child(run: Run, command: StartChild, launches: Launches) -> None:
             item=command.item if command.item >= 0 else _UNSET,
             occurrence=command.occurrence,
             program=command.program,
+            reserved_cost_nanousd=command.budgets.get("cost_nanousd") or _UNSET,
+            reserved_steps=command.budgets["steps"] or _UNSET,
+            reserved_tokens=command.budgets.get("tokens") or _UNSET,
             step=command.step_id,
         )
     )

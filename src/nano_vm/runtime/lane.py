@@ -34,6 +34,7 @@ class _Plan(NamedTuple):
     step: CompiledStep
     function: Callable[..., Any]
     problems: Callable[[dict[str, Any]], list[str]] | None
+    flat: bool  # arguments without problems hold no object and no array, so the tool needs no copy of them
     pure: bool
     is_async: bool
     threaded: bool  # a plain function that may block: only `run_sync` calls it right here
@@ -75,7 +76,7 @@ async def drive_lane(run: Run) -> None:
                 plan = plans[index] = _plan(program.steps[index], engine.tools)
             if plan is _UNFIT:
                 break
-            step, function, problems, pure, is_async, threaded, intent, _, spec = plan
+            step, function, problems, flat, pure, is_async, threaded, intent, _, spec = plan
             if (threaded and not inline) or (problems is not None and problems(args)):
                 break
             if held:
@@ -96,10 +97,8 @@ async def drive_lane(run: Run) -> None:
                 durable = run.commit()
                 if durable is not None:
                     await durable
-            for value in args.values():
-                if type(value) is dict or type(value) is list:
-                    args = copy_arguments(args)
-                    break
+            if not flat:
+                args = copy_arguments(args)
             try:
                 value = await function(**args) if is_async else function(**args)
             except BaseException as error:
@@ -119,7 +118,7 @@ async def drive_lane(run: Run) -> None:
             held, last, at_ms, reached = True, plan, now_ms(), occurrence
             events, started = (2, False) if started else (1, False)
             index, occurrence, args, verdicts = go_on((data, at_ms, events))
-            if run.disturbed:
+            if (run.stirred or engine.draining) and run.disturbed:
                 break
     except StopIteration:
         verdicts = state.verdicts
@@ -158,6 +157,7 @@ def _plan(step: CompiledStep, tools: ToolInvoker) -> _Plan:
         step=step,
         function=spec.function,
         problems=spec.problems,
+        flat=_is_flat(spec),
         pure=spec.effect == "pure",
         is_async=spec.is_async,
         threaded=not spec.is_async and spec.blocking,
@@ -167,6 +167,17 @@ def _plan(step: CompiledStep, tools: ToolInvoker) -> _Plan:
     )
 
 
+def _is_flat(spec: ToolSpec) -> bool:
+    schema = spec.schema.parameters
+    if spec.problems is None or schema.get("additionalProperties") is not False:
+        return False
+    return all(
+        type(property) is dict and property.get("type") in _SCALARS
+        for property in schema.get("properties", {}).values()
+    )
+
+
+_SCALARS = ("string", "integer", "number", "boolean", "null")
 _UNFIT: Any = object()
 
 

@@ -21,26 +21,31 @@ class SystemClock:
 
 
 class SystemEntropy:
-    """`os.urandom`, drawn in batches: one system call serves 256 salts. A forked child draws its own."""
+    """`os.urandom`, drawn in batches that grow with use: one system call serves up to 256 salts. A forked child draws
+    its own."""
 
-    __slots__ = ("__weakref__", "_salts")
+    __slots__ = ("__weakref__", "_draw_bytes", "_salts")
 
     def __init__(self) -> None:
         self._salts: list[bytes] = []
+        self._draw_bytes = _DRAW_BYTES_FIRST
         _pools.add(self)
 
     def salt(self) -> bytes:
-        salts = self._salts
-        if not salts:
-            pool = os.urandom(_POOL_BYTES)
-            salts += [pool[place : place + 16] for place in range(0, _POOL_BYTES, 16)]
-        return salts.pop()
+        try:
+            return self._salts.pop()
+        except IndexError:
+            pool = os.urandom(self._draw_bytes)
+            self._draw_bytes = min(2 * self._draw_bytes, _DRAW_BYTES_MAX)
+            self._salts += [pool[place : place + 16] for place in range(16, len(pool), 16)]
+            return pool[:16]
 
     def draw(self) -> int:
         return int.from_bytes(self.salt()[:8], "big") % 1_000_000
 
 
-_POOL_BYTES = 4096
+_DRAW_BYTES_FIRST = 128
+_DRAW_BYTES_MAX = 4096
 _pools: weakref.WeakSet[SystemEntropy] = weakref.WeakSet()
 
 

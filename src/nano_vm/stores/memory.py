@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import secrets
 import sqlite3
 import threading
@@ -105,19 +106,18 @@ class MemoryJournalStore:
         self._check_open()
         run_id = record.run_id
         rules.check_owner(record, self._owner)
-        rules.check_start(run_id, entries)
+        if len(entries) != 1 or entries[0].seq != 0:
+            rules.check_start(run_id, entries)
         with self._lock:
             key = None if record.key is None else (record.tenant, record.program_name, record.key)
             holder = run_id if run_id in self._runs else self._keys.get(key) if key else None
             if holder is not None:
                 raise rules.run_exists(run_id, holder)
             owned = record.owner is not None
-            held = msgspec.structs.replace(
-                record,
-                waits=list(record.waits),
-                fence=1 if owned else 0,
-                lease_until_ms=record.created_at_ms + LEASE_MS if owned else 0,
-            )
+            held = copy.copy(record)
+            held.waits = list(record.waits)
+            held.fence = 1 if owned else 0
+            held.lease_until_ms = record.created_at_ms + LEASE_MS if owned else 0
             run = self._runs[run_id] = _Run(len(self._runs), held, list(entries))
             if key is not None:
                 self._keys[key] = run_id

@@ -191,7 +191,7 @@ class SqliteJournalStore:
             self._writer.known.pop(run_id, None)
             return fence
 
-        return self._write(work)
+        return self._write(work, synced=False)
 
     def renew(self, run_ids: Sequence[str], now_ms: int) -> list[str]:
         if not run_ids:
@@ -410,10 +410,10 @@ class SqliteJournalStore:
             refuse_inside(self._turnstile)
         return self._group.submit(work)
 
-    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _write(self, work: Callable[[sqlite3.Connection], T], synced: bool = True) -> T:
         self._check_open()
         self._group.drain()
-        return self._writer.write(work)
+        return self._writer.write(work, synced)
 
     def _owners_in_use(self) -> set[str]:
         sql = """SELECT DISTINCT owner FROM nvm_runs WHERE status IN ('RUNNING', 'SUSPENDED')

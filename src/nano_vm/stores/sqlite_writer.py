@@ -27,6 +27,9 @@ T = TypeVar("T")
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.000_5, 0.01
 
 
+_FULL = 2  # PRAGMA synchronous: sync the disk in every commit
+
+
 class Writer:
     """Write transactions.
 
@@ -48,26 +51,39 @@ class Writer:
         self._data_version = -1
         self._ownership = -1
         self._changed_version = self.data_version()
+        self._synchronous: int = con.execute("PRAGMA synchronous").fetchone()[0]
         con.execute("PRAGMA busy_timeout=0")  # from here on we wait by ourselves, see `begin`
 
     # --- transactions -------------------------------------------------------------------------------------
-    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def write(self, work: Callable[[sqlite3.Connection], T], synced: bool = True) -> T:
         """Run `work` in a transaction of its own and commit it; waits for others up to the busy time-out.
+
+        Not `synced`, the commit outlives the process, but a machine that loses its power may forget it, unless a
+        later commit is synced. It is for ownership: whoever owned a run is gone then.
 
         Raises: what `work` raises (nothing is written then), and StoreError.
         """
         with self.lock:
             self.wait_for_tool()
-            self._begin(self.busy_timeout_ms)
+            if synced or self._synchronous < _FULL:
+                return self._write(work)
+            self.con.execute("PRAGMA synchronous=NORMAL")
             try:
-                result = work(self.con)
-                self.con.execute("COMMIT")
-            except BaseException as error:
-                self._undo()
-                if isinstance(error, FAILURES):
-                    raise translate(error, self.path) from error
-                raise
-            return result
+                return self._write(work)
+            finally:
+                self.con.execute(f"PRAGMA synchronous={self._synchronous}")
+
+    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        self._begin(self.busy_timeout_ms)
+        try:
+            result = work(self.con)
+            self.con.execute("COMMIT")
+        except BaseException as error:
+            self._undo()
+            if isinstance(error, FAILURES):
+                raise translate(error, self.path) from error
+            raise
+        return result
 
     def try_commit(self, works: Sequence[Work], patience_ms: int) -> bool:
         """Commit the works together; False (and nothing done) when the database stays locked for

@@ -10,7 +10,9 @@ every call.
 from __future__ import annotations
 
 import inspect
+import types
 import typing
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, overload
 
@@ -36,6 +38,9 @@ class _Mark(msgspec.Struct, frozen=True):
     blocking: bool
     may_suspend: bool
     version: str
+
+
+_PLAIN_MARK = _Mark(None, "irreversible", None, None, None, True, True, "1")
 
 
 @overload
@@ -142,11 +147,55 @@ class ToolSet:
         return name in self._specs
 
 
+class _Description(msgspec.Struct, frozen=True):
+    """What is known of a function, apart from the function itself: nothing here keeps it alive."""
+
+    mark: _Mark | None
+    schema: ToolSchema
+    digest: str
+    is_async: bool
+    problems: Callable[[dict[str, Any]], list[str]] | None
+    context_parameter: str | None
+
+
+# By function (of a bound method: the method's), then by name and whether it is bound: an engine that is made for one
+# run need not read its tools' hints again.
+_described: weakref.WeakKeyDictionary[Any, dict[tuple[str, bool], _Description]] = weakref.WeakKeyDictionary()
+
+
 def describe(function: Callable[..., Any], name: str | None = None) -> ToolSpec:
     """What the runtime has to know of a function to call it as a tool."""
     mark: _Mark | None = getattr(function, _MARK, None)
     name = name or (mark.name if mark else None) or str(getattr(function, "__name__", "tool"))
-    mark = mark or _Mark(None, "irreversible", None, None, None, True, True, "1")
+    bound = type(function) is types.MethodType
+    held = function.__func__ if bound else function  # type: ignore[attr-defined]
+    if type(held) is types.FunctionType:
+        known = _described.get(held)
+        if known is None:
+            known = _described[held] = {}
+        description = known.get((name, bound))
+        if description is None or description.mark is not mark:
+            description = known[name, bound] = _describe(function, name, mark)
+    else:
+        description = _describe(function, name, mark)
+    mark = mark or _PLAIN_MARK
+    return ToolSpec(
+        name=name,
+        function=function,
+        effect=mark.effect,
+        is_async=description.is_async,
+        digest=description.digest,
+        schema=description.schema,
+        problems=description.problems,
+        context_parameter=description.context_parameter,
+        reconcile=mark.reconcile,
+        blocking=mark.blocking,
+        may_suspend=mark.may_suspend,
+    )
+
+
+def _describe(function: Callable[..., Any], name: str, given: _Mark | None) -> _Description:
+    mark = given or _PLAIN_MARK
     call = function if inspect.isroutine(function) else type(function).__call__
     hints = _hints(call)
     context_parameter = None
@@ -187,18 +236,13 @@ def describe(function: Callable[..., Any], name: str | None = None) -> ToolSpec:
             output = {**output, "$defs": output_components}
     schema = ToolSchema(name=name, parameters=parameters, effect=mark.effect, output=output)
     identity = {"name": name, "parameters": parameters, "version": mark.version}
-    return ToolSpec(
-        name=name,
-        function=function,
-        effect=mark.effect,
-        is_async=_is_async(function),
-        digest=canonical.digest_value(identity),
+    return _Description(
+        mark=given,
         schema=schema,
+        digest=canonical.digest_value(identity),
+        is_async=_is_async(function),
         problems=_checker(parameters),
         context_parameter=context_parameter,
-        reconcile=mark.reconcile,
-        blocking=mark.blocking,
-        may_suspend=mark.may_suspend,
     )
 
 
@@ -260,6 +304,15 @@ def _checker(parameters: dict[str, Any]) -> Callable[[dict[str, Any]], list[str]
         (name, _PLAIN[schema["type"]]) for name, schema in properties.items() if schema.get("type") in _PLAIN
     )
     nothing: list[str] = []
+    if len(names) == 1 and len(typed) == 1:
+        ((only, kinds),) = typed
+
+        def check_one(args: dict[str, Any]) -> list[str]:
+            if len(args) == 1 and only in args and type(args[only]) in kinds:
+                return nothing
+            return explain(args)
+
+        return check_one
 
     def check(args: dict[str, Any]) -> list[str]:
         if args.keys() != names:

@@ -224,8 +224,8 @@ def test_a_map_that_has_begun_keeps_its_items() -> None:
 
 
 def test_a_child_of_the_prefix_ran_under_the_other_runs_name() -> None:
-    run = fork({"steps": [{"id": "c", "type": "call", "program": "p", "inputs": {}}, tool("b")]}, 3)
-    run.must(ev.ChildStarted(**run.place("c"), child="other/c.1.1", program="p", payload={"any": 1}))
+    run = fork({"steps": [{"id": "c", "type": "call", "program": "q", "inputs": {}}, tool("b")]}, 3)
+    run.must(ev.ChildStarted(**run.place("c"), child="other/c.1.1", program="q", payload={"any": 1}))
     run.child_end("c").must(ev.ValuesChanged(at_ms=1, names=[]))
     assert run.todo() == ["CallTool:b"]
 

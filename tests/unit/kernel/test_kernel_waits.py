@@ -346,7 +346,7 @@ def test_a_lane_that_waits_is_named_with_its_item_and_an_unknown_outcome_with_it
     assert [wait.to_dict() for wait in all_waits(run.program, run.state)] == [
         {"kind": "outcome", "step": "one", "occurrence": 1, "attempt": 1, "item": 0, "reason": "TIMEOUT"}
     ]
-    run = Drive({"steps": [{"id": "c", "type": "call", "program": "p", "inputs": {}}]}).start().call("c")
+    run = Drive({"steps": [{"id": "c", "type": "call", "program": "q", "inputs": {}}]}).start().call("c")
     run.must(ev.ChildSuspended(**run.place("c"), waits=[{"kind": "event"}]))
     [wait] = all_waits(run.program, run.state)
     assert wait.to_dict()["waits"] == [{"kind": "event"}]
