@@ -31,6 +31,12 @@ def open_store(args: argparse.Namespace, *, create: bool = False) -> SqliteJourn
     """
     path = store_path(args)
     file = Path(path)
+    try:
+        file.exists()
+    except OSError as error:  # a name that the operating system cannot even look for
+        raise InputError(
+            "USAGE", f"the database cannot be looked for: {error.strerror}", help="name a file with --store PATH"
+        ) from error
     is_empty = file.is_file() and file.stat().st_size == 0 and not Path(f"{path}-wal").exists()
     if not create and (is_empty or not file.exists()):
         # An empty file has nothing to show; to call it verified would hide that somebody emptied it.

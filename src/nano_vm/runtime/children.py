@@ -35,7 +35,11 @@ async def run_child(engine: Engine, parent: Run, command: StartChild) -> Outcome
     from nano_vm.runtime import recovery
 
     try:
-        engine.store.record(command.child)
+        record = engine.store.record(command.child)
+        if record.parent != parent.record.run_id:
+            # Nothing that somebody put there may pass for the result of a child.
+            message = f"run `{command.child}` exists and is not a child of this run"
+            return _refused(engine, command, ConflictError("RUN_EXISTS", message))
     except NotFoundError:
         if command.child in parent.stopping:
             return _refused(

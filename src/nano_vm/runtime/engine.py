@@ -279,7 +279,7 @@ class Engine:
         program, compiled = self.compile(program)
         inputs, payload = take_inputs(compiled, context)
         who = principal_of(principal, tenant)
-        _check_names(trace_id, key)
+        check_names(trace_id, key)
         digest = ""
         if key is not None:
             digest = canonical.digest(payload)
@@ -609,7 +609,7 @@ def principal_of(principal: str | Mapping[str, Any] | None, tenant: str = "defau
     return {"id": who["id"], "roles": list(roles), "tenant": who.get("tenant", tenant)}
 
 
-def _check_names(trace_id: str | None, key: str | None) -> None:
+def check_names(trace_id: str | None, key: str | None) -> None:
     """Ids below another one with `/` belong to the children of that run: nobody else may take them."""
     if trace_id is not None:
         text = trace_id if type(trace_id) is str else ""

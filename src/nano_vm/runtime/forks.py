@@ -38,8 +38,9 @@ async def fork(
     A step is entered by the entry before it: everything up to that entry is shared. When `at_step` is a condition, it
     was evaluated by that entry; then the changes come before it, so that they bear on the verdict.
     """
-    from nano_vm.runtime.engine import principal_of
+    from nano_vm.runtime.engine import check_names, principal_of
 
+    check_names(new_trace_id, None)
     source = engine.store.record(trace_id)
     program = engine.load_program(source.program_hash)
     index = program.step_index.get(at_step)

@@ -21,6 +21,8 @@ _MEANINGS: tuple[tuple[str, str, str, str], ...] = (
     ("SQLITE_READONLY", "STORE_READ_ONLY", "cannot be written", "make the file and its directory writable"),
     ("SQLITE_PERM", "STORE_READ_ONLY", "cannot be accessed", "check the permissions of the file"),
     ("SQLITE_CORRUPT", "STORE_DAMAGED", "is damaged", "restore it from a back-up"),
+    # Our statements are fixed: one that makes no sense to the database has met a schema that was changed.
+    ("SQLITE_ERROR", "STORE_DAMAGED", "has a schema that was changed", "restore it from a back-up"),
     ("SQLITE_NOTADB", "STORE_DAMAGED", "is damaged", "restore it from a back-up"),
     (
         "SQLITE_CANTOPEN",

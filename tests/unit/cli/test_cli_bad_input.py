@@ -254,3 +254,30 @@ def test_debug_adds_the_traceback(process: Cli, place: Path) -> None:
     _, err = child.communicate(timeout=60)
     assert child.returncode == 2
     assert b"Traceback" in err
+
+
+def test_a_program_that_reads_ahead_is_refused_by_run_as_by_check(cli: Cli, place: Path) -> None:
+    step = "{id: %s, type: tool, tool: greet, args: {name: %s}}"
+    (place / "ahead.yaml").write_text(f"steps:\n  - {step % ('a', '$b.output')}\n  - {step % ('b', 'x')}\n")
+    for argv in (("check", "ahead.yaml"), ("run", "ahead.yaml", "--tools", "tools.py")):
+        done = cli(*argv)
+        assert (done.code, "UNASSIGNED_REFERENCE" in done.err + done.out) == (3, True)
+
+
+def test_an_emptied_database_is_not_called_verified(cli: Cli, place: Path) -> None:
+    (place / "nano-vm.db").write_bytes(b"")
+    for command in ("verify", "runs", "recover"):
+        done = cli(command)
+        assert (done.code, "STORE_NOT_FOUND" in done.err) == (2, True)
+
+
+def test_a_name_that_is_too_long_for_a_file_is_a_usage_error(cli: Cli) -> None:
+    for command in (("runs",), (*RUN,)):
+        done = cli(*command, "--store", "a" * 5_000)
+        assert (done.code, done.err.split()[0]) == (2, "USAGE")
+
+
+def test_a_program_that_calls_itself_is_found_without_its_store(cli: Cli, place: Path) -> None:
+    (place / "self.yaml").write_text("name: p\nsteps: [{id: a, type: call, program: p}]\n")
+    done = cli("check", "self.yaml")
+    assert (done.code, "CALL_RECURSION" in done.err + done.out) == (3, True)

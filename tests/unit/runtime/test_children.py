@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 from runtime_stage import Counter, Opener, play, program, refused, sound, tool_step, wait_step
 
 from nano_vm import ExecutionVM, MockLLMAdapter, RunStatus
 from nano_vm.journal.port import RunQuery
+from nano_vm.stores.memory import MemoryStore
 from nano_vm.testing.clock import VirtualClock
 
 
@@ -320,3 +322,22 @@ def test_a_child_is_taken_up_where_it_was_after_a_crash(opener: Opener) -> None:
         sound(machine, trace)
 
     play(main())
+
+
+def test_a_run_that_somebody_put_in_the_place_of_a_child_is_not_taken_for_it() -> None:
+    async def scenario() -> None:
+        store = MemoryStore()
+        vm = ExecutionVM(tools=[], store=store)
+        child = {"name": "c", "steps": [{"id": "w", "type": "wait", "event": "go"}]}
+        parent = {"name": "p", "steps": [{"id": "k", "type": "call", "program": "c"}]}
+        vm.save_program(child)
+        genuine = await vm.run(parent, trace_id="genuine")
+        waiting = store.records(RunQuery(parent="genuine"))[0]
+        forged = msgspec.structs.replace(waiting, run_id="victim/k.1.1", parent=None, owner=None)
+        durable = store.create(forged, [])
+        if durable is not None:
+            await durable
+        trace = await vm.run(parent, trace_id="victim")
+        assert (genuine.status, trace.status) == ("SUSPENDED", "FAILED")
+
+    asyncio.run(scenario())

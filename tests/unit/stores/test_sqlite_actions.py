@@ -39,3 +39,14 @@ def test_a_header_that_names_another_version_is_damage(tmp_path: Path) -> None:
         SqliteStore(path)
     assert caught.value.code == "STORE_DAMAGED"
     assert path.read_bytes() == before
+
+
+def test_a_schema_without_one_of_our_columns_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    SqliteStore(path).close()
+    con = sqlite3.connect(path)
+    con.execute("ALTER TABLE nvm_names RENAME COLUMN hash TO hush")
+    con.close()
+    with SqliteStore(path) as store, pytest.raises(StoreError) as caught:
+        store.program_named("p")
+    assert caught.value.code == "STORE_DAMAGED"
