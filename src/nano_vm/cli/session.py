@@ -35,7 +35,9 @@ def open_store(args: argparse.Namespace, *, create: bool = False) -> SqliteJourn
         file.exists()
     except OSError as error:  # a name that the operating system cannot even look for
         raise InputError(
-            "USAGE", f"the database cannot be looked for: {error.strerror}", help="name a file with --store PATH"
+            "USAGE",
+            f"the database cannot be looked for: {error.strerror}",
+            help="name a file with --store PATH",
         ) from error
     is_empty = file.is_file() and file.stat().st_size == 0 and not Path(f"{path}-wal").exists()
     if not create and (is_empty or not file.exists()):
