@@ -81,6 +81,7 @@ class Engine:
         self.threads = ToolThreads()
         self.calls = Calls(llm, self.clock, self.entropy, self.threads)
         self.volatile = bool(getattr(store, "volatile", False))
+        self.groups = hasattr(store, "alone")  # the store gathers the appends of many runs into one commit
         self.draining = False
         self.live: dict[str, Run] = {}  # in all event loops that use this engine
         self.background: set[asyncio.Task[Any]] = set()  # kept from being collected
@@ -344,6 +345,8 @@ class Engine:
         run_id = run.record.run_id
         run.loop = asyncio.get_running_loop()
         self.live[run_id] = run
+        if self.groups:
+            self.store.alone = False  # type: ignore[attr-defined]
         self.keeper.keep()
         slots = self._concurrency() if self._max_concurrent_runs else None
         try:

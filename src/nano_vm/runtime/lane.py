@@ -6,6 +6,7 @@ out. The journal it writes is the one the driver would write, byte for byte; a t
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +26,7 @@ from nano_vm.runtime.tooling import PENDING
 if TYPE_CHECKING:
     from nano_vm.runtime.driver import Run
 
+TURNS = 32  # steps after which other runs get their turn, though no tool and no commit gave them one
 BATCH_MAX = 64  # entries that are gathered where nothing asks for a commit: pure steps, and stores in memory
 
 
@@ -68,6 +70,7 @@ async def drive_lane(run: Run) -> None:
     )  # `started`: the tool has an intent in the journal
     # The last success is not sealed before it is known what follows: the next intent, or the end, rides with it.
     held, last, at_ms, reached, data, payload = False, _UNFIT, 0, 0, None, b""
+    turns = 0
     try:
         index, occurrence, args, verdicts = next(walker)
         while True:
@@ -97,6 +100,11 @@ async def drive_lane(run: Run) -> None:
                 durable = run.commit()
                 if durable is not None:
                     await durable
+                    if engine.groups and len(engine.live) == 1:
+                        engine.store.alone = True  # type: ignore[attr-defined]
+            turns += 1
+            if not turns % TURNS:
+                await asyncio.sleep(0)
             if not flat:
                 args = copy_arguments(args)
             try:

@@ -37,6 +37,18 @@ T = TypeVar("T")
 Durability = Literal["full", "normal"]
 
 
+_forks = 0  # how often this process is a fork: cheaper to look at than the process id
+
+
+def _forked() -> None:
+    global _forks
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 class SqliteJournalStore:
     """A `JournalStore` in a SQLite file.
 
@@ -68,7 +80,7 @@ class SqliteJournalStore:
         self._path = Path(os.path.abspath(path)) if str(path) != ":memory:" else Path(path)
         self._synchronous = "FULL" if durability == "full" else "NORMAL"
         self._busy_timeout_ms = busy_timeout_ms
-        self._pid = os.getpid()
+        self._forks = _forks
         self._closed = False
         first = open_database(self._path, busy_timeout_ms=busy_timeout_ms)
         self._lock = OwnerLock(Path(f"{self._path}-owners"))
@@ -101,6 +113,16 @@ class SqliteJournalStore:
     @property
     def shared(self) -> bool:
         return True
+
+    @property
+    def alone(self) -> bool:
+        """Whoever drives a single run sets this, and its appends are committed at once: there is no group to wait
+        for. A wrong hint costs a group its commit, nothing else."""
+        return self._group.alone
+
+    @alone.setter
+    def alone(self, alone: bool) -> None:
+        self._group.alone = alone
 
     # --- journal ------------------------------------------------------------------------------------------
     def create(self, record: RunRecord, entries: Sequence[Entry]) -> Durable:
@@ -380,7 +402,7 @@ class SqliteJournalStore:
     def close(self) -> None:
         """As the port says. A tool's transaction that is still open is rolled back. A second call is a
         no-op."""
-        if self._closed or os.getpid() != self._pid:
+        if self._closed or _forks != self._forks:
             return
         try:
             if not self._writer.tool_open:
@@ -400,7 +422,7 @@ class SqliteJournalStore:
     def _check_open(self) -> None:
         if self._closed:
             raise rules.closed()
-        if os.getpid() != self._pid:
+        if _forks != self._forks:
             # SQLite's locks do not cross a fork: the two processes would corrupt the file together.
             raise rules.closed("the store was opened before a fork")
 

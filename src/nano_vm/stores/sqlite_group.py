@@ -35,6 +35,7 @@ class GroupCommit:
         self._scheduled = False
         self._job: Future[None] | None = None  # a group waits in the thread
         self._executor: ThreadPoolExecutor | None = None
+        self.alone = False  # one run is being driven and no other is ready: there is no group to wait for
 
     def submit(self, work: Work) -> asyncio.Future[None] | None:
         """Commit the work together with others: None when that has happened, else a future."""
@@ -43,6 +44,10 @@ class GroupCommit:
         except RuntimeError:
             self.drain()
             self._commit_now((work,))
+            if work.error is not None:
+                raise work.error from None
+            return None
+        if self.alone and loop is self._loop and self._commit_alone(work):
             if work.error is not None:
                 raise work.error from None
             return None
@@ -123,6 +128,19 @@ class GroupCommit:
     def _take(self) -> list[Work]:
         works, self._pending = self._pending, []
         return works
+
+    def _commit_alone(self, work: Work) -> bool:
+        """Commit without waiting for the loop, if nothing is ahead and nobody holds the database."""
+        writer = self._writer
+        with self._mutex:
+            if self._pending or self._scheduled or self._job is not None:
+                return False
+        if not writer.lock.acquire(blocking=False):
+            return False
+        try:
+            return not writer.tool_open and writer.try_commit((work,), INLINE_PATIENCE_MS)
+        finally:
+            writer.lock.release()
 
     def _commit_now(self, works: Sequence[Work]) -> None:
         with self._writer.lock:
