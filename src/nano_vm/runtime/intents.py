@@ -20,6 +20,7 @@ from nano_vm.kernel.commands import (
 )
 from nano_vm.kernel.state import activity_key
 from nano_vm.runtime import attending
+from nano_vm.runtime.admission import Refusal, examine
 from nano_vm.runtime.journaled import defect
 from nano_vm.runtime.ports import ToolSpec
 from nano_vm.runtime.tooling import REPEATABLE
@@ -72,15 +73,9 @@ def prepare(run: Run, command: Command, launches: Launches) -> None:
 
 def _tool(run: Run, command: CallTool, launches: Launches) -> None:
     engine = run.engine
-    spec = engine.tools.spec(command.tool)
-    if spec is None:
-        message = f"no tool `{command.tool}` is registered"
-        outcome = engine.calls.failed(command, "UNKNOWN_TOOL", message, False, pure=True)
-        run.record_event(outcome.event, outcome.payload)
-        return
-    if spec.problems is not None and (problems := spec.problems(command.args)):
-        message = f"arguments of `{command.tool}`: " + "; ".join(problems)
-        outcome = engine.calls.failed(command, "BAD_ARGUMENT", message, False, pure=True)
+    spec = examine(run, run.program.steps[command.step], command.tool, command.args)
+    if isinstance(spec, Refusal):
+        outcome = engine.calls.failed(command, spec.code, spec.message, False, pure=True)
         run.record_event(outcome.event, outcome.payload)
         return
     if spec.effect == "pure":
