@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nano_vm.providers.openai_compatible import OpenAICompatibleAdapter as OpenAICompatibleAdapter
     from nano_vm.runtime.engine import Progress as Progress
     from nano_vm.runtime.ports import Completion as Completion
+    from nano_vm.runtime.ports import ToolCall as ToolCall
     from nano_vm.runtime.ports import Usage as Usage
     from nano_vm.runtime.tooling import PENDING as PENDING
     from nano_vm.runtime.tooling import Reconciled as Reconciled
@@ -70,6 +71,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "SqliteStore": ("nano_vm.stores.sqlite", "SqliteJournalStore"),
     "StepStatus": ("nano_vm.kernel.state", "StepStatus"),
     "StoreError": ("nano_vm.errors", "StoreError"),
+    "ToolCall": ("nano_vm.runtime.ports", "ToolCall"),
     "ToolContext": ("nano_vm.runtime.tooling", "ToolContext"),
     "ToolError": ("nano_vm.runtime.tooling", "ToolError"),
     "ToolSet": ("nano_vm.tools.registry", "ToolSet"),

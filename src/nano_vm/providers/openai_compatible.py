@@ -1,40 +1,48 @@
 """Any endpoint that speaks OpenAI's chat completions, over plain HTTP (extra `[http]`).
 
-What comes back is held against what a completion must be; anything else is an error with a code that says whether
-trying again can help. The key goes into one request header and nowhere else.
+What comes back is held against what a completion must be (`openai_reply`); anything else is an error with a code that
+says whether trying again can help. One `complete` is one request: whoever repeats it journals it. The key goes into one
+request header and nowhere else.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+import weakref
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
 
 from nano_vm.errors import InputError, RuntimeFault
+from nano_vm.providers.faults import ModelError
+from nano_vm.providers.openai_reply import (
+    BODY_BYTES_MAX,
+    Answer,
+    ReplyFault,
+    StreamReader,
+    Tokens,
+    read_reply,
+    status_fault,
+)
+from nano_vm.providers.prices import prices_from
 from nano_vm.runtime.ports import Completion, Message, Usage
 
 if TYPE_CHECKING:
     import ssl
 
-BODY_BYTES_MAX = 8 * 1024 * 1024
-RETRY_SECONDS_MAX = 30.0
-_RESERVED = ("messages", "model", "stream", "n")
-_WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
+    import httpx
+
+__all__ = ["BODY_BYTES_MAX", "ModelError", "OpenAICompatibleAdapter"]
+
+KEEPALIVE_S = 2.0  # below what servers allow, so that they do not close a connection just as it is used again
+_RESERVED = ("messages", "model", "stream", "stream_options", "n")
 _KEY = re.compile(r"[!-~]+\Z")  # what a header can carry
-_RETRIED_STATUS = frozenset({408, 409, 425, 429})
-
-
-class ModelError(RuntimeFault):
-    """A model call that gave no usable answer.
-
-    Codes: MODEL_HTTP (no contact, 429, 5xx: retryable), MODEL_TIMEOUT (retryable), MODEL_REFUSED (the request or key is
-    not accepted), MODEL_REPLY (the answer is no completion: retryable), MODEL_TRUNCATED (cut at the token limit).
-    Facts: `host`, and where known `status`, `reason`, `tokens_in`, `tokens_out`.
-    """
+_HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
+_HEADER_VALUE = re.compile(r"[ -~]{0,4096}\Z")
 
 
 class OpenAICompatibleAdapter:
@@ -45,13 +53,15 @@ class OpenAICompatibleAdapter:
         model: used where a step names none.
         api_key: sent as a bearer token; None sends none.
         timeout_seconds: for one attempt as a whole, not for each byte.
-        max_retries: attempts after the first, for retryable errors; a step's `on_error: retry` journals its attempts,
-            these are not seen.
-        prices: model -> (input, output) in US dollars per million tokens; without a price the cost is what the reply
-            says, else unknown.
+        idle_timeout_seconds: the longest silence in the middle of an attempt; None for none but the time-out. With
+            `stream` it tells a model that thinks from one that hangs.
+        stream: ask for the answer in pieces. A stream that ends early is an error, never a short answer.
+        prices: model -> dollars per million tokens, as a mapping or a file (`prices_from`); without a price the cost is
+            what the reply says, else unknown.
+        headers: further headers, for endpoints that want them. They are secrets like the key.
 
     Raises:
-        InputError: USAGE for an address or key that cannot be used.
+        InputError: USAGE for an address, key or header that cannot be used; PRICES.
         RuntimeFault: EXTRA_MISSING when httpx is not installed.
     """
 
@@ -61,22 +71,29 @@ class OpenAICompatibleAdapter:
         model: str | None = None,
         api_key: str | None = None,
         timeout_seconds: float = 60,
-        max_retries: int = 0,
-        prices: Mapping[str, tuple[float, float]] | None = None,
+        *,
+        idle_timeout_seconds: float | None = None,
+        stream: bool = False,
+        prices: Mapping[str, Any] | str | Path | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         _require_httpx()
-        self._host = _host_of(base_url)
+        self._host = host_of(base_url)
         self._url = base_url.rstrip("/") + "/chat/completions"
         if api_key is not None and not _KEY.match(api_key):
             raise InputError(
                 "USAGE", "the API key has characters that no key has", help="look for line breaks in it"
             )
         self._model = model
-        self._key = api_key
+        self._headers = _headers(headers or {}, api_key)
         self._timeout = timeout_seconds
-        self._retries = max_retries
-        self._prices = dict(prices or {})
+        self._idle = idle_timeout_seconds
+        self._stream = stream
+        self._prices = prices_from(prices)
         self._tls: ssl.SSLContext | None = None
+        self._clients: weakref.WeakKeyDictionary[
+            asyncio.AbstractEventLoop, tuple[httpx.AsyncClient, AsyncGenerator[httpx.AsyncClient, None]]
+        ] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"<OpenAICompatibleAdapter {self._host} {self._model or ''}>"
@@ -84,14 +101,14 @@ class OpenAICompatibleAdapter:
     def price(self, model: str | None) -> tuple[float, float] | None:
         """(input, output) in nano-dollars per token, or None where no price is known."""
         found = self._prices.get(model or self._model or "")
-        return None if found is None else (found[0] * 1_000, found[1] * 1_000)
+        return None if found is None else found.nano_per_token()
 
     async def complete(self, messages: list[Message], **params: Any) -> Completion:
-        """One completion.
+        """One completion, in one request.
 
         Args:
-            messages: {"role", "content"} each.
-            params: `model`, and whatever the endpoint takes (`temperature`, `max_tokens`, …).
+            messages: {"role", "content"} each; see `ports.Message`.
+            params: `model`, and what the endpoint takes (`temperature`, `max_tokens`, `response_format`, `tools`, …).
 
         Raises:
             ModelError.
@@ -99,150 +116,137 @@ class OpenAICompatibleAdapter:
         model = params.get("model") or self._model
         if not model:
             raise self._error(
-                "MODEL_REFUSED", "no model is named", help="name one in the step or with #MODEL"
+                ReplyFault("MODEL_REFUSED", "no model is named", help="name one in the step or with #MODEL")
             )
         body = {name: value for name, value in params.items() if name not in _RESERVED}
-        body |= {"model": model, "messages": messages, "stream": False}
-        encoded = msgspec.json.encode(body)
-        attempt = 0
-        while True:
-            try:
-                return self._read(model, await self._post(encoded))
-            except ModelError as error:
-                if not error.retryable or attempt >= self._retries:
-                    raise
-                pause = error.facts.get("retry_after") or 0.5 * 2**attempt
-            attempt += 1
-            await asyncio.sleep(min(pause, RETRY_SECONDS_MAX))
+        body |= {"model": model, "messages": messages, "stream": self._stream}
+        if self._stream:
+            body["stream_options"] = {"include_usage": True}
+        try:
+            encoded = msgspec.json.encode(body)
+        except (TypeError, ValueError):
+            what = "the request has values that are no JSON"
+            raise self._error(ReplyFault("MODEL_REFUSED", what)) from None
+        try:
+            answer = await self._post(encoded, offered=bool(params.get("tools")))
+        except ReplyFault as fault:
+            raise self._error(fault, model) from None
+        return answer.completion(self._usage(model, answer.tokens), model)
+
+    async def aclose(self) -> None:
+        """Close the connections that were made in the running loop. They close with it, too."""
+        kept = self._clients.pop(asyncio.get_running_loop(), None)
+        if kept is not None:
+            await kept[1].aclose()
 
     # --- the request ------------------------------------------------------------------------------------------
 
-    async def _post(self, body: bytes) -> bytes:
+    async def _post(self, body: bytes, *, offered: bool) -> Answer:
         import httpx
 
-        headers = {"content-type": "application/json", "accept": "application/json"}
-        if self._key is not None:
-            headers["authorization"] = f"Bearer {self._key}"
-        if self._tls is None and self._url.startswith("https:"):
-            self._tls = httpx.create_ssl_context()
+        client = await self._client()
         try:
             async with (
                 asyncio.timeout(self._timeout),
-                # A redirect would carry the key to another host. Plain http needs no TLS settings.
-                httpx.AsyncClient(verify=self._tls or False, follow_redirects=False, timeout=None) as client,
-                client.stream("POST", self._url, content=body, headers=headers) as response,
+                client.stream("POST", self._url, content=body, headers=self._headers) as response,
             ):
+                if response.status_code != 200:
+                    data = await self._body(response)
+                    raise status_fault(response.status_code, data, response.headers.get("retry-after"))
+                if response.headers.get("content-encoding", "identity").lower() != "identity":
+                    raise ReplyFault("MODEL_REPLY", "the answer is compressed, which was not asked for")
+                if response.headers.get("content-type", "").lower().startswith("text/event-stream"):
+                    return await self._streamed(response, offered)
                 data = await self._body(response)
-        except TimeoutError:
-            raise self._error("MODEL_TIMEOUT", f"no answer within {self._timeout:g} s") from None
+        except (TimeoutError, httpx.TimeoutException):
+            what = f"no answer within {self._timeout:g} s"
+            if self._idle is not None:
+                what += f", or silence for {self._idle:g} s"
+            raise ReplyFault("MODEL_TIMEOUT", what, lost=True) from None
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:
             # Not from it: an HTTP error holds the request, and with it the key.
-            raise self._error("MODEL_HTTP", f"no contact ({type(error).__name__})") from None
-        if response.status_code != 200:
-            raise self._status_error(response.status_code, response.headers.get("retry-after"), data)
-        return data
+            raise ReplyFault("MODEL_HTTP", f"no contact ({type(error).__name__})", lost=True) from None
+        return read_reply(data, offered=offered)
 
-    async def _body(self, response: Any) -> bytes:
+    async def _streamed(self, response: httpx.Response, offered: bool) -> Answer:
+        reader = StreamReader(offered=offered)
+        async for chunk in response.aiter_raw():
+            reader.feed(chunk)
+            if reader.done:
+                break
+        return reader.answer()
+
+    async def _body(self, response: httpx.Response) -> bytes:
         chunks, size = [], 0
-        async for chunk in response.aiter_bytes():
+        async for chunk in response.aiter_raw():
             size += len(chunk)
             if size > BODY_BYTES_MAX:
-                raise self._error("MODEL_REPLY", f"the answer is larger than {BODY_BYTES_MAX} bytes")
+                raise ReplyFault("MODEL_REPLY", f"the answer is larger than {BODY_BYTES_MAX} bytes")
             chunks.append(chunk)
         return b"".join(chunks)
 
-    def _status_error(self, status: int, retry_after: str | None, data: bytes) -> ModelError:
-        facts: dict[str, Any] = {"status": status}
-        # Of the endpoint's own words only a code is kept: messages quote keys and prompts.
-        try:
-            details = msgspec.json.decode(data).get("error")
-            reason = details.get("code") or details.get("type")
-        except (ValueError, AttributeError, RecursionError):
-            reason = None
-        if isinstance(reason, str) and _WORD.match(reason):
-            facts["reason"] = reason
-        if retry_after is not None and retry_after.isascii() and retry_after.isdigit():
-            facts["retry_after"] = min(int(retry_after[:6]), int(RETRY_SECONDS_MAX))
-        retryable = status >= 500 or status in _RETRIED_STATUS
-        shown = f" ({facts['reason']})" if "reason" in facts else ""
-        help = "check the key: NANO_VM_API_KEY or OPENAI_API_KEY" if status in (401, 403) else None
-        return self._error(
-            "MODEL_HTTP" if retryable else "MODEL_REFUSED", f"HTTP {status}{shown}", help=help, facts=facts
-        )
+    async def _client(self) -> httpx.AsyncClient:
+        """The connections of the running loop. A generator holds them, because a loop that ends closes its generators:
+        nobody has to remember to close an adapter."""
+        import httpx
+
+        loop = asyncio.get_running_loop()
+        kept = self._clients.get(loop)
+        if kept is not None and not kept[0].is_closed:
+            return kept[0]
+        if self._tls is None and self._url.startswith("https:"):
+            self._tls = httpx.create_ssl_context()
+
+        async def hold() -> AsyncGenerator[httpx.AsyncClient, None]:
+            async with httpx.AsyncClient(
+                verify=self._tls or False,  # plain http needs no TLS settings
+                follow_redirects=False,  # a redirect would carry the key to another host
+                timeout=httpx.Timeout(None, connect=self._timeout, read=self._idle),
+                limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_S),
+            ) as client:
+                yield client
+
+        generator = hold()
+        client = await anext(generator)
+        self._clients[loop] = client, generator
+        return client
 
     # --- the reply --------------------------------------------------------------------------------------------
 
-    def _read(self, model: str, data: bytes) -> Completion:
-        try:
-            reply = msgspec.json.decode(data)
-        except (ValueError, RecursionError):
-            raise self._error("MODEL_REPLY", "the answer is not JSON") from None
-        if not isinstance(reply, dict):
-            raise self._error("MODEL_REPLY", "the answer is not an object")
-        choices = reply.get("choices")
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            raise self._error("MODEL_REPLY", "the answer has no choices")
-        usage = self._usage(model, reply.get("usage"))
-        spent = {"tokens_in": usage.prompt_tokens, "tokens_out": usage.completion_tokens}
-        finish = choices[0].get("finish_reason")
-        if finish == "length":
-            raise self._error(
-                "MODEL_TRUNCATED",
-                "the answer was cut at the token limit",
-                help="raise max_tokens",
-                facts=spent,
-            )
-        if finish == "content_filter":
-            raise self._error("MODEL_REFUSED", "the endpoint withheld the answer", facts=spent)
-        message = choices[0].get("message")
-        text = _text_of(message.get("content")) if isinstance(message, dict) else None
-        if text is None:
-            raise self._error("MODEL_REPLY", "the answer has no text", facts=spent)
-        named = reply.get("model")
-        return Completion(text=text, usage=usage, model=named if isinstance(named, str) else model)
+    def _usage(self, model: str, tokens: Tokens) -> Usage:
+        price = self._prices.get(model)
+        cost = price.cost_usd(tokens) if price is not None else tokens.cost_usd
+        return Usage(prompt_tokens=tokens.prompt, completion_tokens=tokens.completion, cost_usd=cost)
 
-    def _usage(self, model: str, given: Any) -> Usage:
-        if given is None:
-            return Usage()
-        if not isinstance(given, dict):
-            raise self._error("MODEL_REPLY", "the usage is not an object")
-        counts = []
-        for name in ("prompt_tokens", "completion_tokens"):
-            count = given.get(name) or 0
-            if type(count) is not int or count < 0:
-                raise self._error("MODEL_REPLY", f"`{name}` is not a number of tokens")
-            counts.append(count)
-        price = self.price(model)
-        cost: float | None = None
-        if price is not None:
-            # Rounded far below a nano-dollar, so that floating point never adds one.
-            cost = round((counts[0] * price[0] + counts[1] * price[1]) / 1e9, 13)
-        elif type(given.get("cost")) in (int, float) and given["cost"] >= 0:
-            cost = float(given["cost"])
-        return Usage(prompt_tokens=counts[0], completion_tokens=counts[1], cost_usd=cost)
-
-    def _error(
-        self, code: str, what: str, *, help: str | None = None, facts: Mapping[str, Any] | None = None
-    ) -> ModelError:
+    def _error(self, fault: ReplyFault, model: str = "") -> ModelError:
         return ModelError(
-            code,
-            f"model endpoint `{self._host}`: {what}",
-            help=help,
-            facts={"host": self._host, **(facts or {})},
+            fault.code,
+            f"model endpoint `{self._host}`: {fault.what}",
+            help=fault.help,
+            facts={"host": self._host, **fault.facts},
+            usage=None if fault.tokens is None else self._usage(model, fault.tokens),
+            lost=fault.lost,
         )
 
 
-def _text_of(content: Any) -> str | None:
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list) and content:  # some endpoints answer in parts
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        texts = [part for part in parts if isinstance(part, str)]
-        return "".join(texts) if len(texts) == len(parts) else None
-    return None
+def _headers(further: Mapping[str, str], key: str | None) -> dict[str, str]:
+    headers = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
+    headers["accept-encoding"] = "identity"  # a small body cannot become a huge one
+    if key is not None:
+        headers["authorization"] = f"Bearer {key}"
+    for name, value in further.items():
+        if not _HEADER_NAME.match(name) or not _HEADER_VALUE.match(value):
+            raise InputError("USAGE", "a header cannot be sent", help="names and values are plain ASCII")
+        headers[name.lower()] = value
+    return headers
 
 
-def _host_of(url: str) -> str:
+def host_of(url: str) -> str:
+    """Host and port of a model's address.
+
+    Raises:
+        InputError: USAGE for what is no http(s) address, or has credentials in it.
+    """
     try:
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port else ""

@@ -6,16 +6,28 @@ every process. A list is a sequence: it begins again in a new process, and is an
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
+from nano_vm import canonical
 from nano_vm.errors import InputError, NanoVMError, Place
 from nano_vm.program import document as documents
 from nano_vm.providers.mock import MockLLMAdapter
-from nano_vm.runtime.ports import Completion, Message, Usage
+from nano_vm.runtime.ports import Completion, Message, ToolCall, Usage
 
 SCRIPT_BYTES_MAX = 16 * 1024 * 1024
-_FIELDS = {"text", "prompt_tokens", "completion_tokens", "cost_usd", "model", "error", "retryable"}
+_FIELDS = {
+    "text",
+    "tool_calls",
+    "prompt_tokens",
+    "completion_tokens",
+    "cost_usd",
+    "model",
+    "error",
+    "retryable",
+    "latency_seconds",
+}
 
 
 class ScriptError(Exception):
@@ -32,7 +44,8 @@ class ScriptedAdapter:
 
     Args:
         answers: each a string, or an object with `text` and optionally `prompt_tokens`, `completion_tokens`,
-            `cost_usd`, `model` - or `error` (a code) and `retryable`, to fail.
+            `cost_usd`, `model`, and `tool_calls` ({"name", "arguments"} each) with or without `text` - or `error` (a
+            code) and `retryable`, to fail. `latency_seconds` is how long it takes.
 
     Raises (by `complete`): ScriptError SCRIPT_EXHAUSTED, not retryable, after the last answer.
     """
@@ -49,6 +62,8 @@ class ScriptedAdapter:
         self._next += 1
         if isinstance(answer, str):
             return Completion(text=answer, model="script")
+        if answer.get("latency_seconds"):
+            await asyncio.sleep(answer["latency_seconds"])
         if "error" in answer:
             raise ScriptError(answer["error"], "the script says so", answer.get("retryable", True))
         usage = Usage(
@@ -56,7 +71,21 @@ class ScriptedAdapter:
             completion_tokens=answer.get("completion_tokens", 0),
             cost_usd=answer.get("cost_usd"),
         )
-        return Completion(text=answer["text"], usage=usage, model=answer.get("model", "script"))
+        return Completion(
+            text=answer.get("text", ""),
+            tool_calls=tuple(
+                ToolCall(f"call_{self._next}_{number}", call["name"], _arguments(call))
+                for number, call in enumerate(answer.get("tool_calls", ()))
+            ),
+            usage=usage,
+            model=answer.get("model", "script"),
+        )
+
+
+def _arguments(call: dict[str, Any]) -> str:
+    arguments = call.get("arguments", {})
+    # A script may hold text that is no JSON, as models do.
+    return arguments if isinstance(arguments, str) else canonical.encode(arguments).decode()
 
 
 def load_script(path: str | Path) -> MockLLMAdapter | ScriptedAdapter:
@@ -90,10 +119,14 @@ def _check_answer(path: Path, number: int, answer: Any) -> None:
         unknown = sorted(set(answer) - _FIELDS)
         if unknown:
             problem = f"unknown field `{unknown[0]}`"
-        elif ("text" in answer) == ("error" in answer):
-            problem = "either `text` or `error` must be there"
-        elif not isinstance(answer.get("text", answer.get("error")), str):
-            problem = "`text` and `error` are strings"
+        elif ("text" in answer or "tool_calls" in answer) == ("error" in answer):
+            problem = "either `text`, `tool_calls` or `error` must be there"
+        elif not all(isinstance(answer.get(name, ""), str) for name in ("text", "error", "model")):
+            problem = "`text`, `error` and `model` are strings"
+        elif not _are_calls(answer.get("tool_calls", [])):
+            problem = "`tool_calls` is a list of objects with `name` and `arguments`"
+        elif type(answer.get("latency_seconds", 0)) not in (int, float):
+            problem = "`latency_seconds` is a number"
         elif any(type(answer.get(name, 0)) is not int for name in ("prompt_tokens", "completion_tokens")):
             problem = "tokens are whole numbers"
         elif type(answer.get("cost_usd")) not in (int, float, type(None)):
@@ -104,6 +137,13 @@ def _check_answer(path: Path, number: int, answer: Any) -> None:
         raise InputError(
             "SCRIPT", f"answer {number + 1}: {problem}", place=Place(str(path), path=f"/{number}"), help=_HELP
         )
+
+
+def _are_calls(given: Any) -> bool:
+    return isinstance(given, list) and all(
+        isinstance(call, dict) and isinstance(call.get("name"), str) and not set(call) - {"name", "arguments"}
+        for call in given
+    )
 
 
 _HELP = (

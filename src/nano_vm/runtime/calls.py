@@ -21,7 +21,7 @@ from nano_vm.kernel.commands import CallModel, CallTool, Compensate, Reconcile
 from nano_vm.kernel.limits import TEXT_CHARS_MAX
 from nano_vm.program.compiled import CompiledStep, ModelAction
 from nano_vm.runtime.gates import feedback, pass_gate
-from nano_vm.runtime.ports import Clock, Completion, Entropy, ModelClient, ToolSpec, Usage
+from nano_vm.runtime.ports import Clock, Completion, Entropy, ModelClient, ToolCall, ToolSpec, Usage
 from nano_vm.runtime.threads import ToolThreads
 from nano_vm.runtime.tooling import PENDING, Reconciled, ToolContext, ToolError
 from nano_vm.runtime.values import to_data
@@ -295,14 +295,15 @@ class Calls:
             retryable = getattr(error, "retryable", True) is not False
             code = getattr(error, "code", None)
             kind = code if isinstance(code, str) else type(error).__name__
-            return self.failed(command, kind, _message(error), retryable, error=error)
-        usage = completion.usage
-        spent: dict[str, Any] = {
-            "cost_nanousd": _nanousd(usage.cost_usd) or _UNSET,
-            "tokens_in": usage.prompt_tokens or _UNSET,
-            "tokens_out": usage.completion_tokens or _UNSET,
-        }
+            usage = getattr(error, "usage", None)  # what a useless answer has cost is paid for, too
+            spent = _spent(usage) if isinstance(usage, Usage) and _is_sound(usage) else {}
+            return self.failed(command, kind, _message(error), retryable, error=error, spent=spent)
+        spent = _spent(completion.usage)
         model = completion.model if completion.model is not None else _UNSET
+        if completion.tool_calls:
+            # Nobody would run them here, and an answer beside them is not the answer.
+            message = "the model asked for tools, and this step offers none"
+            return self.failed(command, "MODEL_REPLY", message, True, spent=spent, model=model)
         gated = pass_gate(action, completion.text)
         if gated.problem is not None and action.allowed_outputs and step.on_error == "skip":
             return self.substituted(command, action.allowed_outputs[0], _UNSET, spent, model)
@@ -368,6 +369,8 @@ class Calls:
         *,
         pure: Any = _UNSET,
         error: BaseException | None = None,
+        spent: dict[str, Any] | None = None,
+        model: Any = _UNSET,
     ) -> Outcome:
         details: dict[str, Any] = {"message": message[:TRACEBACK_CHARS_MAX]}
         if error is not None:
@@ -379,11 +382,13 @@ class Calls:
             draw=self.entropy.draw(),
             error=_text(code),
             item=command.item if command.item >= 0 else _UNSET,
+            model=model,
             occurrence=command.occurrence,
             payload=details,
             pure=pure,
             retryable=retryable,
             step=command.step_id,
+            **(spent or {}),
         )
         return Outcome(event, payload)
 
@@ -554,18 +559,34 @@ def _completion(answer: Any) -> Completion:
         raise TypeError(f"the adapter returned a {type(answer).__name__}, not text")
     if type(answer.text) is not str:
         raise TypeError(f"the adapter returned a {type(answer.text).__name__} as text")
-    usage = answer.usage
-    if not all(
-        type(count) is int and 0 <= count <= TOKENS_MAX
-        for count in (usage.prompt_tokens, usage.completion_tokens)
-    ):
-        raise TypeError("the adapter reported tokens that are not whole numbers from 0 on")
-    cost = usage.cost_usd
-    if cost is not None and (type(cost) not in (int, float) or not 0 <= cost <= COST_USD_MAX):
-        raise TypeError("the adapter reported a cost that is not a number from 0 on")
+    if not _is_sound(answer.usage):
+        raise TypeError("the adapter reported tokens or a cost that are no numbers from 0 on")
     if answer.model is not None and type(answer.model) is not str:
         raise TypeError(f"the adapter returned a {type(answer.model).__name__} as model")
+    for call in answer.tool_calls:
+        if not (
+            type(call) is ToolCall and all(type(part) is str for part in (call.id, call.name, call.arguments))
+        ):
+            raise TypeError("the adapter returned tool calls that are no `ToolCall`s of texts")
     return answer
+
+
+def _is_sound(usage: Usage) -> bool:
+    """Whether tokens are whole numbers and the cost is a number, none of them negative or absurd."""
+    counts = usage.prompt_tokens, usage.completion_tokens
+    cost = usage.cost_usd
+    return all(type(count) is int and 0 <= count <= TOKENS_MAX for count in counts) and (
+        cost is None or (type(cost) in (int, float) and 0 <= cost <= COST_USD_MAX)
+    )
+
+
+def _spent(usage: Usage) -> dict[str, Any]:
+    """Usage as events state it."""
+    return {
+        "cost_nanousd": _nanousd(usage.cost_usd) or _UNSET,
+        "tokens_in": usage.prompt_tokens or _UNSET,
+        "tokens_out": usage.completion_tokens or _UNSET,
+    }
 
 
 def _nanousd(cost_usd: float | None) -> int:

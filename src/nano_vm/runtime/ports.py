@@ -11,7 +11,10 @@ import msgspec
 from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.tool_schema import ToolSchema
 
-Message: TypeAlias = dict[str, Any]  # {"role": "system" | "user" | "assistant", "content": str}
+Message: TypeAlias = dict[str, Any]
+"""{"role": "system" | "user", "content": str}; {"role": "assistant", "content": str} with the calls it proposed as
+"tool_calls": [{"id", "type": "function", "function": {"name", "arguments": str}}]; and their results,
+{"role": "tool", "tool_call_id": str, "content": str}."""
 
 
 class Clock(Protocol):
@@ -44,10 +47,28 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
         return self.prompt_tokens + self.completion_tokens
 
 
-class Completion(msgspec.Struct, frozen=True, kw_only=True):
-    """A model's answer. `finish_reason` "length" or None from a truncated stream is for the adapter to refuse."""
+class ToolCall(msgspec.Struct, frozen=True):
+    """A tool call that a model proposes. `arguments` is what the model wrote: nobody has parsed it yet."""
 
-    text: str
+    id: str
+    name: str
+    arguments: str
+
+    def to_message(self) -> dict[str, Any]:
+        """The call as it stands in an assistant message's `tool_calls`."""
+        return {
+            "id": self.id,
+            "type": "function",
+            "function": {"name": self.name, "arguments": self.arguments},
+        }
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """A model's answer: text, or proposed calls of the tools that were offered, or both. `finish_reason` "length" or
+    None from a truncated stream is for the adapter to refuse."""
+
+    text: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
     usage: Usage = Usage()
     model: str | None = None
     cached: bool = False
@@ -59,6 +80,8 @@ class ModelClient(Protocol):
 
     It returns the text, a `Completion`, or the pair (text, usage dict) of the original. An optional method
     `price(model) -> (input, output)` in nano-dollars per token lets cost budgets be reserved before the call.
+    `params` may hold `tools`: a list of {"type": "function", "function": {"name", "description", "parameters"}}.
+    Then, and only then, the answer may have `tool_calls`.
     """
 
     async def complete(self, messages: list[Message], **params: Any) -> str | Completion: ...

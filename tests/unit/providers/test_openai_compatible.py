@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import gzip
 import json
 import socket
 import subprocess
@@ -17,7 +19,7 @@ import pytest
 
 from nano_vm.errors import CODES, InputError
 from nano_vm.providers.openai_compatible import BODY_BYTES_MAX, ModelError, OpenAICompatibleAdapter
-from nano_vm.runtime.ports import Completion
+from nano_vm.runtime.ports import Completion, ToolCall, Usage
 
 KEY = "sk-very-secret-key"
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -31,6 +33,19 @@ def good(text: Any = "yes", **more: Any) -> dict[str, Any]:
     }
 
 
+def call(id: Any = "c1", name: Any = "pay", arguments: Any = '{"amount": 5}') -> dict[str, Any]:
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def calling(*calls: Any) -> dict[str, Any]:
+    answer = good(None, finish_reason="tool_calls")
+    answer["choices"][0]["message"]["tool_calls"] = list(calls)
+    return answer
+
+
+TOOLS = [{"type": "function", "function": {"name": "pay", "parameters": {"type": "object"}}}]
+
+
 class Server(ThreadingHTTPServer):
     """Answers with what `answers` says, one after another, the last one for ever."""
 
@@ -41,6 +56,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: list[Callable[[Handler], None]] = []
         self.requests: list[dict[str, Any]] = []
+        self.connections: set[Any] = set()
         self.release = threading.Event()
 
     @property
@@ -50,8 +66,10 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
+    protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
+        self.server.connections.add(self.client_address)
         body = self.rfile.read(int(self.headers["content-length"]))
         self.server.requests.append(
             {"path": self.path, "headers": dict(self.headers.items()), "body": json.loads(body)}
@@ -192,9 +210,216 @@ BAD = [
     (reply(good(finish_reason="length")), "MODEL_TRUNCATED"),
     (reply(good(finish_reason="content_filter")), "MODEL_REFUSED"),
     (reply(b" " * (BODY_BYTES_MAX + 1)), "MODEL_REPLY"),
+    (reply({"error": {"code": 429, "message": f"slow down {KEY}"}}), "MODEL_HTTP"),
+    (reply({"error": {"code": 401, "message": f"who is {KEY}"}}), "MODEL_REFUSED"),
+    (reply({"error": f"bad {KEY}"}), "MODEL_HTTP"),
+    (reply({"choices": [{"error": {"code": "boom"}, "message": {"content": "yes"}}]}), "MODEL_HTTP"),
+    (reply(gzip.compress(json.dumps(good()).encode()), content_encoding="gzip"), "MODEL_REPLY"),
+    (reply(calling(call())), "MODEL_REPLY"),  # nobody offered a tool
     (cut, "MODEL_HTTP"),
     (hang_up, "MODEL_HTTP"),
 ]
+
+
+BAD_CALLS = [
+    "yes",
+    ["yes"],
+    [{}],
+    [{"function": "pay"}],
+    [call(name=7)],
+    [call(name="")],
+    [call(name="p" * 257)],
+    [call(name="pay\n")],
+    [call(arguments=7)],
+    [call(arguments="x" * (1024 * 1024 + 1))],
+    [{**call(), "id": 7}],
+    [call(), call()],
+    [call(id=str(number)) for number in range(5_000)],
+]
+
+
+@pytest.mark.parametrize("calls", BAD_CALLS)
+def test_malformed_tool_calls_are_a_reply_error_that_states_what_it_cost(server: Server, calls: Any) -> None:
+    answer = calling()
+    answer["choices"][0]["message"]["tool_calls"] = calls
+    with pytest.raises(ModelError) as caught:
+        ask(server, reply(answer), params={"tools": TOOLS})
+    assert caught.value.code == "MODEL_REPLY"
+    assert caught.value.usage == Usage(prompt_tokens=11, completion_tokens=3)
+
+
+def test_proposed_tool_calls_come_back_as_the_model_wrote_them(server: Server) -> None:
+    answer = calling(
+        call(), call(id="c2", name="nosuch", arguments="{not json"), call(id=None, arguments={"a": 1})
+    )
+    found = ask(server, reply(answer), params={"tools": TOOLS, "tool_choice": "auto"})
+    assert found.text == ""
+    assert found.tool_calls == (
+        ToolCall("c1", "pay", '{"amount": 5}'),
+        ToolCall("c2", "nosuch", "{not json"),
+        ToolCall("call_2", "pay", '{"a":1}'),
+    )
+    assert server.requests[0]["body"]["tools"] == TOOLS
+    assert server.requests[0]["body"]["tool_choice"] == "auto"
+
+
+def test_text_and_tool_calls_may_come_together(server: Server) -> None:
+    answer = calling(call())
+    answer["choices"][0]["message"]["content"] = "Let me pay."
+    found = ask(server, reply(answer), params={"tools": TOOLS})
+    assert (found.text, len(found.tool_calls)) == ("Let me pay.", 1)
+
+
+# --- streams ------------------------------------------------------------------------------------------------------
+
+
+def event(delta: Any = None, finish: Any = None, **more: Any) -> bytes:
+    choice = {"index": 0, "delta": delta or {}, "finish_reason": finish}
+    return b"data: " + json.dumps({"model": "m-1", "choices": [choice], **more}).encode() + b"\n\n"
+
+
+USED = b'data: {"choices": [], "usage": {"prompt_tokens": 11, "completion_tokens": 3}}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+def stream(*parts: bytes, kind: str = "text/event-stream") -> Callable[[Handler], None]:
+    """Sends the parts one by one, and closes the connection: the end of such a body is its end."""
+
+    def answer(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("content-type", kind)
+        handler.end_headers()
+        for part in parts:
+            handler.wfile.write(part)
+            handler.wfile.flush()
+        handler.close_connection = True
+
+    return answer
+
+
+def streamed(server: Server, *parts: bytes, **options: Any) -> Completion:
+    return ask(server, stream(*parts), stream=True, **options)
+
+
+def test_a_stream_is_put_together(server: Server) -> None:
+    whole = (
+        event({"role": "assistant", "content": "y"})
+        + b": ping\r\n\r\n"
+        + event({"content": "es"})
+        + event(None, "stop")
+    )
+    for parts in (
+        [whole, USED, DONE],
+        [bytes([b]) for b in whole + USED + DONE],
+        [whole, USED],
+        [(whole + USED).rstrip()],
+    ):
+        found = streamed(server, *parts, prices={"m": (0.15, 0.6)})
+        assert (found.text, found.model) == ("yes", "m-1")
+        assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (11, 3)
+        assert found.usage.cost_usd == pytest.approx(3.45e-6)
+    assert server.requests[0]["body"]["stream"] is True
+    assert server.requests[0]["body"]["stream_options"] == {"include_usage": True}
+
+
+def test_an_endpoint_may_stream_or_not_whatever_it_was_asked(server: Server) -> None:
+    assert ask(server, stream(event({"content": "yes"}, "stop"), DONE)).text == "yes"
+    assert ask(server, reply(good()), stream=True).text == "yes"
+
+
+def test_tool_calls_are_put_together_from_their_parts(server: Server) -> None:
+    parts = [
+        {"index": 0, "id": "c1", "type": "function", "function": {"name": "pay", "arguments": ""}},
+        {"index": 0, "function": {"arguments": '{"amo'}},
+        {"index": 1, "id": "c2", "function": {"name": "look", "arguments": None}},
+        {"index": 0, "function": {"arguments": 'unt": 5}'}},
+    ]
+    events = [event({"tool_calls": [part]}) for part in parts]
+    found = streamed(server, *events, event(None, "tool_calls"), DONE, params={"tools": TOOLS})
+    assert found.tool_calls == (ToolCall("c1", "pay", '{"amount": 5}'), ToolCall("c2", "look", "{}"))
+
+
+BAD_STREAMS = [
+    ([event({"content": "ye"})], "MODEL_HTTP"),  # it looks like an answer
+    ([event({"content": "ye"}), DONE], "MODEL_HTTP"),
+    ([], "MODEL_HTTP"),
+    ([DONE], "MODEL_HTTP"),
+    ([event({"content": "yes"}, "length")], "MODEL_TRUNCATED"),
+    ([event({"content": "yes"}, "content_filter")], "MODEL_REFUSED"),
+    ([event({"content": "y"}), b'data: {"error": {"code": 503, "message": "gone"}}\n\n'], "MODEL_HTTP"),
+    ([event({"content": "y"}), b'data: {"error": {"code": 400}}\n\n'], "MODEL_REFUSED"),
+    ([b"data: {cut\n\n"], "MODEL_REPLY"),
+    ([b"data: \xff\xfe\n\n"], "MODEL_REPLY"),
+    ([b"data: [1]\n\n"], "MODEL_REPLY"),
+    ([b'data: {"choices": 7}\n\n'], "MODEL_REPLY"),
+    ([b'data: {"choices": [7]}\n\n'], "MODEL_REPLY"),
+    ([b'data: {"choices": [{"delta": 7}]}\n\n'], "MODEL_REPLY"),
+    ([event({"content": 7})], "MODEL_REPLY"),
+    ([event({"content": "yes"}, "stop", usage={"prompt_tokens": "many"})], "MODEL_REPLY"),
+    ([event({"tool_calls": 7})], "MODEL_REPLY"),
+    ([event({"tool_calls": [7]})], "MODEL_REPLY"),
+    ([event({"tool_calls": [{"index": -1}]})], "MODEL_REPLY"),
+    ([event({"tool_calls": [{"index": 5_000}]})], "MODEL_REPLY"),
+    ([event({"tool_calls": [{"function": {"arguments": {}}}]})], "MODEL_REPLY"),
+    ([event({"tool_calls": [call()]}, "tool_calls")], "MODEL_REPLY"),
+    ([b"<html>" * 10], "MODEL_HTTP"),
+    ([b":" * (1024 * 1024)] * 9, "MODEL_REPLY"),
+]
+
+
+@pytest.mark.parametrize(("parts", "code"), BAD_STREAMS)
+def test_a_bad_stream_is_an_error_with_a_code(server: Server, parts: list[bytes], code: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        streamed(server, *parts)
+    assert caught.value.code == code
+    assert KEY not in str(caught.value) + repr(caught.value.facts)
+
+
+def test_silence_in_the_middle_of_a_stream_ends_it(server: Server) -> None:
+    def pause(handler: Handler) -> None:
+        stream(event({"content": "ye"}))(handler)
+        hang(handler)
+
+    with pytest.raises(ModelError) as caught:
+        ask(server, pause, stream=True, idle_timeout_seconds=0.1)
+    assert caught.value.code == "MODEL_TIMEOUT"
+
+
+def test_further_headers_are_sent_and_never_shown(server: Server) -> None:
+    adapter = OpenAICompatibleAdapter(server.url, model="m", headers={"Api-Key": KEY})
+    server.answers = [reply(good())]
+    asyncio.run(adapter.complete(MESSAGES))
+    assert server.requests[0]["headers"]["api-key"] == KEY
+    assert KEY not in repr(adapter)
+    for headers in ({"a b": "c"}, {"a": f"{KEY}\r\nx: y"}):
+        with pytest.raises(InputError) as caught:
+            OpenAICompatibleAdapter(server.url, headers=headers)
+        assert caught.value.code == "USAGE"
+        assert KEY not in str(caught.value)
+
+
+def test_connections_are_kept_within_a_loop_and_closed_with_it(server: Server) -> None:
+    adapter = OpenAICompatibleAdapter(server.url, model="m")
+    server.answers = [reply(good())]
+
+    async def twice() -> None:
+        await adapter.complete(MESSAGES)
+        await adapter.complete(MESSAGES)
+
+    asyncio.run(twice())
+    asyncio.run(twice())
+    gc.collect()  # what was not closed would say so now
+    assert len(server.requests) == 4
+    assert len(server.connections) == 2
+
+    async def closing() -> None:
+        await twice()
+        await adapter.aclose()
+        await adapter.aclose()
+        await twice()
+
+    asyncio.run(closing())
+    assert len(server.connections) == 4
 
 
 @pytest.mark.parametrize(("answer", "code"), BAD)
@@ -215,7 +440,7 @@ def test_a_bad_answer_is_an_error_with_a_code_and_without_the_key(
 def test_what_a_cut_answer_has_cost_is_known(server: Server) -> None:
     with pytest.raises(ModelError) as caught:
         ask(server, reply(good(finish_reason="length")))
-    assert (caught.value.facts["tokens_in"], caught.value.facts["tokens_out"]) == (11, 3)
+    assert caught.value.usage == Usage(prompt_tokens=11, completion_tokens=3)
 
 
 @pytest.mark.parametrize("answer", [hang, dribble])
@@ -234,13 +459,10 @@ def test_nobody_there_is_an_error() -> None:
     assert caught.value.code == "MODEL_HTTP"
 
 
-def test_retries_are_for_retryable_errors_only(server: Server) -> None:
-    again = reply({}, 429, retry_after="0")
-    assert ask(server, again, again, reply(good()), max_retries=2).text == "yes"
-    assert len(server.requests) == 3
-    server.requests.clear()
-    with pytest.raises(ModelError):
-        ask(server, reply({}, 400), reply(good()), max_retries=2)
+def test_one_call_is_one_request_whatever_comes_of_it(server: Server) -> None:
+    with pytest.raises(ModelError) as caught:
+        ask(server, reply({}, 429, retry_after="7"), reply(good()))
+    assert caught.value.facts["retry_after"] == 7
     assert len(server.requests) == 1
 
 

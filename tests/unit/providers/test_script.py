@@ -10,6 +10,7 @@ import pytest
 
 from nano_vm.errors import InputError
 from nano_vm.providers.script import ScriptError, load_script
+from nano_vm.runtime.ports import ToolCall
 
 
 def ask(adapter: Any, prompt: str = "hello") -> Any:
@@ -61,9 +62,31 @@ def test_a_script_can_fail_on_purpose(tmp_path: Path) -> None:
     assert (caught.value.code, caught.value.retryable) == ("MODEL_HTTP", False)
 
 
+def test_a_script_can_propose_tool_calls(tmp_path: Path) -> None:
+    text = """
+- tool_calls: [{name: pay, arguments: {amount: 5}}, {name: look}, {name: pay, arguments: "{not json"}]
+  prompt_tokens: 3
+- {text: Done., tool_calls: []}
+"""
+    adapter = load_script(script(tmp_path, text))
+    first = ask(adapter)
+    assert first.tool_calls == (
+        ToolCall("call_1_0", "pay", '{"amount":5}'),
+        ToolCall("call_1_1", "look", "{}"),
+        ToolCall("call_1_2", "pay", "{not json"),
+    )
+    assert (first.text, first.usage.prompt_tokens) == ("", 3)
+    assert ask(adapter).tool_calls == ()
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
+        ("s.yaml", "- {tool_calls: 7}\n"),
+        ("s.yaml", "- {tool_calls: [{arguments: {}}]}\n"),
+        ("s.yaml", "- {tool_calls: [{name: pay, id: x}]}\n"),
+        ("s.yaml", "- {text: a, model: 7}\n"),
+        ("s.yaml", "- {text: a, latency_seconds: long}\n"),
         ("s.yaml", "7\n"),
         ("s.yaml", ""),
         ("s.yaml", "a: [1]\n"),

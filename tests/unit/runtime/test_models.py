@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from runtime_stage import Opener, play, program, sound, tool_step
 
-from nano_vm import Completion, MockLLMAdapter, RunStatus, Usage
+from nano_vm import Completion, MockLLMAdapter, RunStatus, ToolCall, Usage
 
 
 def ask(step_id: str = "ask", **fields: Any) -> dict[str, Any]:
@@ -187,3 +187,37 @@ def test_cancelling_does_not_wait_for_a_model(opener: Opener) -> None:
         sound(vm, trace)
 
     play(main())
+
+
+def test_tool_calls_in_an_answer_to_a_step_without_tools_are_a_paid_failure(opener: Opener) -> None:
+    call = ToolCall("c1", "pay", "{}")
+    answer = Completion(text="yes", tool_calls=(call,), usage=Usage(prompt_tokens=3), model="m")
+    vm = opener(llm=Bare(answer))
+    trace = play(vm.run(program(ask()), {"q": "now?"}))
+    assert trace.status is RunStatus.FAILED
+    assert trace.error is not None
+    assert trace.error["type"] == "MODEL_REPLY"
+    assert trace.total_tokens() == 3
+    sound(vm, trace)
+
+
+@pytest.mark.parametrize("calls", [("pay",), ({"id": "c1"},), (ToolCall("c1", "pay", {}),)])  # type: ignore[arg-type]
+def test_tool_calls_that_are_none_are_a_failure(opener: Opener, calls: Any) -> None:
+    vm = opener(llm=Bare(Completion(tool_calls=calls)))
+    trace = play(vm.run(program(ask()), {"q": "now?"}))
+    assert trace.error is not None
+    assert trace.error["type"] == "TypeError"
+    sound(vm, trace)
+
+
+def test_what_a_failed_attempt_has_cost_is_paid_for(opener: Opener) -> None:
+    class Truncated(Exception):
+        usage = Usage(prompt_tokens=5, completion_tokens=7, cost_usd=0.25)
+
+    class Absurd(Exception):
+        usage = Usage(prompt_tokens=-5)
+
+    vm = opener(llm=Bare(Truncated(), Absurd(), "yes"))
+    trace = play(vm.run(program(ask(on_error="retry", retry={"initial": 0.001})), {"q": "now?"}))
+    assert (trace.final_output, trace.total_tokens(), trace.total_cost_usd()) == ("yes", 12, 0.25)
+    sound(vm, trace)
