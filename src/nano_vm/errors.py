@@ -130,6 +130,14 @@ class ProgramError(NanoVMError):
         return _INVALID_PROGRAM if "findings" in self.facts else super().exit_code
 
 
+class PolicyError(NanoVMError):
+    """A policy that cannot be accepted. `diagnostics` lists every finding."""
+
+    @property
+    def exit_code(self) -> int:
+        return _INVALID_PROGRAM if "findings" in self.facts else super().exit_code
+
+
 class InputError(NanoVMError):
     """Data handed in by a caller, a tool or a model that cannot be taken as it is."""
 
@@ -228,6 +236,13 @@ CODES: dict[str, ErrorCode] = {
     "UNKNOWN_PROGRAM": ErrorCode(A, False, 3, "a called program that is not stored"),
     "CALL_RECURSION": ErrorCode(A, False, 3, "a program that calls itself"),
     "ANALYSIS_LIMIT": ErrorCode(A, False, 3, "a program too intricate to be analysed completely"),
+    # --- policy -------------------------------------------------------------------------------------------
+    "INVALID_POLICY": ErrorCode(A, False, 3, "a policy with errors"),
+    "POLICY_UNREADABLE": ErrorCode(C, False, 2, "a policy file that cannot be read"),
+    "POLICY_CONTRADICTION": ErrorCode(A, False, 3, "rules of a policy that cannot both be meant"),
+    "POLICY_REDUNDANT": ErrorCode(A, False, 3, "a rule that changes nothing"),
+    "POLICY_EMPTY": ErrorCode(A, False, 3, "a policy without rules"),
+    "DUPLICATE_RULE": ErrorCode(A, False, 3, "two rules of the same id, or an id that is reserved"),
     "VALUE_SYNTAX": ErrorCode(C, False, 2, "bytes that are not JSON"),
     # --- journal ------------------------------------------------------------------------------------------
     "JOURNAL_MALFORMED": ErrorCode(T, False, 5, "a journal entry that cannot be read"),

@@ -15,6 +15,7 @@ EXIT_CODES = {0, 1, 2, 3, 4, 5, 6, 7, 70}
 ERRORS = {
     "NanoVMError",
     "ProgramError",
+    "PolicyError",
     "InputError",
     "ConflictError",
     "RejectedError",

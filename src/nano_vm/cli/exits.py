@@ -8,6 +8,7 @@ DONE: Final = 0
 FAILED: Final = 1
 USAGE: Final = 2
 INVALID: Final = 3
+DENIED: Final = 4
 VERIFICATION: Final = 5
 SUSPENDED: Final = 6
 STOPPED: Final = 7

@@ -20,6 +20,7 @@ from nano_vm.errors import InputError
 COMMANDS: dict[str, str] = {
     "run": "run a program",
     "check": "check program files without running anything",
+    "policy": "check a policy, or explain what it decides and why",
     "resume": "give a waiting run its event or approval",
     "runs": "list runs",
     "trace": "show what a run did and what it waits for",
@@ -31,7 +32,7 @@ COMMANDS: dict[str, str] = {
     "resolve": "say what became of an unknown outcome",
     "diff": "compare two runs",
     "watch": "follow runs as they go",
-    "schema": "print the JSON Schema of programs",
+    "schema": "print the JSON Schema of programs and policies",
     "doctor": "examine the installation and the database",
     "worker": "take up runs and fire timers until stopped",
     "demo": "see a governed refund survive a kill",

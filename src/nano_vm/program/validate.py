@@ -85,6 +85,16 @@ def validate(document: Document) -> Validation:
     return Validation([*document.findings, *validator.diagnostics], validator.bad)
 
 
+def validate_value(document: Document, rule: Rule, name: str) -> Validation:
+    """Returns every structural finding of a document of another kind, held against one rule; `name` is what it is
+    called in messages."""
+    validator = _Validator(document)
+    if document.data is None and document.findings:
+        return Validation(list(document.findings), {""})
+    validator._value(document.data, rule, "", name)
+    return Validation([*document.findings, *validator.diagnostics], validator.bad)
+
+
 class _Validator:
     def __init__(self, document: Document) -> None:
         self.document = document

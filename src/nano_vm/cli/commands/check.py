@@ -8,17 +8,15 @@ exit codes: 0 no errors (warnings are shown), 2 unreadable file or tools, 3 erro
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from nano_vm.cli import exits
 from nano_vm.cli.console import Console
 from nano_vm.cli.programs import check_file, findings_json
+from nano_vm.cli.sarif import sarif
 from nano_vm.compiler import Report
 from nano_vm.program.diagnostic import render
 from nano_vm.program.model import Program
-
-SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +55,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     if form == "human":
         _show(console, reports)
     elif form == "sarif":
-        console.document(_sarif(reports))
+        console.document(sarif(reports))
     else:
         console.document(_document(reports))
     return exits.DONE if all(report.ok for _, report in reports) else exits.INVALID
@@ -102,46 +100,3 @@ def _document(reports: list[tuple[str, Report]]) -> dict[str, Any]:
         )
     ok = all(report.ok for _, report in reports)
     return {"ok": ok, "files": files, "exit_code": exits.DONE if ok else exits.INVALID}
-
-
-def _sarif(reports: list[tuple[str, Report]]) -> dict[str, Any]:
-    from nano_vm import __version__
-    from nano_vm.errors import CODES
-
-    results, rules = [], {}
-    for path, report in reports:
-        for finding in report.diagnostics:
-            place = finding.place
-            rules[finding.code] = {
-                "id": finding.code,
-                "shortDescription": {
-                    "text": CODES[finding.code].summary if finding.code in CODES else finding.code
-                },
-            }
-            physical: dict[str, Any] = {"artifactLocation": {"uri": "stdin" if path == "-" else path}}
-            if place.line:
-                physical["region"] = {
-                    "startLine": place.line,
-                    "startColumn": max(place.column, 1),
-                    "endColumn": max(place.column, 1) + finding.length,
-                }
-            text = finding.message if finding.help is None else f"{finding.message}\nhelp: {finding.help}"
-            results.append(
-                {
-                    "ruleId": finding.code,
-                    "level": finding.severity,
-                    "message": {"text": text},
-                    "locations": [
-                        {
-                            "physicalLocation": physical,
-                            "logicalLocations": [{"fullyQualifiedName": place.path or "/"}],
-                        }
-                    ],
-                }
-            )
-    driver = {"name": "nano-vm", "version": __version__, "rules": [rules[code] for code in sorted(rules)]}
-    run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
-    document: dict[str, Any] = json.loads(
-        json.dumps({"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]})
-    )
-    return document

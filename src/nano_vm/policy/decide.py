@@ -1,0 +1,266 @@
+"""Deciding: a pure function of the policy and what is to be done. No clock, no chance, no store.
+
+`deny` wins over `ask`, `ask` over `allow`, whatever the order; where no rule applies the policy's default holds. A
+condition that cannot be evaluated denies. What has to be counted across runs is asked for by `counters` and comes back
+as data; a decision names the numbers it saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import msgspec
+
+from nano_vm import canonical
+from nano_vm.errors import NanoVMError
+from nano_vm.expr.reference import UNSET, walk
+from nano_vm.policy.fields import SUM_MAX
+from nano_vm.policy.model import Approval, Limit, Policy, Rule
+from nano_vm.program.compiled import FIRST_FREE_SLOT, SLOT_ARGS, SLOT_PRINCIPAL, SLOT_RUN
+
+ALLOW, ASK, DENY = "allow", "ask", "deny"
+MILLION = 1_000_000
+_WINDOWS_MS = {"minute": 60_000, "hour": 3_600_000, "day": 86_400_000}
+
+# Why: a rule said so; no rule applies; what must precede has not; a limit is reached; a condition cannot be evaluated.
+RULE, DEFAULT, REQUIRES, LIMIT, CONDITION = "RULE", "DEFAULT", "REQUIRES", "LIMIT", "CONDITION"
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be done.
+
+    Args:
+        kind: "tool" or "model"; `name` is the tool's, or the model's ("default" for the adapter's own).
+        args: the rendered arguments; of a model {"model", "params"}.
+        principal: who started the run, {"id", "roles", "tenant"}; None when nobody said.
+        run: {"id", "program", "program_hash", "started_at_ms"}.
+        done: keys of the requirements that the run has met: `tool:NAME`, `step:ID`.
+        counts: what has been counted so far, by the keys that `counters` gives.
+        at_ms: now, epoch milliseconds.
+        tenant: the run's; limits of one are not counted with another's.
+    """
+
+    kind: str = "tool"
+    name: str
+    args: Any
+    principal: Mapping[str, Any] | None = None
+    run: Mapping[str, Any] = {}
+    done: frozenset[str] = frozenset()
+    counts: Mapping[str, int] = {}
+    at_ms: int = 0
+    tenant: str = "default"
+
+
+class Counter(NamedTuple):
+    """Something that a call adds to: calls, or millionths of what is summed up."""
+
+    key: str
+    amount: int
+    maximum: int
+    rule: str
+
+
+class Asked(NamedTuple):
+    """An approval that a rule asks for."""
+
+    rule: str
+    approval: Approval
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What was decided, by which rule of which policy, and why.
+
+    `detail` names what is missing or reached; never an argument's value. `asks` are all approvals asked for, `counters`
+    what an allowed or approved call adds to.
+    """
+
+    decision: str
+    rule: str
+    policy: str
+    reason: str = RULE
+    detail: str = ""
+    asks: tuple[Asked, ...] = ()
+    counters: tuple[Counter, ...] = ()
+
+
+class Verdict(NamedTuple):
+    """How one rule came out, for `explain`: applies, does not apply, cannot be evaluated."""
+
+    rule: str
+    decision: str
+    outcome: str
+    detail: str
+
+
+def decide(policy: Policy, request: Request) -> Decision:
+    """What the policy says of the request."""
+    return _decide(policy, request, None)
+
+
+def explain(policy: Policy, request: Request) -> tuple[Decision, list[Verdict]]:
+    """`decide`, and how every rule about it came out."""
+    verdicts: list[Verdict] = []
+    return _decide(policy, request, verdicts), verdicts
+
+
+def decide_all(policies: Sequence[Policy], request: Request) -> Decision:
+    """What several policies say together: all must allow. The first that denies, else the first that asks, is named;
+    approvals and counters are those of all."""
+    decisions = [_decide(policy, request, None) for policy in policies]
+    if len(decisions) == 1:
+        return decisions[0]
+    for decision in decisions:
+        if decision.decision == DENY:
+            return decision
+    named = next((decision for decision in decisions if decision.decision == ASK), decisions[0])
+    return msgspec.structs.replace(
+        named,
+        asks=tuple(dict.fromkeys(ask for decision in decisions for ask in decision.asks)),
+        counters=tuple(dict.fromkeys(counter for decision in decisions for counter in decision.counters)),
+    )
+
+
+def settled(policy: Policy, kind: str, name: str) -> Decision | None:
+    """The decision about a tool or model where it does not depend on anything else; None where it does."""
+    rules = policy.rules_for(kind, name)
+    for rule in rules:
+        if rule.decision == DENY and rule.when is None:
+            return Decision(DENY, rule.id, policy.hash)
+    if not all(rule.is_plain for rule in rules):
+        return None
+    return Decision(ALLOW, rules[0].id, policy.hash) if rules else _by_default(policy)
+
+
+def counters(policy: Policy, request: Request) -> tuple[Counter, ...]:
+    """What the request would add to, where the policy has limits about it: ask the store for these keys."""
+    rules = policy.rules_for(request.kind, request.name)
+    if not any(rule.limits for rule in rules):
+        return ()
+    slots = _slots(request)
+    found: list[Counter] = []
+    for rule in rules:
+        if not rule.limits:
+            continue
+        try:
+            if rule.when is None or rule.when(slots):
+                found += _counters_of(policy, rule, request)
+        except NanoVMError:
+            pass  # the decision denies it
+    return tuple(found)
+
+
+def _decide(policy: Policy, request: Request, verdicts: list[Verdict] | None) -> Decision:
+    slots: list[Any] | None = None
+    applying: list[Rule] = []
+    denied: Decision | None = None
+    for rule in policy.rules_for(request.kind, request.name):
+        outcome, detail = "applies", ""
+        if rule.when is not None:
+            if slots is None:
+                slots = _slots(request)
+            try:
+                if not rule.when(slots):
+                    outcome = "does not apply"
+            except NanoVMError as error:
+                outcome, detail = "cannot be evaluated", error.code
+        if verdicts is not None:
+            verdicts.append(Verdict(rule.id, rule.decision, outcome, detail))
+        if outcome == "does not apply":
+            continue
+        if detail:
+            denied = denied or Decision(DENY, rule.id, policy.hash, CONDITION, detail)
+        elif rule.decision == DENY:
+            denied = denied or Decision(DENY, rule.id, policy.hash)
+        else:
+            applying.append(rule)
+        if denied is not None and verdicts is None:
+            return denied
+    if denied is not None:
+        return denied
+    if not applying:
+        return _by_default(policy)
+    return _hold(policy, applying, request)
+
+
+def _by_default(policy: Policy) -> Decision:
+    return Decision(ALLOW if policy.allows_by_default else DENY, "default", policy.hash, DEFAULT)
+
+
+def _hold(policy: Policy, applying: list[Rule], request: Request) -> Decision:
+    """What the rules that apply demand beside."""
+    asks: list[Asked] = []
+    taken: list[Counter] = []
+    for rule in applying:
+        for requirement in rule.requires:
+            if requirement.key not in request.done:
+                return Decision(DENY, rule.id, policy.hash, REQUIRES, requirement.key)
+        if rule.limits:
+            try:
+                counted = _counters_of(policy, rule, request)
+            except NanoVMError as error:
+                return Decision(DENY, rule.id, policy.hash, CONDITION, error.code)
+            for number, counter in enumerate(counted):
+                if request.counts.get(counter.key, 0) + counter.amount > counter.maximum:
+                    return Decision(DENY, rule.id, policy.hash, LIMIT, _words(rule.limits[number]))
+            taken += counted
+        if rule.approval is not None:
+            asks.append(Asked(rule.id, rule.approval))
+    if asks:
+        return Decision(ASK, asks[0].rule, policy.hash, RULE, "", tuple(asks), tuple(taken))
+    return Decision(ALLOW, applying[0].id, policy.hash, RULE, "", (), tuple(taken))
+
+
+def _words(limit: Limit) -> str:
+    what = "calls" if limit.path is None else "$args." + ".".join(limit.path)
+    return f"{what} per {', '.join(limit.per)}"
+
+
+def _slots(request: Request) -> list[Any]:
+    slots: list[Any] = [UNSET] * FIRST_FREE_SLOT
+    slots[SLOT_ARGS] = request.args
+    slots[SLOT_RUN] = dict(request.run)
+    if request.principal is not None:
+        slots[SLOT_PRINCIPAL] = dict(request.principal)
+    return slots
+
+
+def _counters_of(policy: Policy, rule: Rule, request: Request) -> list[Counter]:
+    """Raises NanoVMError where what is to be summed up is no number from 0 on, or nobody is known to count for."""
+    found = []
+    principal = request.principal
+    for number, limit in enumerate(rule.limits):
+        amount = 1 if limit.path is None else _millionths(walk(request.args, limit.path))
+        where: list[Any] = []
+        for scope in limit.per:
+            if scope == "run":
+                where.append(request.run.get("id"))
+            elif scope == "principal":
+                if principal is None:
+                    raise NanoVMError("UNASSIGNED_REFERENCE", "nobody is known to have started the run")
+                where.append(principal.get("id"))
+            else:
+                where.append(request.at_ms // _WINDOWS_MS[scope])
+        # By the policy's name, not its hash: a new version does not start counting anew.
+        place = [request.tenant, policy.name, rule.id, number, limit.per, where]
+        found.append(Counter(canonical.digest_value(place), amount, limit.maximum, rule.id))
+    return found
+
+
+def _millionths(value: Any) -> int:
+    if type(value) not in (int, float) or not 0 <= value <= SUM_MAX:
+        raise NanoVMError("TYPE_MISMATCH", f"what a limit adds up is a number from 0 to {SUM_MAX}")
+    exact = Decimal(str(value)) * MILLION
+    whole = int(exact)
+    return whole if whole == exact else whole + 1
+
+
+def action_digest(tool: str, schema: str, args: Any, policy: str, *, kind: str = "tool") -> str:
+    """Identity of one exact action: what an approval covers (`spec/policy.md`, "Actions").
+
+    Args:
+        schema: digest of the tool's definition.
+        policy: hash of the policy the run is pinned to; empty without one.
+    """
+    return canonical.digest_value(["nano-vm action 1", kind, tool, schema, args, policy])
