@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nano_vm.journal.trace import Trace as Trace
     from nano_vm.kernel.state import RunStatus as RunStatus
     from nano_vm.kernel.state import StepStatus as StepStatus
+    from nano_vm.observe.analyzer import TraceAnalyzer as TraceAnalyzer
     from nano_vm.program.model import Program as Program
     from nano_vm.providers.mock import MockLLMAdapter as MockLLMAdapter
     from nano_vm.providers.openai_compatible import OpenAICompatibleAdapter as OpenAICompatibleAdapter
@@ -76,6 +77,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "ToolError": ("nano_vm.runtime.tooling", "ToolError"),
     "ToolSet": ("nano_vm.tools.registry", "ToolSet"),
     "Trace": ("nano_vm.journal.trace", "Trace"),
+    "TraceAnalyzer": ("nano_vm.observe.analyzer", "TraceAnalyzer"),
     "Usage": ("nano_vm.runtime.ports", "Usage"),
     "VerificationError": ("nano_vm.errors", "VerificationError"),
     "diff": ("nano_vm.journal.diff", "diff"),

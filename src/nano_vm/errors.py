@@ -253,6 +253,25 @@ CODES: dict[str, ErrorCode] = {
     "RECORD_MISMATCH": ErrorCode(T, False, 5, "a run's record does not say what its journal says"),
     "PAYLOAD_MISSING": ErrorCode(T, False, 5, "a payload is gone that no entry says was erased"),
     "PROOF_INVALID": ErrorCode(T, False, 5, "an inclusion or consistency proof does not lead to the root"),
+    # --- evidence -----------------------------------------------------------------------------------------
+    "BUNDLE_MALFORMED": ErrorCode(T, False, 5, "a file that is no evidence bundle, or not written as one"),
+    "BUNDLE_DAMAGED": ErrorCode(T, False, 5, "a bundle's lines are not those that its end speaks of"),
+    "CHILD_MISMATCH": ErrorCode(T, False, 5, "a child run is not the one that its parent knows"),
+    "RECEIPT_MISMATCH": ErrorCode(T, False, 5, "a receipt is not what its journal comes to"),
+    "SIGNATURE_INVALID": ErrorCode(T, False, 5, "a signature does not fit the key, or what was signed"),
+    "SIGNATURE_MISSING": ErrorCode(T, False, 5, "a signature is expected and there is none"),
+    "SIGNER_UNKNOWN": ErrorCode(T, False, 5, "something is signed with a key that is not expected"),
+    "NOTE_MALFORMED": ErrorCode(T, False, 5, "a checkpoint that cannot be read"),
+    "CHECKPOINT_MISMATCH": ErrorCode(T, False, 5, "the store's log is not what a checkpoint says it was"),
+    "EXPORT_LIMIT": ErrorCode(C, False, 2, "a run too large for one bundle"),
+    "BUNDLE_FILE": ErrorCode(E, False, 1, "a file of evidence that cannot be read or written"),
+    "KEY_NAME": ErrorCode(
+        C, False, 2, "a name that no key can have, or that does not say which key is meant"
+    ),
+    "KEY_EXISTS": ErrorCode(C, False, 2, "there is a key of that name already"),
+    "KEY_NOT_FOUND": ErrorCode(C, False, 2, "no key of that name"),
+    "KEY_FILE": ErrorCode(E, False, 1, "a key file that cannot be used"),
+    "KEY_PERMISSIONS": ErrorCode(E, False, 1, "a private key that others can read"),
     # --- stores -------------------------------------------------------------------------------------------
     "RUN_EXISTS": ErrorCode(C, False, 2, "the run id or idempotency key is taken"),
     "KEY_CONFLICT": ErrorCode(C, False, 2, "the same idempotency key was used with another context"),

@@ -111,6 +111,10 @@ class Trace:
         """Everything that counted against the token budget, rejected attempts and children included."""
         return self._state.tokens
 
+    def total_cost_nanousd(self) -> int:
+        """What the run has cost, exactly."""
+        return self._state.cost_nanousd
+
     def total_cost_usd(self) -> float:
         """Dollars; the journal keeps whole nano-dollars."""
         return self._state.cost_nanousd / NANO

@@ -1,0 +1,246 @@
+"""Evidence bundles: a run with everything that is needed to check it, in one file, without the store it lived in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from nano_vm import canonical
+from nano_vm.compiler import compile_program
+from nano_vm.errors import NotFoundError, RuntimeFault, VerificationError
+from nano_vm.evidence import container
+from nano_vm.evidence.container import Contents, LogLine, ShownLine, SignatureLine
+from nano_vm.evidence.keys import SigningKey
+from nano_vm.evidence.log import Log
+from nano_vm.evidence.note import check_origin, sign_checkpoint
+from nano_vm.evidence.receipt import receipt
+from nano_vm.evidence.sign import DISCLOSURE_TYPE, sign, statement
+from nano_vm.journal.disclosure import disclose
+from nano_vm.journal.entry import Entry, open_events
+from nano_vm.journal.port import JournalStore
+from nano_vm.journal.trace import Trace
+from nano_vm.kernel import events as ev
+from nano_vm.program.compiled import CompiledProgram
+from nano_vm.program.model import Program
+
+RUNS_MAX = 10_000
+_OVER_VALUES = ("outcome_hash", "trace_hash")
+
+
+class Exported(NamedTuple):
+    """A bundle and what went into it."""
+
+    data: bytes
+    runs: list[str]
+    entries: int
+    signed_by: str | None
+
+
+def export(
+    store: JournalStore, run_id: str, *, key: SigningKey | None = None, origin: str | None = None
+) -> Exported:
+    """The bundle of a run and of all runs that it called.
+
+    Args:
+        key: signs the receipt, and a checkpoint of the log that the bundle proves its runs to be in.
+        origin: name of the log in the checkpoint; by default after its first leaf.
+
+    Raises:
+        NotFoundError: RUN_NOT_FOUND. VerificationError: when a journal cannot be folded.
+    """
+    journals = list(_journals(store, run_id))
+    programs = {program_of(entries): b"" for _, entries in journals}
+    for program_hash in programs:
+        programs[program_hash] = store.program(program_hash)
+    made = receipt(_trace(programs, *journals[0]))
+    contents = Contents(
+        kind=container.RUN,
+        run=run_id,
+        programs=[programs[program_hash] for program_hash in sorted(programs)],
+        journals=journals,
+        receipt=canonical.encode(made),
+    )
+    if key is not None:
+        heads = [(run, entries[-1].digest) for run, entries in journals]
+        contents.logs = _log_lines(store, journals, key, origin)
+        signed = sign(statement(made, heads, checkpoint=contents.logs[0].checkpoint), key)
+        contents.signature = SignatureLine(signed, key.public.text)
+    count = sum(len(entries) for _, entries in journals)
+    return Exported(
+        container.write(contents), [run for run, _ in journals], count, None if key is None else key.name
+    )
+
+
+def export_steps(
+    store: JournalStore, run_id: str, steps: Sequence[str], *, key: SigningKey | None = None
+) -> Exported:
+    """A bundle that shows the chosen steps of a run alone, each with a proof of its place.
+
+    Of these steps it shows results and messages; of the entry that began the run, and of those that began the steps,
+    facts only. It proves that they are part of a run with this receipt; that the receipt is right only its signature
+    vouches for.
+
+    Raises:
+        NotFoundError: RUN_NOT_FOUND, UNKNOWN_STEP for a step that the run did not come to.
+    """
+    entries = store.read(run_id)
+    program_hash = program_of(entries)
+    made = without_values(receipt(_trace({program_hash: store.program(program_hash)}, run_id, entries)))
+    shown = [0, *_entries_of(entries, steps)]
+    lines = []
+    for disclosed in disclose(entries, *dict.fromkeys(shown)):
+        entry = disclosed.entry
+        own = _own_step(entry) in steps
+        lines.append(
+            ShownLine(
+                digest=entry.digest,
+                facts=msgspec.Raw(entry.facts),
+                proof=[node.hex() for node in disclosed.proof],
+                seq=entry.seq,
+                size=disclosed.size,
+                payload=msgspec.UNSET if entry.payload is None or not own else msgspec.Raw(entry.payload),
+                salt=entry.salt.hex() if own and entry.payload is not None else "",
+            )
+        )
+    contents = Contents(kind=container.DISCLOSURE, run=run_id, shown=lines, receipt=canonical.encode(made))
+    if key is not None:
+        heads = [(run_id, entries[-1].digest)]
+        contents.signature = SignatureLine(
+            sign(statement(made, heads, DISCLOSURE_TYPE), key), key.public.text
+        )
+    return Exported(container.write(contents), [run_id], len(lines), None if key is None else key.name)
+
+
+def without_values(receipt: dict[str, Any]) -> dict[str, Any]:
+    """A receipt to go with chosen steps: without the hashes over all outputs. They are not salted, so whoever guesses
+    what a step that is not shown came to could find the guess confirmed in them."""
+    hashes = {name: value for name, value in receipt["hashes"].items() if name not in _OVER_VALUES}
+    return {**receipt, "hashes": hashes}
+
+
+def program_of(entries: Sequence[Entry]) -> str:
+    """Hash of the program that a run is pinned to.
+
+    Raises:
+        VerificationError: JOURNAL_MALFORMED when its first entry does not say so.
+    """
+    start = open_events(entries[0])[0] if entries else None
+    if type(start) is not ev.RunStarted:
+        raise VerificationError(
+            "JOURNAL_MALFORMED", "entry 0: the run does not begin with its start", facts={"seq": 0}
+        )
+    return start.program
+
+
+def compile_stored(stored: bytes) -> CompiledProgram:
+    """The compiled form of a program as stores and bundles hold it.
+
+    Raises:
+        RuntimeFault: PROGRAM_CHANGED when the bytes are no program that this version compiles to itself.
+    """
+    from nano_vm.errors import NanoVMError
+
+    program_hash = canonical.digest(stored)
+    try:
+        program = Program.from_dict(canonical.decode(stored)["program"])
+        if program.hash == program_hash:
+            return compile_program(program)
+    except (NanoVMError, KeyError, TypeError, RecursionError):
+        pass
+    raise RuntimeFault(
+        "PROGRAM_CHANGED",
+        f"what is kept as {program_hash} is no program of this hash",
+        facts={"program": program_hash},
+    )
+
+
+def children_of(entries: Sequence[Entry]) -> dict[str, str]:
+    """The child runs that a journal names, in order: run id -> hash of the program they were started with."""
+    found: dict[str, str] = {}
+    for entry in entries:
+        if b'"ChildStarted"' not in entry.facts:  # most entries start nothing, and need not be read
+            continue
+        for event in open_events(entry):
+            if type(event) is ev.ChildStarted:
+                found[event.child] = event.program
+    return found
+
+
+def _journals(store: JournalStore, run_id: str) -> Iterator[tuple[str, list[Entry]]]:
+    """The run, then its child runs, each before its own children."""
+    todo = [run_id]
+    seen: set[str] = set()
+    while todo:
+        run = todo.pop()
+        if run in seen:
+            continue
+        seen.add(run)
+        if len(seen) > RUNS_MAX:
+            raise RuntimeFault(
+                "EXPORT_LIMIT", f"the run has more than {RUNS_MAX} child runs", help="export its children"
+            )
+        try:
+            entries = store.read(run)
+        except NotFoundError:
+            if run == run_id:
+                raise
+            continue  # named by an intent, and never begun
+        if not entries:
+            if run == run_id:
+                raise VerificationError("CHAIN_BROKEN", "the journal is empty", facts={"seq": 0})
+            continue
+        yield run, entries
+        todo += reversed(children_of(entries))
+
+
+def _trace(programs: dict[str, bytes], run_id: str, entries: Sequence[Entry]) -> Trace:
+    return Trace(compile_stored(programs[program_of(entries)]), run_id, lambda: entries)
+
+
+def _log_lines(
+    store: JournalStore, journals: Sequence[tuple[str, list[Entry]]], key: SigningKey, origin: str | None
+) -> list[LogLine]:
+    """One line per run: its last leaf, as far as the journal that was read goes, for the run may still go on."""
+    log = Log(store)
+    checkpoint = log.checkpoint(None if origin is None else check_origin(origin))
+    note = sign_checkpoint(checkpoint, key)
+    lines = []
+    for run, entries in journals:
+        index = log.last_of(run, len(entries))
+        proof = [node.hex() for node in log.inclusion(index, checkpoint.size)]
+        lines.append(LogLine(note, index, log.leaves[index].to_dict(), proof))
+    return lines
+
+
+def _own_step(entry: Entry) -> str | None:
+    """The step whose result an entry records."""
+    step = getattr(open_events(entry)[0], "step", None)
+    return step if type(step) is str else None
+
+
+def _entries_of(entries: Sequence[Entry], steps: Sequence[str]) -> list[int]:
+    """Numbers of the entries that speak of the steps.
+
+    Raises:
+        NotFoundError: UNKNOWN_STEP.
+    """
+    wanted = set(steps)
+    met: set[str] = set()
+    found = []
+    for entry in entries:
+        named: set[str] = set()
+        for event in open_events(entry):
+            step = getattr(event, "step", None)
+            named.update([step] if type(step) is str else ())
+            named.update(verdict[0] for verdict in getattr(event, "verdicts", None) or ())
+        if named & wanted:
+            met |= named & wanted
+            found.append(entry.seq)
+    for step in steps:
+        if step not in met:
+            raise NotFoundError(
+                "UNKNOWN_STEP", f"the run did not come to a step `{step}`", facts={"step": step}
+            )
+    return found

@@ -1,0 +1,355 @@
+"""Verifying a bundle: offline, with the bundle's bytes and the keys one expects, and nothing else.
+
+Every check is reported when it has passed, in order; the first that fails is raised, with what passed before it. No
+store, no runtime and no network is imported from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from nano_vm import canonical
+from nano_vm.errors import NanoVMError, VerificationError
+from nano_vm.evidence import container, note, sign
+from nano_vm.evidence.bundle import children_of, compile_stored, program_of
+from nano_vm.evidence.container import Contents, LogLine
+from nano_vm.evidence.keys import PublicKey, key_of_text
+from nano_vm.evidence.receipt import receipt
+from nano_vm.journal import merkle
+from nano_vm.journal.disclosure import Disclosure, verify_disclosure
+from nano_vm.journal.entry import Entry, open_events
+from nano_vm.journal.replay import verify_run
+from nano_vm.journal.storelog import ANNEX, FINISH, START, LogLeaf
+from nano_vm.journal.trace import Trace
+from nano_vm.kernel import events as ev
+from nano_vm.program.compiled import CompiledProgram
+
+
+class Check(NamedTuple):
+    """One check that passed. `warns` marks what it leaves open; `run` is set where a bundle holds several."""
+
+    name: str
+    detail: str
+    run: str | None = None
+    warns: bool = False
+
+
+class VerifiedBundle(NamedTuple):
+    """A bundle that verifies. `signer` is the expected key that signed it; None when that is not known."""
+
+    kind: str
+    run: str
+    receipt: dict[str, Any]
+    checks: list[Check]
+    signer: PublicKey | None
+
+
+def is_bundle(head: bytes) -> bool:
+    """Whether bytes begin as a bundle does."""
+    return head.startswith(b'{"bundle":')
+
+
+def verify_bundle(
+    data: bytes, keys: Sequence[PublicKey] = (), *, accept_unsigned: bool = False
+) -> VerifiedBundle:
+    """Check everything that can be checked of a bundle.
+
+    Args:
+        keys: the keys that may have signed it. With any, a signature by one of them is required. Without, a signature
+            is only checked against the key that came in the bundle, which says nothing about who made it.
+        accept_unsigned: a bundle without a signature is acceptable although keys are given.
+
+    Raises:
+        VerificationError: facts `check` (the check that failed), `passed` (those before it, as [name, detail]), and
+            where one is to blame `seq` (first bad entry), `run`, `line`.
+        RuntimeFault: EXTRA_MISSING when there is a signature to check and the extra `sign` is not installed.
+    """
+    checking = _Checking(keys, accept_unsigned)
+    try:
+        return checking.bundle(data)
+    except NanoVMError as error:
+        error.facts.setdefault("check", checking.at)
+        if checking.run is not None:
+            error.facts.setdefault("run", checking.run)
+        within = error.facts.get("passed", [])
+        error.facts["passed"] = [[check.name, check.detail] for check in checking.checks] + within
+        raise
+
+
+class _Checking:
+    """One verification: what has passed, and where it stands."""
+
+    def __init__(self, keys: Sequence[PublicKey], accept_unsigned: bool) -> None:
+        self.keys = keys
+        self.accept_unsigned = accept_unsigned
+        self.checks: list[Check] = []
+        self.at = "container"
+        self.run: str | None = None
+        self.signer: PublicKey | None = None
+
+    def bundle(self, data: bytes) -> VerifiedBundle:
+        contents = container.read(data)
+        lines = data.count(b"\n")
+        self._passed(f"{lines} lines in canonical form, {canonical.digest(data)}")
+        made = self._run(contents) if contents.kind == container.RUN else self._disclosure(contents)
+        self._signature(contents, made)
+        return VerifiedBundle(contents.kind, contents.run, made, self.checks, self.signer)
+
+    def _passed(self, detail: str, run: str | None = None, *, warns: bool = False) -> None:
+        self.checks.append(Check(self.at, detail, run, warns))
+
+    # --- a whole run --------------------------------------------------------------------------------------------------
+    def _run(self, contents: Contents) -> dict[str, Any]:
+        programs = self._programs(contents)
+        if not contents.journals or contents.journals[0][0] != contents.run:
+            raise VerificationError(
+                "BUNDLE_MALFORMED", "the exported run is not the first", facts={"line": 1}
+            )
+        erased = 0
+        several = len(contents.journals) > 1
+        for run, entries in contents.journals:
+            self.run = run
+            self.at = "chain"
+            program = self._program_of(programs, entries)
+            verified = verify_run(program, None, entries, run)
+            self.checks += [Check(name, detail, run if several else None) for name, detail in verified.steps]
+            erased += sum(entry.payload is None and b'"commitment"' in entry.facts for entry in entries)
+        self.run = None
+        self._children(contents, programs)
+        made = self._receipt(contents, programs)
+        self.at = "erased"
+        if erased:
+            detail = f"{erased} payloads are gone: what was decided from them cannot be re-checked any more"
+            self._passed(detail, warns=True)
+        self._log(contents)
+        return made
+
+    def _programs(self, contents: Contents) -> dict[str, CompiledProgram]:
+        self.at = "programs"
+        programs = {}
+        hashes = []
+        for stored in contents.programs:
+            hashes.append(canonical.digest(stored))
+            programs[hashes[-1]] = compile_stored(stored)
+        if hashes != sorted(set(hashes)):
+            raise VerificationError("BUNDLE_MALFORMED", "the programs are not in order", facts={"line": 2})
+        used = {program_of(entries) for _, entries in contents.journals}
+        if used != set(hashes):
+            raise VerificationError(
+                "PROGRAM_CHANGED", "the programs are not those that the runs are pinned to"
+            )
+        self._passed(", ".join(f"`{program.name}` is {key}" for key, program in programs.items()))
+        return programs
+
+    def _program_of(self, programs: dict[str, CompiledProgram], entries: Sequence[Entry]) -> CompiledProgram:
+        return programs[program_of(entries)]
+
+    def _children(self, contents: Contents, programs: dict[str, CompiledProgram]) -> None:
+        """The other runs are the children that the journals name, in the order they are named."""
+        self.at = "children"
+        held = dict(contents.journals)
+        if len(held) != len(contents.journals):
+            raise _child(contents.run, "a run is there twice")
+        expected: list[str] = []
+        todo = [contents.run]
+        while todo:
+            run = todo.pop()
+            if run in held and run not in expected:
+                expected.append(run)
+                self._links(run, held)
+                todo += reversed(children_of(held[run]))
+        if expected != list(held):
+            raise _child(contents.run, "a run is there that nothing leads to, or out of order")
+        if len(held) > 1:
+            self._passed(f"{len(held) - 1} child runs, each as its parent knows it")
+
+    def _links(self, run: str, held: dict[str, list[Entry]]) -> None:
+        started: dict[tuple[str, int, Any], str] = {}
+        pinned = children_of(held[run])
+        for entry in held[run]:
+            for event in open_events(entry):
+                if type(event) is ev.ChildStarted:
+                    started[event.step, event.occurrence, event.item] = event.child
+                elif type(event) is ev.ChildFinished:
+                    child = started[event.step, event.occurrence, event.item]
+                    if child not in held:
+                        raise _child(child, "the run that its parent saw the end of is missing", entry.seq)
+                    if all(part.digest != event.head for part in held[child]):
+                        raise _child(child, "it is not the run that its parent saw the end of", entry.seq)
+        families = {run, _forked_from(held[run])}
+        for child, program_hash in pinned.items():
+            if child in held:
+                start = open_events(held[child][0])[0]
+                parent = getattr(start, "parent", None)
+                of_parent = isinstance(parent, dict) and parent.get("run") in families
+                if not of_parent or program_of(held[child]) != program_hash:
+                    raise _child(child, "it does not belong to the run that names it")
+
+    def _receipt(self, contents: Contents, programs: dict[str, CompiledProgram]) -> dict[str, Any]:
+        self.at = "receipt"
+        entries = contents.journals[0][1]
+        trace = Trace(self._program_of(programs, entries), contents.run, lambda: entries)
+        made = receipt(trace)
+        if canonical.encode(made) != contents.receipt:
+            raise VerificationError("RECEIPT_MISMATCH", "the receipt is not what the journal comes to")
+        self._passed(f"{made['status']}, recomputed byte for byte, {canonical.digest(contents.receipt)}")
+        return made
+
+    # --- chosen steps -------------------------------------------------------------------------------------------------
+    def _disclosure(self, contents: Contents) -> dict[str, Any]:
+        self.at = "receipt"
+        claimed: dict[str, Any] = canonical.decode(contents.receipt)
+        root, size = _claims(claimed, contents.run)
+        self.at = "entries"
+        last = -1
+        payloads = 0
+        for line in contents.shown:
+            has_payload = line.salt != ""
+            payload = bytes(line.payload) if has_payload else None  # type: ignore[arg-type]
+            entry = Entry(line.seq, line.digest, bytes(line.facts), bytes.fromhex(line.salt), payload)
+            if line.seq <= last or line.size != size:
+                raise VerificationError(
+                    "BUNDLE_MALFORMED", "the entries are out of order", facts={"seq": line.seq}
+                )
+            last = line.seq
+            verify_disclosure(
+                Disclosure(entry=entry, size=size, proof=_nodes(line.proof)), contents.run, root
+            )
+            payloads += has_payload
+        if not contents.shown or contents.programs or contents.logs:
+            raise VerificationError(
+                "BUNDLE_MALFORMED", "this is not what a disclosure holds", facts={"line": 1}
+            )
+        self._passed(
+            f"{len(contents.shown)} of {size} entries, {payloads} with what they recorded, under {root}"
+        )
+        self.at = "receipt"
+        self._passed(
+            "taken as it is: the entries that are not shown would be needed to recompute it", warns=True
+        )
+        return claimed
+
+    # --- log and signature --------------------------------------------------------------------------------------------
+    def _log(self, contents: Contents) -> None:
+        self.at = "log"
+        if not contents.logs:
+            return
+        if contents.signature is None or len(contents.logs) != len(contents.journals):
+            raise VerificationError(
+                "BUNDLE_MALFORMED", "a checkpoint belongs to a signature, and one to each run"
+            )
+        key = self._expected(contents)
+        checkpoint, _ = note.verify_note(contents.logs[0].checkpoint, [key])
+        if len(note.parse_note(contents.logs[0].checkpoint).signatures) != 1:
+            raise VerificationError("NOTE_MALFORMED", "the checkpoint in a bundle has one signature")
+        for line, (run, entries) in zip(contents.logs, contents.journals, strict=True):
+            if line.checkpoint != contents.logs[0].checkpoint:
+                raise VerificationError("CHECKPOINT_MISMATCH", "the runs are under different checkpoints")
+            _check_leaf(line, checkpoint, run, entries)
+        self._passed(
+            f"in the log `{checkpoint.origin}` of {checkpoint.size} leaves, root {checkpoint.root.hex()}"
+        )
+
+    def _expected(self, contents: Contents) -> PublicKey:
+        """The key that the bundle is signed with, which must be among those expected, if any are."""
+        assert contents.signature is not None
+        carried = key_of_text(contents.signature.key)
+        if not self.keys:
+            return carried
+        for key in self.keys:
+            if key.raw == carried.raw:
+                self.signer = key
+                return key
+        raise VerificationError(
+            "SIGNER_UNKNOWN",
+            f"the bundle is signed with {carried.keyid}, which is none of the keys that are expected",
+            help="get the signer's key from the signer, not from the bundle, and `nano-vm keys trust` it",
+            facts={"keyid": carried.keyid},
+        )
+
+    def _signature(self, contents: Contents, made: dict[str, Any]) -> None:
+        self.at = "signature"
+        if contents.signature is None:
+            if self.keys and not self.accept_unsigned:
+                raise VerificationError(
+                    "SIGNATURE_MISSING",
+                    "the bundle is not signed, and a signature is expected",
+                    help="--unsigned accepts it; anybody could have made it",
+                )
+            self._passed("none: whoever made the bundle could have made up all of it", warns=True)
+            return
+        key = self._expected(contents)
+        payload = sign.open_envelope(contents.signature.envelope, key)
+        heads = [(run, entries[-1].digest) for run, entries in contents.journals]
+        kind = sign.RECEIPT_TYPE
+        if contents.kind == container.DISCLOSURE:
+            heads, kind = [(contents.run, made["hashes"]["head"])], sign.DISCLOSURE_TYPE
+        if payload != sign.statement(
+            made, heads, kind, contents.logs[0].checkpoint if contents.logs else None
+        ):
+            raise VerificationError("SIGNATURE_INVALID", "what was signed is not what the bundle holds")
+        if self.signer is None:
+            detail = (
+                f"made with the key {key.keyid} that came in the bundle: it proves nothing about who signed"
+            )
+        else:
+            detail = f"by `{self.signer.name or self.signer.keyid}`, key {key.keyid}"
+        self._passed(detail, warns=self.signer is None)
+
+
+def _check_leaf(line: LogLine, checkpoint: note.Checkpoint, run: str, entries: Sequence[Entry]) -> None:
+    leaf = line.leaf
+    seq = leaf.get("seq")
+    known = type(seq) is int and 0 <= seq < len(entries) and set(leaf) == {"digest", "kind", "run", "seq"}
+    if not known or leaf["run"] != run or leaf["digest"] != entries[leaf["seq"]].digest:
+        raise VerificationError(
+            "CHECKPOINT_MISMATCH", "the leaf of the log is not of this run", facts={"run": run}
+        )
+    if leaf["kind"] not in (START, FINISH, ANNEX):
+        raise VerificationError(
+            "CHECKPOINT_MISMATCH", "the leaf is of no kind that logs have", facts={"run": run}
+        )
+    hashed = LogLeaf(leaf["digest"], leaf["kind"], run, leaf["seq"]).hash
+    merkle.verify_inclusion(hashed, line.index, checkpoint.size, _nodes(line.proof), checkpoint.root)
+
+
+def _claims(claimed: Any, run: str) -> tuple[str, int]:
+    """What a disclosure takes from its receipt: the root of the disclosure tree and the number of entries."""
+    try:
+        root, size, trace_id, head = (
+            claimed["hashes"]["disclosure_root"],
+            claimed["entries"],
+            claimed["trace_id"],
+            claimed["hashes"]["head"],
+        )
+    except (KeyError, TypeError):
+        root = size = trace_id = head = None
+    if type(root) is not str or type(size) is not int or type(head) is not str or trace_id != run:
+        raise VerificationError("RECEIPT_MISMATCH", "the receipt is not one of this run")
+    return root, size
+
+
+def _forked_from(entries: Sequence[Entry]) -> str | None:
+    """The run whose prefix this one shares, and with it the children that were started there."""
+    forked = getattr(open_events(entries[0])[0], "forked", None)
+    return forked.get("run") if isinstance(forked, dict) else None
+
+
+def _nodes(proof: Sequence[str]) -> tuple[bytes, ...]:
+    try:
+        nodes = tuple(bytes.fromhex(node) for node in proof)
+    except ValueError:
+        nodes = ()
+    if len(nodes) != len(proof) or any(
+        len(node) != 32 or node.hex() != text for node, text in zip(nodes, proof, strict=False)
+    ):
+        raise VerificationError("PROOF_INVALID", "the proof holds something that is no digest")
+    return nodes
+
+
+def _child(run: str, what: str, seq: int | None = None) -> VerificationError:
+    facts: dict[str, Any] = {"run": run}
+    if seq is not None:
+        facts["seq"] = seq
+    return VerificationError("CHILD_MISMATCH", f"child run `{run}`: {what}", facts=facts)

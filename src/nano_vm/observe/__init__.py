@@ -1,0 +1,1 @@
+"""Listening to runs: what their traces say, measured. It never decides anything."""
