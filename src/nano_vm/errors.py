@@ -206,6 +206,7 @@ CODES: dict[str, ErrorCode] = {
     "BAD_VALUE": ErrorCode(A, False, 3, "a value outside what the field allows"),
     "BAD_IDENTIFIER": ErrorCode(A, False, 3, "a name that is not an identifier"),
     "BAD_SCHEMA": ErrorCode(A, False, 3, "an invalid JSON Schema"),
+    "BAD_SUBJECT": ErrorCode(A, False, 3, "a data subject that is not known when the run starts"),
     "BAD_TEMPLATE": ErrorCode(A, False, 3, "a template that cannot be used here"),
     "NOT_AVAILABLE": ErrorCode(A, False, 3, "a part of the language that this version does not enforce yet"),
     "SUBSTEP_NOT_ALLOWED": ErrorCode(A, False, 3, "a step or field that has no place inside parallel or map"),
@@ -363,6 +364,14 @@ CODES: dict[str, ErrorCode] = {
     "UNKNOWN_VALUE": ErrorCode(C, False, 2, "a change of a value that the program does not have"),
     "TOOL_EFFECT": ErrorCode(A, False, 2, "a tool with an unknown effect class"),
     "TOOL_SIGNATURE": ErrorCode(A, False, 2, "a tool whose parameters cannot be passed by name"),
+    "TOOL_LABEL": ErrorCode(
+        A, False, 2, "a tool with an unknown label, or that protects no parameter of its own"
+    ),
+    "TAINTED_PARAMETER": ErrorCode(
+        A, False, 3, "an untrusted value for a parameter that takes trusted ones only"
+    ),
+    "SECRET_IN_PROMPT": ErrorCode(A, False, 3, "a prompt made of a secret"),
+    "NO_KEYS": ErrorCode(C, False, 2, "private or secret values without keys to store them under"),
     "TOOL_ERROR": ErrorCode(E, True, 1, "a tool failed"),
     "NO_MODEL": ErrorCode(C, False, 1, "a model step without a model adapter"),
     "SHUTTING_DOWN": ErrorCode(C, True, 1, "the engine has been closed"),

@@ -240,7 +240,7 @@ def test_an_approval_needs_the_role_and_a_plain_yes(principal: Any, data: Any, c
         "name: 'p\u202e'\nsteps: []",
         "name: p\nname: q\nsteps: []",
     ],
-    ids=range(13),
+    ids=range(12),
 )
 def test_a_program_file_can_only_be_a_program(text: str) -> None:
     with pytest.raises(ProgramError):

@@ -38,6 +38,10 @@ def dump(compiled: CompiledProgram, program: Program | None = None) -> dict[str,
         "outputs": {output.name: _template(output.template) for output in compiled.outputs},
         "events": sorted(compiled.events),
         "calls": list(compiled.calls),
+        "labelled": compiled.labelled,
+        "sealed": compiled.sealed,
+        "input_labels": compiled.input_labels,
+        "subject": _template(compiled.subject),
         "steps": [_step(step, trees.get(step.id, {})) for step in compiled.steps],
     }
 

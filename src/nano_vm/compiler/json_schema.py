@@ -12,6 +12,7 @@ import jsonschema_rs
 
 from nano_vm.program.diagnostic import did_you_mean, quote
 from nano_vm.program.document import join
+from nano_vm.program.labels import DECLARED
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
@@ -77,7 +78,10 @@ _KEYWORDS = frozenset(
         "contentSchema",
     ]
 )
-_UNAVAILABLE = "private"
+# Schemas under these keywords have names of the author's choice.
+_NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
+
+_LABELS = tuple(DECLARED)
 
 
 class SchemaFinding(NamedTuple):
@@ -126,7 +130,40 @@ def check_inputs(schema: dict[str, Any]) -> list[SchemaFinding]:
         pointer = "/type" if "type" in schema else ""
         message, help = "`inputs` must be the schema of an object", "write `type: object`"
         return [SchemaFinding("BAD_SCHEMA", pointer, message, help)]
-    return check_schema(schema) or _check_inputs_agree(schema)
+    return (
+        _check_governance(schema) or check_schema(_without_governance(schema)) or _check_inputs_agree(schema)
+    )
+
+
+def _check_governance(schema: dict[str, Any]) -> list[SchemaFinding]:
+    """`private` and `label` of an input say something that can be enforced, or are refused."""
+    findings: list[SchemaFinding] = []
+    properties = schema.get("properties")
+    for name, rule in properties.items() if isinstance(properties, dict) else ():
+        here = join("/properties", name)
+        if not isinstance(rule, dict):
+            continue
+        if not isinstance(rule.get("private", False), bool):
+            message = "`private` is true or false"
+            findings.append(SchemaFinding("BAD_SCHEMA", here + "/private", message, "write `private: true`"))
+        if "label" in rule and (type(rule["label"]) is not str or rule["label"] not in DECLARED):
+            help = did_you_mean(str(rule["label"]), DECLARED) or "write `trusted`, `untrusted` or `secret`"
+            findings.append(SchemaFinding("BAD_SCHEMA", here + "/label", "there is no such label", help))
+    return findings
+
+
+def _without_governance(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema, without what its inputs say of themselves: anywhere else it would go unheard."""
+    properties = schema.get("properties")
+    if not isinstance(properties, dict):
+        return schema
+    plain = {
+        name: {key: value for key, value in rule.items() if key not in ("private", "label")}
+        if isinstance(rule, dict)
+        else rule
+        for name, rule in properties.items()
+    }
+    return {**schema, "properties": plain}
 
 
 def _check_inputs_agree(schema: dict[str, Any]) -> list[SchemaFinding]:
@@ -151,17 +188,19 @@ def _check_inputs_agree(schema: dict[str, Any]) -> list[SchemaFinding]:
 
 
 def _walk(schema: Any, pointer: str, findings: list[SchemaFinding]) -> None:
-    stack: list[tuple[Any, str]] = [(schema, pointer)]
+    stack: list[tuple[Any, str, bool]] = [(schema, pointer, False)]
     while stack:
-        node, where = stack.pop()
+        node, where, named = stack.pop()
         if isinstance(node, list):
-            stack.extend((item, f"{where}/{index}") for index, item in enumerate(node))
+            stack.extend((item, f"{where}/{index}", False) for index, item in enumerate(node))
             continue
         if not isinstance(node, dict):
             continue
         for name, value in node.items():
             here = join(where, name)
-            if name in _REFERENCES and isinstance(value, str) and not value.startswith("#"):
+            if named:
+                stack.append((value, here, False))
+            elif name in _REFERENCES and isinstance(value, str) and not value.startswith("#"):
                 message, help = (
                     f"{quote(value)} is outside the schema",
                     "copy it under `$defs` and refer to `#/$defs/…`",
@@ -170,11 +209,11 @@ def _walk(schema: Any, pointer: str, findings: list[SchemaFinding]) -> None:
             elif name == "$schema" and value not in (DIALECT, DIALECT + "#"):
                 message = "only JSON Schema 2020-12 is understood"
                 findings.append(SchemaFinding("BAD_SCHEMA", here, message, f"write {DIALECT}, or remove it"))
-            elif name == _UNAVAILABLE and isinstance(value, bool):
-                help = "remove it: this version does not enforce it yet, and will not pretend to"
-                findings.append(SchemaFinding("NOT_AVAILABLE", here, "`private` is not available yet", help))
+            elif (name == "private" and isinstance(value, bool)) or (name == "label" and value in _LABELS):
+                help = "put it on the input itself, or on the step: it holds for the whole value"
+                findings.append(SchemaFinding("BAD_SCHEMA", here, f"`{name}` means nothing here", help, True))
             elif name not in ("enum", "const", "default", "examples"):
-                stack.append((value, here))
+                stack.append((value, here, name in _NAMED))
 
 
 def validator(schema: Any) -> jsonschema_rs.Draft202012Validator:

@@ -43,6 +43,7 @@ from nano_vm.program.compiled import (
     WaitAction,
 )
 from nano_vm.program.fields import PROGRAM_FIELDS
+from nano_vm.program.labels import ALL, DECLARED, PRIVATE, SEALED, UNTRUSTED, of_input
 from nano_vm.program.template import build, constant
 
 _RESERVED_SLOTS = {
@@ -137,6 +138,9 @@ class _Lowering:
             step.data["event"] for step in self.view.steps if step.type == "wait" and "event" in step.data
         ]
         calls = [step.data["program"] for step in self.view.steps if step.type == "call"]
+        declared = dict(self.names.inputs or {})
+        labels = {name: of_input(declared.get(name)) for name in [*declared, *self.names.assumed]}
+        gathered = [*labels.values(), *(step.adds for step in steps)]
         return CompiledProgram(
             hash=program_hash,
             name=data.get("name", PROGRAM_FIELDS["name"].default),
@@ -154,7 +158,16 @@ class _Lowering:
             step_index={step.id: step.index for step in self.view.steps},
             events=frozenset(waits),
             calls=tuple(dict.fromkeys(calls)),
+            labelled=any(label != UNTRUSTED for label in labels.values())
+            or any("label" in step.data or _is_private(step) for step in self.view.steps),
+            sealed=any(label & SEALED for label in gathered),
+            input_labels=labels,
+            subject=self._subject(),
         )
+
+    def _subject(self) -> Template | None:
+        scanned = self.resolved.templates.get((-1, "subject"))
+        return None if scanned is None else build(scanned, self._address)
 
     def _outputs(self) -> tuple[Output, ...]:
         outputs = self.view.data.get("outputs") or {}
@@ -223,6 +236,8 @@ class _Lowering:
             if top and isinstance(self.flow, DagFlow)
             else 0,
             edges=self._edges(step) if top else (),
+            adds=_adds(step),
+            keeps=_KEEPS.get(step.type, ALL),
         )
 
     def _next(self, step: Step) -> int:
@@ -302,6 +317,27 @@ class _Lowering:
 
     def _call(self, step: Step) -> Action:
         return CallAction(step.data["program"], self._template(step, "inputs") or constant({}))
+
+
+# What an answer takes over of what it answers to: a model's text is untrusted of itself, an event has a label of its
+# own.
+_KEEPS = {"llm": SEALED, "wait": 0}
+
+
+def _is_private(step: Step) -> bool:
+    """Whether the author says so: what a lane yields is part of what its group yields."""
+    return step.data.get("private") is True or (
+        step.parent is not None and step.parent.data.get("private") is True
+    )
+
+
+def _adds(step: Step) -> int:
+    label = PRIVATE if _is_private(step) else 0
+    if step.type == "llm":
+        label |= UNTRUSTED
+    elif step.type == "wait" and "seconds" not in step.data and "until" not in step.data:
+        label |= DECLARED[step.data.get("label", "untrusted")]
+    return label
 
 
 def _fallback(step: Step) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from nano_vm.compiler.names import ERROR_OF, KEY, OUTPUT_OF, RESERVED, Flow, Names, Symbol, Target
+from nano_vm.compiler.names import ERROR_OF, INPUT, KEY, OUTPUT_OF, RESERVED, Flow, Names, Symbol, Target
 from nano_vm.compiler.view import Step, View
 from nano_vm.expr.errors import ExprError
 from nano_vm.expr.nodes import Node, ref_uses
@@ -32,6 +32,7 @@ _KNOWN_PARTS = {
     "principal": ("id", "roles", "tenant"),
     "error": ("type", "message", "attempts"),
 }
+_SUBJECTS = ((Symbol(RESERVED, "principal"), ("id",)), (Symbol(RESERVED, "run"), ("id",)))
 COMPENSATE = "compensate"
 _UNASSIGNED_MAX = 200
 
@@ -80,6 +81,8 @@ class _Resolver:
         outputs = self.view.data.get("outputs")
         for name, value in (outputs if isinstance(outputs, dict) else {}).items():
             self._output(name, value)
+        if "subject" in self.view.data:
+            self._subject(self.view.data["subject"])
         return self.result
 
     def _template(self, step: Step | None, field: str, value: Any, pointer: str, text: bool) -> None:
@@ -121,6 +124,19 @@ class _Resolver:
             self.view.add(
                 "BAD_TEMPLATE", None, pointer, "a key output is exactly one reference", help, field="outputs"
             )
+
+    def _subject(self, value: str) -> None:
+        """Whose data it is has to be known before anything is stored."""
+        self._template(None, "subject", value, "/subject", False)
+        scanned = self.result.templates[-1, "subject"]
+        found = self.names.find(scanned.ref) if isinstance(scanned, Single) else None
+        known = found is not None and (found[0].kind == INPUT or found in _SUBJECTS)
+        if isinstance(scanned, Single) and found is None:
+            return  # unknown, and reported as such
+        if not known:
+            message = "a subject is one reference to what is known when the run starts"
+            help = "write an input, such as `$customer_id`, or `$principal.id`"
+            self.view.add("BAD_SUBJECT", None, "/subject", message, help, field="subject")
 
     # --- one reference ------------------------------------------------------------------------------------
 

@@ -83,7 +83,7 @@ _READERS: dict[str, _Reader] = {
 }
 # Facts of these types may hold objects whose keys come from outside, which a plain encoder would leave in
 # their order.
-_OBJECTS = ("budgets", "forked", "parent", "principal", "programs", "waits")
+_OBJECTS = ("budgets", "forked", "labels", "parent", "principal", "programs", "waits")
 _NESTED = {
     kind: tuple(name for name in _OBJECTS if name in kind.__struct_fields__)
     for kind in EVENT_TYPES.values()

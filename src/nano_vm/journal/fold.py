@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeAlias
 
+from msgspec import UNSET
+
 from nano_vm.errors import VerificationError
 from nano_vm.journal.entry import GENESIS, Chain, Entry, open_events, read_facts, verify_entry
 from nano_vm.kernel.events import Event
@@ -86,6 +88,13 @@ def take(program: CompiledProgram, state: State, event: Event, seq: int) -> None
             "REPLAY_MISMATCH",
             f"entry {seq}: the kernel does not take this {event.type} here ({code})",
             facts={"seq": seq, "code": code},
+        )
+    label = getattr(event, "label", UNSET)
+    if (0 if label is UNSET else label) != state.label:
+        raise VerificationError(
+            "REPLAY_MISMATCH",
+            f"entry {seq}: the payload has another label than recorded",
+            facts={"seq": seq, "code": "LABELS"},
         )
     # Events of types that cannot lead to a condition have no such field; UNSET says that none was asked.
     recorded = getattr(event, "verdicts", None)

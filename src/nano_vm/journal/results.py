@@ -11,9 +11,12 @@ from typing import Any
 
 from nano_vm import canonical
 from nano_vm.errors import NanoVMError
+from nano_vm.expr.reference import UNSET
 from nano_vm.journal import merkle
+from nano_vm.kernel.labels import label_of
 from nano_vm.kernel.state import Settled, State, StepStatus
 from nano_vm.program.compiled import CompiledProgram, Kind
+from nano_vm.program.labels import SEALED
 
 Order = tuple[int, int, int]
 """Place of a step result in `trace_hash`: rank of the step, occurrence, item (-1 outside maps)."""
@@ -28,7 +31,8 @@ def leaf_of(program: CompiledProgram, settled: Settled) -> bytes:
     """Canonical bytes of one step result, as `trace_hash` and comparisons see it.
 
     A condition that was decided has its `verdict`; another step that succeeded or was skipped has its
-    `output`; a step that failed has the `error` type; one whose outcome stayed unknown has none of them.
+    `output` - that it is `private`, when it is personal or secret; a step that failed has the `error` type; one whose
+    outcome stayed unknown has none of them.
     """
     step = program.steps[settled.step]
     leaf: dict[str, Any] = {
@@ -43,6 +47,8 @@ def leaf_of(program: CompiledProgram, settled: Settled) -> bytes:
     elif step.kind is Kind.CONDITION:
         if settled.status is StepStatus.SUCCESS:
             leaf["verdict"] = settled.output
+    elif settled.label & SEALED:
+        leaf["private"] = True
     elif settled.status is not StepStatus.UNKNOWN:
         leaf["output"] = settled.output
     return canonical.encode(leaf)
@@ -75,15 +81,31 @@ def outcome_hash(program: CompiledProgram, state: State) -> str:
 
     `outputs` is the object of declared outputs, or the final output of a program that declares none.
     """
-    outputs = declared_outputs(program, state) if program.outputs else state.last_output
-    return canonical.digest_value(
-        {
-            "outcome": state.outcome,
-            "outputs": outputs,
-            "program": program.name,
-            "status": state.status.value,
-        }
-    )
+    outcome: dict[str, Any] = {
+        "outcome": state.outcome,
+        "outputs": declared_outputs(program, state) if program.outputs else state.last_output,
+        "program": program.name,
+        "status": state.status.value,
+    }
+    if state.labels is not None:
+        _leave_out_private(program, state, outcome)
+    return canonical.digest_value(outcome)
+
+
+def _leave_out_private(program: CompiledProgram, state: State, outcome: dict[str, Any]) -> None:
+    """A digest of what is private would tell it to whoever guesses well, and would outlive it."""
+    if program.outputs:
+        hidden = []
+        for output in program.outputs:
+            refs = output.template.refs
+            if label_of(state, refs) & SEALED and all(state.slots[slot] is not UNSET for slot, _ in refs):
+                hidden.append(output.name)
+                outcome["outputs"].pop(output.name, None)
+    else:
+        hidden = [""] if state.last_label & SEALED else []
+        outcome["outputs"] = None if hidden else outcome["outputs"]
+    if hidden:
+        outcome["private"] = sorted(hidden)
 
 
 def own(value: Any) -> Any:

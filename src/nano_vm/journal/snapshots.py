@@ -17,6 +17,7 @@ from nano_vm.journal.ledger import Place
 from nano_vm.kernel.events import Event, RunStarted, ValuesChanged
 from nano_vm.kernel.state import State
 from nano_vm.program.compiled import FIRST_FREE_SLOT, CompiledProgram
+from nano_vm.program.labels import SEALED
 
 
 class _Bound:
@@ -34,6 +35,8 @@ class _Bound:
     def bind(self, state: State, slots: Iterable[int]) -> None:
         for slot in slots:
             value = state.slots[slot]
+            if state.labels is not None and state.labels[slot] & SEALED and value is not UNSET:
+                value = {"private": True}
             self._members[slot] = (
                 b""
                 if value is UNSET

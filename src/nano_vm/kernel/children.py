@@ -11,9 +11,11 @@ from nano_vm.kernel.decide import child_of
 from nano_vm.kernel.events import ChildFinished, ChildResumed, ChildStarted, ChildSuspended
 from nano_vm.kernel.find import advance_clock, find, wrong_phase
 from nano_vm.kernel.flow import move
+from nano_vm.kernel.labels import failure_label, output_label
 from nano_vm.kernel.settle import fail, succeed
 from nano_vm.kernel.state import Activity, Phase, Rejection, RunStatus, Stage, State, Undo
 from nano_vm.program.compiled import CallAction, CompiledProgram, CompiledStep
+from nano_vm.program.labels import UNTRUSTED
 
 _STARTED, _CHILD_WAITING = Phase.STARTED, Phase.CHILD_WAITING
 _ENDS = frozenset(status.value for status in RunStatus if status.is_terminal)
@@ -44,6 +46,7 @@ def child_started(program: CompiledProgram, state: State, event: ChildStarted) -
     advance_clock(state, event.at_ms)
     if step.timeout_ms:
         found.due_ms = state.now_ms + step.timeout_ms
+    state.label = found.label
     set_phase(state, found, _STARTED, reachable=True)
     return None
 
@@ -123,6 +126,8 @@ def child_finished(program: CompiledProgram, state: State, event: ChildFinished)
     if event.cost_nanousd is not ABSENT:
         state.cost_nanousd += event.cost_nanousd
     todo: list[int] = []
+    if state.labels is not None:
+        _take_labels(state, step, found, event)
     if event.status == "SUCCESS":
         state.undo += undos
         succeed(program, state, step, found, details.get("output"), todo)
@@ -134,6 +139,17 @@ def child_finished(program: CompiledProgram, state: State, event: ChildFinished)
         fail(program, state, step, found, "CHILD_FAILED", message, True, 500_000, todo)
     move(program, state, todo)
     return None
+
+
+def _take_labels(state: State, step: CompiledStep, activity: Activity, event: ChildFinished) -> None:
+    """A child that says nothing of its labels has tracked none."""
+    given = activity.label
+    activity.label = given | UNTRUSTED if event.output_label is ABSENT else event.output_label
+    undo_label = 0 if event.undo_label is ABSENT else event.undo_label
+    state.label = output_label(step, activity) | undo_label
+    if event.status != "SUCCESS":
+        activity.label |= given
+        state.label |= failure_label(step, activity)
 
 
 def _too_late(state: State, activity: Activity, event: ChildFinished) -> bool:
@@ -157,10 +173,12 @@ def _undos(step: CompiledStep, activity: Activity, details: dict[str, Any]) -> l
                 item=undo["item"],
                 tool=undo["tool"],
                 args=undo["args"],
+                label=undo.get("label", 0),
+                labels=undo.get("labels"),
             )
             for undo in details.get("compensations", ())
         ]
-    except (TypeError, LookupError):
+    except (TypeError, LookupError, AttributeError):
         return None
 
 

@@ -25,6 +25,7 @@ from nano_vm.kernel.find import advance_clock
 from nano_vm.kernel.limits import COMPENSATION_ATTEMPTS_MAX, COMPENSATION_BACKOFF_MS
 from nano_vm.kernel.state import COMPENSATION_KEY, Activity, Phase, Rejection, Stage, State
 from nano_vm.program.compiled import CompiledProgram
+from nano_vm.program.labels import UNTRUSTED
 
 _READY, _STARTED, _UNKNOWN = Phase.READY, Phase.STARTED, Phase.UNKNOWN
 
@@ -60,6 +61,7 @@ def compensation_started(
     else:
         set_phase(state, activity, _STARTED)
     activity.effect = "" if event.effect is ABSENT else event.effect
+    state.label = undo.label
     return None
 
 
@@ -95,6 +97,7 @@ def compensation_succeeded(
         return found
     assert type(found) is Activity
     advance_clock(state, event.at_ms)
+    state.label = state.undo[-1].label
     _settle(state, found, undone=True)
     return None
 
@@ -108,6 +111,7 @@ def compensation_failed(
     assert type(found) is Activity
     advance_clock(state, event.at_ms)
     found.error = event.error
+    _note_label(state)
     _attempt_failed(state, found, event.retryable)
     return None
 
@@ -120,6 +124,7 @@ def compensation_unknown(state: State, event: OutcomeUnknown) -> Rejection | Non
     advance_clock(state, event.at_ms)
     found.reason = event.reason
     found.effect = event.effect
+    _note_label(state)
     set_phase(state, found, _UNKNOWN)
     return None
 
@@ -130,6 +135,7 @@ def compensation_resolved(state: State, event: OutcomeResolved) -> Rejection | N
         return found
     assert type(found) is Activity
     advance_clock(state, event.at_ms)
+    _note_label(state)
     if event.resolution == "succeeded":
         _settle(state, found, undone=True)
     elif event.resolution == "repeat" and event.by == "operator":
@@ -152,6 +158,12 @@ def compensation_timer(state: State, event: TimerFired) -> Rejection | None:
     found.due_ms = 0
     set_phase(state, found, _READY)
     return None
+
+
+def _note_label(state: State) -> None:
+    """What is said about a compensation may quote its arguments."""
+    if state.labels is not None:
+        state.label = UNTRUSTED | state.undo[-1].label
 
 
 def _attempt_failed(state: State, activity: Activity, retryable: bool) -> None:

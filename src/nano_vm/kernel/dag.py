@@ -38,4 +38,6 @@ def settle_edges(
             if skipped.output_slot >= 0:
                 # A key shared with the branch that was taken is left alone.
                 state.slots[skipped.output_slot] = None
+                if state.labels is not None:
+                    state.labels[skipped.output_slot] = 0
             queue.append((skipped, "skipped"))

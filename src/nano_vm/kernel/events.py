@@ -9,7 +9,8 @@ state.
 
 Common fields: `at_ms` - epoch milliseconds when it happened, as seen by the driver; `step` - step id;
 `occurrence` - how often the run has come to that step (1-based); `item` - index of a map lane; `attempt` -
-1-based, rises with every dispatch; money is in nano-dollars.
+1-based, rises with every dispatch; money is in nano-dollars; `label` - label of the payload (of an intent: of what
+it requests), in runs that track labels and where it is not 0.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class RunStarted(_Event, kw_only=True):
     features: list[str] | UnsetType = UNSET  # named kernel changes this run was made under
     forked: dict[str, Any] | UnsetType = UNSET  # {"run", "seq", "head"} of the run whose prefix follows
     key: str | UnsetType = UNSET  # the caller's run idempotency key, digested
+    label: int | UnsetType = UNSET
+    labels: dict[str, int] | UnsetType = UNSET  # of inputs, as the parent had them; trusted ones are left out
     parent: dict[str, Any] | UnsetType = UNSET  # {"run", "step", "occurrence", "item"?}
     payload: Any = UNSET
     principal: Principal | UnsetType = UNSET
@@ -59,6 +62,7 @@ class StepStarted(_Event, kw_only=True):
     attempt: int
     effect: str | UnsetType = UNSET  # effect class the tool was dispatched under
     item: int | UnsetType = UNSET
+    label: int | UnsetType = UNSET
     occurrence: int
     payload: Any = UNSET
     reserved_cost_nanousd: int | UnsetType = UNSET
@@ -68,7 +72,8 @@ class StepStarted(_Event, kw_only=True):
 
 class StepSucceeded(_Event, kw_only=True):
     """The attempt's result. Payload: the output. `pure` marks a tool without effects, which needs no intent;
-    `substituted` a fallback value; `cached` an answer that was not paid for."""
+    `substituted` a fallback value; `cached` an answer that was not paid for; `declared` what the tool says its
+    output counts as."""
 
     type: ClassVar[str] = "StepSucceeded"
 
@@ -76,7 +81,9 @@ class StepSucceeded(_Event, kw_only=True):
     attempt: int
     cached: bool | UnsetType = UNSET
     cost_nanousd: int | UnsetType = UNSET
+    declared: str | UnsetType = UNSET
     item: int | UnsetType = UNSET
+    label: int | UnsetType = UNSET
     model: str | UnsetType = UNSET
     occurrence: int
     payload: Any = UNSET
@@ -102,6 +109,7 @@ class StepFailed(_Event, kw_only=True):
     draw: int
     error: str  # error type: a stable code or the exception's class name
     item: int | UnsetType = UNSET
+    label: int | UnsetType = UNSET
     model: str | UnsetType = UNSET
     occurrence: int
     payload: Any = UNSET
@@ -120,6 +128,7 @@ class StepPending(_Event, kw_only=True):
 
     at_ms: int
     attempt: int
+    declared: str | UnsetType = UNSET
     item: int | UnsetType = UNSET
     occurrence: int
     pure: bool | UnsetType = UNSET
@@ -136,6 +145,7 @@ class OutcomeUnknown(_Event, kw_only=True):
     compensation: bool | UnsetType = UNSET
     effect: str
     item: int | UnsetType = UNSET
+    label: int | UnsetType = UNSET
     occurrence: int
     payload: Any = UNSET
     reason: str
@@ -152,9 +162,11 @@ class OutcomeResolved(_Event, kw_only=True):
     attempt: int
     by: str  # "contract", "reconcile" or "operator"
     compensation: bool | UnsetType = UNSET
+    declared: str | UnsetType = UNSET
     draw: int | UnsetType = UNSET
     error: str | UnsetType = UNSET
     item: int | UnsetType = UNSET
+    label: int | UnsetType = UNSET
     occurrence: int
     payload: Any = UNSET
     principal: Principal | UnsetType = UNSET
@@ -186,6 +198,7 @@ class EventReceived(_Event, kw_only=True):
     at_ms: int
     event_id: str
     item: int | UnsetType = UNSET
+    label: int | UnsetType = UNSET
     name: str | UnsetType = UNSET
     payload: Any = UNSET
     principal: Principal | UnsetType = UNSET
@@ -202,6 +215,7 @@ class EventRefused(_Event, kw_only=True):
     code: str
     event_id: str
     item: int | UnsetType = UNSET
+    label: int | UnsetType = UNSET
     name: str | UnsetType = UNSET
     payload: Any = UNSET
     principal: Principal | UnsetType = UNSET
@@ -218,6 +232,7 @@ class ChildStarted(_Event, kw_only=True):
     attempt: int
     child: str
     item: int | UnsetType = UNSET
+    label: int | UnsetType = UNSET
     occurrence: int
     payload: Any = UNSET
     program: str
@@ -253,7 +268,8 @@ class ChildResumed(_Event, kw_only=True):
 
 
 class ChildFinished(_Event, kw_only=True):
-    """The child has ended. Payload: {"output", "compensations"}; `head` is the digest of its last entry."""
+    """The child has ended. Payload: {"output", "compensations"}; `head` is the digest of its last entry.
+    `output_label` and `undo_label` are the labels of both."""
 
     type: ClassVar[str] = "ChildFinished"
 
@@ -262,12 +278,15 @@ class ChildFinished(_Event, kw_only=True):
     cost_nanousd: int | UnsetType = UNSET
     head: str
     item: int | UnsetType = UNSET
+    label: int | UnsetType = UNSET
     occurrence: int
+    output_label: int | UnsetType = UNSET
     payload: Any = UNSET
     status: str
     step: str
     steps: int
     tokens: int | UnsetType = UNSET
+    undo_label: int | UnsetType = UNSET
     verdicts: list[Any] | UnsetType = UNSET
 
 
@@ -309,6 +328,7 @@ class ValuesChanged(_Event, kw_only=True):
     type: ClassVar[str] = "ValuesChanged"
 
     at_ms: int
+    label: int | UnsetType = UNSET
     names: list[str]
     payload: Any = UNSET
     principal: Principal | UnsetType = UNSET
@@ -324,6 +344,7 @@ class CompensationStarted(_Event, kw_only=True):
     attempt: int
     effect: str | UnsetType = UNSET
     item: int | UnsetType = UNSET
+    label: int | UnsetType = UNSET
     occurrence: int
     payload: Any = UNSET
     step: str
@@ -337,6 +358,7 @@ class CompensationSucceeded(_Event, kw_only=True):
     at_ms: int
     attempt: int
     item: int | UnsetType = UNSET
+    label: int | UnsetType = UNSET
     occurrence: int
     payload: Any = UNSET
     step: str
@@ -352,6 +374,7 @@ class CompensationFailed(_Event, kw_only=True):
     draw: int
     error: str
     item: int | UnsetType = UNSET
+    label: int | UnsetType = UNSET
     occurrence: int
     payload: Any = UNSET
     retryable: bool
@@ -422,5 +445,5 @@ EVENT_TYPES: dict[str, type[Event]] = {
     )
 }
 # Named changes of the kernel that a run may have been made under; a run naming another one is refused.
-FEATURES: frozenset[str] = frozenset()
+FEATURES: frozenset[str] = frozenset({"labels"})
 ANNEX_TYPES = frozenset({"EventRefused", "RunAdopted"})  # what may follow a terminal status

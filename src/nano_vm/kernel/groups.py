@@ -12,6 +12,7 @@ from typing import Any
 from nano_vm.errors import NanoVMError
 from nano_vm.kernel.activity import add, remove, set_phase
 from nano_vm.kernel.ending import abandon, admits_step
+from nano_vm.kernel.labels import label_of
 from nano_vm.kernel.opening import open_activity
 from nano_vm.kernel.settle import back_off, fail_for_good, goes_on, hide_item, mark, succeed
 from nano_vm.kernel.state import Activity, Group, Phase, State
@@ -35,11 +36,16 @@ def open_group(
     """Begin one occurrence of a parallel or map."""
     action = step.action
     items: list[Any] | None = None
+    label = 0
     if type(action) is MapAction:
+        if state.labels is not None:
+            label = label_of(state, action.over.refs)
         try:
             items = _items(state, action)
         except NanoVMError as error:
-            activity = Activity(step=step.index, occurrence=occurrence, entered_ms=state.now_ms, failures=1)
+            activity = Activity(
+                step=step.index, occurrence=occurrence, entered_ms=state.now_ms, failures=1, label=label
+            )
             fail_for_good(program, state, step, activity, error.code, error.message, todo)
             return
         total = len(items)
@@ -54,7 +60,7 @@ def open_group(
         occurrence=occurrence,
         phase=Phase.GROUP,
         entered_ms=state.now_ms,
-        group=Group(total=total, queue=list(range(total - 1, -1, -1)), items=items),
+        group=Group(total=total, queue=list(range(total - 1, -1, -1)), items=items, item_label=label),
         due_ms=state.now_ms + step.timeout_ms if step.timeout_ms else 0,
     )
     add(state, activity)
@@ -110,8 +116,10 @@ def _start_lane(
     assert group.items is not None
     state.slots[SLOT_ITEM] = group.items[place]
     state.slots[SLOT_INDEX] = place
+    if state.labels is not None:
+        state.labels[SLOT_ITEM] = group.item_label
     open_activity(program, state, lane, activity.occurrence, place, attempt, todo)
-    hide_item(state.slots)
+    hide_item(state)
 
 
 def _settle_group(
@@ -130,6 +138,7 @@ def _settle_group(
         return
     action = step.action
     value: Any
+    activity.label = group.label
     if type(action) is ParallelAction:
         value = {program.steps[lane].id: group.results[place] for place, lane in enumerate(action.lanes)}
     else:

@@ -31,9 +31,9 @@ Taken: TypeAlias = tuple[Any, int, int]
 
 def lane(program: CompiledProgram, state: State) -> Activity | None:
     """The run's only activity, if it is a READY tool at its first attempt and no budget but that of steps has to be
-    looked at between steps; else None."""
+    looked at between steps; else None. Runs that track labels do not take the lane."""
     active = state.active
-    if len(active) != 1 or program.is_dag or state.stage is not _GOING:
+    if len(active) != 1 or program.is_dag or state.stage is not _GOING or state.labels is not None:
         return None
     (activity,) = active.values()
     if activity.phase is not _READY or activity.step < 0 or activity.attempt != 1 or activity.failures:

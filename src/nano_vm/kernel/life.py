@@ -14,6 +14,7 @@ from nano_vm.kernel.ending import end
 from nano_vm.kernel.find import advance_clock
 from nano_vm.kernel.flow import move
 from nano_vm.kernel.groups import lanes_of, open_group
+from nano_vm.kernel.labels import first_labels, inputs_label
 from nano_vm.kernel.limits import CALL_DEPTH_MAX
 from nano_vm.kernel.opening import prepare
 from nano_vm.kernel.state import Activity, Phase, Rejection, RunStatus, Stage, State
@@ -24,6 +25,7 @@ from nano_vm.program.compiled import (
     CompiledProgram,
     Kind,
 )
+from nano_vm.program.labels import PRIVATE, SEALED, UNTRUSTED
 
 _NEW, _GOING, _ENDING, _ENDED = Stage.NEW, Stage.GOING, Stage.ENDING, Stage.ENDED
 
@@ -39,6 +41,9 @@ def run_started(program: CompiledProgram, state: State, event: ev.RunStarted) ->
     state.programs = {} if event.programs is ABSENT else dict(event.programs)
     state.started_ms = state.now_ms = event.at_ms
     state.slots = _first_slots(program, state, event)
+    state.labels = first_labels(program, event)
+    if state.labels is not None:
+        state.label = inputs_label(program, state.labels)
     _set_budgets(program, state, {} if event.budgets is ABSENT else event.budgets)
     state.occurrences = [0] * len(program.steps)
     state.stage = _GOING
@@ -138,6 +143,9 @@ def run_adopted(program: CompiledProgram, state: State, event: ev.RunAdopted) ->
 
 
 def event_refused(program: CompiledProgram, state: State, event: ev.EventRefused) -> Rejection | None:
+    if state.labels is not None:
+        # Nobody knows what it was for.
+        state.label = UNTRUSTED | (PRIVATE if program.sealed else 0)
     return None
 
 
@@ -174,12 +182,27 @@ def values_changed(program: CompiledProgram, state: State, event: ev.ValuesChang
         state.now_ms = event.at_ms
     for name, value in changes.items():
         state.slots[slots[name]] = value
+    if state.labels is not None:
+        state.label = _changed_labels(program, state.labels, [slots[name] for name in event.names])
     todo: list[int] = []
     for activity in list(state.active.values()):
         if state.active.get(activity.step) is activity and program.steps[activity.step].parent < 0:
             _reach_again(program, state, activity, todo)
     move(program, state, todo)
     return None
+
+
+def _changed_labels(program: CompiledProgram, labels: list[int], changed: list[int]) -> int:
+    """Whoever changes a value, nothing vouches for it but what the program says of its inputs."""
+    own = {slot: program.input_labels.get(name, UNTRUSTED) for name, slot in program.input_slots.items()}
+    for step in program.steps:
+        for slot in (step.output_slot, step.key_slot):
+            own[slot] = own.get(slot, UNTRUSTED) | step.adds & SEALED
+    together = 0
+    for slot in changed:
+        labels[slot] = labels[slot] & SEALED | own.get(slot, UNTRUSTED)
+        together |= labels[slot]
+    return together
 
 
 def _reach_again(program: CompiledProgram, state: State, activity: Activity, todo: list[int]) -> None:

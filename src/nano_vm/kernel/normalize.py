@@ -22,16 +22,19 @@ from nano_vm.kernel.limits import (
     TEXT_CHARS_MAX,
 )
 from nano_vm.kernel.state import REJECTIONS, Rejection, RunStatus
+from nano_vm.program.labels import ALL, DECLARED
 
 _ENVELOPE_BYTES_MAX = 1024 * 1024  # facts beside the payload
 _NAMES = frozenset({"name", "code", "key", "budget", "effect", "by", "model", "program"})
+_TABLES = {"budgets": "quantity", "programs": "name", "labels": "label"}  # and what their values are
 _PATHS = frozenset({"step", "child"})  # names joined through children
 _COUNTED_FROM_1 = frozenset({"attempt", "occurrence"})
-_DRAWS = 1_000_000
+_MOST = {"draw": 999_999, "label": ALL, "output_label": ALL, "undo_label": ALL}
 _CHOICES: dict[str, frozenset[str]] = {
     "resolution": frozenset({"succeeded", "failed", "repeat"}),
     "by": frozenset({"contract", "reconcile", "operator"}),
     "budget": frozenset({"tokens", "cost_nanousd", "steps"}),
+    "declared": frozenset(DECLARED),
     "status": frozenset(status.value for status in RunStatus if status.is_terminal),
 }
 
@@ -129,10 +132,10 @@ def _check(name: str, value: Any) -> None:
         _check_text(name, value)
     elif name == "principal":
         _check_principal(value)
-    elif name in ("budgets", "programs"):
+    elif name in _TABLES:
         for key, entry in value.items():
             _check_text("name", key)
-            _check("quantity" if name == "budgets" else "name", entry)
+            _check(_TABLES[name], entry)
     elif name in ("features", "names", "incomplete"):
         for entry in value:
             _check_text("text", entry)
@@ -140,7 +143,7 @@ def _check(name: str, value: Any) -> None:
 
 def _check_number(name: str, value: int) -> None:
     least = 1 if name in _COUNTED_FROM_1 else 0
-    most = _DRAWS - 1 if name == "draw" else canonical.INT_MAX
+    most = _MOST.get(name, canonical.INT_MAX)
     if not least <= value <= most:
         raise _RefusedError("MALFORMED", f"`{name}` is not from {least} to {most}")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from nano_vm.errors import NanoVMError
 from nano_vm.kernel.activity import set_phase
+from nano_vm.kernel.labels import note_request
 from nano_vm.kernel.settle import fail, succeed
 from nano_vm.kernel.state import Activity, Phase, State, activity_key
 from nano_vm.kernel.waits import due_ms, event_output, take_letter
@@ -41,6 +42,8 @@ def open_activity(
     action = step.action
     if type(action) is ToolAction and action.idempotency_key is None:
         # The common case of `prepare`, without the call.
+        if state.labels is not None:
+            note_request(state, step, activity)
         try:
             activity.request = action.args.render(state.slots)
         except NanoVMError as error:
@@ -54,6 +57,8 @@ def prepare(
 ) -> None:
     """Render what the step needs. A wait may find its event in the inbox and settle at once."""
     action = step.action
+    if state.labels is not None:
+        note_request(state, step, activity)
     try:
         if type(action) is ToolAction:
             activity.request = action.args.render(state.slots)

@@ -8,6 +8,7 @@ from nano_vm import canonical
 from nano_vm.kernel.events import EventReceived
 from nano_vm.kernel.find import advance_clock
 from nano_vm.kernel.flow import move
+from nano_vm.kernel.labels import letter_label, take_answer
 from nano_vm.kernel.limits import EVENTS_SEEN_MAX, INBOX_MAX
 from nano_vm.kernel.settle import succeed
 from nano_vm.kernel.state import Activity, Phase, Rejection, Stage, State
@@ -69,6 +70,8 @@ def event_received(program: CompiledProgram, state: State, event: EventReceived)
     action = step.action if type(step.action) is WaitAction else None
     advance_clock(state, event.at_ms)
     _remember(state, event.event_id, digest)
+    if state.labels is not None:
+        take_answer(state, step, chosen)
     todo: list[int] = []
     succeed(program, state, step, chosen, event_output(action, letter), todo)
     state.stalled = 0
@@ -137,6 +140,8 @@ def _keep(
     if len(state.inbox) >= INBOX_MAX:
         return Rejection("INBOX_FULL", f"{INBOX_MAX} events are kept already")
     advance_clock(state, event.at_ms)
+    if state.labels is not None:
+        state.label = letter_label(program, event)
     state.inbox.append(letter)
     _remember(state, event.event_id, digest)
     return None

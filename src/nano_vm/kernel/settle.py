@@ -14,10 +14,12 @@ from nano_vm.expr.reference import UNSET
 from nano_vm.kernel.activity import release_reservation, remove, set_phase
 from nano_vm.kernel.dag import settle_edges
 from nano_vm.kernel.ending import end, leave_group, place_of
+from nano_vm.kernel.labels import failure_label, label_of, output_label, part_labels
 from nano_vm.kernel.state import STATUSES, Activity, Phase, RunStatus, Settled, Stage, State, StepStatus, Undo
 from nano_vm.program.compiled import (
     SLOT_INDEX,
     SLOT_ITEM,
+    Compensation,
     CompiledProgram,
     CompiledStep,
     Kind,
@@ -79,6 +81,9 @@ def _settle_value(
     status: StepStatus,
 ) -> None:
     slots = state.slots
+    label = 0
+    if state.labels is not None:
+        label = _bind_label(state.labels, step, activity, substituted, status)
     if activity.item < 0:
         # Lanes of a map have no names of their own: which comes last would be chance.
         slot = step.output_slot
@@ -101,23 +106,39 @@ def _settle_value(
             activity.attempt,
             activity.entered_ms,
             substituted,
+            label,
         )
     )
     if step.parent >= 0:
-        _lane_settled(program, state, activity, value, todo)
+        _lane_settled(program, state, activity, value, label, todo)
     elif state.stage is _GOING:
         if step.is_terminal:
-            state.last_output = value
+            state.last_output, state.last_label = value, label
             end_here(program, state, step)
         elif not program.is_dag:
-            state.last_output = value
+            state.last_output, state.last_label = value, label
             todo.append(step.next)
         else:
             # Which of two independent steps finishes last is chance; their rank is not.
             if step.rank >= state.last_rank:
                 state.last_rank = step.rank
-                state.last_output = value
+                state.last_output, state.last_label = value, label
             settle_edges(program, state, step, "done", todo)
+
+
+def _bind_label(
+    labels: list[int], step: CompiledStep, activity: Activity, substituted: bool, status: StepStatus
+) -> int:
+    """Give the slots of a result its label."""
+    label = output_label(step, activity, substituted) if status is _SUCCESS else 0
+    if activity.item < 0:
+        if step.output_slot >= 0:
+            labels[step.output_slot] = label
+        if step.key_slot >= 0:
+            labels[step.key_slot] = label
+    if step.error_slot >= 0:
+        labels[step.error_slot] = 0
+    return label
 
 
 def end_here(program: CompiledProgram, state: State, step: CompiledStep) -> None:
@@ -149,24 +170,39 @@ def _remember_undo(state: State, step: CompiledStep, activity: Activity, value: 
     for slot in bound:
         slots[slot] = value
     show_item(state, step, activity)
+    undo = Undo(
+        step=step.id, occurrence=activity.occurrence, item=activity.item, tool=compensation.tool, args=None
+    )
     try:
-        args = compensation.args.render(slots)
+        if state.labels is not None:
+            _label_undo(state.labels, state, step, activity, compensation, bound, undo)
+        undo.args = compensation.args.render(slots)
     except NanoVMError as error:
         return error
     finally:
-        hide_item(slots)
+        hide_item(state)
         for slot, old in zip(bound, held, strict=True):
             slots[slot] = old
-    state.undo.append(
-        Undo(
-            step=step.id,
-            occurrence=activity.occurrence,
-            item=activity.item,
-            tool=compensation.tool,
-            args=args,
-        )
-    )
+    state.undo.append(undo)
     return None
+
+
+def _label_undo(
+    labels: list[int],
+    state: State,
+    step: CompiledStep,
+    activity: Activity,
+    compensation: Compensation,
+    bound: list[int],
+    undo: Undo,
+) -> None:
+    held = [labels[slot] for slot in bound]
+    for slot in bound:
+        labels[slot] = output_label(step, activity)
+    undo.label = label_of(state, compensation.args.refs)
+    undo.labels = part_labels(state, compensation.args)
+    for slot, old in zip(bound, held, strict=True):
+        labels[slot] = old
 
 
 def show_item(state: State, step: CompiledStep, activity: Activity) -> None:
@@ -177,10 +213,14 @@ def show_item(state: State, step: CompiledStep, activity: Activity) -> None:
         assert group.items is not None
         state.slots[SLOT_ITEM] = group.items[activity.item]
         state.slots[SLOT_INDEX] = activity.item
+        if state.labels is not None:
+            state.labels[SLOT_ITEM] = group.item_label
 
 
-def hide_item(slots: list[Any]) -> None:
-    slots[SLOT_ITEM] = slots[SLOT_INDEX] = UNSET
+def hide_item(state: State) -> None:
+    state.slots[SLOT_ITEM] = state.slots[SLOT_INDEX] = UNSET
+    if state.labels is not None:
+        state.labels[SLOT_ITEM] = 0
 
 
 # --- failures -----------------------------------------------------------------------------------------------
@@ -258,6 +298,8 @@ def fail_for_good(
     attempts = max(activity.failures, 1)
     if step.error_slot >= 0:
         state.slots[step.error_slot] = {"type": error, "message": message, "attempts": attempts}
+        if state.labels is not None:
+            state.labels[step.error_slot] = failure_label(step, activity)
     state.settled.append(
         Settled(
             step.index,
@@ -289,13 +331,14 @@ def fail_for_good(
 
 
 def _lane_settled(
-    program: CompiledProgram, state: State, activity: Activity, value: Any, todo: list[int]
+    program: CompiledProgram, state: State, activity: Activity, value: Any, label: int, todo: list[int]
 ) -> None:
     parent = state.active[program.steps[activity.step].parent]
     group = parent.group
     assert group is not None
     group.active -= 1
     group.results[place_of(program, activity)] = value
+    group.label |= label
     if state.stage is _GOING:
         todo.append(mark(parent.step))
     elif not group.active:

@@ -106,6 +106,9 @@ class Activity(msgspec.Struct, kw_only=True):
     stopping: bool = False
     waits: list[dict[str, Any]] | None = None
     group: Group | None = None
+    label: int = 0  # of what was rendered, together
+    labels: dict[str, int] | None = None  # of its parts by name, where they are not trusted
+    declared: str = ""  # what the tool said of its output when it answered PENDING
 
 
 class Group(msgspec.Struct, kw_only=True):
@@ -125,6 +128,8 @@ class Group(msgspec.Struct, kw_only=True):
     attempts: dict[int, int] = {}
     items: list[Any] | None = None
     timed_out: bool = False
+    label: int = 0  # of the results so far, together
+    item_label: int = 0  # of each element of `items`
 
 
 class Undo(msgspec.Struct, kw_only=True):
@@ -139,6 +144,8 @@ class Undo(msgspec.Struct, kw_only=True):
     item: int = -1
     tool: str
     args: Any
+    label: int = 0  # of its arguments, together
+    labels: dict[str, int] | None = None  # of each, where it is not trusted
 
 
 class Waiting(msgspec.Struct, kw_only=True, frozen=True):
@@ -191,6 +198,7 @@ class Settled(msgspec.Struct, frozen=True, gc=False):
     attempts: int
     entered_ms: int
     substituted: bool
+    label: int = 0
 
 
 class Rejection(msgspec.Struct, frozen=True):
@@ -256,6 +264,7 @@ class State(msgspec.Struct, kw_only=True):
     undo: list[Undo] = []
     incomplete: list[str] = []
     last_output: Any = None  # the run's final output so far
+    last_label: int = 0  # its label
     last_rank: int = -1  # rank of the step it came from (DAG: the highest rank wins, whatever finished last)
     # outside events
     inbox: list[dict[str, Any]] = []
@@ -265,12 +274,14 @@ class State(msgspec.Struct, kw_only=True):
     depth: int = 0
     fork_seq: int = 0
     programs: dict[str, str] = {}
+    labels: list[int] | None = None  # by slot, in runs that track labels
     # declarative DAG
     unmet: list[int] = []
     taken: list[bool] = []
     # what the last transition settled
     settled: list[Settled] = []
     verdicts: list[Any] = []
+    label: int = 0  # of the payload that the last event had
 
     @property
     def status(self) -> RunStatus:
@@ -288,11 +299,11 @@ _ORDERED = ("active", "ready", "parked", "seen")
 def snapshot(state: State) -> bytes:
     """The state as canonical JSON: independent of `state`, byte-identical for equal states.
 
-    `settled` and `verdicts` describe the last transition, not the state, and are left out. Order that matters
+    `settled`, `verdicts` and `label` describe the last transition, not the state, and are left out. Order that matters
     (of activities, of what is ready, of event ids) is kept by writing these tables as arrays of pairs.
     """
     plain: dict[str, Any] = msgspec.structs.asdict(state)
-    del plain["settled"], plain["verdicts"]
+    del plain["settled"], plain["verdicts"], plain["label"]
     for name in _ORDERED:
         plain[name] = [[key, value] for key, value in plain[name].items()]
     plain["slots"] = {str(i): value for i, value in enumerate(state.slots) if value is not UNSET}

@@ -36,6 +36,7 @@ from nano_vm.kernel.ending import abandon, admits_step, child_budgets
 from nano_vm.kernel.find import advance_clock, find, wrong_phase
 from nano_vm.kernel.flow import move
 from nano_vm.kernel.groups import resume_group, stop_child, time_out_group
+from nano_vm.kernel.labels import failure_label, take_output
 from nano_vm.kernel.life import (
     budget_exhausted,
     event_refused,
@@ -74,6 +75,7 @@ def apply(program: CompiledProgram, state: State, event: ev.Event) -> State | Re
         state.settled = []
     if verdicts:
         state.verdicts = []
+    state.label = 0
     refusal = handler(program, state, event)
     if refusal is not None:
         state.settled, state.verdicts = settled, verdicts
@@ -125,6 +127,7 @@ def _step_started(program: CompiledProgram, state: State, event: ev.StepStarted)
         activity.effect = event.effect
     # READY and STARTED are both busy: only the queue of what is to be dispatched changes.
     activity.phase = _STARTED
+    state.label = activity.label
     del state.ready[activity.step if activity.item < 0 else key_of(activity)]
     return None
 
@@ -179,6 +182,8 @@ def _step_succeeded(program: CompiledProgram, state: State, event: ev.StepSuccee
         advance_clock(state, event.at_ms)
     if not (event.tokens_in is event.tokens_out is event.cost_nanousd is ABSENT):
         _spend(state, event)
+    if state.labels is not None:
+        take_output(state, step, activity, event.declared, substituted)
     todo: list[int] = []
     succeed(program, state, step, activity, value, todo, substituted)
     move(program, state, todo)
@@ -224,6 +229,8 @@ def _step_failed(program: CompiledProgram, state: State, event: ev.StepFailed) -
         request = activity.request
         activity.request = {**request, "messages": [*request["messages"], *feedback]}
     message = details.get("message", "")
+    if state.labels is not None:
+        state.label = failure_label(step, activity)
     todo: list[int] = []
     fail(program, state, step, activity, event.error, message, event.retryable, event.draw, todo)
     move(program, state, todo)
@@ -246,6 +253,7 @@ def _step_pending(program: CompiledProgram, state: State, event: ev.StepPending)
         return Rejection("OUT_OF_ORDER", f"`{event.step}` is no tool")
     advance_clock(state, event.at_ms)
     activity.reason = ""
+    activity.declared = "" if event.declared is ABSENT else event.declared
     set_phase(state, activity, _WAITING)
     if not goes_on(state, step):
         _give_up(program, state, step, activity)
@@ -274,6 +282,8 @@ def _outcome_unknown(program: CompiledProgram, state: State, event: ev.OutcomeUn
     advance_clock(state, event.at_ms)
     activity.reason = event.reason
     activity.effect = event.effect
+    if state.labels is not None:
+        state.label = failure_label(program.steps[activity.step], activity)
     set_phase(state, activity, _UNKNOWN)
     return None
 
@@ -301,8 +311,12 @@ def _outcome_resolved(program: CompiledProgram, state: State, event: ev.OutcomeR
     spend_reservation(state, activity)
     todo: list[int] = []
     if event.resolution == "succeeded":
+        if state.labels is not None:
+            take_output(state, step, activity, event.declared)
         succeed(program, state, step, activity, value, todo)
     elif event.resolution == "failed":
+        if state.labels is not None:
+            state.label = failure_label(step, activity)
         details = event.payload if type(event.payload) is dict else {}
         error = "RESOLVED_FAILED" if event.error is ABSENT else event.error
         # It is known not to have happened, so the author's retries may go on.

@@ -77,7 +77,7 @@ def event_fault(
         return "NOT_ACCEPTED"
     finally:
         slots[SLOT_EVENT] = UNSET
-        hide_item(slots)
+        hide_item(state)
 
 
 def event_output(action: WaitAction | None, letter: Letter) -> Any:

@@ -19,6 +19,7 @@ import msgspec
 Slots: TypeAlias = list[Any]
 Render: TypeAlias = Callable[[Slots], Any]
 Test: TypeAlias = Callable[[Slots], bool]
+Refs: TypeAlias = tuple[tuple[int, tuple[str, ...]], ...]  # (slot, path into its value)
 
 SLOT_ITEM = 0  # `$item` of the map lane being rendered
 SLOT_INDEX = 1  # `$index`
@@ -50,12 +51,14 @@ class Template(msgspec.Struct, frozen=True):
 
     `render(slots)` gives the value; containers in it may be shared with the slots, so whoever hands the value out
     copies it. It raises `ExprError` UNASSIGNED_REFERENCE or UNRESOLVED_REFERENCE. `constant` templates have no
-    references. `refs` lists (slot, path) in source order, for static analysis.
+    references. `refs` lists (slot, path) in source order, for static analysis and labels; `parts` does so for each
+    member of an object that has references, in order.
     """
 
     render: Render
     constant: bool
-    refs: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    refs: Refs = ()
+    parts: tuple[tuple[str, Refs], ...] = ()
 
 
 class Retry(msgspec.Struct, frozen=True):
@@ -148,7 +151,8 @@ class CompiledStep(msgspec.Struct, frozen=True):
     """One step. `index` is its place in `CompiledProgram.steps`: list order, sub-steps right after their parent.
 
     `next` is where the run goes afterwards, `END` included: `next_step`, `is_terminal` and list order are already
-    folded into it. `rank` is the place in static topological order that `trace_hash` uses.
+    folded into it. `rank` is the place in static topological order that `trace_hash` uses. The label of its output is
+    `adds` and what it `keeps` of the label of what it is made of.
     """
 
     index: int
@@ -173,6 +177,8 @@ class CompiledStep(msgspec.Struct, frozen=True):
     compensation: Compensation | None = None
     dependencies: int = 0  # DAG: how many edges point here
     edges: tuple[Edge, ...] = ()  # DAG: who waits for this step
+    adds: int = 0  # label bits of the output, whatever it is made of
+    keeps: int = 7  # label bits that the output takes over from what it is made of
 
 
 class Budgets(msgspec.Struct, frozen=True):
@@ -213,3 +219,7 @@ class CompiledProgram(msgspec.Struct, frozen=True):
     step_index: dict[str, int]
     events: frozenset[str]  # event names that some wait declares: what the inbox may hold
     calls: tuple[str, ...]  # programs named by call steps, in first-use order
+    labelled: bool = False  # the program itself declares labels: its runs track them
+    sealed: bool = False  # it has private or secret values, which are stored encrypted only
+    input_labels: dict[str, int] = {}  # by name
+    subject: Template | None = None  # whose data it is; the run's own without it

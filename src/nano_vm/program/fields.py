@@ -17,7 +17,7 @@ LANE_TYPES = ("llm", "tool", "call", "wait")  # what may stand inside parallel a
 
 # Known parts of the language that nothing enforces yet. They are refused rather than ignored; removing a name
 # here (and giving it a row below) switches it on.
-UNAVAILABLE_FIELDS = frozenset({"private", "subject", "approves", "tools", "max_turns"})
+UNAVAILABLE_FIELDS = frozenset({"approves", "tools", "max_turns"})
 UNAVAILABLE_TYPES = frozenset({"agent"})
 
 RESERVED_NAMES = frozenset({"event", "args", "principal", "run", "item", "index"})
@@ -60,12 +60,24 @@ PROGRAM_FIELDS: dict[str, Field] = {
         Field("name", (), _LABEL, "The program's name.", default="unnamed"),
         Field("version", (), _LABEL, "The author's version of the program.", default="1.0"),
         Field("description", (), {"type": "string"}, "What the program is for."),
-        Field("inputs", (), _OBJECT, "JSON Schema (2020-12) of the inputs; complete where it is given."),
+        Field(
+            "inputs",
+            (),
+            _OBJECT,
+            "JSON Schema (2020-12) of the inputs; complete where it is given. Beside its `type` an input may have "
+            "`private: true` and `label: trusted | untrusted | secret`.",
+        ),
         Field(
             "outputs",
             (),
             {"type": "object", "additionalProperties": _TEXT},
             "Key outputs: name to reference. `outcome_hash` covers them.",
+        ),
+        Field(
+            "subject",
+            (),
+            _TEXT,
+            "Reference to whose data the private values are: an input, `$principal.id` or `$run.id` (the default).",
         ),
         Field("max_steps", (), _COUNT, "Budget: attempts and branch targets.", default=10_000),
         Field("max_tokens", (), _COUNT, "Budget: model tokens of the whole run."),
@@ -175,6 +187,13 @@ _ROWS: tuple[Field, ...] = (
     ),
     Field("accept", ("wait",), _TEXT, "An expression over `$event`; events it refuses are rejected."),
     Field("approvers", ("wait",), _ROLES, "Roles, one of which must approve."),
+    Field(
+        "label",
+        ("wait",),
+        {"type": "string", "enum": ["trusted", "untrusted", "secret"]},
+        "What the event's content counts as.",
+        default="untrusted",
+    ),
     # --- map
     Field(
         "over",
@@ -198,6 +217,13 @@ _ROWS: tuple[Field, ...] = (
         _IDENTIFIER,
         "Also binds the output as `$key`.",
         places=(_LIST, _PARALLEL),
+    ),
+    Field(
+        "private",
+        _ALL_BUT_CONDITION,
+        {"type": "boolean"},
+        "The output is personal data: stored encrypted only, and erasable.",
+        default=False,
     ),
     Field("next_step", _ALL_BUT_CONDITION, _IDENTIFIER, "Continue there.", places=(_LIST,)),
     Field(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 from nano_vm.canonical import encode
 from nano_vm.expr.errors import ExprError
 from nano_vm.expr.reference import UNSET, Ref, scan_text, walk
-from nano_vm.program.compiled import Render, Slots, Template
+from nano_vm.program.compiled import Refs, Render, Slots, Template
 from nano_vm.program.document import join
 
 Address: TypeAlias = tuple[int, tuple[str, ...]]
@@ -116,7 +116,14 @@ def build(scanned: Scanned, resolve: Resolve) -> Template:
     if isinstance(scanned, Constant):
         return constant(scanned.value)
     addresses = tuple(resolve(ref) for _, ref in references(scanned))
-    return Template(_render(scanned, resolve), False, addresses)
+    parts: tuple[tuple[str, Refs], ...] = ()
+    if isinstance(scanned, Fields):
+        parts = tuple(
+            (name, tuple(resolve(ref) for _, ref in references(part)))
+            for name, part in scanned.fields
+            if not isinstance(part, Constant)
+        )
+    return Template(_render(scanned, resolve), False, addresses, parts)
 
 
 def constant(value: Any) -> Template:

@@ -12,10 +12,18 @@ class ToolSchema(msgspec.Struct, frozen=True, kw_only=True):
 
     `parameters` is the JSON Schema (2020-12) of the object of arguments; `effect` the effect class of SPEC §7
     (`pure`, `idempotent`, `keyed`, `transactional`, `reconcilable`, `irreversible`); `output` the JSON Schema
-    of the result, where known.
+    of the result, where known. `protected` names the parameters that take trusted values only, `output_label` is
+    what the output counts as (`trusted`, `untrusted`, `secret`; None: what its arguments are).
     """
 
     name: str
     parameters: dict[str, Any] = msgspec.field(default_factory=lambda: {"type": "object"})
     effect: str = "irreversible"
     output: dict[str, Any] | None = None
+    protected: tuple[str, ...] = ()
+    output_label: str | None = None
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether labels have to be tracked in a run that calls it."""
+        return bool(self.protected) or self.output_label == "secret"

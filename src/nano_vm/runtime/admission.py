@@ -1,14 +1,16 @@
 """Whether a tool call may be made: the one function that every call goes through, whoever proposed it.
 
 A `tool` step's call, and a call that a model proposes in an `agent` step, are examined alike: is the tool registered,
-do the arguments fit its schema, does the policy allow it. Examined means: before the intent is journaled. Nothing here
-changes a run.
+do the arguments fit its schema, may its protected parameters take these values, does the policy allow it. Examined
+means: before the intent is journaled. Nothing here changes a run.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from nano_vm.program.labels import UNTRUSTED
 from nano_vm.runtime.ports import ToolSpec
 
 if TYPE_CHECKING:
@@ -23,16 +25,45 @@ class Refusal(NamedTuple):
     message: str
 
 
-def examine(run: Run, step: CompiledStep, tool: str, args: dict[str, Any]) -> ToolSpec | Refusal:
+PROPOSED: Final[Mapping[str, int]] = {"": UNTRUSTED}
+"""The labels of a call that a model proposes: nothing in it can be trusted."""
+
+
+def examine(
+    run: Run, step: CompiledStep, tool: str, args: dict[str, Any], labels: Mapping[str, int] | None
+) -> ToolSpec | Refusal:
     """The tool that the call is for, or why it may not be made.
 
     Args:
         step: the step that calls; for a call that a model proposes, the agent step's entry for that tool.
         args: as they would be passed.
+        labels: of the arguments that are not trusted, by name; under `""` of all of them. None: all are trusted.
     """
     spec = run.engine.tools.spec(tool)
     if spec is None:
         return Refusal("UNKNOWN_TOOL", f"no tool `{tool}` is registered")
     if spec.problems is not None and (problems := spec.problems(args)):
         return Refusal("BAD_ARGUMENT", f"arguments of `{tool}`: " + "; ".join(problems))
+    if spec.schema.protected:
+        refusal = tainted(run, spec, args, labels)
+        if refusal is not None:
+            return refusal
     return spec
+
+
+def tainted(
+    run: Run, spec: ToolSpec, args: dict[str, Any], labels: Mapping[str, int] | None
+) -> Refusal | None:
+    """Whether a protected parameter would take a value that nobody vouches for."""
+    if run.state.labels is None:
+        # The tool was protected after the run had started: nobody knows where the run's values come from.
+        return Refusal("TAINTED_PARAMETER", f"`{spec.name}` is protected, and the run has tracked no labels")
+    if labels is None:
+        return None
+    everywhere = labels.get("", 0)
+    for name in spec.schema.protected:
+        if name in args and (labels.get(name, 0) | everywhere) & UNTRUSTED:
+            return Refusal(
+                "TAINTED_PARAMETER", f"`{name}` of `{spec.name}` takes trusted values only, and this is none"
+            )
+    return None

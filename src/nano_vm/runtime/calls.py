@@ -98,6 +98,7 @@ class Calls:
             pending = ev.StepPending(
                 at_ms=self.clock.now_ms(),
                 attempt=command.attempt,
+                declared=spec.schema.output_label or _UNSET,
                 item=item,
                 occurrence=command.occurrence,
                 pure=pure,
@@ -115,6 +116,7 @@ class Calls:
             ev.StepSucceeded(
                 at_ms=self.clock.now_ms(),
                 attempt=command.attempt,
+                declared=spec.schema.output_label or _UNSET,
                 item=item,
                 occurrence=command.occurrence,
                 payload=data,
@@ -264,7 +266,7 @@ class Calls:
             payload = canonical.encode(data)
         has_payload = resolution != "repeat"
         return Outcome(
-            self.resolved(command, "reconcile", resolution, data if has_payload else _UNSET),
+            self.resolved(command, "reconcile", resolution, data if has_payload else _UNSET, spec=spec),
             payload if has_payload else None,
         )
 
@@ -444,12 +446,14 @@ class Calls:
         payload: Any = _UNSET,
         error: Any = _UNSET,
         principal: Any = _UNSET,
+        spec: ToolSpec | None = None,
     ) -> ev.OutcomeResolved:
         return ev.OutcomeResolved(
             at_ms=self.clock.now_ms(),
             attempt=command.attempt,
             by=by,
             compensation=True if command.compensation else _UNSET,
+            declared=spec.schema.output_label or _UNSET if spec is not None else _UNSET,
             draw=self.entropy.draw() if resolution == "failed" else _UNSET,
             error=error,
             item=command.item if command.item >= 0 and not command.compensation else _UNSET,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,8 +20,10 @@ from nano_vm.errors import (
 from nano_vm.journal.port import RunRecord
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import StartChild
-from nano_vm.kernel.state import RunStatus
+from nano_vm.kernel.labels import FEATURE, label_of
+from nano_vm.kernel.state import RunStatus, Undo, activity_key
 from nano_vm.kernel.transition import waiting
+from nano_vm.program.labels import SEALED, UNTRUSTED
 from nano_vm.runtime.calls import Outcome
 from nano_vm.runtime.driver import Letter, Run
 
@@ -88,11 +92,16 @@ async def _create(engine: Engine, parent: Run, command: StartChild) -> Run:
     }
     if command.item >= 0:
         link["item"] = command.item
+    labels = None
+    if parent.state.labels is not None:
+        labels = parent.state.active[activity_key(command.step, command.item)].labels or {}
     run.record_event(
         ev.RunStarted(
             at_ms=now,
             budgets=command.budgets,
             depth=command.depth,
+            features=_UNSET if labels is None else [FEATURE],
+            labels=_UNSET if labels is None else labels,
             parent=link,
             payload=inputs,
             principal=_UNSET if parent.facts.principal is None else parent.facts.principal,
@@ -131,8 +140,13 @@ def report(engine: Engine, run: Run, command: StartChild) -> Outcome:
             ),
             None,
         )
-    undo = [msgspec.to_builtins(entry) for entry in state.undo] if state.status == RunStatus.SUCCESS else []
-    details: dict[str, Any] = {"output": _output(run), "compensations": undo}
+    undo = state.undo if state.status == RunStatus.SUCCESS else []
+    details: dict[str, Any] = {"output": _output(run), "compensations": [_undo(entry) for entry in undo]}
+    output_label: Any = _UNSET
+    undo_label: Any = _UNSET
+    if state.labels is not None:
+        output_label = _output_label(run)
+        undo_label = reduce(or_, (entry.label for entry in undo), 0) or _UNSET
     if state.status != RunStatus.SUCCESS:
         details["message"] = _why(run)
     details, payload = canonical.normalize(details)
@@ -144,14 +158,36 @@ def report(engine: Engine, run: Run, command: StartChild) -> Outcome:
             head=run.chain.head,
             item=item,
             occurrence=command.occurrence,
+            output_label=output_label,
             payload=details,
             status=state.ending,
             step=command.step_id,
             steps=state.steps,
             tokens=state.tokens or _UNSET,
+            undo_label=undo_label,
         ),
         payload,
     )
+
+
+def _undo(entry: Undo) -> dict[str, Any]:
+    undo: dict[str, Any] = msgspec.to_builtins(entry)
+    if not entry.label:
+        del undo["label"], undo["labels"]
+    return undo
+
+
+def _output_label(run: Run) -> int:
+    """The label of what `_output` gives; of a run that failed, of what is said about it."""
+    state, program = run.state, run.program
+    if state.status != RunStatus.SUCCESS:
+        label = UNTRUSTED
+        for one in state.labels or ():
+            label |= one & SEALED
+        return label
+    if not program.outputs:
+        return state.last_label
+    return reduce(or_, (label_of(state, output.template.refs) for output in program.outputs))
 
 
 def _why(run: Run) -> str:

@@ -14,9 +14,9 @@ from nano_vm.journal.port import Mail, RunQuery
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.limits import EVENT_ID_CHARS_MAX, PAYLOAD_BYTES_MAX
-from nano_vm.kernel.state import COMPENSATION_KEY, Phase, Rejection, RunStatus, State
+from nano_vm.kernel.state import COMPENSATION_KEY, Activity, Phase, Rejection, RunStatus, State
 from nano_vm.kernel.transition import all_waits, child_run_id, event_digest
-from nano_vm.program.compiled import CallAction, CompiledProgram
+from nano_vm.program.compiled import CallAction, CompiledProgram, ToolAction
 from nano_vm.runtime.driver import Run, RunLeft
 from nano_vm.runtime.patience import patiently
 
@@ -363,6 +363,7 @@ def _resolution(
         attempt=activity.attempt,
         by="operator",
         compensation=True if compensation else _UNSET,
+        declared=_declared(engine, program, activity) if resolution == "succeeded" else _UNSET,
         draw=engine.entropy.draw() if resolution == "failed" else _UNSET,
         item=activity.item if activity.item >= 0 else _UNSET,
         occurrence=activity.occurrence,
@@ -372,6 +373,13 @@ def _resolution(
         step=step,
     )
     return event, None if payload is _UNSET else canonical.encode(payload)
+
+
+def _declared(engine: Engine, program: CompiledProgram, activity: Activity) -> Any:
+    """What the tool says of its output holds for what is put in its place, too."""
+    action = program.steps[activity.step].action if activity.step >= 0 else None
+    spec = engine.tools.spec(action.tool) if type(action) is ToolAction else None
+    return _UNSET if spec is None else spec.schema.output_label or _UNSET
 
 
 def _fits(kind: str, letter: dict[str, Any], wait: dict[str, Any]) -> str | None:

@@ -19,6 +19,7 @@ from nano_vm.journal.replay import Verified, verify_run
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import CallTool, StartChild
+from nano_vm.kernel.labels import FEATURE
 from nano_vm.kernel.limits import PAYLOAD_BYTES_MAX
 from nano_vm.kernel.state import RunStatus, State
 from nano_vm.program.compiled import CompiledProgram
@@ -30,6 +31,7 @@ from nano_vm.runtime.driver import Run
 from nano_vm.runtime.gates import validator
 from nano_vm.runtime.journaled import JournaledRun
 from nano_vm.runtime.keeper import Keeper
+from nano_vm.runtime.labelling import Needs, needs_of, require_keys
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.ports import Clock, Entropy, Listener, ModelClient, ToolInvoker, ToolSpec
 from nano_vm.runtime.system import SystemClock, SystemEntropy
@@ -89,6 +91,7 @@ class Engine:
         self.listeners: list[Listener] = []
         self.lane = True  # off in the tests that compare it with the general path
         self.plans: dict[str, list[Any]] = {}  # program hash -> step -> how the lane takes it
+        self.needs: dict[str, Needs] = {}  # by program hash
         self._compiled: dict[str, CompiledProgram] = {}
         self._checked: set[str] = set()  # hashes of programs that were checked against the tools
         self._stored: set[str] = set()
@@ -116,6 +119,7 @@ class Engine:
     def forget_compiled(self) -> None:
         """Programs are checked again: the tools have changed."""
         self._checked.clear()
+        self.needs.clear()
         self.plans.clear()
 
     def save_program(self, program: Program | Mapping[str, Any]) -> str:
@@ -289,6 +293,10 @@ class Engine:
                 return await self._first_result(existing, digest)
         if program.hash not in self._stored:
             await patiently(lambda: self.save_program(program))
+        pinned = self.pin_calls(compiled) if compiled.calls else {}
+        needs = needs_of(self, compiled, pinned.values())
+        if needs.sealed:
+            require_keys(self, needs)
         now = self.clock.now_ms()
         run_id = trace_id or self.new_run_id(now)
         record = RunRecord(
@@ -308,11 +316,12 @@ class Engine:
         run.record_event(
             ev.RunStarted(
                 at_ms=now,
+                features=[FEATURE] if needs.labels else _UNSET,
                 key=_UNSET if key is None else canonical.digest_value(key),
                 payload=inputs,
                 principal=_UNSET if who is None else who,
                 program=compiled.hash,
-                programs=self.pin_calls(compiled) if compiled.calls else _UNSET,
+                programs=pinned or _UNSET,
             ),
             payload,
         )

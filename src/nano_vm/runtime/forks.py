@@ -141,6 +141,8 @@ def _copy(run: Run, part: _Part) -> None:
     event = part.event
     if hasattr(event, "verdicts"):
         event.verdicts = _UNSET  # they are taken anew, from the values of the fork
+    if hasattr(event, "label"):
+        event.label = _UNSET
     if not part.rides or run.record_intent(event) is not None:
         run.record_event(event, part.payload)
 
@@ -157,6 +159,8 @@ def _with_changes(program: CompiledProgram, part: _Part, changed: Mapping[str, A
     for slot in (step.output_slot, step.key_slot):
         if slot >= 0 and program.slots[slot] in changed:
             event.payload, encoded = canonical.normalize(changed[program.slots[slot]])
+            if type(event) is not ev.EventReceived:
+                event.declared = "untrusted"  # nothing vouches for what somebody has changed
             return part._replace(payload=encoded)
     return part
 

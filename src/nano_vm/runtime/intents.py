@@ -19,8 +19,9 @@ from nano_vm.kernel.commands import (
     StopChild,
 )
 from nano_vm.kernel.state import activity_key
+from nano_vm.program.labels import SECRET
 from nano_vm.runtime import attending
-from nano_vm.runtime.admission import Refusal, examine
+from nano_vm.runtime.admission import Refusal, examine, tainted
 from nano_vm.runtime.journaled import defect
 from nano_vm.runtime.ports import ToolSpec
 from nano_vm.runtime.tooling import REPEATABLE
@@ -73,7 +74,8 @@ def prepare(run: Run, command: Command, launches: Launches) -> None:
 
 def _tool(run: Run, command: CallTool, launches: Launches) -> None:
     engine = run.engine
-    spec = examine(run, run.program.steps[command.step], command.tool, command.args)
+    labels = run.state.active[activity_key(command.step, command.item)].labels
+    spec = examine(run, run.program.steps[command.step], command.tool, command.args, labels)
     if isinstance(spec, Refusal):
         outcome = engine.calls.failed(command, spec.code, spec.message, False, pure=True)
         run.record_event(outcome.event, outcome.payload)
@@ -97,6 +99,11 @@ def _tool(run: Run, command: CallTool, launches: Launches) -> None:
 def _model(run: Run, command: CallModel, launches: Launches) -> None:
     engine = run.engine
     state = run.state
+    if state.active[activity_key(command.step, command.item)].label & SECRET:
+        message = "what the prompt was made of holds a secret, and no model is told one"
+        outcome = engine.calls.failed(command, "SECRET_IN_PROMPT", message, False, pure=True)
+        run.record_event(outcome.event, outcome.payload)
+        return
     limit, tokens, cost = 0, 0, 0
     if state.tokens_max or state.cost_nanousd_max:
         prompt = sum(len(message["content"]) for message in command.request["messages"]) // 4 + 1
@@ -163,6 +170,11 @@ def _child(run: Run, command: StartChild, launches: Launches) -> None:
 def _compensation(run: Run, command: Compensate, launches: Launches) -> None:
     engine = run.engine
     spec = engine.tools.spec(command.tool)
+    fault: Refusal | None = None
+    if spec is None:
+        fault = Refusal("UNKNOWN_TOOL", f"no tool `{command.tool}` is registered")
+    elif spec.schema.protected:
+        fault = tainted(run, spec, command.args, run.state.undo[-1].labels)
     effect = spec.effect if spec is not None else "irreversible"
     item = command.item if command.item >= 0 else _UNSET
     run.intend(
@@ -175,16 +187,17 @@ def _compensation(run: Run, command: Compensate, launches: Launches) -> None:
             step=command.step_id,
         )
     )
-    if spec is not None:
+    if spec is not None and fault is None:
         launches.append((command, spec, 0))
         return
-    details = {"message": f"no tool `{command.tool}` is registered"}
+    assert fault is not None
+    details = {"message": fault.message}
     run.record_event(
         ev.CompensationFailed(
             at_ms=engine.clock.now_ms(),
             attempt=command.attempt,
             draw=0,
-            error="UNKNOWN_TOOL",
+            error=fault.code,
             item=item,
             occurrence=command.occurrence,
             payload=details,

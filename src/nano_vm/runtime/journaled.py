@@ -81,6 +81,8 @@ class JournaledRun:
             return result
         if self.state.verdicts:
             event.verdicts = self.state.verdicts  # type: ignore[union-attr]
+        if self.state.label:
+            event.label = self.state.label  # type: ignore[union-attr]
         if self._open is not None:
             self._seal()
         self._open = event
@@ -101,6 +103,8 @@ class JournaledRun:
         result = apply(self.program, self.state, event)
         if type(result) is Rejection:
             return result
+        if self.state.label:
+            event.label = self.state.label  # type: ignore[union-attr]
         self._riders.append(event)
         return None
 

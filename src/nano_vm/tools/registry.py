@@ -13,13 +13,14 @@ import inspect
 import types
 import typing
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 import msgspec
 
 from nano_vm import canonical
 from nano_vm.errors import ProgramError
+from nano_vm.program.labels import DECLARED
 from nano_vm.program.tool_schema import ToolSchema
 from nano_vm.runtime.gates import validator
 from nano_vm.runtime.ports import ToolSpec
@@ -38,6 +39,8 @@ class _Mark(msgspec.Struct, frozen=True):
     blocking: bool
     may_suspend: bool
     version: str
+    protected: tuple[str, ...] = ()
+    output_label: str | None = None
 
 
 _PLAIN_MARK = _Mark(None, "irreversible", None, None, None, True, True, "1")
@@ -56,6 +59,8 @@ def tool(
     blocking: bool = True,
     may_suspend: bool = True,
     version: str = "1",
+    protected: Sequence[str] = (),
+    output_label: str | None = None,
 ) -> Callable[[_F], _F]: ...
 def tool(
     function: Any = None,
@@ -68,6 +73,8 @@ def tool(
     blocking: bool = True,
     may_suspend: bool = True,
     version: str = "1",
+    protected: Sequence[str] = (),
+    output_label: str | None = None,
 ) -> Any:
     """Declare a function as a tool.
 
@@ -81,18 +88,33 @@ def tool(
         blocking: False promises that a plain function returns at once; it is then called without a thread.
         may_suspend: False if the string "PENDING" is ordinary output of this tool.
         version: part of the tool's identity; change it when the same arguments come to mean another action.
+        protected: parameters that take trusted values only: nothing that a model, a user or a remote system made up
+            gets there, but through a gate.
+        output_label: what the output counts as: `trusted` (the tool vouches for it), `untrusted` or `secret` (no model
+            may see it). Without one it counts as what the arguments count as.
 
     Raises:
-        ProgramError: TOOL_EFFECT for an unknown effect class, or `reconcilable` without `reconcile`.
+        ProgramError: TOOL_EFFECT for an unknown effect class, or `reconcilable` without `reconcile`; TOOL_LABEL for an
+        unknown label.
     """
 
     def mark(target: Any) -> Any:
-        _check_effect(name or str(getattr(target, "__name__", "tool")), effect, reconcile)
-        setattr(
-            target,
-            _MARK,
-            _Mark(name, effect, schema, output_schema, reconcile, blocking, may_suspend, version),
+        called = name or str(getattr(target, "__name__", "tool"))
+        _check_effect(called, effect, reconcile)
+        _check_label(called, output_label)
+        held = _Mark(
+            name=name,
+            effect=effect,
+            schema=schema,
+            output_schema=output_schema,
+            reconcile=reconcile,
+            blocking=blocking,
+            may_suspend=may_suspend,
+            version=version,
+            protected=(protected,) if isinstance(protected, str) else tuple(protected),
+            output_label=output_label,
         )
+        setattr(target, _MARK, held)
         return target
 
     return mark(function) if function is not None else mark
@@ -111,6 +133,29 @@ def _check_effect(name: str, effect: str, reconcile: Callable[..., Any] | None) 
             f"tool `{name}`: `reconcilable` and a `reconcile` function go together",
             help='@tool(effect="reconcilable", reconcile=find_out)',
         )
+
+
+def _check_label(name: str, label: str | None) -> None:
+    if label is not None and label not in DECLARED:
+        raise ProgramError(
+            "TOOL_LABEL",
+            f"tool `{name}`: there is no label `{label}`",
+            help=f"one of: {', '.join(DECLARED)}",
+        )
+
+
+def _check_protected(name: str, protected: tuple[str, ...], parameters: dict[str, Any]) -> None:
+    """A parameter that is not there protects nothing."""
+    known = parameters.get("properties", {})
+    if parameters.get("additionalProperties", True) is not False:
+        return
+    for parameter in protected:
+        if parameter not in known:
+            raise ProgramError(
+                "TOOL_LABEL",
+                f"tool `{name}`: the protected parameter `{parameter}` does not exist",
+                help=f"it has: {', '.join(known) or 'none'}",
+            )
 
 
 class ToolSet:
@@ -234,8 +279,20 @@ def _describe(function: Callable[..., Any], name: str, given: _Mark | None) -> _
         output = _schema_of(hints["return"], output_components) or None
         if output is not None and output_components:
             output = {**output, "$defs": output_components}
-    schema = ToolSchema(name=name, parameters=parameters, effect=mark.effect, output=output)
-    identity = {"name": name, "parameters": parameters, "version": mark.version}
+    _check_protected(name, mark.protected, parameters)
+    schema = ToolSchema(
+        name=name,
+        parameters=parameters,
+        effect=mark.effect,
+        output=output,
+        protected=mark.protected,
+        output_label=mark.output_label,
+    )
+    identity: dict[str, Any] = {"name": name, "parameters": parameters, "version": mark.version}
+    if mark.protected:
+        identity["protected"] = sorted(mark.protected)
+    if mark.output_label is not None:
+        identity["output_label"] = mark.output_label
     return _Description(
         mark=given,
         schema=schema,

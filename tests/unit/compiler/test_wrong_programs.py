@@ -68,7 +68,34 @@ WRONG = {
     ),
     "prompt on a tool": ("FIELD_NOT_ALLOWED", "steps:\n  - {id: a, type: tool, tool: look, «prompt: hi}\n"),
     "agent": ("NOT_AVAILABLE", "steps:\n  - {id: a, type: «agent, prompt: hi}\n"),
-    "private": ("NOT_AVAILABLE", "steps:\n  - {id: a, type: tool, tool: look, «private: true}\n"),
+    "privacy of half an input": (
+        "BAD_SCHEMA",
+        "inputs:\n  type: object\n  properties:\n    who:\n      properties:\n        name: {«private: true}\n"
+        "steps:\n  - {id: a, type: tool, tool: look}\n",
+    ),
+    "an unknown label": (
+        "BAD_SCHEMA",
+        "inputs:\n  type: object\n  properties:\n    who: {label: «trustworthy}\n"
+        "steps:\n  - {id: a, type: tool, tool: look}\n",
+    ),
+    "privacy that is neither true nor false": (
+        "BAD_SCHEMA",
+        "inputs:\n  type: object\n  properties:\n    who: {private: «yes please}\n"
+        "steps:\n  - {id: a, type: tool, tool: look}\n",
+    ),
+    "a private answer inside its schema": (
+        "BAD_SCHEMA",
+        "steps:\n  - id: a\n    type: llm\n    prompt: hi\n    output_schema: {items: {private: «true}}\n",
+    ),
+    "a subject that nobody knows yet": (
+        "BAD_SUBJECT",
+        "subject: «$a.output\nsteps:\n  - {id: a, type: tool, tool: look}\n",
+    ),
+    "a subject that is text": (
+        "BAD_SUBJECT",
+        "subject: «mr $who\ninputs: {type: object, properties: {who: {}}}\n"
+        "steps:\n  - {id: a, type: tool, tool: look}\n",
+    ),
     "outcome of a step in the middle": (
         "FIELD_CONFLICT",
         "steps:\n  - {id: a, type: tool, tool: look, «outcome: done}\n  - {id: b, type: tool, tool: look}\n",
