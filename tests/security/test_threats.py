@@ -235,7 +235,6 @@ def test_an_approval_needs_the_role_and_a_plain_yes(principal: Any, data: Any, c
         "name: p\nsteps:\n  - {id: a, type: tool, tool: os.system, args: {command: ls}}\n",
         "name: p\nsteps:\n  - {id: a, type: tool, tool: __import__, args: {name: os}}\n",
         "name: p\nsteps:\n  - {id: a, type: condition, condition: \"__import__('os')\", then: continue}\n",
-        "name: p\nsteps:\n  - {id: a, type: llm, prompt: x, private: true}\n",
         "name: p\x00\nsteps: []",
         "name: 'p\u202e'\nsteps: []",
         "name: p\nname: q\nsteps: []",
