@@ -25,6 +25,8 @@ def at(step: str, occurrence: int = 1, attempt: int = 1, **facts: Any) -> dict[s
     return {"at_ms": 1_000, "attempt": attempt, "occurrence": occurrence, "step": step, **facts}
 
 
+SWITCH = {"attempts": 3, "error": "MODEL_HTTP", "from": "a", "reason": "RetryLimitExceeded", "to": "b"}
+
 Told = tuple[str, dict[str, Any], str | None]
 
 
@@ -296,6 +298,36 @@ SCENARIOS: dict[str, tuple[dict[str, Any], list[Told]]] = {
             no("NOT_APPROVAL", "EventReceived", told("e1", {"approved": 1}, step="ok", principal=BOSS)),
             ok("EventReceived", told("e1", {"approved": True}, step="ok", principal=BOSS)),
             end("SUCCESS"),
+        ],
+    ),
+    "who answered a model call is recorded and changes nothing": (
+        {
+            "steps": [
+                {"id": "ask", "type": "llm", "prompt": "?", "on_error": "retry", "retry": {"jitter": False}},
+                tool("b", args={"v": "$ask.output"}),
+            ]
+        },
+        [
+            start(),
+            ok("StepStarted", at("ask")),
+            no("MALFORMED", "StepSucceeded", at("ask", payload="yes", switches=[])),
+            no(
+                "MALFORMED",
+                "StepSucceeded",
+                at("ask", payload="yes", switches=[{**SWITCH, "reason": "Mood"}]),
+            ),
+            no("MALFORMED", "StepSucceeded", at("ask", payload="yes", switches=[{**SWITCH, "why": "?"}])),
+            no("MALFORMED", "StepSucceeded", at("ask", payload="yes", switches=[SWITCH] * 65)),
+            no("MALFORMED", "StepSucceeded", at("ask", payload="yes", provider="")),
+            fail("ask", "MODEL_HTTP", provider="b", switches=[SWITCH], tokens_in=2),
+            ok("TimerFired", at("ask", attempt=2, at_ms=2_000)),
+            ok("StepStarted", at("ask", attempt=2, at_ms=2_000)),
+            ok(
+                "StepSucceeded",
+                at("ask", attempt=2, at_ms=2_000, payload="yes", provider="c", switches=[SWITCH] * 2),
+            ),
+            *do("b", None, at_ms=2_000),
+            end("SUCCESS", at_ms=2_000),
         ],
     ),
     "a pending tool is answered by an event": (

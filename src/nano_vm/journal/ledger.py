@@ -38,7 +38,8 @@ class TraceStep(msgspec.Struct, kw_only=True):
     `attempts` counts dispatches (0 for a step that was never taken), `failures` lists the attempts that
     failed: {"attempt", "error", "message", "at_ms"}. `error` is {"type", "message", "attempts"} of a step
     that failed for good. `tokens` is what counts against budgets: input and output tokens, a child's, and
-    the reservation of calls whose outcome is unknown.
+    the reservation of calls whose outcome is unknown. `provider` answered the last model call; `switches`
+    lists how calls left providers: {"attempt", "from", "to", "reason", "attempts", "error", "at_ms"}.
     """
 
     id: str
@@ -60,6 +61,8 @@ class TraceStep(msgspec.Struct, kw_only=True):
     cost_nanousd: int = 0
     model: str | None = None
     cached: bool = False
+    provider: str | None = None
+    switches: list[dict[str, Any]] = []
     substituted: bool = False
 
     @property
@@ -97,7 +100,9 @@ class _Account(msgspec.Struct):
     cost_nanousd: int = 0
     model: str | None = None
     cached: bool = False
+    provider: str | None = None
     failures: list[dict[str, Any]] = []
+    switches: list[dict[str, Any]] = []
 
 
 _OF_A_STEP = frozenset(
@@ -158,6 +163,19 @@ class Ledger:
             account.tokens_out += event.tokens_out or 0
             account.model = event.model or account.model
             account.cached = kind is ev.StepSucceeded and event.cached is True
+            account.provider = event.provider or account.provider
+            for switch in event.switches or ():
+                account.switches.append(
+                    {
+                        "attempt": event.attempt,
+                        "from": switch.origin,
+                        "to": switch.to,
+                        "reason": switch.reason,
+                        "attempts": switch.attempts,
+                        "error": switch.error,
+                        "at_ms": event.at_ms,
+                    }
+                )
         if kind is ev.StepFailed or (kind is ev.OutcomeResolved and event.resolution == "failed"):
             account.failures.append(
                 {
@@ -245,6 +263,8 @@ def _step(step: CompiledStep, place: Place, account: _Account, **known: Any) -> 
         cost_nanousd=account.cost_nanousd,
         model=account.model,
         cached=account.cached,
+        provider=account.provider,
+        switches=account.switches,
         **known,
     )
 

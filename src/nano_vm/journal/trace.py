@@ -18,7 +18,7 @@ from nano_vm.journal.fold import fold
 from nano_vm.journal.ledger import NANO, Ledger, TraceStep, Usage
 from nano_vm.journal.results import declared_outputs, outcome_hash, own, trace_hash
 from nano_vm.journal.snapshots import snapshots
-from nano_vm.kernel.events import Event
+from nano_vm.kernel.events import Event, StepFailed, StepSucceeded
 from nano_vm.kernel.state import RunStatus, State, Waiting
 from nano_vm.kernel.transition import waiting
 from nano_vm.program.compiled import CompiledProgram
@@ -185,6 +185,27 @@ class Trace:
         digests = snapshots(self._program, self._run_id, self.entries)
         return [(index, digests[place]) for index, place in enumerate(self._folded[1].settled)]
 
+    @cached_property
+    def switch_events(self) -> list[dict[str, Any]]:
+        """How model calls left providers, in the order of `steps`: {"step", "occurrence", "item"?, "attempt", "from",
+        "to", "reason", "attempts", "error", "at_ms"}."""
+        found = []
+        for step in self.steps:
+            place: dict[str, Any] = {"step": step.id, "occurrence": step.occurrence}
+            if step.item is not None:
+                place["item"] = step.item
+            found += [{**place, **switch} for switch in step.switches]
+        return found
+
+    @cached_property
+    def provider_final(self) -> str | None:
+        """Who answered the run's last model call, where that was said."""
+        answered = None
+        for event in self.events:
+            if type(event) is StepSucceeded or type(event) is StepFailed:
+                answered = event.provider or answered
+        return answered
+
     @property
     def rollbacks(self) -> int:
         """How many steps were undone."""
@@ -227,6 +248,8 @@ class Trace:
             "total_cost_usd": self.total_cost_usd(),
             "path": self.path,
             "steps": [step.to_dict() for step in self.steps],
+            "switch_events": self.switch_events,
+            "provider_final": self.provider_final,
             "rollbacks": self.rollbacks,
             "incomplete_compensations": self.incomplete_compensations,
             "trace_hash": self.trace_hash,

@@ -30,6 +30,23 @@ class _Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     type: ClassVar[str] = ""
 
 
+class Switch(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"origin": "from"}
+):
+    """A model call left one provider for another. The kernel records it and makes nothing of it.
+
+    `reason`: "RetryLimitExceeded" - it answered, `attempts` times, with nothing usable - or "ProviderUnavailable" - it
+    did not answer, does not admit us, or was not asked (`attempts` 0). `error` is the code of the last attempt's error,
+    or CIRCUIT_OPEN or RATE_LIMITED.
+    """
+
+    attempts: int
+    error: str
+    origin: str
+    reason: str
+    to: str
+
+
 class RunStarted(_Event, kw_only=True):
     """First entry of every run. Payload: the inputs (object)."""
 
@@ -73,7 +90,7 @@ class StepStarted(_Event, kw_only=True):
 class StepSucceeded(_Event, kw_only=True):
     """The attempt's result. Payload: the output. `pure` marks a tool without effects, which needs no intent;
     `substituted` a fallback value; `cached` an answer that was not paid for; `declared` what the tool says its
-    output counts as."""
+    output counts as. `provider` is who answered a model call, `switches` how it came to that."""
 
     type: ClassVar[str] = "StepSucceeded"
 
@@ -87,9 +104,11 @@ class StepSucceeded(_Event, kw_only=True):
     model: str | UnsetType = UNSET
     occurrence: int
     payload: Any = UNSET
+    provider: str | UnsetType = UNSET
     pure: bool | UnsetType = UNSET
     step: str
     substituted: bool | UnsetType = UNSET
+    switches: list[Switch] | UnsetType = UNSET
     tokens_in: int | UnsetType = UNSET
     tokens_out: int | UnsetType = UNSET
     verdicts: list[Any] | UnsetType = UNSET
@@ -113,9 +132,11 @@ class StepFailed(_Event, kw_only=True):
     model: str | UnsetType = UNSET
     occurrence: int
     payload: Any = UNSET
+    provider: str | UnsetType = UNSET
     pure: bool | UnsetType = UNSET
     retryable: bool
     step: str
+    switches: list[Switch] | UnsetType = UNSET
     tokens_in: int | UnsetType = UNSET
     tokens_out: int | UnsetType = UNSET
     verdicts: list[Any] | UnsetType = UNSET

@@ -12,3 +12,5 @@ COMPENSATION_BACKOFF_MS = 1_000
 TEXT_CHARS_MAX = 1_024  # an error type, a name, a reason
 NAME_CHARS_MAX = 256  # a step id, an event name, a run id as far as events name them
 ROLES_MAX = 64  # roles of one principal
+SWITCHES_MAX = 64  # of one model call
+SWITCH_REASONS = frozenset({"ProviderUnavailable", "RetryLimitExceeded"})

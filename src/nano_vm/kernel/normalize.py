@@ -19,13 +19,15 @@ from nano_vm.kernel.limits import (
     NAME_CHARS_MAX,
     PAYLOAD_BYTES_MAX,
     ROLES_MAX,
+    SWITCH_REASONS,
+    SWITCHES_MAX,
     TEXT_CHARS_MAX,
 )
 from nano_vm.kernel.state import REJECTIONS, Rejection, RunStatus
 from nano_vm.program.labels import ALL, DECLARED
 
 _ENVELOPE_BYTES_MAX = 1024 * 1024  # facts beside the payload
-_NAMES = frozenset({"name", "code", "key", "budget", "effect", "by", "model", "program"})
+_NAMES = frozenset({"name", "code", "key", "budget", "effect", "by", "model", "program", "provider"})
 _TABLES = {"budgets": "quantity", "programs": "name", "labels": "label"}  # and what their values are
 _PATHS = frozenset({"step", "child"})  # names joined through children
 _COUNTED_FROM_1 = frozenset({"attempt", "occurrence"})
@@ -139,6 +141,8 @@ def _check(name: str, value: Any) -> None:
     elif name in ("features", "names", "incomplete"):
         for entry in value:
             _check_text("text", entry)
+    elif name == "switches":
+        _check_switches(value)
 
 
 def _check_number(name: str, value: int) -> None:
@@ -164,6 +168,17 @@ def _check_text(name: str, value: str) -> None:
         raise _RefusedError("MALFORMED", f"`{name}` is none of {', '.join(sorted(choices))}")
     if name == "code" and value not in REJECTIONS:
         raise _RefusedError("MALFORMED", "`code` is no rejection")
+
+
+def _check_switches(switches: list[ev.Switch]) -> None:
+    if not 0 < len(switches) <= SWITCHES_MAX:
+        raise _RefusedError("MALFORMED", f"there are 1 to {SWITCHES_MAX} switches")
+    for switch in switches:
+        if switch.reason not in SWITCH_REASONS:
+            raise _RefusedError("MALFORMED", f"`reason` is none of {', '.join(sorted(SWITCH_REASONS))}")
+        _check_number("attempts", switch.attempts)
+        for text in (switch.error, switch.origin, switch.to):
+            _check_text("provider", text)
 
 
 def _check_principal(principal: dict[str, Any]) -> None:

@@ -7,10 +7,9 @@ journal.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import traceback
-from collections.abc import Callable
-from decimal import ROUND_CEILING, Decimal
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -20,17 +19,21 @@ from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import CallModel, CallTool, Compensate, Reconcile
 from nano_vm.kernel.limits import TEXT_CHARS_MAX
 from nano_vm.program.compiled import CompiledStep, ModelAction
+from nano_vm.runtime.completions import accepted_by, completion_of, encodable_text, told_by
 from nano_vm.runtime.gates import feedback, pass_gate
-from nano_vm.runtime.ports import Clock, Completion, Entropy, ModelClient, ToolCall, ToolSpec, Usage
+from nano_vm.runtime.ports import (
+    Clock,
+    Entropy,
+    ModelCall,
+    ModelClient,
+    ToolSpec,
+)
 from nano_vm.runtime.threads import ToolThreads
 from nano_vm.runtime.tooling import PENDING, Reconciled, ToolContext, ToolError
 from nano_vm.runtime.values import to_data
 
 _UNSET = ev.UNSET
 TRACEBACK_CHARS_MAX = 8_000
-NANO = Decimal(1_000_000_000)
-TOKENS_MAX = 1_000_000_000  # of one call; more is a mistake of the adapter
-COST_USD_MAX = 1_000_000
 
 
 class Outcome(NamedTuple):
@@ -67,7 +70,8 @@ class Calls:
         self.entropy = entropy
         self.threads = threads
         self.inline_sync = False  # `run_sync`: there is no other run to stall
-        self._model_parameters = _accepted(llm.complete) if llm is not None else None
+        self._model_parameters = accepted_by(llm.complete) if llm is not None else None
+        self._takes_call = llm is not None and "model_call" in inspect.signature(llm.complete).parameters
 
     # --- tools ------------------------------------------------------------------------------------------------
 
@@ -281,34 +285,35 @@ class Calls:
         if self.llm is None:
             return self.failed(command, "NO_MODEL", "no model adapter is configured", False)
         try:
-            call = self._complete(command.request, limit)
+            call = self._complete(command, limit)
             if command.timeout_ms:
                 answer = await _within(call, command.timeout_ms, None)
             else:
                 answer = await call
-            completion = _completion(answer)
-        except _TimedOutError:
+            completion = completion_of(answer)
+        except _TimedOutError as error:
+            told = told_by(error.__cause__)
             if step.on_timeout == "fallback":
-                return self.substituted(command, step.fallback, _UNSET)
-            return self.failed(command, "TIMEOUT", f"no answer within {command.timeout_ms} ms", True)
+                return self.substituted(command, step.fallback, _UNSET, told)
+            message = f"no answer within {command.timeout_ms} ms"
+            return self.failed(command, "TIMEOUT", message, True, told=told)
         except BaseException as error:
             if is_ours(error):
                 raise
             retryable = getattr(error, "retryable", True) is not False
             code = getattr(error, "code", None)
             kind = code if isinstance(code, str) else type(error).__name__
-            usage = getattr(error, "usage", None)  # what a useless answer has cost is paid for, too
-            spent = _spent(usage) if isinstance(usage, Usage) and _is_sound(usage) else {}
-            return self.failed(command, kind, _message(error), retryable, error=error, spent=spent)
-        spent = _spent(completion.usage)
-        model = completion.model if completion.model is not None else _UNSET
+            return self.failed(command, kind, _message(error), retryable, error=error, told=told_by(error))
+        told = told_by(completion)
         if completion.tool_calls:
             # Nobody would run them here, and an answer beside them is not the answer.
             message = "the model asked for tools, and this step offers none"
-            return self.failed(command, "MODEL_REPLY", message, True, spent=spent, model=model)
+            return self.failed(command, "MODEL_REPLY", message, True, told=told)
         gated = pass_gate(action, completion.text)
+        if gated.problem is not None:
+            await self._forget(command, limit)
         if gated.problem is not None and action.allowed_outputs and step.on_error == "skip":
-            return self.substituted(command, action.allowed_outputs[0], _UNSET, spent, model)
+            return self.substituted(command, action.allowed_outputs[0], _UNSET, told)
         if gated.problem is not None:
             details = {
                 "message": gated.problem,
@@ -323,12 +328,11 @@ class Calls:
                     draw=self.entropy.draw(),
                     error="GATE",
                     item=item,
-                    model=model,
                     occurrence=command.occurrence,
                     payload=details,
                     retryable=True,
                     step=command.step_id,
-                    **spent,
+                    **told,
                 ),
                 payload,
             )
@@ -339,17 +343,26 @@ class Calls:
                 attempt=command.attempt,
                 cached=True if completion.cached else _UNSET,
                 item=item,
-                model=model,
                 occurrence=command.occurrence,
                 payload=data,
                 step=command.step_id,
-                **spent,
+                **told,
             ),
             payload,
         )
 
-    def _complete(self, request: dict[str, Any], limit: int) -> Any:
+    def _complete(self, command: CallModel, limit: int) -> Any:
         assert self.llm is not None
+        messages, params = self._request(command, limit)
+        if self._takes_call:
+            # A conversation that goes on after an answer of the model's is a retry: that answer missed its gate.
+            fresh = any(message["role"] == "assistant" for message in messages)
+            params["model_call"] = ModelCall(fresh=fresh)
+        return self.llm.complete(messages, **params)
+
+    def _request(self, command: CallModel, limit: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Copies of messages and parameters: a model that changes them changes nothing that is recorded."""
+        request = command.request
         params: dict[str, Any] = copy_arguments(request.get("params") or {})
         if "model" in request:
             params["model"] = request["model"]
@@ -358,7 +371,16 @@ class Calls:
         accepted = self._model_parameters
         if accepted is not None:
             params = {name: value for name, value in params.items() if name in accepted}
-        return self.llm.complete([dict(message) for message in request["messages"]], **params)
+        params.pop("model_call", None)
+        return [dict(message) for message in request["messages"]], params
+
+    async def _forget(self, command: CallModel, limit: int) -> None:
+        """An answer that missed its gate should not be kept and given again."""
+        forget = getattr(self.llm, "forget", None)
+        if forget is not None:
+            messages, params = self._request(command, limit)
+            with contextlib.suppress(Exception):  # the step has its outcome, whatever becomes of this
+                await forget(messages, **params)
 
     # --- events -----------------------------------------------------------------------------------------------
 
@@ -371,8 +393,7 @@ class Calls:
         *,
         pure: Any = _UNSET,
         error: BaseException | None = None,
-        spent: dict[str, Any] | None = None,
-        model: Any = _UNSET,
+        told: dict[str, Any] | None = None,
     ) -> Outcome:
         details: dict[str, Any] = {"message": message[:TRACEBACK_CHARS_MAX]}
         if error is not None:
@@ -384,13 +405,12 @@ class Calls:
             draw=self.entropy.draw(),
             error=_text(code),
             item=command.item if command.item >= 0 else _UNSET,
-            model=model,
             occurrence=command.occurrence,
             payload=details,
             pure=pure,
             retryable=retryable,
             step=command.step_id,
-            **(spent or {}),
+            **(told or {}),
         )
         return Outcome(event, payload)
 
@@ -399,21 +419,20 @@ class Calls:
         command: CallTool | CallModel,
         value: Any,
         pure: Any,
-        spent: dict[str, Any] | None = None,
-        model: Any = _UNSET,
+        told: dict[str, Any] | None = None,
     ) -> Outcome:
+        """`told`: what is known of the model call (`told_by`)."""
         data, payload = canonical.normalize(value)
         event = ev.StepSucceeded(
             at_ms=self.clock.now_ms(),
             attempt=command.attempt,
             item=command.item if command.item >= 0 else _UNSET,
-            model=model,
             occurrence=command.occurrence,
             payload=data,
             pure=pure,
             step=command.step_id,
             substituted=True,
-            **(spent or {}),
+            **(told or {}),
         )
         return Outcome(event, payload)
 
@@ -481,11 +500,11 @@ async def _within(call: Any, timeout_ms: int, context: ToolContext | None) -> An
     try:
         async with limit:
             return await call
-    except TimeoutError:
+    except TimeoutError as error:
         if limit.expired():
             if context is not None:
                 context.cancelled = True  # a thread cannot be stopped, but it may ask
-            raise _TimedOutError from None
+            raise _TimedOutError from error.__cause__
         raise
 
 
@@ -548,66 +567,6 @@ def _lost_contact(error: BaseException) -> bool:
 _TRANSPORT_ERRORS = frozenset({"TransportError", "ConnectionError", "Timeout", "ClientConnectionError"})
 
 
-def _completion(answer: Any) -> Completion:
-    """An adapter's answer in the one form we keep, or a TypeError that says what is wrong with it."""
-    if isinstance(answer, str):
-        return Completion(text=str(answer))
-    if type(answer) is tuple and len(answer) == 2 and isinstance(answer[0], str):
-        usage = answer[1] or {}
-        if isinstance(usage, Usage):
-            answer = Completion(text=str(answer[0]), usage=usage)
-        else:
-            counts = {name: usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")}
-            answer = Completion(text=str(answer[0]), usage=Usage(**counts, cost_usd=usage.get("cost_usd")))
-    if not isinstance(answer, Completion):
-        raise TypeError(f"the adapter returned a {type(answer).__name__}, not text")
-    if type(answer.text) is not str:
-        raise TypeError(f"the adapter returned a {type(answer.text).__name__} as text")
-    if not _is_sound(answer.usage):
-        raise TypeError("the adapter reported tokens or a cost that are no numbers from 0 on")
-    if answer.model is not None and type(answer.model) is not str:
-        raise TypeError(f"the adapter returned a {type(answer.model).__name__} as model")
-    for call in answer.tool_calls:
-        if not (
-            type(call) is ToolCall and all(type(part) is str for part in (call.id, call.name, call.arguments))
-        ):
-            raise TypeError("the adapter returned tool calls that are no `ToolCall`s of texts")
-    return answer
-
-
-def _is_sound(usage: Usage) -> bool:
-    """Whether tokens are whole numbers and the cost is a number, none of them negative or absurd."""
-    counts = usage.prompt_tokens, usage.completion_tokens
-    cost = usage.cost_usd
-    return all(type(count) is int and 0 <= count <= TOKENS_MAX for count in counts) and (
-        cost is None or (type(cost) in (int, float) and 0 <= cost <= COST_USD_MAX)
-    )
-
-
-def _spent(usage: Usage) -> dict[str, Any]:
-    """Usage as events state it."""
-    return {
-        "cost_nanousd": _nanousd(usage.cost_usd) or _UNSET,
-        "tokens_in": usage.prompt_tokens or _UNSET,
-        "tokens_out": usage.completion_tokens or _UNSET,
-    }
-
-
-def _nanousd(cost_usd: float | None) -> int:
-    """Exact nano-dollars, rounded up: a budget is never undercharged."""
-    if not cost_usd:
-        return 0
-    return int((Decimal(str(cost_usd)) * NANO).to_integral_value(ROUND_CEILING))
-
-
-def _accepted(function: Callable[..., Any]) -> frozenset[str] | None:
-    """Names of the keyword parameters a model adapter takes; None when it takes any."""
-    parameters = inspect.signature(function).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return frozenset(parameter.name for parameter in parameters)
-
-
 def _describe(error: BaseException) -> dict[str, Any]:
     message = _message(error)[:TRACEBACK_CHARS_MAX]
     details, _ = _encodable({"message": message, "traceback": _traceback(error)})
@@ -642,7 +601,7 @@ def is_ours(error: BaseException) -> bool:
 
 def _text(value: Any) -> str:
     """A name or code that came from outside, as text that facts may hold."""
-    return _encodable_text(value if type(value) is str else str(value))[:TEXT_CHARS_MAX]
+    return encodable_text(value if type(value) is str else str(value))[:TEXT_CHARS_MAX]
 
 
 def _encodable(details: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
@@ -654,13 +613,9 @@ def _encodable(details: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
 
 def _scrub(value: Any) -> Any:
     if type(value) is str:
-        return _encodable_text(value)
+        return encodable_text(value)
     if type(value) is dict:
         return {key: _scrub(item) for key, item in value.items()}
     if type(value) is list:
         return [_scrub(item) for item in value]
     return value
-
-
-def _encodable_text(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")

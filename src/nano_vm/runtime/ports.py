@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
+from nano_vm.kernel.events import Switch
 from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.tool_schema import ToolSchema
 
@@ -65,14 +66,25 @@ class ToolCall(msgspec.Struct, frozen=True):
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """A model's answer: text, or proposed calls of the tools that were offered, or both. `finish_reason` "length" or
-    None from a truncated stream is for the adapter to refuse."""
+    None from a truncated stream is for the adapter to refuse. `provider` and `switches` are for those who choose among
+    several: who answered, and whom the call left before; both are journaled."""
 
     text: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     usage: Usage = Usage()
     model: str | None = None
     cached: bool = False
+    provider: str | None = None
+    switches: tuple[Switch, ...] = ()
     raw: Any = None
+
+
+class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
+    """What the runtime knows of a call and a model must not see (P8). `fresh`: the last answer was not accepted, so
+    ask the model itself. `private`: prompt and answer must not be kept."""
+
+    fresh: bool = False
+    private: bool = False
 
 
 class ModelClient(Protocol):
@@ -82,6 +94,11 @@ class ModelClient(Protocol):
     `price(model) -> (input, output)` in nano-dollars per token lets cost budgets be reserved before the call.
     `params` may hold `tools`: a list of {"type": "function", "function": {"name", "description", "parameters"}}.
     Then, and only then, the answer may have `tool_calls`.
+
+    An exception may carry a `code` (what is journaled as the error type), `retryable`, and, as a `Completion` does,
+    `usage`, `provider` and `switches`. A client that stands before others may take a parameter `model_call`, a
+    `ModelCall`; only one that names it is given it. Its optional method `forget(messages, **params)` is told when the
+    answer to these was not accepted.
     """
 
     async def complete(self, messages: list[Message], **params: Any) -> str | Completion: ...
