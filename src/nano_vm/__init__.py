@@ -31,8 +31,18 @@ if TYPE_CHECKING:
     from nano_vm.kernel.state import StepStatus as StepStatus
     from nano_vm.observe.analyzer import TraceAnalyzer as TraceAnalyzer
     from nano_vm.program.model import Program as Program
+    from nano_vm.providers.cache import ModelCache as ModelCache
+    from nano_vm.providers.cassette import CassettePlayer as CassettePlayer
+    from nano_vm.providers.cassette import CassetteRecorder as CassetteRecorder
+    from nano_vm.providers.faults import ModelError as ModelError
+    from nano_vm.providers.health import Breaker as Breaker
+    from nano_vm.providers.litellm import LiteLLMAdapter as LiteLLMAdapter
     from nano_vm.providers.mock import MockLLMAdapter as MockLLMAdapter
+    from nano_vm.providers.model_store import ModelStore as ModelStore
     from nano_vm.providers.openai_compatible import OpenAICompatibleAdapter as OpenAICompatibleAdapter
+    from nano_vm.providers.pool import Provider as Provider
+    from nano_vm.providers.pool import ProviderPool as ProviderPool
+    from nano_vm.providers.routing import Weights as Weights
     from nano_vm.runtime.engine import Progress as Progress
     from nano_vm.runtime.ports import Completion as Completion
     from nano_vm.runtime.ports import ToolCall as ToolCall
@@ -50,13 +60,20 @@ if TYPE_CHECKING:
 # Public name -> (module, name there). A subprocess test keeps this table and the imports above equal.
 _PUBLIC: dict[str, tuple[str, str]] = {
     "PENDING": ("nano_vm.runtime.tooling", "PENDING"),
+    "Breaker": ("nano_vm.providers.health", "Breaker"),
     "CapabilityDeniedError": ("nano_vm.errors", "CapabilityDeniedError"),
+    "CassettePlayer": ("nano_vm.providers.cassette", "CassettePlayer"),
+    "CassetteRecorder": ("nano_vm.providers.cassette", "CassetteRecorder"),
     "Completion": ("nano_vm.runtime.ports", "Completion"),
     "ConflictError": ("nano_vm.errors", "ConflictError"),
     "ExecutionVM": ("nano_vm.vm", "ExecutionVM"),
     "InputError": ("nano_vm.errors", "InputError"),
+    "LiteLLMAdapter": ("nano_vm.providers.litellm", "LiteLLMAdapter"),
     "MemoryStore": ("nano_vm.stores.memory", "MemoryJournalStore"),
     "MockLLMAdapter": ("nano_vm.providers.mock", "MockLLMAdapter"),
+    "ModelCache": ("nano_vm.providers.cache", "ModelCache"),
+    "ModelError": ("nano_vm.providers.faults", "ModelError"),
+    "ModelStore": ("nano_vm.providers.model_store", "ModelStore"),
     "NanoVMError": ("nano_vm.errors", "NanoVMError"),
     "NotFoundError": ("nano_vm.errors", "NotFoundError"),
     "OpenAICompatibleAdapter": ("nano_vm.providers.openai_compatible", "OpenAICompatibleAdapter"),
@@ -64,6 +81,8 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "ProgramError": ("nano_vm.errors", "ProgramError"),
     "ProgramValidator": ("nano_vm.compiler", "ProgramValidator"),
     "Progress": ("nano_vm.runtime.engine", "Progress"),
+    "Provider": ("nano_vm.providers.pool", "Provider"),
+    "ProviderPool": ("nano_vm.providers.pool", "ProviderPool"),
     "Reconciled": ("nano_vm.runtime.tooling", "Reconciled"),
     "RejectedError": ("nano_vm.errors", "RejectedError"),
     "Report": ("nano_vm.compiler", "Report"),
@@ -80,6 +99,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "TraceAnalyzer": ("nano_vm.observe.analyzer", "TraceAnalyzer"),
     "Usage": ("nano_vm.runtime.ports", "Usage"),
     "VerificationError": ("nano_vm.errors", "VerificationError"),
+    "Weights": ("nano_vm.providers.routing", "Weights"),
     "diff": ("nano_vm.journal.diff", "diff"),
     "tool": ("nano_vm.tools.registry", "tool"),
 }

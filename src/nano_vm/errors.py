@@ -394,6 +394,9 @@ CODES: dict[str, ErrorCode] = {
     "MODEL_TIMEOUT": ErrorCode(E, True, 1, "the model's endpoint did not answer in time"),
     "MODEL_REFUSED": ErrorCode(C, False, 1, "the model's endpoint does not accept the request or the key"),
     "MODEL_REPLY": ErrorCode(E, True, 1, "the model's endpoint answered something that is no completion"),
+    "CASSETTE": ErrorCode(C, False, 2, "a tape of model calls that cannot be used"),
+    "CASSETTE_MISS": ErrorCode(C, False, 1, "a tape of model calls has no answer to a request"),
+    "POOL": ErrorCode(C, False, 2, "a pool of providers that is none"),
     "PRICES": ErrorCode(C, False, 2, "a price table that is none"),
     "MODEL_TRUNCATED": ErrorCode(E, False, 1, "the model's answer was cut at the token limit"),
     # --- usage --------------------------------------------------------------------------------------------

@@ -88,9 +88,13 @@ def add_tools(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="SPEC",
-        help="mock:TEXT, mock:@FILE, script:FILE, openai:MODEL, or http(s)://HOST/v1#MODEL",
+        help="mock:TEXT, mock:@FILE, script:FILE, openai:MODEL, http(s)://HOST/v1#MODEL, litellm:MODEL, or pool:FILE",
     )
     parser.add_argument("--base-url", metavar="URL", help="endpoint for --model openai:MODEL")
+    parser.add_argument("--prices", metavar="FILE", help="what models cost: YAML or JSON")
+    parser.add_argument("--cache", action="store_true", help="give kept answers to what was asked before")
+    parser.add_argument("--record", metavar="TAPE", help="write the model's answers down")
+    parser.add_argument("--replay", metavar="TAPE", help="answer from a recorded tape, without a model")
 
 
 def store_path(args: argparse.Namespace) -> str:

@@ -46,9 +46,10 @@ def _meaning(event: Any) -> tuple[str, str]:
             undo = "undoing" if isinstance(event, ev.CompensationStarted) else "started"
             return "busy", undo if event.attempt == 1 else f"{undo}, attempt {event.attempt}"
         case ev.StepSucceeded():
-            return "good", compact(_data(event), 80)
+            return "good", compact(_data(event), 80) + _switched(event)
         case ev.StepFailed():
-            return "bad", f"failed: {event.error}" + (" (may be tried again)" if event.retryable else "")
+            again = " (may be tried again)" if event.retryable else ""
+            return "bad", f"failed: {event.error}{again}{_switched(event)}"
         case ev.StepPending():
             return "wait", "waits for an answer"
         case ev.OutcomeUnknown():
@@ -73,6 +74,12 @@ def _meaning(event: Any) -> tuple[str, str]:
             return "good" if event.status == "SUCCESS" else "bad", f"child run: {event.status}"
         case _:
             return _rare(event)
+
+
+def _switched(event: ev.StepSucceeded | ev.StepFailed) -> str:
+    """How a model call came to its provider, where it left others for it."""
+    ways = [f"{switch.origin} -> {switch.to}: {switch.reason}" for switch in event.switches or ()]
+    return f" [{'; '.join(ways)}]" if ways else ""
 
 
 def _rare(event: Any) -> tuple[str, str]:

@@ -36,6 +36,7 @@ COMMANDS: dict[str, str] = {
     "resolve": "say what became of an unknown outcome",
     "diff": "compare two runs",
     "watch": "follow runs as they go",
+    "providers": "show the providers of a pool and their circuits",
     "schema": "print the JSON Schema of programs and policies",
     "doctor": "examine the installation and the database",
     "worker": "take up runs and fire timers until stopped",

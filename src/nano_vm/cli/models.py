@@ -1,58 +1,96 @@
-"""`--model`: a model from a few words. Keys come from the environment and are shown nowhere."""
+"""`--model` and what goes with it: the client that a command's runs use."""
 
 from __future__ import annotations
 
-import os
+import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nano_vm.cli.arguments import store_path
 from nano_vm.errors import InputError
 
 if TYPE_CHECKING:
+    from nano_vm.providers.model_store import ModelStore
     from nano_vm.runtime.ports import ModelClient
 
-KEY_VARIABLES = ("NANO_VM_API_KEY", "OPENAI_API_KEY")
-_FORMS = "mock:TEXT, mock:@FILE, script:FILE, openai:MODEL, or http(s)://HOST/v1#MODEL"
+SUFFIX = "-models"  # beside the database: records of providers and cached answers
 
 
-def load_model(spec: str | None, base_url: str | None = None) -> ModelClient | None:
-    """The adapter that `--model` names; None without one.
+class Model:
+    """The client, and the file it keeps its memory in, if it needs one.
+
+    Raises (on making): InputError: USAGE for options that contradict each other, and what `client_named` raises.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.store: ModelStore | None = None
+        self.client: ModelClient | None = None
+        spec, base_url = args.model, args.base_url
+        if args.replay is not None:
+            for option, value in (
+                ("--model", spec),
+                ("--record", args.record),
+                ("--cache", args.cache or None),
+            ):
+                if value is not None:
+                    raise InputError(
+                        "USAGE", f"--replay answers from a tape; {option} asks a model", help="drop one"
+                    )
+            from nano_vm.providers.cassette import CassettePlayer
+
+            self.client = CassettePlayer(args.replay)
+            return
+        if spec is None:
+            for option, value in (
+                ("--base-url", base_url),
+                ("--record", args.record),
+                ("--prices", args.prices),
+            ):
+                if value is not None:
+                    raise InputError("USAGE", f"{option} without --model", help="add --model openai:MODEL")
+            if args.cache:
+                raise InputError("USAGE", "--cache without --model", help="add --model openai:MODEL")
+            return
+        if base_url is not None and not spec.startswith("openai:"):
+            raise InputError("USAGE", "--base-url goes with --model openai:MODEL only", help="--base-url URL")
+        if spec.startswith("pool:") or args.cache:
+            self.store = open_model_store(args)
+        try:
+            self.client = self._client(args, spec, base_url)
+        except BaseException:
+            self.close()
+            raise
+
+    def _client(self, args: argparse.Namespace, spec: str, base_url: str | None) -> ModelClient:
+        from nano_vm.providers.naming import client_named
+
+        client = client_named(spec, base_url=base_url, prices=args.prices, memory=self.store)
+        if args.cache:
+            from nano_vm.providers.cache import ModelCache
+
+            assert self.store is not None
+            client = ModelCache(client, self.store)
+        if args.record is not None:
+            from nano_vm.providers.cassette import CassetteRecorder
+
+            client = CassetteRecorder(client, args.record)
+        return client
+
+    def close(self) -> None:
+        if self.store is not None:
+            self.store.close()
+
+
+def model_store_path(args: argparse.Namespace) -> Path:
+    return Path(store_path(args) + SUFFIX)
+
+
+def open_model_store(args: argparse.Namespace) -> ModelStore:
+    """The file beside the database.
 
     Raises:
-        InputError: USAGE for a specification that says nothing, and what `load_script` raises.
-        NanoVMError: EXTRA_MISSING when an HTTP endpoint is named and httpx is not installed.
+        StoreError: STORE_FOREIGN, STORE_NEWER, STORE_IO.
     """
-    if spec is None:
-        if base_url is not None:
-            raise InputError("USAGE", "--base-url without --model", help="add --model openai:MODEL")
-        return None
-    kind, colon, rest = spec.partition(":")
-    if base_url is not None and kind != "openai":
-        raise InputError(
-            "USAGE", "--base-url goes with --model openai:MODEL only", help=f"--model takes {_FORMS}"
-        )
-    if kind == "mock" and colon and not rest.startswith("@"):
-        from nano_vm.providers.mock import MockLLMAdapter
+    from nano_vm.providers.model_store import ModelStore
 
-        return MockLLMAdapter(rest)
-    if kind in ("mock", "script") and rest.removeprefix("@"):
-        from nano_vm.providers.script import load_script
-
-        return load_script(rest.removeprefix("@"))
-    if kind in ("http", "https") and rest.startswith("//"):
-        url, _, model = spec.partition("#")
-        return _endpoint(url, model)
-    if kind == "openai" and rest:
-        return _endpoint(base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1", rest)
-    raise InputError("USAGE", f"--model does not understand `{_safe(spec)}`", help=f"it takes {_FORMS}")
-
-
-def _endpoint(url: str, model: str) -> ModelClient:
-    from nano_vm.providers.openai_compatible import OpenAICompatibleAdapter
-
-    key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
-    return OpenAICompatibleAdapter(url, model=model or None, api_key=key)
-
-
-def _safe(spec: str) -> str:
-    # Somebody may have put a password into an address.
-    return spec if "@" not in spec else spec.partition(":")[0] + ":…"
+    return ModelStore(model_store_path(args))

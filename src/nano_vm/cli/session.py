@@ -17,6 +17,7 @@ from nano_vm.program.compiled import CallAction, CompiledProgram, ModelAction, T
 from nano_vm.program.model import Program
 
 if TYPE_CHECKING:
+    from nano_vm.cli.models import Model
     from nano_vm.runtime.engine import Engine
     from nano_vm.runtime.ports import ModelClient
     from nano_vm.stores.sqlite import SqliteJournalStore
@@ -68,15 +69,21 @@ class Session:
         self.principal = principal(args)
         self.tools: ToolSet = ToolSet()
         self.model: ModelClient | None = None
+        self._model: Model | None = None
         if drives:
-            from nano_vm.cli.models import load_model
+            from nano_vm.cli.models import Model
 
             if args.tools:
                 from nano_vm.cli.toolfiles import load_tools
 
                 self.tools = load_tools(args.tools)
-            self.model = load_model(args.model, args.base_url)
-        self.store = open_store(args, create=create)
+            self._model = Model(args)
+            self.model = self._model.client
+        try:
+            self.store = open_store(args, create=create)
+        except BaseException:
+            self._close_model()
+            raise
         self.engine: Engine = Engine(llm=self.model, tools=self.tools, store=self.store)
 
     def __enter__(self) -> Session:
@@ -85,6 +92,11 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.engine.threads.close()
         self.store.close()
+        self._close_model()
+
+    def _close_model(self) -> None:
+        if self._model is not None:
+            self._model.close()
 
     def require(self, compiled: CompiledProgram, *, only_compensations: bool = False) -> None:
         """Refuse to touch a run whose program names tools, or needs a model, that were not given.
@@ -212,6 +224,11 @@ def command(args: argparse.Namespace, *words: str, drives: bool = False, acts: b
             parts += ["--model", shlex.quote(args.model)]
         if getattr(args, "base_url", None):
             parts += ["--base-url", shlex.quote(args.base_url)]
+        for option in ("prices", "record", "replay"):
+            if getattr(args, option, None):
+                parts += [f"--{option}", shlex.quote(getattr(args, option))]
+        if getattr(args, "cache", False):
+            parts.append("--cache")
     if acts and args.principal:
         parts += ["--principal", shlex.quote(args.principal)]
         for role in args.role:

@@ -76,6 +76,10 @@ def _step_text(step: TraceStep) -> str:
         notes.append(f"{step.attempts} attempts")
     if step.substituted:
         notes.append("substituted")
+    if step.cached:
+        notes.append("cached")
+    if step.provider is not None:
+        notes.append(printable(step.provider))
     if step.tokens:
         notes.append(f"{step.tokens} tokens")
     if step.cost_nanousd:
@@ -116,10 +120,20 @@ def show_end(console: Console, trace: Trace) -> None:
         console.line(f"  output        {compact(trace.outputs or trace.final_output, 400)}")
     if trace.total_tokens():
         console.line(f"  tokens        {trace.total_tokens()} (${trace.total_cost_usd():.6f})")
+    for switch in trace.switch_events:
+        console.line(f"  switch        {switch_text(switch)}", "warn")
     console.line(f"  trace id      {trace.trace_id}")
     if trace.status.is_terminal:
         console.line(f"  trace_hash    {trace.trace_hash}")
         console.line(f"  outcome_hash  {trace.outcome_hash}")
+
+
+def switch_text(switch: dict[str, Any]) -> str:
+    """How a model call left one provider for another, on one line."""
+    attempts = switch["attempts"]
+    tried = "not asked" if not attempts else "1 attempt" if attempts == 1 else f"{attempts} attempts"
+    way = f"{switch['from']} -> {switch['to']} at `{switch['step']}`"
+    return printable(f"{way}: {switch['reason']} ({tried}, {switch['error']})")
 
 
 # --- what a run waits for -------------------------------------------------------------------------------------

@@ -98,6 +98,10 @@ class OpenAICompatibleAdapter:
     def __repr__(self) -> str:
         return f"<OpenAICompatibleAdapter {self._host} {self._model or ''}>"
 
+    @property
+    def default_model(self) -> str | None:
+        return self._model
+
     def price(self, model: str | None) -> tuple[float, float] | None:
         """(input, output) in nano-dollars per token, or None where no price is known."""
         found = self._prices.get(model or self._model or "")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from nano_vm.cli import exits
-from nano_vm.cli.console import Console, compact
+from nano_vm.cli.console import Console, compact, printable
 from nano_vm.cli.session import Session
+from nano_vm.cli.views import switch_text
 from nano_vm.journal.diff import StepDifference, diff
 from nano_vm.journal.ledger import TraceStep
+from nano_vm.journal.trace import Trace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +23,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     with Session(args) as session:
         a, b = session.engine.trace(args.a), session.engine.trace(args.b)
         found = diff(a, b)
-        console.document(found.to_dict())
+        console.document({**found.to_dict(), "providers": {"a": _answered(a), "b": _answered(b)}})
         for what, same in (
             ("program", found.same_program),
             ("status", found.same_status),
@@ -38,7 +41,17 @@ def execute(args: argparse.Namespace, console: Console) -> int:
             console.line(f"  {_place(difference)}: {', '.join(difference.fields)}")
             console.line(f"    a  {_side(difference.a)}")
             console.line(f"    b  {_side(difference.b)}")
+        for name, trace in (("a", a), ("b", b)):
+            if trace.provider_final is not None:
+                console.line(f"{name} was answered last by {printable(trace.provider_final)}")
+            for switch in trace.switch_events:
+                console.line(f"  switch {switch_text(switch)}")
         return exits.DONE
+
+
+def _answered(trace: Trace) -> dict[str, Any]:
+    """Who answered a run's model calls: no part of its results, and often why they differ."""
+    return {"final": trace.provider_final, "switch_events": trace.switch_events}
 
 
 def _place(difference: StepDifference) -> str:

@@ -24,7 +24,7 @@ from nano_vm.errors import NanoVMError
 from nano_vm.journal.port import RunQuery, RunRecord
 
 DEPENDENCIES = ("msgspec", "pyyaml", "jsonschema-rs", "rich")
-EXTRAS = {"http": "httpx"}  # extra -> the module it brings
+EXTRAS = {"http": "httpx", "litellm": "litellm", "redis": "redis"}  # extra -> the module it brings
 DISK_BYTES_MIN = 100 * 1024 * 1024
 PAGE = 500
 _MARKS = {"ok": ("good", "good"), "note": ("dot", "dim"), "problem": ("bad", "bad")}
