@@ -113,7 +113,10 @@ def program_page() -> str:
             "|---|---|---|---|---|",
         ]
         lines += [_row(field, kind) for field in fields.fields_of(kind, "list").values()]
-        if kind in fields.LANE_TYPES:
+        if kind in fields.LANE_TYPES["parallel"] and kind not in fields.LANE_TYPES["map"]:
+            gone = set(fields.fields_of(kind, "list")) - set(fields.fields_of(kind, "parallel"))
+            lines += ["", f"Inside `parallel` without: {_names(gone)}. It cannot stand inside `map`."]
+        elif kind in fields.LANE_TYPES["map"]:
             gone = set(fields.fields_of(kind, "list")) - set(fields.fields_of(kind, "parallel"))
             gone_map = set(fields.fields_of(kind, "list")) - set(fields.fields_of(kind, "map")) - gone
             lines += [
@@ -124,11 +127,11 @@ def program_page() -> str:
         "",
         "## Names and limits",
         "",
-        f"Reserved names: {_names(fields.RESERVED_NAMES)}. Sub-steps of `parallel` and `map` may be of the types "
-        f"{_names(fields.LANE_TYPES)}.",
+        f"Reserved names: {_names(fields.RESERVED_NAMES)}. Sub-steps of `parallel` may be of the types "
+        f"{_names(fields.LANE_TYPES['parallel'])}, those of `map` {_names(fields.LANE_TYPES['map'])}.",
         "",
         "Known, not available in this version, and refused as `NOT_AVAILABLE`: the fields "
-        f"{_names(fields.UNAVAILABLE_FIELDS)} and the step types {_names(fields.UNAVAILABLE_TYPES)}.",
+        f"{_names(fields.UNAVAILABLE_FIELDS)}.",
     ]
     return "\n".join(lines) + "\n"
 

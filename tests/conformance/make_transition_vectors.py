@@ -110,6 +110,42 @@ CALL = {"id": "pay", "type": "call", "program": "payment", "inputs": {"n": "$n"}
 CHILD = {"child": "run-1/pay.1.1", "program": "sha256:child"}
 LATE = {"at_ms": 6_000}
 
+AGENT = {"id": "m", "type": "agent", "prompt": "go", "tools": ["find", "pay.now"], "max_turns": 2}
+CALLS = [
+    {"id": "c0", "name": "find", "arguments": {"q": "a"}},
+    {"id": "c1", "name": "drop", "arguments": {}},
+    {"id": "c2", "name": "pay_now", "arguments": "not an object"},
+]
+CONVERSATION = [
+    {"role": "user", "content": "go"},
+    {
+        "role": "assistant",
+        "content": "let me see",
+        "tool_calls": [
+            {"id": "c0", "type": "function", "function": {"name": "find", "arguments": '{"q":"a"}'}},
+            {"id": "c1", "type": "function", "function": {"name": "drop", "arguments": "{}"}},
+            {"id": "c2", "type": "function", "function": {"name": "pay_now", "arguments": "not an object"}},
+        ],
+    },
+    {"role": "tool", "tool_call_id": "c0", "content": '["x"]'},
+    {"role": "tool", "tool_call_id": "c1", "content": '{"error":"UNLISTED_TOOL","message":"no such tool"}'},
+    {"role": "tool", "tool_call_id": "c2", "content": '{"error":"BAD_ARGUMENT"}'},
+]
+
+
+def turned(calls: list[dict[str, Any]], text: str = "", **facts: Any) -> dict[str, Any]:
+    return at("m", payload={"text": text, "calls": calls}, proposals=len(calls), **facts)
+
+
+def judged(action: int, tool: str | None, reason: str | None = None, **facts: Any) -> dict[str, Any]:
+    """ActionProposed: rejected when a reason is given."""
+    verdict = "accepted" if reason is None else "rejected"
+    given = {"tool": tool, "reason": reason}
+    return at(
+        "m", action=action, verdict=verdict, **{k: v for k, v in given.items() if v is not None}, **facts
+    )
+
+
 SCENARIOS: dict[str, tuple[dict[str, Any], list[Told]]] = {
     "steps run in order and duplicates are refused": (
         {"steps": [tool("a"), tool("b")]},
@@ -384,6 +420,69 @@ SCENARIOS: dict[str, tuple[dict[str, Any], list[Told]]] = {
             ok("TimerFired", at("pay", **LATE)),
             ok("ChildFinished", at("pay", head="sha256:h", status="CANCELLED", steps=3, **LATE)),
             end("FAILED"),
+        ],
+    ),
+    "a model proposes, the runtime disposes": (
+        {"steps": [AGENT, tool("b")]},
+        [
+            start(),
+            no("OUT_OF_ORDER", "ModelTurned", turned(CALLS)),
+            no("OUT_OF_ORDER", "ActionProposed", judged(0, "find")),
+            ok("StepStarted", at("m", effect="model")),
+            no("MALFORMED", "ModelTurned", turned([])),
+            no("MALFORMED", "ModelTurned", at("m", payload={"text": "", "calls": CALLS}, proposals=2)),
+            no("OVERSIZED", "ModelTurned", turned(CALLS * 11)),
+            ok("ModelTurned", turned(CALLS, "let me see", tokens_in=5, tokens_out=3, model="m-1")),
+            no("OUT_OF_ORDER", "StepSucceeded", at("m", payload="done")),
+            no("OUT_OF_ORDER", "StepStarted", at("m.find", item=0)),
+            no("OUT_OF_ORDER", "ActionProposed", judged(1, None, "UNLISTED_TOOL")),
+            no("MISMATCH", "ActionProposed", judged(0, "pay.now")),
+            ok("ActionProposed", judged(0, "find")),
+            no("MISMATCH", "StepStarted", at("m.find", item=0, payload={"q": "b"})),
+            ok("StepStarted", at("m.find", item=0, effect="keyed", payload={"q": "a"})),
+            no("OUT_OF_ORDER", "ActionProposed", judged(1, None, "UNLISTED_TOOL")),
+            ok("StepSucceeded", at("m.find", item=0, payload=["x"])),
+            no("DUPLICATE", "ActionProposed", judged(0, "find")),
+            no("GATE", "ActionProposed", judged(1, None)),
+            no("MISMATCH", "ActionProposed", judged(1, None, "POLICY")),
+            ok("ActionProposed", judged(1, None, "UNLISTED_TOOL", payload={"message": "no such tool"})),
+            no("GATE", "ActionProposed", judged(2, "pay.now")),
+            ok("ActionProposed", judged(2, "pay.now", "BAD_ARGUMENT")),
+            no("MISMATCH", "StepStarted", at("m", attempt=2, payload={"messages": CONVERSATION[:2]})),
+            ok("StepStarted", at("m", attempt=2, effect="model", payload={"messages": CONVERSATION})),
+            ok("StepSucceeded", at("m", attempt=2, payload="done")),
+            *do("b", None),
+            end("SUCCESS"),
+        ],
+    ),
+    "an agent whose turns are over": (
+        {"steps": [AGENT]},
+        [
+            start(),
+            ok("StepStarted", at("m")),
+            ok("ModelTurned", turned(CALLS[:1])),
+            ok("ActionProposed", judged(0, "find", "POLICY")),
+            ok("StepStarted", at("m", attempt=2)),
+            ok("ModelTurned", turned(CALLS[:1], attempt=2)),
+            no("GATE", "ActionProposed", judged(1, "find", attempt=2)),
+            ok("ActionProposed", judged(1, "find", "MAX_TURNS", attempt=2)),
+            end("BUDGET_EXCEEDED"),
+        ],
+    ),
+    "the unknown outcome of an action is settled before the model goes on": (
+        {"steps": [AGENT]},
+        [
+            start(),
+            ok("StepStarted", at("m")),
+            ok("ModelTurned", turned(CALLS[:1])),
+            ok("ActionProposed", judged(0, "find")),
+            ok("StepStarted", at("m.find", item=0, effect="irreversible")),
+            ok("OutcomeUnknown", at("m.find", item=0, effect="irreversible", reason="CRASH")),
+            no("STALE_ATTEMPT", "StepStarted", at("m", attempt=2)),
+            ok("OutcomeResolved", at("m.find", item=0, by="operator", resolution="succeeded", payload=1)),
+            ok("StepStarted", at("m", attempt=2)),
+            ok("StepSucceeded", at("m", attempt=2, payload="done")),
+            end("SUCCESS"),
         ],
     ),
     "a DAG skips what was not taken": (

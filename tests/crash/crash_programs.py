@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from nano_vm import (
+    Completion,
     ExecutionVM,
     MockLLMAdapter,
     Reconciled,
     SqliteStore,
+    ToolCall,
     ToolContext,
     tool,
 )
@@ -190,6 +192,19 @@ PROGRAMS: dict[str, dict[str, Any]] = {
             step("keyed", "Z"),
         ],
     },
+    "agent": {
+        "name": "agent",
+        "steps": [
+            {
+                "id": "ask",
+                "type": "agent",
+                "prompt": "do it",
+                "tools": ["pure", "reconcilable", "keyed", "transactional"],
+                "max_turns": 5,
+            },
+            step("keyed", "Z"),
+        ],
+    },
     "child": {
         "name": "child",
         "steps": [step("reconcilable", "X"), step("transactional", "Y"), step("keyed", "W")],
@@ -203,6 +218,33 @@ PROGRAMS: dict[str, dict[str, Any]] = {
         ],
     },
 }  # fmt: skip
+
+
+class Conversing:
+    """Proposes effects and things it may not do, whatever it is asked. Its answers depend on the conversation alone;
+    how often it was asked for each is counted outside."""
+
+    def __init__(self) -> None:
+        self.plan = (
+            (call("pure", "P"), call("reconcilable", "R"), call("irreversible", "X"), call("keyed", 5)),
+            (call("transactional", "T"), call("keyed", "K")),
+        )
+
+    async def complete(self, messages: list[dict[str, Any]], **params: Any) -> Completion:
+        turn = sum(message["role"] == "assistant" for message in messages)
+        boundary(f"before turn {turn}")
+        append("asked", str(turn))
+        boundary(f"after turn {turn}")
+        if "tools" not in params:
+            return Completion(text="yes")
+        if turn < len(self.plan):
+            return Completion(tool_calls=self.plan[turn])
+        told = [message["content"] for message in messages if message["role"] == "tool"]
+        return Completion(text=json.dumps(told))
+
+
+def call(name: str, argument: Any) -> ToolCall:
+    return ToolCall(f"call-{argument}", name, json.dumps({"name": argument}))
 
 
 async def run(vm: ExecutionVM, name: str, runs: int) -> None:
@@ -221,7 +263,7 @@ def main() -> None:
     PLACE = Path(place)
     (PLACE / "keys").mkdir(exist_ok=True)
     store = Watched(PLACE / "runs.db", durability="full" if durability == "full" else "normal")
-    vm = ExecutionVM(llm=MockLLMAdapter("yes"), tools=TOOLS, store=store)
+    vm = ExecutionVM(llm=Conversing() if name == "agent" else MockLLMAdapter("yes"), tools=TOOLS, store=store)
     append("ready", mode)
     asyncio.run(run(vm, name, int(runs)) if mode == "run" else recover(vm))
     (PLACE / "boundaries").write_text(str(_boundaries))

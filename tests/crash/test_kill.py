@@ -89,7 +89,8 @@ def boundaries_of(place: Path, name: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "name", ["irreversible", "keyed", "reconcilable", "transactional", "mixed", "saga", "parent", "retry"]
+    "name",
+    ["irreversible", "keyed", "reconcilable", "transactional", "mixed", "saga", "parent", "retry"],
 )
 def test_killed_at_every_boundary_nothing_happens_twice(tmp_path: Path, name: str) -> None:
     total = boundaries_of(tmp_path / "whole", name)
@@ -113,11 +114,48 @@ def test_killed_at_every_boundary_nothing_happens_twice(tmp_path: Path, name: st
         "saga",
         "parent",
         "retry",
+        "agent",
     ],
 )
 def test_every_single_boundary(tmp_path: Path, name: str, durability: str) -> None:
     total = boundaries_of(tmp_path / "whole", name)
     kill_at(tmp_path, name, list(range(1, total + 1)), durability)
+
+
+@pytest.mark.parametrize("share", [5, pytest.param(1_000, marks=pytest.mark.campaign)])
+def test_an_agent_killed_in_the_middle_repeats_no_answer_and_no_action(tmp_path: Path, share: int) -> None:
+    total = boundaries_of(tmp_path / "whole", "agent")
+    assert answers(tmp_path / "whole") == Counter({"0": 1, "1": 1, "2": 1})
+    rng = random.Random(share)
+    # From the third boundary on there is a run to be recovered.
+    places = sorted(rng.sample(range(3, total + 1), min(share, total - 2)))
+    kill_at(tmp_path, "agent", places)
+    for at in places:
+        place = tmp_path / f"at{at}"
+        # An answer that was in flight is asked for once more; one that is in the journal never is.
+        asked = answers(place)
+        assert sum(asked.values()) <= 4
+        store = SqliteStore(place / "runs.db")
+        vm = ExecutionVM(tools=crash_programs.TOOLS, store=store)
+        trace = vm.trace("r0")
+        assert trace.status.value == "SUCCESS"
+        step = trace.step("ask")
+        assert step is not None
+        assert step.turns == 3
+        lost = sum(event.type == "OutcomeUnknown" and event.effect == "model" for event in trace.events)
+        assert sum(asked.values()) <= 3 + lost
+        assert [proposal["reason"] for proposal in step.proposals] == [
+            None, None, "UNLISTED_TOOL", "BAD_ARGUMENT", None, None,
+        ]  # fmt: skip
+        told = json.loads(step.output)
+        assert [told[0], told[1], *told[4:]] == ["P", "R", "T", "K"]
+        store.close()
+
+
+def answers(place: Path) -> Counter[str]:
+    """How often each answer of the model was asked for."""
+    asked = place / "asked"
+    return Counter(asked.read_text().split() if asked.exists() else ())
 
 
 def kill_at(tmp_path: Path, name: str, places: list[int], durability: str = "normal") -> None:
@@ -140,6 +178,7 @@ def expectation(name: str) -> set[str]:
         "saga": {"A", "B", "undo-A", "undo-B"},
         "parent": {"A", "X", "Y", "W", "Z"},
         "retry": {"A"},
+        "agent": {"R", "T", "K", "Z"},
     }.get(name, {"A", "B", "C"})
 
 

@@ -25,6 +25,7 @@ TOOLS_OF = {
     "saga_booking": "booking_tools",
     "dunning": "dunning_tools",
     "data_pipeline": "data_tools",
+    "support_agent": "support_tools",
     "invoice": "invoice_tools",
     "monthly_invoices": "invoice_tools",
 }

@@ -16,7 +16,17 @@ import pytest
 from msgspec import UNSET
 
 from nano_vm.kernel import events as ev
-from nano_vm.kernel.commands import CallTool, Command, Compensate, Finish, Reconcile, StartChild, StartTimer
+from nano_vm.kernel.commands import (
+    CallModel,
+    CallTool,
+    Command,
+    Compensate,
+    Finish,
+    JudgeAction,
+    Reconcile,
+    StartChild,
+    StartTimer,
+)
 from nano_vm.kernel.state import COMPENSATION_KEY, Rejection, Stage, State, StepStatus, restore, snapshot
 from nano_vm.kernel.transition import apply, decide
 from nano_vm.program.compiled import CompiledProgram, Kind
@@ -30,6 +40,7 @@ class Case(NamedTuple):
     program: dict[str, Any]
     inputs: dict[str, Any]
     outputs: tuple[Any, ...] = (1,)
+    states_max: int = STATES_MAX
 
 
 NO_JITTER = {"jitter": False}
@@ -43,6 +54,11 @@ MAP = {
     "max_retries": 2,
     "retry": NO_JITTER,
 }
+AGENT = {"id": "m", "type": "agent", "prompt": "?", "tools": ["find"], "max_turns": 2}
+PROPOSED = [
+    {"id": "c0", "name": "find", "arguments": {}},
+    {"id": "c1", "name": "drop", "arguments": {}},
+]
 CASES = {
     "linear": Case({"steps": [tool("a"), tool("b", on_error="skip"), tool("c")]}, {}),
     "branch": Case(
@@ -146,6 +162,28 @@ CASES = {
         },
         {},
     ),
+    "agent": Case(
+        {"steps": [{**AGENT, "on_failure": "b"}, tool("a", is_terminal=True), tool("b")]}, {}, (1,), 300
+    ),
+    "agent_in_parallel": Case(
+        {
+            "max_steps": 7,
+            "steps": [
+                {
+                    "id": "g",
+                    "type": "parallel",
+                    "parallel_steps": [AGENT, tool("y", on_error="skip")],
+                    "timeout_seconds": 9,
+                    "on_error": "retry",
+                    "max_retries": 2,
+                    "retry": NO_JITTER,
+                }
+            ],
+        },
+        {},
+        (1,),
+        300,
+    ),
     "dag": Case(
         {
             "steps": [
@@ -207,7 +245,7 @@ def _outside(case: Case, program: CompiledProgram, soon: int) -> Iterator[ev.Eve
 def _places(program: CompiledProgram, state: State, index: int) -> Iterator[dict[str, Any]]:
     step = program.steps[index]
     occurrence = state.occurrences[index] if state.occurrences else 0
-    in_map = step.parent >= 0 and program.steps[step.parent].kind is Kind.MAP
+    in_map = step.parent >= 0 and program.steps[step.parent].kind in (Kind.MAP, Kind.AGENT)
     for item in (0, 1, 2) if in_map else (UNSET,):
         key = index if item is UNSET else (item + 1) << 24 | index
         activity = state.active.get(key)
@@ -232,6 +270,8 @@ def _about_step(
     for output in case.outputs:
         yield ev.StepSucceeded(**place, payload=output)
     yield ev.StepSucceeded(**place, payload=case.outputs[0], pure=True)
+    if kind is Kind.AGENT:
+        yield from _about_agent(place)
     if kind is Kind.CALL:
         item = -1 if place["item"] is UNSET else place["item"]
         child = f"r/{place['step']}.{place['occurrence']}.{place['attempt']}"
@@ -246,6 +286,22 @@ def _about_step(
         yield ev.OutcomeResolved(**place, by="contract", resolution="succeeded", payload=case.outputs[0])
         yield ev.OutcomeResolved(**place, by="contract", resolution="failed")
         yield ev.OutcomeResolved(**place, by="contract", resolution="repeat")
+
+
+def _about_agent(place: dict[str, Any]) -> Iterator[ev.Event]:
+    for calls in (PROPOSED, PROPOSED[:1]):
+        payload = {"text": "", "calls": calls}
+        yield ev.ModelTurned(**place, payload=payload, proposals=len(calls))
+    told = [{"role": "user", "content": "no"}]
+    yield ev.ModelTurned(**place, payload={"text": "", "calls": [], "feedback": told}, proposals=0)
+    yield ev.StepFailed(**place, draw=0, error="GATE", retryable=True, payload={"feedback": told})
+    for action in (0, 1, 2):
+        for name in ("find", UNSET):
+            facts = {**place, "action": action, "tool": name}
+            yield ev.ActionProposed(**facts, verdict="accepted")
+            yield ev.ActionProposed(**facts, verdict="rejected", reason="POLICY")
+        yield ev.ActionProposed(**place, action=action, verdict="rejected", reason="UNLISTED_TOOL")
+        yield ev.ActionProposed(**place, action=action, tool="find", verdict="rejected", reason="MAX_TURNS")
 
 
 def _about_compensation(state: State, soon: int) -> Iterator[ev.Event]:
@@ -274,6 +330,13 @@ def obeyed(command: Command, now_ms: int) -> ev.Event | None:
     }
     if type(command) is CallTool:
         return ev.StepStarted(**place, payload=command.args)
+    if type(command) is CallModel:
+        return ev.StepStarted(**place, payload=command.request)
+    if type(command) is JudgeAction:
+        name = UNSET if command.tool is None else command.tool
+        reason = command.fault or UNSET
+        verdict = "rejected" if command.fault else "accepted"
+        return ev.ActionProposed(**place, action=command.action, tool=name, reason=reason, verdict=verdict)
     if type(command) is StartChild:
         return ev.ChildStarted(**place, child=command.child, program=command.program, payload=command.inputs)
     if type(command) is StartTimer:
@@ -356,7 +419,7 @@ class Explorer:
         for node in queue:
             for after in self.successors(node):
                 key = self.key(after.state)
-                if key not in seen and len(seen) < STATES_MAX:
+                if key not in seen and len(seen) < self.case.states_max:
                     seen.add(key)
                     queue.append(after)
         return len(seen)

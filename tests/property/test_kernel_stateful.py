@@ -22,6 +22,7 @@ from nano_vm.kernel.commands import (
     Command,
     Compensate,
     Finish,
+    JudgeAction,
     Reconcile,
     StartChild,
     StartTimer,
@@ -45,7 +46,7 @@ def programs(draw: st.DrawFn) -> dict[str, Any]:
     steps: list[dict[str, Any]] = []
     for number in range(count):
         last = number == count - 1
-        kinds = ["tool", "tool", "llm", "wait", "timer", "parallel", "map", "call", "condition"]
+        kinds = ["tool", "tool", "llm", "wait", "timer", "parallel", "map", "call", "agent", "condition"]
         kind = draw(st.sampled_from(kinds[:-1] if last else kinds))
         steps.append(draw(a_step(f"s{number}", kind, number, count)))
     return {
@@ -78,6 +79,8 @@ def a_step(draw: st.DrawFn, name: str, kind: str, number: int, count: int) -> di
         return {**step, "type": "tool", "tool": name, "args": {"n": "$n"}}
     if kind == "llm":
         return {**step, "type": "llm", "prompt": "?"}
+    if kind == "agent":
+        return {**step, **an_agent(name), "max_turns": draw(st.integers(1, 3))}
     if kind == "call":
         return {**step, "type": "call", "program": "child", "inputs": {"n": "$n"}}
     lane = {"id": f"{name}x", "type": "tool", "tool": "x", "args": {}, "on_error": draw(ERRORS)}
@@ -92,7 +95,21 @@ def a_step(draw: st.DrawFn, name: str, kind: str, number: int, count: int) -> di
             "timeout_seconds": 50,
         }
     other = {"id": f"{name}y", "type": "wait", "event": "go"}
+    if draw(st.booleans()):
+        other = an_agent(f"{name}y")
     return {**step, "type": "parallel", "parallel_steps": [lane, other], "timeout_seconds": 50}
+
+
+def an_agent(name: str) -> dict[str, Any]:
+    return {"id": name, "type": "agent", "prompt": "?", "tools": ["find", "pay"], "max_turns": 2}
+
+
+CALLS = [
+    {"id": "c0", "name": "find", "arguments": {"q": "$n"}},
+    {"id": "c1", "name": "drop", "arguments": {}},
+    {"id": "c2", "name": "pay", "arguments": "nonsense"},
+    {"id": "c3", "name": "pay", "arguments": {"amount": 1}},
+]
 
 
 class KernelMachine(RuleBasedStateMachine):
@@ -152,6 +169,17 @@ class KernelMachine(RuleBasedStateMachine):
         if type(command) is CallTool or type(command) is CallModel:
             self.begin_once(command)
             assert self.feed(ev.StepStarted(**place)) is None
+        elif type(command) is JudgeAction:
+            self.begin_once(command)
+            refused = command.fault or ("POLICY" if resolution == "failed" else "")
+            proposed = ev.ActionProposed(
+                **place,
+                action=command.action,
+                reason=refused or UNSET,
+                tool=UNSET if command.tool is None else command.tool,
+                verdict="rejected" if refused else "accepted",
+            )
+            assert self.feed(proposed) is None
         elif type(command) is StartChild:
             self.begin_once(command)
             event = ev.ChildStarted(**place, child=command.child, program=command.program)
@@ -222,6 +250,11 @@ class KernelMachine(RuleBasedStateMachine):
         elif how == 1:
             failed = ev.CompensationFailed if undo else ev.StepFailed
             event = failed(**place, draw=pick * 100_000, error="E", retryable=True)
+        elif kind is Kind.AGENT and how in (2, 3):
+            calls = CALLS[pick % 4 :]
+            event = ev.ModelTurned(
+                **place, payload={"text": str(output), "calls": calls}, proposals=len(calls), tokens_out=how
+            )
         elif how == 2 and kind is Kind.TOOL:
             event = ev.StepPending(**place)
         else:

@@ -50,6 +50,13 @@ def _meaning(event: Any) -> tuple[str, str]:
         case ev.StepFailed():
             again = " (may be tried again)" if event.retryable else ""
             return "bad", f"failed: {event.error}{again}{_switched(event)}"
+        case ev.ModelTurned():
+            return "busy", _turn(event)
+        case ev.ActionProposed():
+            name = event.tool if event.tool is not UNSET else "a tool it may not call"
+            if event.verdict == "accepted":
+                return "dot", f"proposes {name}: accepted"
+            return "bad", f"proposes {name}: rejected, {event.reason}"
         case ev.StepPending():
             return "wait", "waits for an answer"
         case ev.OutcomeUnknown():
@@ -80,6 +87,12 @@ def _switched(event: ev.StepSucceeded | ev.StepFailed) -> str:
     """How a model call came to its provider, where it left others for it."""
     ways = [f"{switch.origin} -> {switch.to}: {switch.reason}" for switch in event.switches or ()]
     return f" [{'; '.join(ways)}]" if ways else ""
+
+
+def _turn(event: ev.ModelTurned) -> str:
+    if event.dropped is not UNSET:
+        return f"the model proposes {event.dropped} calls at once: none is considered"
+    return f"the model proposes {event.proposals} call{'s' * (event.proposals != 1)}"
 
 
 def _rare(event: Any) -> tuple[str, str]:

@@ -74,6 +74,9 @@ def _step_text(step: TraceStep) -> str:
     notes = []
     if step.attempts > 1:
         notes.append(f"{step.attempts} attempts")
+    if step.turns:
+        rejected = sum(proposal["verdict"] == "rejected" for proposal in step.proposals)
+        notes.append(f"{step.turns} turns" + (f", {rejected} proposals rejected" if rejected else ""))
     if step.substituted:
         notes.append("substituted")
     if step.cached:

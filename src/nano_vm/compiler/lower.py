@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from decimal import ROUND_HALF_EVEN, Decimal
+from itertools import accumulate
 from typing import Any
 
 from nano_vm.compiler.dag import DagFlow
@@ -24,6 +25,7 @@ from nano_vm.program.compiled import (
     SLOT_PRINCIPAL,
     SLOT_RUN,
     Action,
+    AgentAction,
     Budgets,
     CallAction,
     Compensation,
@@ -42,9 +44,10 @@ from nano_vm.program.compiled import (
     ToolAction,
     WaitAction,
 )
-from nano_vm.program.fields import PROGRAM_FIELDS
+from nano_vm.program.fields import AGENT_TURNS_DEFAULT, PROGRAM_FIELDS
 from nano_vm.program.labels import ALL, DECLARED, PRIVATE, SEALED, UNTRUSTED, of_input
 from nano_vm.program.template import build, constant
+from nano_vm.program.tool_schema import offered_name
 
 _RESERVED_SLOTS = {
     "item": SLOT_ITEM,
@@ -57,6 +60,7 @@ _RESERVED_SLOTS = {
 _KINDS = {
     "tool": Kind.TOOL,
     "llm": Kind.LLM,
+    "agent": Kind.AGENT,
     "condition": Kind.CONDITION,
     "parallel": Kind.PARALLEL,
     "wait": Kind.WAIT,
@@ -85,6 +89,9 @@ class _Lowering:
             self.slot_names[slot] = name
         self.slots: dict[Symbol, int] = {}
         self._assign_slots()
+        # By step: the index of its first action; a step has as many as it has tools.
+        counts = [len(step.data["tools"]) if step.type == "agent" else 0 for step in view.steps]
+        self._first_action = list(accumulate(counts, initial=len(view.steps)))
 
     # --- slots --------------------------------------------------------------------------------------------
 
@@ -155,7 +162,7 @@ class _Lowering:
             is_dag=dag,
             entry=0,
             roots=self._roots(),
-            step_index={step.id: step.index for step in self.view.steps},
+            step_index={step.id: step.index for step in steps},
             events=frozenset(waits),
             calls=tuple(dict.fromkeys(calls)),
             labelled=any(label != UNTRUSTED for label in labels.values())
@@ -198,7 +205,8 @@ class _Lowering:
 
     def _steps(self) -> tuple[CompiledStep, ...]:
         ranks = self._ranks()
-        return tuple(self._step(step, ranks[step.index]) for step in self.view.steps)
+        steps = [self._step(step, ranks[step.index]) for step in self.view.steps]
+        return (*steps, *self._actions(steps))
 
     def _index(self, position: int | None, missing: int) -> int:
         if position is None:
@@ -270,20 +278,49 @@ class _Lowering:
         return ToolAction(step.data["tool"], args, self._template(step, "idempotency_key"))
 
     def _llm(self, step: Step) -> Action:
+        return ModelAction(**self._asking(step))
+
+    def _asking(self, step: Step) -> dict[str, Any]:
+        """What an llm step and an agent have in common: what is asked, and the gates of the answer."""
         data = step.data
         tokens = data.get("params", {}).get("max_tokens", 0)
-        prompt = self._template(step, "prompt")
-        assert prompt is not None
-        return ModelAction(
-            prompt=prompt,
-            system=self._template(step, "system"),
-            model=self._template(step, "model"),
-            params=self._template(step, "params"),
-            tokens_max=tokens if isinstance(tokens, int) else 0,
-            allowed_outputs=tuple(data.get("allowed_outputs", ())),
-            normalize=data.get("normalize"),
-            output_schema=data.get("output_schema"),
+        return {
+            "prompt": self._template(step, "prompt"),
+            "system": self._template(step, "system"),
+            "model": self._template(step, "model"),
+            "params": self._template(step, "params"),
+            "tokens_max": tokens if isinstance(tokens, int) else 0,
+            "allowed_outputs": tuple(data.get("allowed_outputs", ())),
+            "normalize": data.get("normalize"),
+            "output_schema": data.get("output_schema"),
+        }
+
+    def _agent(self, step: Step) -> Action:
+        return AgentAction(
+            **self._asking(step),
+            tools=tuple(step.data["tools"]),
+            offered=tuple(offered_name(tool) for tool in step.data["tools"]),
+            lanes=tuple(range(self._first_action[step.index], self._first_action[step.index + 1])),
+            turns_max=int(step.data.get("max_turns", AGENT_TURNS_DEFAULT)),
         )
+
+    def _actions(self, steps: list[CompiledStep]) -> list[CompiledStep]:
+        """The steps that are the actions of agents."""
+        return [
+            CompiledStep(
+                index=lane,
+                id=f"{step.id}.{tool}",
+                kind=Kind.TOOL,
+                action=ToolAction(tool, constant({})),
+                rank=step.rank,
+                parent=step.index,
+                timeout_ms=step.timeout_ms,
+                adds=step.adds & PRIVATE,
+            )
+            for step in steps
+            if type(step.action) is AgentAction
+            for lane, tool in zip(step.action.lanes, step.action.tools, strict=True)
+        ]
 
     def _condition(self, step: Step) -> Action:
         test = self._test(step, "condition")
@@ -321,7 +358,7 @@ class _Lowering:
 
 # What an answer takes over of what it answers to: a model's text is untrusted of itself, an event has a label of its
 # own.
-_KEEPS = {"llm": SEALED, "wait": 0}
+_KEEPS = {"llm": SEALED, "agent": SEALED, "wait": 0}
 
 
 def _is_private(step: Step) -> bool:
@@ -333,7 +370,7 @@ def _is_private(step: Step) -> bool:
 
 def _adds(step: Step) -> int:
     label = PRIVATE if _is_private(step) else 0
-    if step.type == "llm":
+    if step.type in ("llm", "agent"):
         label |= UNTRUSTED
     elif step.type == "wait" and "seconds" not in step.data and "until" not in step.data:
         label |= DECLARED[step.data.get("label", "untrusted")]

@@ -21,6 +21,7 @@ from nano_vm.program.template import Constant, Scanned, Single, Text, references
 # Template fields per step type. Those marked True are text: what they refer to is written out.
 _TEMPLATES: dict[str, tuple[tuple[str, bool], ...]] = {
     "llm": (("prompt", True), ("system", True), ("model", True), ("params", False)),
+    "agent": (("prompt", True), ("system", True), ("model", True), ("params", False)),
     "tool": (("args", False), ("idempotency_key", False)),
     "wait": (("seconds", False), ("until", False)),
     "map": (("over", False),),

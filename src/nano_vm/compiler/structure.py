@@ -9,6 +9,7 @@ from nano_vm.compiler.json_schema import check_inputs, check_schema, violations
 from nano_vm.compiler.view import CONTINUE, Step, View
 from nano_vm.program.diagnostic import did_you_mean, quote
 from nano_vm.program.fields import RESERVED_NAMES
+from nano_vm.program.tool_schema import offered_name
 
 _RFC3339 = re.compile(
     r"(\d{4})-(\d{2})-(\d{2})[Tt ](\d{2}):(\d{2}):(\d{2})(?:\.\d+)?(?:[Zz]|[+-]([01]\d|2[0-3]):([0-5]\d))"
@@ -35,7 +36,10 @@ def check_structure(view: View) -> None:
             case "wait":
                 _wait(view, step)
             case "llm":
-                _llm(view, step)
+                _asking(view, step)
+            case "agent":
+                _asking(view, step)
+                _agent(view, step)
 
 
 def _complete(view: View, step: Step) -> bool:
@@ -149,7 +153,7 @@ def _failures(view: View, step: Step) -> None:
             "FIELD_WITHOUT_EFFECT", step, step.at("fallback"), message, "add `on_timeout: fallback`", key=True
         )
     if falls_back and "fallback" not in data:
-        if step.type == "llm":
+        if step.type in ("llm", "agent"):
             values = data.get("allowed_outputs")
             shown = f'"{values[0]}"' if values else '""'
             message = f"without `fallback` a time-out yields {shown}"
@@ -238,7 +242,7 @@ def _is_time(text: str) -> bool:
     return not (month == 2 and day == 29 and not leap) and year > 0
 
 
-def _llm(view: View, step: Step) -> None:
+def _asking(view: View, step: Step) -> None:
     data = step.data
     allowed = data.get("allowed_outputs")
     folded = data.get("normalize") == "casefold"
@@ -283,6 +287,28 @@ def _llm(view: View, step: Step) -> None:
     if tokens is not None and not isinstance(tokens, str) and (type(tokens) is not int or tokens < 1):
         message, help = "`max_tokens` must be an integer of at least 1", "write a whole number, or remove it"
         view.add("BAD_VALUE", step, step.at("params") + "/max_tokens", message, help, field="params")
+
+
+def _agent(view: View, step: Step) -> None:
+    tools = step.data.get("tools", ())
+    offered: dict[str, str] = {}
+    for index, name in enumerate(tools):
+        pointer = f"{step.at('tools')}/{index}"
+        other = offered.setdefault(offered_name(name), name)
+        if other != name:
+            message = f"`{name}` and `{other}` are the same name to a model"
+            help = "register one of them under another name; models know letters, digits, `_` and `-`"
+            view.add("NAME_COLLISION", step, pointer, message, help, field="tools")
+        tool = (view.tools or {}).get(name)
+        if view.tools is None:
+            continue
+        if tool is None:
+            help = did_you_mean(name, view.tools) or "register it, or check the spelling"
+            view.add("UNKNOWN_TOOL", step, pointer, f"there is no tool {quote(name)}", help, field="tools")
+        elif tool.parameters.get("type", "object") != "object":
+            message = f"the arguments of `{name}` are no object, so no model can name them"
+            help = 'give the tool a schema with `"type": "object"`'
+            view.add("BAD_SCHEMA", step, pointer, message, help, field="tools")
 
 
 def _output_schema(view: View, step: Step) -> bool:

@@ -115,7 +115,7 @@ class _Types:
     def _output(self, step: Step) -> Type:
         data = step.data
         found = ANY
-        if step.type == "llm":
+        if step.type in ("llm", "agent"):
             allowed = data.get("allowed_outputs")
             if isinstance(allowed, list) and all(isinstance(value, str) for value in allowed):
                 found = Type("string", tuple(allowed))

@@ -40,6 +40,10 @@ class TraceStep(msgspec.Struct, kw_only=True):
     that failed for good. `tokens` is what counts against budgets: input and output tokens, a child's, and
     the reservation of calls whose outcome is unknown. `provider` answered the last model call; `switches`
     lists how calls left providers: {"attempt", "from", "to", "reason", "attempts", "error", "at_ms"}.
+
+    Of an agent, `turns` counts the answers of its model so far, `proposals` lists the calls that it proposed:
+    {"action", "turn", "tool", "verdict", "reason"}. `tool` is None when the agent may not call what was named. An
+    accepted one has a step of its own, `agent.tool` with the action's number as its item.
     """
 
     id: str
@@ -64,6 +68,8 @@ class TraceStep(msgspec.Struct, kw_only=True):
     provider: str | None = None
     switches: list[dict[str, Any]] = []
     substituted: bool = False
+    turns: int = 0
+    proposals: list[dict[str, Any]] = []
 
     @property
     def step_id(self) -> str:
@@ -88,6 +94,8 @@ class TraceStep(msgspec.Struct, kw_only=True):
         plain["status"] = self.status.value
         plain["retries"] = self.retries
         plain["cost_usd"] = self.cost_usd
+        if self.type != "agent":
+            del plain["turns"], plain["proposals"]
         return plain
 
 
@@ -103,6 +111,8 @@ class _Account(msgspec.Struct):
     provider: str | None = None
     failures: list[dict[str, Any]] = []
     switches: list[dict[str, Any]] = []
+    turns: int = 0
+    proposals: list[dict[str, Any]] = []
 
 
 _OF_A_STEP = frozenset(
@@ -110,6 +120,7 @@ _OF_A_STEP = frozenset(
         ev.StepStarted,
         ev.StepSucceeded,
         ev.StepFailed,
+        ev.ModelTurned,
         ev.StepPending,
         ev.OutcomeUnknown,
         ev.OutcomeResolved,
@@ -144,6 +155,8 @@ class Ledger:
                 self._account(event, state)
         elif type(event) is ev.CompensationSucceeded:
             self.rollbacks += 1
+        elif type(event) is ev.ActionProposed:
+            self._propose(event)
         for settled in state.settled:
             self._settle(settled, state)
 
@@ -158,11 +171,11 @@ class Ledger:
         account.cost_nanousd += state.cost_nanousd - self._cost_nanousd
         self._tokens, self._cost_nanousd = state.tokens, state.cost_nanousd
         kind = type(event)
-        if kind is ev.StepSucceeded or kind is ev.StepFailed:
+        if kind is ev.StepSucceeded or kind is ev.StepFailed or kind is ev.ModelTurned:
             account.tokens_in += event.tokens_in or 0
             account.tokens_out += event.tokens_out or 0
             account.model = event.model or account.model
-            account.cached = kind is ev.StepSucceeded and event.cached is True
+            account.cached = kind is not ev.StepFailed and event.cached is True
             account.provider = event.provider or account.provider
             for switch in event.switches or ():
                 account.switches.append(
@@ -176,6 +189,8 @@ class Ledger:
                         "at_ms": event.at_ms,
                     }
                 )
+            if self.program.steps[place[0]].kind is Kind.AGENT:
+                account.turns += kind is not ev.StepFailed or _was_told(event.payload)
         if kind is ev.StepFailed or (kind is ev.OutcomeResolved and event.resolution == "failed"):
             account.failures.append(
                 {
@@ -185,6 +200,18 @@ class Ledger:
                     "at_ms": event.at_ms,
                 }
             )
+
+    def _propose(self, event: ev.ActionProposed) -> None:
+        account = self._accounts[self.program.step_index[event.step], event.occurrence, -1]
+        account.proposals.append(
+            {
+                "action": event.action,
+                "turn": account.turns,
+                "tool": event.tool or None,
+                "verdict": event.verdict,
+                "reason": event.reason or None,
+            }
+        )
 
     def _settle(self, settled: Settled, state: State) -> None:
         place = (settled.step, settled.occurrence, settled.item)
@@ -214,7 +241,7 @@ class Ledger:
 
     def _put_in_declared_order(self, lanes: set[Place]) -> None:
         """Lanes finish in any order; once their group has settled they stand as they were declared."""
-        for place in sorted(lanes):
+        for place in sorted(lanes, key=lambda lane: self.leaves[lane][0]):
             self._settled[place] = self._settled.pop(place)
 
     @property
@@ -265,6 +292,8 @@ def _step(step: CompiledStep, place: Place, account: _Account, **known: Any) -> 
         cached=account.cached,
         provider=account.provider,
         switches=account.switches,
+        turns=account.turns,
+        proposals=account.proposals,
         **known,
     )
 
@@ -276,6 +305,11 @@ def _error(step: CompiledStep, settled: Settled, account: _Account, state: State
         return {name: held[name] for name in ("type", "message", "attempts")}
     message = account.failures[-1]["message"] if account.failures else ""
     return {"type": settled.error, "message": message, "attempts": max(len(account.failures), 1)}
+
+
+def _was_told(payload: Any) -> bool:
+    """Whether a failure was an answer that did not pass its gate."""
+    return type(payload) is dict and "feedback" in payload
 
 
 def _message(payload: Any) -> str:

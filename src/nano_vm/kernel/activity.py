@@ -7,6 +7,10 @@ reach.
 
 from __future__ import annotations
 
+from typing import Any
+
+from msgspec import UNSET as ABSENT
+
 from nano_vm.kernel.state import LAST_BUSY, Activity, Phase, State, activity_key
 
 _READY, _STARTED, _GROUP = Phase.READY, Phase.STARTED, Phase.GROUP
@@ -64,6 +68,16 @@ def release_reservation(state: State, activity: Activity) -> None:
     state.reserved_tokens -= activity.reserved_tokens
     state.reserved_cost_nanousd -= activity.reserved_cost_nanousd
     activity.reserved_tokens = activity.reserved_cost_nanousd = activity.reserved_steps = 0
+
+
+def spend(state: State, event: Any) -> None:
+    """Add what a model call is reported to have used."""
+    if event.tokens_in is not ABSENT:
+        state.tokens += event.tokens_in
+    if event.tokens_out is not ABSENT:
+        state.tokens += event.tokens_out
+    if event.cost_nanousd is not ABSENT:
+        state.cost_nanousd += event.cost_nanousd
 
 
 def spend_reservation(state: State, activity: Activity) -> None:

@@ -33,11 +33,29 @@ class CallTool(_Command, frozen=True, kw_only=True):
 
 
 class CallModel(_Command, frozen=True, kw_only=True):
-    """`request`: {"messages": [{"role", "content"}], "model"?, "params"?}."""
+    """`request`: {"messages": [{"role", "content", …}], "model"?, "params"?}; `tools` are those to offer."""
 
     request: Any
     tokens_max: int = 0
+    tools: tuple[str, ...] = ()
     timeout_ms: int = 0
+
+
+class JudgeAction(_Command, frozen=True, kw_only=True):
+    """Say by ActionProposed whether a call that the model of an agent proposes is made.
+
+    `tool` is the tool, None when the agent may call none of that name; `fault` the reason why it must be rejected,
+    whatever anybody says; `lane` the step of its action."""
+
+    action: int
+    tool: str | None
+    args: Any
+    fault: str
+    lane: int
+
+    @property
+    def id(self) -> str:
+        return f"{_Command.id.__get__(self)}!{self.action}"
 
 
 class StartChild(_Command, frozen=True, kw_only=True):
@@ -106,5 +124,14 @@ class Finish(_Command, frozen=True, kw_only=True):
 
 
 Command: TypeAlias = (
-    CallTool | CallModel | StartChild | StopChild | StartTimer | AwaitEvent | Reconcile | Compensate | Finish
+    CallTool
+    | CallModel
+    | JudgeAction
+    | StartChild
+    | StopChild
+    | StartTimer
+    | AwaitEvent
+    | Reconcile
+    | Compensate
+    | Finish
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nano_vm.kernel.agents import proposal
 from nano_vm.kernel.commands import (
     AwaitEvent,
     CallModel,
@@ -11,6 +12,7 @@ from nano_vm.kernel.commands import (
     Command,
     Compensate,
     Finish,
+    JudgeAction,
     Reconcile,
     StartChild,
     StartTimer,
@@ -20,6 +22,7 @@ from nano_vm.kernel.ending import child_budgets
 from nano_vm.kernel.state import Activity, Phase, RunStatus, Stage, State, Waiting
 from nano_vm.kernel.waits import event_name, is_timer
 from nano_vm.program.compiled import (
+    AgentAction,
     CallAction,
     CompiledProgram,
     CompiledStep,
@@ -113,6 +116,8 @@ def _dispatch(program: CompiledProgram, state: State, step: CompiledStep, activi
             tokens_max=action.tokens_max,
             timeout_ms=step.timeout_ms,
         )
+    if type(action) is AgentAction:
+        return _ask(program, step, action, activity)
     assert type(action) is CallAction
     return StartChild(
         step=activity.step,
@@ -125,6 +130,35 @@ def _dispatch(program: CompiledProgram, state: State, step: CompiledStep, activi
         inputs=activity.request,
         budgets=child_budgets(program, state, activity),
         depth=state.depth + 1,
+    )
+
+
+def _ask(
+    program: CompiledProgram, step: CompiledStep, action: AgentAction, activity: Activity
+) -> CallModel | JudgeAction:
+    where: dict[str, Any] = {
+        "step": activity.step,
+        "step_id": step.id,
+        "occurrence": activity.occurrence,
+        "item": activity.item,
+        "attempt": activity.attempt,
+    }
+    if activity.group is None:
+        return CallModel(
+            **where,
+            request=activity.request,
+            tokens_max=action.tokens_max,
+            tools=action.tools,
+            timeout_ms=step.timeout_ms,
+        )
+    number, call, place, fault = proposal(program, activity)
+    return JudgeAction(
+        **where,
+        action=number,
+        tool=None if place < 0 else action.tools[place],
+        args=call["arguments"],
+        fault=fault,
+        lane=-1 if place < 0 else action.lanes[place],
     )
 
 

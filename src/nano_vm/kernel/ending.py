@@ -45,7 +45,7 @@ def end(
     for activity in groups:
         assert activity.group is not None
         if not activity.group.active and state.active.get(activity.step) is activity:
-            remove(state, activity)
+            drop_group(program, state, activity)
 
 
 def abandon(program: CompiledProgram, state: State, activity: Activity, error: str) -> None:
@@ -53,7 +53,8 @@ def abandon(program: CompiledProgram, state: State, activity: Activity, error: s
 
     A step that was never dispatched leaves nothing behind; one whose attempts failed has FAILED; a tool that
     answered PENDING, or an attempt of which nobody knows whether it happened, is UNKNOWN - and when it had
-    something to undo, it is named in `incomplete`. A lane leaves its group with `error`.
+    something to undo, it is named in `incomplete`. An agent in the middle of its conversation has FAILED. A lane leaves
+    its group with `error`.
     """
     step = program.steps[activity.step]
     phase = activity.phase
@@ -64,23 +65,38 @@ def abandon(program: CompiledProgram, state: State, activity: Activity, error: s
             state.incomplete.append(step.id)
     elif activity.error:
         status, error = StepStatus.FAILED, activity.error
+    elif activity.turns:
+        status = StepStatus.FAILED
     remove(state, activity)
     if status is not None:
-        state.settled.append(
-            Settled(
-                step.index,
-                activity.occurrence,
-                activity.item,
-                status,
-                None,
-                error,
-                activity.attempt,
-                activity.entered_ms,
-                False,
-            )
-        )
+        _put_down(state, activity, status, error)
     if step.parent >= 0:
         leave_group(program, state, activity, error)
+
+
+def _put_down(state: State, activity: Activity, status: StepStatus, error: str) -> None:
+    state.settled.append(
+        Settled(
+            activity.step,
+            activity.occurrence,
+            activity.item,
+            status,
+            None,
+            error,
+            activity.attempt,
+            activity.entered_ms,
+            False,
+        )
+    )
+
+
+def drop_group(program: CompiledProgram, state: State, activity: Activity) -> None:
+    """The last lane of a group has settled in a run that is ending. An agent is a group that may be a lane itself."""
+    remove(state, activity)
+    if activity.turns:
+        _put_down(state, activity, StepStatus.FAILED, "ABANDONED")
+    if program.steps[activity.step].parent >= 0:
+        leave_group(program, state, activity, "ABANDONED")
 
 
 def leave_group(program: CompiledProgram, state: State, activity: Activity, error: str) -> None:
@@ -92,7 +108,7 @@ def leave_group(program: CompiledProgram, state: State, activity: Activity, erro
     group.active -= 1
     group.errors[place_of(program, activity)] = error
     if state.stage is not _GOING and not group.active and parent.phase is Phase.GROUP:
-        remove(state, parent)
+        drop_group(program, state, parent)
 
 
 def place_of(program: CompiledProgram, lane: Activity) -> int:

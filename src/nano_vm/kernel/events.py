@@ -142,6 +142,56 @@ class StepFailed(_Event, kw_only=True):
     verdicts: list[Any] | UnsetType = UNSET
 
 
+class ModelTurned(_Event, kw_only=True):
+    """The model of an agent has answered, and the conversation goes on: it proposes calls, or is told why its answer
+    is of no use. Payload: {"text", "calls": [{"id", "name", "arguments", "fault"?}], "feedback"?: [message]}.
+
+    `arguments` is the object that the model wrote, or - when what it wrote is none - that text; `fault` a reason why
+    the call cannot be admitted, whatever it is. `proposals` is the number of calls, `dropped` of those that were too
+    many to be considered."""
+
+    type: ClassVar[str] = "ModelTurned"
+
+    at_ms: int
+    attempt: int
+    cached: bool | UnsetType = UNSET
+    cost_nanousd: int | UnsetType = UNSET
+    dropped: int | UnsetType = UNSET
+    item: int | UnsetType = UNSET
+    label: int | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    occurrence: int
+    payload: Any = UNSET
+    proposals: int
+    provider: str | UnsetType = UNSET
+    step: str
+    switches: list[Switch] | UnsetType = UNSET
+    tokens_in: int | UnsetType = UNSET
+    tokens_out: int | UnsetType = UNSET
+    verdicts: list[Any] | UnsetType = UNSET
+
+
+class ActionProposed(_Event, kw_only=True):
+    """A call that the model of an agent proposes, and whether it is made. `action` numbers the proposals of the
+    occurrence from 0; the accepted one is a lane with that number as its item. `tool` is there when the agent may call
+    it. `verdict`: accepted or rejected, then with a `reason`. Payload of a rejection: {"message"}, for the model."""
+
+    type: ClassVar[str] = "ActionProposed"
+
+    action: int
+    at_ms: int
+    attempt: int
+    item: int | UnsetType = UNSET
+    label: int | UnsetType = UNSET
+    occurrence: int
+    payload: Any = UNSET
+    reason: str | UnsetType = UNSET
+    step: str
+    tool: str | UnsetType = UNSET
+    verdict: str
+    verdicts: list[Any] | UnsetType = UNSET
+
+
 class StepPending(_Event, kw_only=True):
     """The tool answered PENDING: the run waits for an event whose payload becomes the step's output."""
 
@@ -418,6 +468,8 @@ Event: TypeAlias = (
     | StepStarted
     | StepSucceeded
     | StepFailed
+    | ModelTurned
+    | ActionProposed
     | StepPending
     | OutcomeUnknown
     | OutcomeResolved
@@ -445,6 +497,8 @@ EVENT_TYPES: dict[str, type[Event]] = {
         StepStarted,
         StepSucceeded,
         StepFailed,
+        ModelTurned,
+        ActionProposed,
         StepPending,
         OutcomeUnknown,
         OutcomeResolved,

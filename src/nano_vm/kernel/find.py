@@ -35,7 +35,7 @@ def find(program: CompiledProgram, state: State, event: Any) -> Activity | Rejec
 
 def _absent(program: CompiledProgram, state: State, event: Any, index: int) -> Rejection:
     parent = program.steps[index].parent
-    in_map = parent >= 0 and program.steps[parent].kind is Kind.MAP
+    in_map = parent >= 0 and program.steps[parent].kind in (Kind.MAP, Kind.AGENT)
     if (event.item is not ABSENT) is not in_map:
         return Rejection("OUT_OF_ORDER", f"`{event.step}` has {'items' if in_map else 'no items'}")
     if 1 <= event.occurrence <= state.occurrences[index] and not _queued(program, state, event, index):
@@ -47,11 +47,21 @@ def _queued(program: CompiledProgram, state: State, event: Any, index: int) -> b
     """Whether the event is about a lane that its group has not started yet, or does not have."""
     parent = program.steps[index].parent
     group = state.active.get(parent)
+    if parent >= 0 and program.steps[parent].kind is Kind.AGENT:
+        return _is_ahead(state, event, parent)
     if parent < 0 or group is None or group.group is None or group.occurrence != event.occurrence:
         return False
     place = index - parent - 1 if event.item is ABSENT else event.item
     lanes = group.group
     return place in lanes.queue or not (place in lanes.results or place in lanes.errors)
+
+
+def _is_ahead(state: State, event: Any, agent: int) -> bool:
+    """Whether the event is about a proposal that is still to be judged, or that no model has made."""
+    if event.item is ABSENT or event.item >= state.actions.get(agent, 0):
+        return True
+    activity = state.active.get(agent)
+    return activity is not None and activity.group is not None and event.item in activity.group.queue
 
 
 def wrong_phase(event: Any, phase: Phase) -> Rejection:

@@ -11,6 +11,7 @@ from typing import Any
 
 from nano_vm.errors import NanoVMError
 from nano_vm.kernel.activity import add, remove, set_phase
+from nano_vm.kernel.agents import look_after_agent
 from nano_vm.kernel.ending import abandon, admits_step
 from nano_vm.kernel.labels import label_of
 from nano_vm.kernel.opening import open_activity
@@ -85,6 +86,9 @@ def look_after(program: CompiledProgram, state: State, index: int, todo: list[in
     assert group is not None
     step = program.steps[index]
     action = step.action
+    if step.kind is Kind.AGENT:
+        look_after_agent(program, state, step, activity, todo)
+        return
     assert type(action) is ParallelAction or type(action) is MapAction
     while group.queue and group.active < action.concurrency_max:
         if not admits_step(program, state):
@@ -221,6 +225,8 @@ def time_out_group(
         phase = lane.phase
         if phase is Phase.READY or phase is Phase.BACKOFF or phase is Phase.WAITING:
             abandon(program, state, lane, "TIMEOUT")
+        elif phase is Phase.GROUP:  # an agent
+            time_out_group(program, state, program.steps[lane.step], lane, todo)
         elif program.steps[lane.step].kind is Kind.CALL:
             stop_child(state, lane)
     todo.append(mark(step.index))

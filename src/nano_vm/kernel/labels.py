@@ -87,7 +87,7 @@ def note_request(state: State, step: CompiledStep, activity: Activity) -> None:
     if type(action) is ToolAction:
         activity.label = label_of(state, action.args.refs)
         activity.labels = part_labels(state, action.args)
-    elif type(action) is ModelAction:
+    elif isinstance(action, ModelAction):
         label = label_of(state, action.prompt.refs)
         for template in (action.system, action.model, action.params):
             if template is not None:
@@ -104,6 +104,18 @@ def output_label(step: CompiledStep, activity: Activity, substituted: bool = Fal
     if substituted:
         return UNTRUSTED | (step.adds & PRIVATE)
     return activity.label & step.keeps | step.adds
+
+
+def take_turn(state: State, step: CompiledStep, activity: Activity) -> None:
+    """The model of an agent has answered: from here on its own words are part of what it is asked with."""
+    activity.label |= output_label(step, activity)
+    state.label = output_label(step, activity)
+
+
+def note_action(state: State, agent: CompiledStep, conversing: Activity, action: Activity) -> None:
+    """Nothing in a call that a model proposes can be trusted, and it may hold what the conversation held."""
+    action.label = UNTRUSTED | output_label(agent, conversing)
+    action.labels = {"": action.label}
 
 
 def failure_label(step: CompiledStep, activity: Activity) -> int:

@@ -207,6 +207,8 @@ def _changed_labels(program: CompiledProgram, labels: list[int], changed: list[i
 
 def _reach_again(program: CompiledProgram, state: State, activity: Activity, todo: list[int]) -> None:
     step = program.steps[activity.step]
+    if activity.turns:
+        return  # a conversation goes on from where it is
     if activity.group is not None:
         lanes = lanes_of(program, state, step)
         begun = activity.group.results or activity.group.errors or activity.group.attempts
@@ -221,4 +223,4 @@ def _reach_again(program: CompiledProgram, state: State, activity: Activity, tod
 
 def _untouched(program: CompiledProgram, lane: Activity) -> bool:
     waits = lane.phase is Phase.WAITING and program.steps[lane.step].kind is Kind.WAIT
-    return (lane.phase is Phase.READY or waits) and lane.attempt == 1
+    return (lane.phase is Phase.READY or waits) and lane.attempt == 1 and not lane.turns

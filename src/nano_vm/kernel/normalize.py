@@ -27,7 +27,7 @@ from nano_vm.kernel.state import REJECTIONS, Rejection, RunStatus
 from nano_vm.program.labels import ALL, DECLARED
 
 _ENVELOPE_BYTES_MAX = 1024 * 1024  # facts beside the payload
-_NAMES = frozenset({"name", "code", "key", "budget", "effect", "by", "model", "program", "provider"})
+_NAMES = frozenset({"name", "code", "key", "budget", "effect", "by", "model", "program", "provider", "tool"})
 _TABLES = {"budgets": "quantity", "programs": "name", "labels": "label"}  # and what their values are
 _PATHS = frozenset({"step", "child"})  # names joined through children
 _COUNTED_FROM_1 = frozenset({"attempt", "occurrence"})
@@ -37,6 +37,7 @@ _CHOICES: dict[str, frozenset[str]] = {
     "by": frozenset({"contract", "reconcile", "operator"}),
     "budget": frozenset({"tokens", "cost_nanousd", "steps"}),
     "declared": frozenset(DECLARED),
+    "verdict": frozenset({"accepted", "rejected"}),
     "status": frozenset(status.value for status in RunStatus if status.is_terminal),
 }
 

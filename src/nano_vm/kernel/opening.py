@@ -11,6 +11,7 @@ from nano_vm.kernel.settle import fail, succeed
 from nano_vm.kernel.state import Activity, Phase, State, activity_key
 from nano_vm.kernel.waits import due_ms, event_output, take_letter
 from nano_vm.program.compiled import (
+    AgentAction,
     CallAction,
     CompiledProgram,
     CompiledStep,
@@ -30,7 +31,7 @@ def open_activity(
     attempt: int,
     todo: list[int],
 ) -> None:
-    """Begin one occurrence (or lane) of a tool, llm, call or wait step."""
+    """Begin one occurrence (or lane) of a tool, llm, agent, call or wait step."""
     index = step.index
     activity = Activity(
         step=index, occurrence=occurrence, item=item, attempt=attempt, entered_ms=state.now_ms
@@ -68,6 +69,10 @@ def prepare(
         if type(action) is ModelAction:
             activity.request = _model_request(action, state.slots)
             return
+        if type(action) is AgentAction:
+            activity.request = _model_request(action, state.slots)
+            _begin_numbering(state, step, action, activity)
+            return
         if type(action) is CallAction:
             activity.request = action.inputs.render(state.slots)
             if type(activity.request) is not dict:
@@ -83,6 +88,14 @@ def prepare(
         letter = take_letter(state, step, action, activity)
         if letter is not None:
             succeed(program, state, step, activity, event_output(action, letter), todo)
+
+
+def _begin_numbering(state: State, step: CompiledStep, action: AgentAction, activity: Activity) -> None:
+    """Actions are counted from 0 in each occurrence. A repeated lane goes on counting: no number is used twice."""
+    if activity.attempt == 1:
+        state.actions[step.index] = 0
+    for lane in action.lanes:
+        state.occurrences[lane] = activity.occurrence
 
 
 def _business_key(template: Template, slots: list[Any]) -> Any:

@@ -13,7 +13,7 @@ from nano_vm.errors import NanoVMError
 from nano_vm.expr.reference import UNSET
 from nano_vm.kernel.activity import release_reservation, remove, set_phase
 from nano_vm.kernel.dag import settle_edges
-from nano_vm.kernel.ending import end, leave_group, place_of
+from nano_vm.kernel.ending import drop_group, end, leave_group, place_of
 from nano_vm.kernel.labels import failure_label, label_of, output_label, part_labels
 from nano_vm.kernel.state import STATUSES, Activity, Phase, RunStatus, Settled, Stage, State, StepStatus, Undo
 from nano_vm.program.compiled import (
@@ -290,8 +290,9 @@ def fail_for_good(
     error: str,
     message: str,
     todo: list[int],
+    status: RunStatus = RunStatus.FAILED,
 ) -> None:
-    """No attempt is left. The activity has been taken out already."""
+    """No attempt is left. The activity has been taken out already. `status` is the run's if nobody handles it."""
     if step.on_error == "skip" and state.stage is _GOING:
         _settle_value(program, state, step, activity, None, todo, False, _SKIPPED)
         return
@@ -324,7 +325,7 @@ def fail_for_good(
             todo.append(step.on_failure)
     else:
         failure = {"type": error, "message": message, "attempts": attempts, "step": step.id}
-        end(program, state, RunStatus.FAILED, failure)
+        end(program, state, status, failure)
 
 
 # --- lanes --------------------------------------------------------------------------------------------------
@@ -342,7 +343,7 @@ def _lane_settled(
     if state.stage is _GOING:
         todo.append(mark(parent.step))
     elif not group.active:
-        remove(state, parent)
+        drop_group(program, state, parent)
 
 
 def _lane_failed(

@@ -82,7 +82,7 @@ class Activity(msgspec.Struct, kw_only=True):
     does not change while attempts are repeated, except that a gate appends what was wrong. `due_ms` is the
     timer of a BACKOFF or WAITING activity, or the time-out of a group or child; 0 without one. `error` is the
     type of the last failed attempt. `stopping`: the child has timed out and is to be stopped; its end settles
-    the step.
+    the step. `turns` counts the answers of an agent's model, `said` the characters that joined its conversation.
 
     Invariant: (step, occurrence, item, attempt) names one dispatch and is never used twice.
     """
@@ -109,10 +109,15 @@ class Activity(msgspec.Struct, kw_only=True):
     label: int = 0  # of what was rendered, together
     labels: dict[str, int] | None = None  # of its parts by name, where they are not trusted
     declared: str = ""  # what the tool said of its output when it answered PENDING
+    turns: int = 0
+    said: int = 0
 
 
 class Group(msgspec.Struct, kw_only=True):
     """The lanes of a parallel or map. Lane numbers are places in declared or input order.
+
+    An agent is a group while there are proposals of its model: `items` holds them, `queue` those not judged yet, and
+    lanes are numbered from `first`, on from turn to turn. At most one is in progress; rejected ones stand in `errors`.
 
     `attempts` keeps how far the attempts of a failed lane went: when the group is retried they count on.
 
@@ -127,6 +132,7 @@ class Group(msgspec.Struct, kw_only=True):
     errors: dict[int, str] = {}
     attempts: dict[int, int] = {}
     items: list[Any] | None = None
+    first: int = 0
     timed_out: bool = False
     label: int = 0  # of the results so far, together
     item_label: int = 0  # of each element of `items`
@@ -241,6 +247,7 @@ class State(msgspec.Struct, kw_only=True):
     ready: dict[int, None] = {}  # keys of READY activities, in order
     busy: int = 0  # activities in a BUSY phase
     occurrences: list[int] = []
+    actions: dict[int, int] = {}  # by agent: how many actions its occurrence has had proposed
     # budgets: what holds for this run, and what is spent
     steps_max: int = 0
     tokens_max: int = 0

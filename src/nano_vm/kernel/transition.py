@@ -15,7 +15,8 @@ from typing import Any
 from msgspec import UNSET as ABSENT
 
 from nano_vm.kernel import events as ev
-from nano_vm.kernel.activity import key_of, set_phase, spend_reservation
+from nano_vm.kernel.activity import key_of, set_phase, spend, spend_reservation
+from nano_vm.kernel.agents import action_proposed, are_messages, model_turned, out_of_turns, take_feedback
 from nano_vm.kernel.children import (
     child_finished,
     child_resumed,
@@ -50,12 +51,12 @@ from nano_vm.kernel.outside import event_digest, event_received, seen_before
 from nano_vm.kernel.settle import back_off, fail, goes_on, mark, succeed
 from nano_vm.kernel.state import COMPENSATION_KEY, Activity, Phase, Rejection, Stage, State, StepStatus
 from nano_vm.kernel.waits import is_timer
-from nano_vm.program.compiled import CompiledProgram, CompiledStep, Kind, ModelAction
+from nano_vm.program.compiled import AgentAction, CompiledProgram, CompiledStep, Kind, ModelAction
 
 _NEW, _GOING, _ENDING, _ENDED = Stage.NEW, Stage.GOING, Stage.ENDING, Stage.ENDED
 _READY, _STARTED, _UNKNOWN = Phase.READY, Phase.STARTED, Phase.UNKNOWN
 _BACKOFF, _WAITING, _GROUP = Phase.BACKOFF, Phase.WAITING, Phase.GROUP
-_TOOL, _LLM, _CALL = Kind.TOOL, Kind.LLM, Kind.CALL
+_TOOL, _LLM, _CALL, _AGENT = Kind.TOOL, Kind.LLM, Kind.CALL, Kind.AGENT
 _RESOLUTIONS = frozenset({"succeeded", "failed", "repeat"})
 _DRAWS = 1_000_000
 
@@ -106,7 +107,7 @@ def _step_started(program: CompiledProgram, state: State, event: ev.StepStarted)
     if type(found) is Rejection:
         return found
     activity: Activity = found  # type: ignore[assignment]
-    if activity.phase is not _READY:
+    if activity.phase is not _READY or activity.group is not None:
         return wrong_phase(event, activity.phase)
     if program.steps[activity.step].kind is _CALL:
         return Rejection("OUT_OF_ORDER", f"`{event.step}` starts a child")
@@ -147,15 +148,6 @@ def _reserve(state: State, activity: Activity, event: ev.StepStarted) -> Rejecti
     return None
 
 
-def _spend(state: State, event: Any) -> None:
-    if event.tokens_in is not ABSENT:
-        state.tokens += event.tokens_in
-    if event.tokens_out is not ABSENT:
-        state.tokens += event.tokens_out
-    if event.cost_nanousd is not ABSENT:
-        state.cost_nanousd += event.cost_nanousd
-
-
 def _step_succeeded(program: CompiledProgram, state: State, event: ev.StepSucceeded) -> Rejection | None:
     found = find(program, state, event)
     if type(found) is Rejection:
@@ -170,18 +162,18 @@ def _step_succeeded(program: CompiledProgram, state: State, event: ev.StepSuccee
             return wrong_phase(event, phase)
     elif phase is not _STARTED and phase is not _UNKNOWN:
         return wrong_phase(event, phase)
-    if kind is not _TOOL and kind is not _LLM:
+    if kind is not _TOOL and kind is not _LLM and kind is not _AGENT:
         return Rejection("OUT_OF_ORDER", f"`{event.step}` is not settled by an answer of its own")
     value = None if event.payload is ABSENT else event.payload
     substituted = event.substituted is True
-    if substituted or kind is _LLM:
+    if substituted or kind is not _TOOL:
         refusal = _gate(step, value, substituted)
         if refusal is not None:
             return refusal
     if event.at_ms > state.now_ms:
         advance_clock(state, event.at_ms)
     if not (event.tokens_in is event.tokens_out is event.cost_nanousd is ABSENT):
-        _spend(state, event)
+        spend(state, event)
     if state.labels is not None:
         take_output(state, step, activity, event.declared, substituted)
     todo: list[int] = []
@@ -195,7 +187,7 @@ def _gate(step: CompiledStep, value: Any, substituted: bool) -> Rejection | None
     says.
     """
     action = step.action
-    allowed = action.allowed_outputs if type(action) is ModelAction else ()
+    allowed = action.allowed_outputs if isinstance(action, ModelAction) else ()  # an agent's is one, too
     if substituted:
         fits = step.on_timeout == "fallback" and value == step.fallback
         if step.on_error == "skip" and allowed:
@@ -214,24 +206,33 @@ def _step_failed(program: CompiledProgram, state: State, event: ev.StepFailed) -
     step = program.steps[activity.step]
     phase = activity.phase
     if event.pure is True:
-        if phase is not _READY:
+        if phase is not _READY or activity.group is not None:
             return wrong_phase(event, phase)
     elif (phase is not _STARTED and phase is not _UNKNOWN) or step.kind is _CALL:
         return wrong_phase(event, phase)
     if not 0 <= event.draw < _DRAWS:
         return Rejection("MALFORMED", f"a draw is a number from 0 to {_DRAWS - 1}")
     details = event.payload if type(event.payload) is dict else {}
-    advance_clock(state, event.at_ms)
-    _spend(state, event)
     feedback = details.get("feedback")
+    if step.kind is _AGENT and feedback is not None and not are_messages(feedback):
+        return Rejection("MALFORMED", "feedback is a list of messages")
+    advance_clock(state, event.at_ms)
+    spend(state, event)
     if type(feedback) is list and step.kind is _LLM:
         # The model is told what was wrong with its own last answer, and nothing else (P8).
         request = activity.request
         activity.request = {**request, "messages": [*request["messages"], *feedback]}
+    elif type(feedback) is list and step.kind is _AGENT:
+        take_feedback(activity, feedback)
     message = details.get("message", "")
     if state.labels is not None:
         state.label = failure_label(step, activity)
     todo: list[int] = []
+    action = step.action
+    if type(action) is AgentAction and activity.turns >= action.turns_max and step.on_error == "retry":
+        out_of_turns(program, state, step, activity, todo)
+        move(program, state, todo)
+        return None
     fail(program, state, step, activity, event.error, message, event.retryable, event.draw, todo)
     move(program, state, todo)
     return None
@@ -265,6 +266,22 @@ def _give_up(program: CompiledProgram, state: State, step: CompiledStep, activit
     abandon(program, state, activity, "ABANDONED" if state.stage is not _GOING else "TIMEOUT")
     if state.stage is _GOING and step.parent >= 0:
         move(program, state, [mark(step.parent)])
+
+
+def _model_turned(program: CompiledProgram, state: State, event: ev.ModelTurned) -> Rejection | None:
+    todo: list[int] = []
+    refusal = model_turned(program, state, event, todo)
+    if refusal is None:
+        move(program, state, todo)
+    return refusal
+
+
+def _action_proposed(program: CompiledProgram, state: State, event: ev.ActionProposed) -> Rejection | None:
+    todo: list[int] = []
+    refusal = action_proposed(program, state, event, todo)
+    if refusal is None:
+        move(program, state, todo)
+    return refusal
 
 
 # --- unknown outcomes ---------------------------------------------------------------------------------------
@@ -386,6 +403,8 @@ _HANDLERS: dict[type[Any], Callable[[CompiledProgram, State, Any], Rejection | N
     ev.StepStarted: _step_started,
     ev.StepSucceeded: _step_succeeded,
     ev.StepFailed: _step_failed,
+    ev.ModelTurned: _model_turned,
+    ev.ActionProposed: _action_proposed,
     ev.StepPending: _step_pending,
     ev.OutcomeUnknown: _outcome_unknown,
     ev.OutcomeResolved: _outcome_resolved,

@@ -98,6 +98,20 @@ class ModelAction(msgspec.Struct, frozen=True):
     output_schema: dict[str, Any] | bool | None = None
 
 
+class AgentAction(ModelAction, frozen=True, kw_only=True):
+    """A model that may propose calls of `tools`, which it knows as `offered`. Its prompt and gates are those of an llm
+    step.
+
+    `lanes` are the step indexes of its actions, one for each tool, in the order of `tools`: steps that stand after
+    all the steps that the author wrote, with the agent as their parent and its rank, called `agent.tool`.
+    """
+
+    tools: tuple[str, ...]
+    offered: tuple[str, ...]
+    lanes: tuple[int, ...]
+    turns_max: int
+
+
 class ConditionAction(msgspec.Struct, frozen=True):
     test: Test
     then: int  # step index, END or NO_TARGET (reaching NO_TARGET is FAILED NO_BRANCH)
@@ -132,7 +146,14 @@ class CallAction(msgspec.Struct, frozen=True):
 
 
 Action: TypeAlias = (
-    ToolAction | ModelAction | ConditionAction | ParallelAction | WaitAction | MapAction | CallAction
+    ToolAction
+    | ModelAction
+    | AgentAction
+    | ConditionAction
+    | ParallelAction
+    | WaitAction
+    | MapAction
+    | CallAction
 )
 
 
@@ -148,7 +169,8 @@ class Edge(msgspec.Struct, frozen=True):
 
 
 class CompiledStep(msgspec.Struct, frozen=True):
-    """One step. `index` is its place in `CompiledProgram.steps`: list order, sub-steps right after their parent.
+    """One step. `index` is its place in `CompiledProgram.steps`: list order, sub-steps right after their parent, the
+    actions of agents at the end.
 
     `next` is where the run goes afterwards, `END` included: `next_step`, `is_terminal` and list order are already
     folded into it. `rank` is the place in static topological order that `trace_hash` uses. The label of its output is
@@ -160,7 +182,7 @@ class CompiledStep(msgspec.Struct, frozen=True):
     kind: Kind
     action: Action
     rank: int
-    parent: int = NO_TARGET  # enclosing parallel or map
+    parent: int = NO_TARGET  # enclosing parallel or map; the agent of an action
     output_slot: int = NO_TARGET  # `$id.output`; conditions have none
     key_slot: int = NO_TARGET  # the output_key's own slot, when it is not just another name for output_slot
     error_slot: int = NO_TARGET  # `$id.error`, when something refers to it

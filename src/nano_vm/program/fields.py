@@ -12,13 +12,15 @@ import msgspec
 
 Rule = dict[str, Any]
 
-STEP_TYPES = ("llm", "tool", "condition", "parallel", "wait", "map", "call")
-LANE_TYPES = ("llm", "tool", "call", "wait")  # what may stand inside parallel and map
+STEP_TYPES = ("llm", "tool", "agent", "condition", "parallel", "wait", "map", "call")
+LANE_TYPES = {  # what may stand inside parallel and map
+    "parallel": ("llm", "tool", "agent", "call", "wait"),
+    "map": ("llm", "tool", "call", "wait"),
+}
 
 # Known parts of the language that nothing enforces yet. They are refused rather than ignored; removing a name
 # here (and giving it a row below) switches it on.
-UNAVAILABLE_FIELDS = frozenset({"approves", "tools", "max_turns"})
-UNAVAILABLE_TYPES = frozenset({"agent"})
+UNAVAILABLE_FIELDS = frozenset({"approves"})
 
 RESERVED_NAMES = frozenset({"event", "args", "principal", "run", "item", "index"})
 
@@ -123,6 +125,19 @@ _COMPENSATE: Rule = {
 }
 _ROLES: Rule = {"type": "array", "items": _LABEL, "minItems": 1, "uniqueItems": True}
 
+_MODEL = ("llm", "agent")
+AGENT_TOOLS_MAX = 128
+AGENT_TURNS_MAX = 1_000
+AGENT_TURNS_DEFAULT = 10
+_TOOLS: Rule = {
+    "type": "array",
+    # Events name an action by its step and tool, and `/` in such a name leads into a child run.
+    "items": {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_.:-]*$", "maxLength": 100},
+    "minItems": 1,
+    "maxItems": AGENT_TOOLS_MAX,
+    "uniqueItems": True,
+}
+
 _ROWS: tuple[Field, ...] = (
     Field("id", _ALL, _IDENTIFIER, "The step's name, unique in the program.", required=True),
     Field("type", _ALL, {"type": "string", "enum": list(STEP_TYPES)}, "What the step does.", required=True),
@@ -134,23 +149,38 @@ _ROWS: tuple[Field, ...] = (
         "Steps that must have settled before; makes the program a DAG.",
         places=(_LIST,),
     ),
-    # --- llm
-    Field("prompt", ("llm",), _TEXT, "Template of the prompt.", required=True),
-    Field("system", ("llm",), _TEXT, "Template of the system message."),
-    Field("model", ("llm",), _TEXT, "Template of the model's name; the runtime's default without it."),
-    Field("params", ("llm",), _OBJECT, "Provider-neutral parameters (templates), such as max_tokens."),
+    # --- llm, agent
+    Field("prompt", _MODEL, _TEXT, "Template of the prompt.", required=True),
+    Field("system", _MODEL, _TEXT, "Template of the system message."),
+    Field("model", _MODEL, _TEXT, "Template of the model's name; the runtime's default without it."),
+    Field("params", _MODEL, _OBJECT, "Provider-neutral parameters (templates), such as max_tokens."),
     Field(
         "allowed_outputs",
-        ("llm",),
+        _MODEL,
         {"type": "array", "items": _TEXT, "minItems": 1, "uniqueItems": True},
         "The only answers that pass, after stripping white space.",
     ),
-    Field("normalize", ("llm",), {"type": "string", "enum": ["casefold"]}, "How answers are compared."),
+    Field("normalize", _MODEL, {"type": "string", "enum": ["casefold"]}, "How answers are compared."),
     Field(
         "output_schema",
-        ("llm",),
+        _MODEL,
         {"type": ["object", "boolean"]},
         "JSON Schema of the answer; it is then parsed.",
+    ),
+    # --- agent
+    Field(
+        "tools",
+        ("agent",),
+        _TOOLS,
+        "The tools that the model may propose to call, and no others.",
+        required=True,
+    ),
+    Field(
+        "max_turns",
+        ("agent",),
+        {**_COUNT, "maximum": AGENT_TURNS_MAX},
+        "How often the model may answer before it has to be done.",
+        default=AGENT_TURNS_DEFAULT,
     ),
     # --- tool
     Field("tool", ("tool",), _TEXT, "The tool's name.", required=True),

@@ -9,8 +9,8 @@ from nano_vm.program.fields import LANE_TYPES, PROGRAM_FIELDS, STEP_TYPES, Field
 
 _PLACES = (
     ("list", "step", STEP_TYPES),
-    ("parallel", "parallel_lane", LANE_TYPES),
-    ("map", "map_lane", LANE_TYPES),
+    ("parallel", "parallel_lane", LANE_TYPES["parallel"]),
+    ("map", "map_lane", LANE_TYPES["map"]),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ class ToolSchema(msgspec.Struct, frozen=True, kw_only=True):
     (`pure`, `idempotent`, `keyed`, `transactional`, `reconcilable`, `irreversible`); `output` the JSON Schema
     of the result, where known. `protected` names the parameters that take trusted values only, `output_label` is
     what the output counts as (`trusted`, `untrusted`, `secret`; None: what its arguments are).
+    `description` is what a model is told of it.
     """
 
     name: str
@@ -22,8 +24,18 @@ class ToolSchema(msgspec.Struct, frozen=True, kw_only=True):
     output: dict[str, Any] | None = None
     protected: tuple[str, ...] = ()
     output_label: str | None = None
+    description: str = ""
 
     @property
     def is_labelled(self) -> bool:
         """Whether labels have to be tracked in a run that calls it."""
         return bool(self.protected) or self.output_label == "secret"
+
+
+_NO_NAME = re.compile(r"[^A-Za-z0-9_-]")
+OFFERED_CHARS_MAX = 64
+
+
+def offered_name(tool: str) -> str:
+    """The name under which a model is offered a tool: models know letters, digits, `_` and `-`, and 64 of them."""
+    return _NO_NAME.sub("_", tool)[:OFFERED_CHARS_MAX]

@@ -21,7 +21,6 @@ from nano_vm.program.fields import (
     STEP_FIELDS,
     STEP_TYPES,
     UNAVAILABLE_FIELDS,
-    UNAVAILABLE_TYPES,
     Field,
     Rule,
     fields_of,
@@ -39,6 +38,8 @@ _PATTERNS: dict[str, re.Pattern[str]] = {}
 # What gives a step's type away when the author forgot to write it.
 _TELLTALE = {
     "prompt": "llm",
+    "tools": "agent",
+    "max_turns": "agent",
     "tool": "tool",
     "condition": "condition",
     "parallel_steps": "parallel",
@@ -175,7 +176,7 @@ class _Validator:
             self._step = outer
 
     def _step_type(self, step: dict[str, Any], pointer: str, place: str) -> str | None:
-        types = STEP_TYPES if place == "list" else LANE_TYPES
+        types = STEP_TYPES if place == "list" else LANE_TYPES[place]
         if "type" not in step:
             guess = next((kind for name, kind in _TELLTALE.items() if name in step), None)
             help = f"add `type: {guess}`" if guess else "add `type:` with one of " + _listing(types)
@@ -191,10 +192,6 @@ class _Validator:
                 field="type",
             )
             return None
-        if value in UNAVAILABLE_TYPES:
-            help = "use llm and tool steps: this version does not run agents yet"
-            self._add("NOT_AVAILABLE", where, f"step type `{value}` is not available yet", help, field="type")
-            return None
         if value in types:
             return value
         if value in STEP_TYPES:
@@ -206,7 +203,7 @@ class _Validator:
             self._add(
                 "SUBSTEP_NOT_ALLOWED",
                 where,
-                f"a {value} step cannot stand inside {place}",
+                f"{_a(value)} step cannot stand inside {place}",
                 help,
                 field="type",
             )
@@ -232,8 +229,7 @@ class _Validator:
                 self._value(value, field.rule, join(pointer, name), name)
         for name, field in fields.items():
             if field.required and name not in step:
-                article = "an" if step_type == "llm" else "a"
-                what = f"{article} {step_type} step" if name != "id" else "every step"
+                what = f"{_a(step_type)} step" if name != "id" else "every step"
                 self._add(
                     "MISSING_FIELD",
                     pointer,
@@ -255,7 +251,7 @@ class _Validator:
                 help = f"`{name}` belongs to {_listing(known.on)} steps"
             if near is not None:
                 help += f"; did you mean `{near}`?"
-            message = f"`{name}` does not belong to a {step_type} step"
+            message = f"`{name}` does not belong to {_a(step_type)} step"
             self._add("FIELD_NOT_ALLOWED", pointer, message, help, key=True, field=name)
         else:
             help = f"put `{name}` on the {place} step itself"
@@ -353,6 +349,10 @@ class _Validator:
     def _list(self, value: list[Any], rule: Rule, pointer: str, field: str) -> bool:
         if len(value) < rule.get("minItems", 0):
             self._add("BAD_VALUE", pointer, f"`{field}` is empty", "list at least one", field=field)
+            return False
+        if len(value) > rule.get("maxItems", len(value)):
+            message = f"`{field}` lists more than {rule['maxItems']}"
+            self._add("BAD_VALUE", pointer, message, "list fewer, or make two steps of it", field=field)
             return False
         items, passed = rule.get("items"), True
         if items is None:
@@ -455,6 +455,10 @@ def _type_help(value: Any, wanted: str | list[str]) -> str:
     if kinds == ["integer"] and isinstance(value, float):
         return "write a whole number"
     return "write " + " or ".join(_TYPE_NAMES[kind] for kind in kinds)
+
+
+def _a(step_type: str) -> str:
+    return f"an {step_type}" if step_type in ("llm", "agent") else f"a {step_type}"
 
 
 def _listing(names: Iterable[str]) -> str:

@@ -18,7 +18,8 @@ from nano_vm.errors import InputError, NanoVMError
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import CallModel, CallTool, Compensate, Reconcile
 from nano_vm.kernel.limits import TEXT_CHARS_MAX
-from nano_vm.program.compiled import CompiledStep, ModelAction
+from nano_vm.program.compiled import AgentAction, CompiledStep, ModelAction
+from nano_vm.runtime.agent import read_turn
 from nano_vm.runtime.completions import accepted_by, completion_of, encodable_text, told_by
 from nano_vm.runtime.gates import feedback, pass_gate
 from nano_vm.runtime.ports import (
@@ -276,16 +277,20 @@ class Calls:
 
     # --- models -----------------------------------------------------------------------------------------------
 
-    async def model(self, step: CompiledStep, command: CallModel, limit: int) -> Outcome:
+    async def model(
+        self, step: CompiledStep, command: CallModel, limit: int, tools: list[dict[str, Any]]
+    ) -> Outcome:
         """Call the model once and hold its answer against the step's gates. `limit`: most tokens to ask for, 0 for
-        no limit of ours."""
+        no limit of ours; `tools`: those an agent offers."""
         action = step.action
-        assert type(action) is ModelAction
+        assert isinstance(action, ModelAction)
         item = command.item if command.item >= 0 else _UNSET
         if self.llm is None:
             return self.failed(command, "NO_MODEL", "no model adapter is configured", False)
+        if tools and self._model_parameters is not None and "tools" not in self._model_parameters:
+            return self.failed(command, "NO_TOOLS", "the model adapter does not take `tools`", False)
         try:
-            call = self._complete(command, limit)
+            call = self._complete(command, limit, tools)
             if command.timeout_ms:
                 answer = await _within(call, command.timeout_ms, None)
             else:
@@ -305,13 +310,15 @@ class Calls:
             kind = code if isinstance(code, str) else type(error).__name__
             return self.failed(command, kind, _message(error), retryable, error=error, told=told_by(error))
         told = told_by(completion)
+        if completion.tool_calls and type(action) is AgentAction:
+            return self._turned(command, completion, told)
         if completion.tool_calls:
             # Nobody would run them here, and an answer beside them is not the answer.
             message = "the model asked for tools, and this step offers none"
             return self.failed(command, "MODEL_REPLY", message, True, told=told)
         gated = pass_gate(action, completion.text)
         if gated.problem is not None:
-            await self._forget(command, limit)
+            await self._forget(command, limit, tools)
         if gated.problem is not None and action.allowed_outputs and step.on_error == "skip":
             return self.substituted(command, action.allowed_outputs[0], _UNSET, told)
         if gated.problem is not None:
@@ -351,16 +358,39 @@ class Calls:
             payload,
         )
 
-    def _complete(self, command: CallModel, limit: int) -> Any:
+    def _turned(self, command: CallModel, completion: Completion, told: dict[str, Any]) -> Outcome:
+        """The model of an agent proposes calls: the conversation goes on."""
+        turn, payload, dropped = read_turn(completion, command.attempt)
+        return Outcome(
+            ev.ModelTurned(
+                at_ms=self.clock.now_ms(),
+                attempt=command.attempt,
+                cached=True if completion.cached else _UNSET,
+                dropped=dropped or _UNSET,
+                item=command.item if command.item >= 0 else _UNSET,
+                occurrence=command.occurrence,
+                payload=turn,
+                proposals=len(turn["calls"]),
+                step=command.step_id,
+                **told,
+            ),
+            payload,
+        )
+
+    def _complete(self, command: CallModel, limit: int, tools: list[dict[str, Any]]) -> Any:
         assert self.llm is not None
-        messages, params = self._request(command, limit)
+        messages, params = self._request(command, limit, tools)
         if self._takes_call:
-            # A conversation that goes on after an answer of the model's is a retry: that answer missed its gate.
-            fresh = any(message["role"] == "assistant" for message in messages)
+            # A conversation that goes on with our words after an answer of the model's is a retry: that answer missed
+            # its gate. (An agent's goes on with results of tools.)
+            answered = any(message["role"] == "assistant" for message in messages)
+            fresh = answered and messages[-1]["role"] == "user"
             params["model_call"] = ModelCall(fresh=fresh)
         return self.llm.complete(messages, **params)
 
-    def _request(self, command: CallModel, limit: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def _request(
+        self, command: CallModel, limit: int, tools: list[dict[str, Any]]
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Copies of messages and parameters: a model that changes them changes nothing that is recorded."""
         request = command.request
         params: dict[str, Any] = copy_arguments(request.get("params") or {})
@@ -368,17 +398,19 @@ class Calls:
             params["model"] = request["model"]
         if limit and "max_tokens" not in params:
             params["max_tokens"] = limit
+        if tools:
+            params["tools"] = tools
         accepted = self._model_parameters
         if accepted is not None:
             params = {name: value for name, value in params.items() if name in accepted}
         params.pop("model_call", None)
         return [dict(message) for message in request["messages"]], params
 
-    async def _forget(self, command: CallModel, limit: int) -> None:
+    async def _forget(self, command: CallModel, limit: int, tools: list[dict[str, Any]]) -> None:
         """An answer that missed its gate should not be kept and given again."""
         forget = getattr(self.llm, "forget", None)
         if forget is not None:
-            messages, params = self._request(command, limit)
+            messages, params = self._request(command, limit, tools)
             with contextlib.suppress(Exception):  # the step has its outcome, whatever becomes of this
                 await forget(messages, **params)
 

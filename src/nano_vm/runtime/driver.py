@@ -34,6 +34,7 @@ from nano_vm.kernel.transition import (
 )
 from nano_vm.program.compiled import CompiledProgram, Kind
 from nano_vm.runtime import attending
+from nano_vm.runtime.agent import definitions
 from nano_vm.runtime.calls import Ending, Outcome, RunFacts
 from nano_vm.runtime.intents import prepare
 from nano_vm.runtime.journaled import JournaledRun, RunLeft, defect, new_answer, refuse
@@ -386,7 +387,8 @@ class Run(JournaledRun):
                 if outcome is None:
                     outcome = await calls.tool(self.facts, step, command, spec)
             elif type(command) is CallModel:
-                outcome = await calls.model(self.program.steps[command.step], command, limit)
+                offered = definitions(self.engine.tools, command.tools)
+                outcome = await calls.model(self.program.steps[command.step], command, limit, offered)
             elif type(command) is Compensate:
                 assert spec is not None
                 outcome = await calls.compensation(self.facts, command, spec)
@@ -446,7 +448,7 @@ class Run(JournaledRun):
         self.facts.ending.has_come = True
         for key, task in self.tasks.items():
             step = self.program.steps[key[0] & 0xFFFFFF] if key[0] >= 0 else None
-            if step is not None and step.kind is Kind.LLM:
+            if step is not None and step.kind in (Kind.LLM, Kind.AGENT):
                 task.cancel()
 
     async def _something(self) -> None:

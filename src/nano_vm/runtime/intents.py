@@ -13,6 +13,7 @@ from nano_vm.kernel.commands import (
     Command,
     Compensate,
     Finish,
+    JudgeAction,
     Reconcile,
     StartChild,
     StartTimer,
@@ -22,6 +23,7 @@ from nano_vm.kernel.state import activity_key
 from nano_vm.program.labels import SECRET
 from nano_vm.runtime import attending
 from nano_vm.runtime.admission import Refusal, examine, tainted
+from nano_vm.runtime.agent import definitions, judge
 from nano_vm.runtime.journaled import defect
 from nano_vm.runtime.ports import ToolSpec
 from nano_vm.runtime.tooling import REPEATABLE
@@ -47,6 +49,8 @@ def prepare(run: Run, command: Command, launches: Launches) -> None:
         _tool(run, command, launches)  # type: ignore[arg-type]
     elif kind is CallModel:
         _model(run, command, launches)  # type: ignore[arg-type]
+    elif kind is JudgeAction:
+        judge(run, command)  # type: ignore[arg-type]
     elif kind is StartTimer or kind is AwaitEvent:
         attending.set_timer(run, command)  # type: ignore[arg-type]
         if type(command) is AwaitEvent and command.kind == "child":
@@ -106,7 +110,7 @@ def _model(run: Run, command: CallModel, launches: Launches) -> None:
         return
     limit, tokens, cost = 0, 0, 0
     if state.tokens_max or state.cost_nanousd_max:
-        prompt = sum(len(message["content"]) for message in command.request["messages"]) // 4 + 1
+        prompt = _characters(run, command) // 4 + 1
         limit = command.tokens_max or MODEL_TOKENS_DEFAULT
         if state.tokens_max:
             left = state.tokens_max - state.tokens - state.reserved_tokens
@@ -147,6 +151,18 @@ def _model(run: Run, command: CallModel, launches: Launches) -> None:
         )
     else:
         defect(run.record.run_id, event, rejection)
+
+
+def _characters(run: Run, command: CallModel) -> int:
+    """How long a request is, with the calls in it and the tools that are offered."""
+    size = 0
+    for message in command.request["messages"]:
+        size += len(message["content"])
+        if "tool_calls" in message:
+            size += len(canonical.encode(message["tool_calls"]))
+    if command.tools:
+        size += len(canonical.encode(definitions(run.engine.tools, command.tools)))
+    return size
 
 
 def _child(run: Run, command: StartChild, launches: Launches) -> None:

@@ -28,6 +28,7 @@ from nano_vm.runtime.tooling import EFFECTS, ToolContext
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _MARK = "__nano_vm_tool__"
+_DESCRIPTION_CHARS_MAX = 1_000
 
 
 class _Mark(msgspec.Struct, frozen=True):
@@ -287,6 +288,7 @@ def _describe(function: Callable[..., Any], name: str, given: _Mark | None) -> _
         output=output,
         protected=mark.protected,
         output_label=mark.output_label,
+        description=_summary(function, call),
     )
     identity: dict[str, Any] = {"name": name, "parameters": parameters, "version": mark.version}
     if mark.protected:
@@ -303,6 +305,12 @@ def _describe(function: Callable[..., Any], name: str, given: _Mark | None) -> _
     )
 
 
+def _summary(function: Any, call: Any) -> str:
+    """The first paragraph of the docstring: what a model is told the tool does."""
+    text = inspect.getdoc(function if inspect.isroutine(function) else call) or ""
+    return " ".join(text.split("\n\n", 1)[0].split())[:_DESCRIPTION_CHARS_MAX]
+
+
 def _is_async(function: Callable[..., Any]) -> bool:
     # An object may have `async def __call__`.
     called = getattr(function, "__call__", None)  # noqa: B004
@@ -311,7 +319,7 @@ def _is_async(function: Callable[..., Any]) -> bool:
 
 def _hints(function: Any) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(function)
+        return typing.get_type_hints(function, include_extras=True)
     except Exception:
         # A hint that cannot be resolved (a forward reference to a local class) describes nothing.
         return {}

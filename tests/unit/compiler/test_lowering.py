@@ -153,6 +153,27 @@ steps:
     assert step(program, "y").action.approvers == ("boss",)
 
 
+def test_the_actions_of_an_agent_are_steps_at_the_end():
+    compiled = build(
+        {"id": "m", "type": "agent", "prompt": "x", "tools": ["shop.pay", "look"], "timeout_seconds": 3},
+        {"id": "n", "type": "agent", "prompt": "x", "tools": ["look"], "max_turns": 7},
+    )
+    assert [step.id for step in compiled.steps] == ["m", "n", "m.shop.pay", "m.look", "n.look"]
+    m, n = compiled.steps[:2]
+    assert (m.action.lanes, m.action.offered, m.action.turns_max) == ((2, 3), ("shop_pay", "look"), 10)
+    assert (n.action.lanes, n.action.turns_max) == ((4,), 7)
+    pay = compiled.steps[2]
+    assert (pay.kind, pay.action.tool, pay.parent, pay.rank, pay.timeout_ms) == (
+        Kind.TOOL,
+        "shop.pay",
+        0,
+        m.rank,
+        3_000,
+    )
+    assert pay.output_slot == pay.key_slot == pay.error_slot == NO_TARGET
+    assert compiled.step_index["m.look"] == 3
+
+
 def test_a_dag_has_edges_roots_and_ranks():
     program = compiled("""
 steps:

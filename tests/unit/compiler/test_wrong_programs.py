@@ -28,6 +28,9 @@ TOOLS = {
         output={"type": "object", "properties": {"id": {"type": "string"}}, "additionalProperties": False},
     ),
     "look": ToolSchema(name="look", effect="pure"),
+    "shop.pay": ToolSchema(name="shop.pay"),
+    "shop_pay": ToolSchema(name="shop_pay"),
+    "odd": ToolSchema(name="odd", parameters={"type": "array"}),
 }
 PROGRAMS = {
     "child": Program.from_yaml("""
@@ -67,7 +70,49 @@ WRONG = {
         "    parallel_steps: [{id: b, type: tool, tool: look}]\n",
     ),
     "prompt on a tool": ("FIELD_NOT_ALLOWED", "steps:\n  - {id: a, type: tool, tool: look, «prompt: hi}\n"),
-    "agent": ("NOT_AVAILABLE", "steps:\n  - {id: a, type: «agent, prompt: hi}\n"),
+    "an agent without tools": ("MISSING_FIELD", "steps:\n  - «{id: a, type: agent, prompt: hi}\n"),
+    "an agent with no tool": ("BAD_VALUE", "steps:\n  - {id: a, type: agent, prompt: hi, tools: «[]}\n"),
+    "an agent with an unknown tool": (
+        "UNKNOWN_TOOL",
+        "steps:\n  - {id: a, type: agent, prompt: hi, tools: [pay, «lok]}\n",
+    ),
+    "an agent whose tools are computed": (
+        "BAD_VALUE",
+        "steps:\n  - {id: a, type: agent, prompt: hi, tools: [«$which]}\n",
+    ),
+    "an agent with a tool twice": (
+        "BAD_VALUE",
+        "steps:\n  - {id: a, type: agent, prompt: hi, tools: [pay, «pay]}\n",
+    ),
+    "two tools of one name to a model": (
+        "NAME_COLLISION",
+        "steps:\n  - {id: a, type: agent, prompt: hi, tools: [shop.pay, «shop_pay]}\n",
+    ),
+    "a tool no model can call": (
+        "BAD_SCHEMA",
+        "steps:\n  - {id: a, type: agent, prompt: hi, tools: [«odd]}\n",
+    ),
+    "an agent without turns": (
+        "BAD_VALUE",
+        "steps:\n  - {id: a, type: agent, prompt: hi, tools: [pay], max_turns: «0}\n",
+    ),
+    "an agent with turns without end": (
+        "BAD_VALUE",
+        "steps:\n  - {id: a, type: agent, prompt: hi, tools: [pay], max_turns: «1001}\n",
+    ),
+    "tools on an llm step": (
+        "FIELD_NOT_ALLOWED",
+        "steps:\n  - {id: a, type: llm, prompt: hi, «tools: [pay]}\n",
+    ),
+    "an agent in a map": (
+        "SUBSTEP_NOT_ALLOWED",
+        "steps:\n  - id: m\n    type: map\n    over: $xs\n"
+        "    step: {id: a, type: «agent, prompt: hi, tools: [pay]}\n",
+    ),
+    "two gates on an agent": (
+        "FIELD_CONFLICT",
+        "steps:\n  - {id: a, type: agent, prompt: hi, tools: [pay], allowed_outputs: [x], «output_schema: true}\n",
+    ),
     "privacy of half an input": (
         "BAD_SCHEMA",
         "inputs:\n  type: object\n  properties:\n    who:\n      properties:\n        name: {«private: true}\n"

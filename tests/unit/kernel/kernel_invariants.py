@@ -53,11 +53,13 @@ def _check_groups(program: CompiledProgram, state: State) -> None:
             continue
         places = lanes.pop(key, [])
         assert group.active == len(places)
-        assert group.active or activity.phase is Phase.BACKOFF
+        is_agent = program.steps[activity.step].kind is Kind.AGENT
+        assert group.active or activity.phase is (Phase.READY if is_agent else Phase.BACKOFF)
+        assert not is_agent or group.active <= 1
         held = [*places, *group.queue, *group.results, *group.errors]
         assert len(set(held)) == len(held)
         if state.stage is Stage.GOING and not group.timed_out:
-            assert sorted(held) == list(range(group.total))
+            assert sorted(held) == list(range(group.first, group.first + group.total))
     assert not lanes
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 import pytest
 
 from nano_vm import NanoVMError, Reconciled, ToolContext, ToolSet, tool
@@ -112,3 +113,17 @@ def test_the_digest_follows_what_the_tool_is() -> None:
     digests = {describe(first, "t").digest, describe(second, "t").digest, describe(first, "u").digest}
     assert len(digests) == 3
     assert describe(first, "t").digest == describe(first, "t").digest
+
+
+def test_bounds_in_annotations_are_part_of_the_schema() -> None:
+    def pay(amount: Annotated[int, msgspec.Meta(gt=0, le=20)]) -> None:
+        """Pay
+        a little.
+
+        Never much."""
+
+    spec = describe(pay)
+    assert spec.problems is not None
+    assert spec.problems({"amount": 20}) == []
+    assert spec.problems({"amount": 500})
+    assert spec.schema.description == "Pay a little."
