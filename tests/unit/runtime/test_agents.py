@@ -343,3 +343,52 @@ def test_the_same_conversation_has_the_same_trace_hash(opener: Opener) -> None:
     _, different, _, _ = run(opener, agent("find"), propose(("find", {"q": "b"})), "done")
     assert different.trace_hash != one.trace_hash
     assert different.outcome_hash == one.outcome_hash
+
+
+def test_no_model_reaches_a_protected_parameter(opener: Opener) -> None:
+    done = Counter()
+
+    @tool(protected=("iban",))
+    async def transfer(iban: str) -> str:
+        done(iban)
+        return "sent"
+
+    model = MockLLMAdapter([propose(("transfer", {"iban": "DE00"})), "done"])
+    vm = opener(llm=model, tools=[transfer])
+    trace = play(vm.run(program(agent("transfer")), {"q": "it"}))
+    sound(vm, trace)
+    assert done.effects == []
+    assert trace.step("m").proposals[0]["reason"] == "TAINTED_PARAMETER"
+    assert results(model) == ['{"error":"TAINTED_PARAMETER"}']  # which parameter, it is not told
+
+
+def test_no_model_is_told_what_a_secret_tool_returned(opener: Opener) -> None:
+    @tool(effect="pure", output_label="secret")
+    def key(n: int) -> str:
+        return "hunter2"
+
+    class Keys:
+        """Says that there are keys: what is under test is the prompt."""
+
+    model = MockLLMAdapter([propose(("key", {"n": 1})), "done"])
+    vm = opener(llm=model, tools=[key])
+    vm.keys = Keys()
+    trace = play(vm.run(program(agent("key")), {"q": "it"}))
+    assert trace.error["type"] == "SECRET_IN_PROMPT"
+    assert "hunter2" not in json.dumps(model.calls)
+
+
+def test_labels_of_a_conversation_fold_alike(opener: Opener) -> None:
+    inputs = {
+        "type": "object",
+        "properties": {"q": {"type": "string", "label": "trusted"}},
+        "required": ["q"],
+    }
+    calls = propose(("find", {"q": "a"}), ("nope", {}))
+    _vm, trace, _hands, _model = run(opener, agent("find"), calls, "done", inputs=inputs)
+    found = {
+        event.type: event.label for event in trace.events if event.type not in ("RunStarted", "RunFinished")
+    }
+    assert found == {"StepStarted": 1, "ModelTurned": 1, "ActionProposed": 1, "StepSucceeded": 1}
+    first = next(event for event in trace.events if event.type == "StepStarted")
+    assert first.label is UNSET  # before the model has said anything, all of it is the author's
