@@ -24,6 +24,7 @@ from nano_vm.runtime.completions import accepted_by, completion_of, encodable_te
 from nano_vm.runtime.gates import feedback, pass_gate
 from nano_vm.runtime.ports import (
     Clock,
+    Completion,
     Entropy,
     ModelCall,
     ModelClient,
