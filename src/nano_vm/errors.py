@@ -399,6 +399,17 @@ CODES: dict[str, ErrorCode] = {
     "POOL": ErrorCode(C, False, 2, "a pool of providers that is none"),
     "PRICES": ErrorCode(C, False, 2, "a price table that is none"),
     "MODEL_TRUNCATED": ErrorCode(E, False, 1, "the model's answer was cut at the token limit"),
+    # --- gateway ------------------------------------------------------------------------------------------
+    "GATEWAY_CONFIG": ErrorCode(C, False, 2, "a configuration of the gateway that cannot be taken"),
+    "GATEWAY_EXPOSED": ErrorCode(C, False, 2, "a gateway that anybody could reach without a token"),
+    "GATEWAY_ADDRESS": ErrorCode(E, False, 1, "an address that cannot be listened on"),
+    "GATEWAY_ARGUMENT": ErrorCode(C, False, 2, "arguments that a tool of the gateway does not take"),
+    "GATEWAY_LIMIT": ErrorCode(C, False, 2, "more than this gateway allows"),
+    "GATEWAY_BUSY": ErrorCode(E, True, 1, "too much is under way"),
+    "GATEWAY_TOKEN": ErrorCode(C, False, 2, "a token that cannot be made"),
+    "TOKEN_NOT_FOUND": ErrorCode(C, False, 2, "no token of that id"),
+    "ROLE_REQUIRED": ErrorCode(C, False, 4, "the principal holds none of the roles that this needs"),
+    "RESOURCE_NOT_FOUND": ErrorCode(C, False, 2, "no resource of that address"),
     # --- usage --------------------------------------------------------------------------------------------
     "USAGE": ErrorCode(C, False, 2, "a command line or call that cannot be understood"),
     "EXTRA_MISSING": ErrorCode(E, False, 1, "an optional dependency is not installed"),

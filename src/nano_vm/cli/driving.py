@@ -80,23 +80,6 @@ async def _wrap(operation: Callable[[], Awaitable[T]]) -> T:
     return await operation()
 
 
-async def take_up(session: Session, run_id: str) -> Trace | None:
-    """Become the owner of a run that nobody drives and drive it on: what was in flight is settled, due timers fire.
-    None when somebody else drives it."""
-    from nano_vm.runtime import recovery
-
-    engine = session.engine
-    run = await recovery.take_over(engine, run_id)
-    if run is None:
-        return None
-    if run.state.status.is_terminal:
-        # The journal had ended, its record did not say so: bring the record up to date.
-        await run.flush(run.update(release=True))
-    else:
-        await engine.drive(run)
-    return engine.trace_of(run)
-
-
 def wakes_at_ms(trace: Trace) -> int:
     """When a suspended run's next timer is due; 0 when it waits for no timer alone, and so for somebody."""
     if trace.status is not RunStatus.SUSPENDED:
@@ -121,7 +104,7 @@ async def wait_through(session: Session, trace: Trace) -> Trace:
     """Sleep through timers until the run ends or waits for a person or an event."""
     while due := wakes_at_ms(trace):
         await session.engine.clock.sleep_until(due)
-        taken = await take_up(session, trace.trace_id)
+        taken = await session.engine.take_up(trace.trace_id)
         if taken is None:  # another worker was quicker: see what it makes of the run
             await asyncio.sleep(POLL_SECONDS)
             taken = session.engine.trace(trace.trace_id)

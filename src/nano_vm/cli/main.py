@@ -40,6 +40,8 @@ COMMANDS: dict[str, str] = {
     "schema": "print the JSON Schema of programs and policies",
     "doctor": "examine the installation and the database",
     "worker": "take up runs and fire timers until stopped",
+    "mcp": "serve programs and runs to MCP clients",
+    "token": "make, list and revoke the gateway's tokens",
     "demo": "see a governed refund survive a kill",
     "completion": "print a completion script for your shell",
 }

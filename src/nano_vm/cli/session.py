@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nano_vm import canonical
 from nano_vm.cli.arguments import STORE_DEFAULT, STORE_VARIABLE, principal, store_path
 from nano_vm.errors import InputError, NanoVMError
-from nano_vm.program.compiled import CallAction, CompiledProgram, ModelAction, ToolAction
+from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.model import Program
 
 if TYPE_CHECKING:
@@ -104,6 +104,8 @@ class Session:
         Raises:
             InputError: TOOLS_MISSING (facts: tools), MODEL_MISSING.
         """
+        from nano_vm.runtime.needs import Needs
+
         needs = Needs(self.engine)
         needs.add(compiled)
         named = needs.undo if only_compensations else needs.tools
@@ -130,42 +132,6 @@ class Session:
         if record.status in ("RUNNING", "SUSPENDED"):
             compiled = self.engine.load_program(record.program_hash)
             self.require(compiled, only_compensations=only_compensations)
-
-
-class Needs:
-    """The tools a program names, its own and those of the programs it calls; `undo` are those that compensate."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._seen: set[str] = set()
-        self.tools: set[str] = set()
-        self.undo: set[str] = set()
-        self.model = False
-
-    def add(self, compiled: CompiledProgram) -> None:
-        if compiled.hash in self._seen:
-            return
-        self._seen.add(compiled.hash)
-        for step in compiled.steps:
-            action = step.action
-            if isinstance(action, ToolAction):
-                self.tools.add(action.tool)
-            elif isinstance(action, ModelAction):
-                self.model = True
-            elif isinstance(action, CallAction):
-                self._add_called(action.program)
-            if step.compensation is not None:
-                self.tools.add(step.compensation.tool)
-                self.undo.add(step.compensation.tool)
-
-    def _add_called(self, name: str) -> None:
-        found = name if name.startswith("sha256:") else self._engine.store.program_named(name)
-        if found is None:
-            return  # the run says so when it starts
-        try:
-            self.add(self._engine.load_program(found))
-        except NanoVMError:
-            return
 
 
 class StoredPrograms(Mapping[str, Program]):

@@ -122,6 +122,15 @@ class Engine:
         self.needs.clear()
         self.plans.clear()
 
+    def trim_programs(self, most: int) -> None:
+        """Keep at most `most` programs compiled: for servers that are sent new ones all the time. Runs under way keep
+        theirs."""
+        if len(self._compiled) > most:
+            self._compiled.clear()
+            self.forget_compiled()
+        if len(self._stored) > 10 * most:
+            self._stored.clear()
+
     def save_program(self, program: Program | Mapping[str, Any]) -> str:
         """Store a program under its name, so that `call` steps and other processes find it. Returns its hash."""
         program, compiled = self.compile(program)
@@ -510,6 +519,11 @@ class Engine:
         """
         return await recovery.recover(self, limit, on_error)
 
+    async def take_up(self, trace_id: str) -> Trace | None:
+        """Drive one run on that nobody drives: what was in flight is settled, due timers fire. None when somebody else
+        drives it."""
+        return await recovery.take_up(self, trace_id)
+
     async def fork(
         self,
         trace_id: str,
@@ -576,6 +590,11 @@ class Engine:
     async def close(self, grace_seconds: float = 30.0) -> None:
         """Stop taking runs, let calls under way finish (at most `grace_seconds`), release every run and lose nothing.
         Runs that are not done stay RUNNING for whoever recovers them."""
+        await self.drain(grace_seconds)
+        self.store.close()
+
+    async def drain(self, grace_seconds: float = 30.0) -> None:
+        """What `close` does, except that the store stays open to be read."""
         self.draining = True
         waiting: list[asyncio.Task[None]] = []
         loop = asyncio.get_running_loop()
@@ -591,7 +610,6 @@ class Engine:
                 task.cancel()
         self.keeper.close()
         self.threads.close()
-        self.store.close()
 
     async def __aenter__(self: _E) -> _E:
         return self

@@ -116,12 +116,12 @@ async def recover(
     lanes = asyncio.Semaphore(RECOVERIES_MAX)
     failures: list[Exception] = []
 
-    async def take_up(run_id: str) -> Trace | None:
+    async def attempt(run_id: str) -> Trace | None:
         async with lanes:
             if engine.draining:
                 return None
             try:
-                return await _take_up(engine, run_id)
+                return await take_up(engine, run_id)
             except ConflictError as error:
                 if error.code in ("LEASE_LOST", "JOURNAL_CONFLICT"):
                     return None  # somebody else was quicker
@@ -135,13 +135,14 @@ async def recover(
             return None
 
     run_ids = engine.store.claimable(engine.clock.now_ms(), limit)
-    traces = await asyncio.gather(*(take_up(run_id) for run_id in run_ids))
+    traces = await asyncio.gather(*(attempt(run_id) for run_id in run_ids))
     if failures:
         raise failures[0]
     return [trace for trace in traces if trace is not None]
 
 
-async def _take_up(engine: Engine, run_id: str) -> Trace | None:
+async def take_up(engine: Engine, run_id: str) -> Trace | None:
+    """See `Engine.take_up`."""
     run = await take_over(engine, run_id)
     if run is None:
         return None

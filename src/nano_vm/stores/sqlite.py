@@ -165,8 +165,20 @@ class SqliteJournalStore:
     def put_program(self, program_hash: str, name: str, canonical_bytes: bytes, now_ms: int) -> None:
         """As the port says. Raises InputError USAGE when the hash is not that of the bytes."""
         self._check_open()
-        if self._reader.program_named(name) == program_hash:
-            return
+        if self._reader.program_named(name) != program_hash:
+            self._put_program(program_hash, name, canonical_bytes, now_ms, named=True)
+
+    def keep_program(self, program_hash: str, name: str, canonical_bytes: bytes, now_ms: int) -> None:
+        """Keep a program as `put_program` does, but leave what the name means as it is."""
+        self._check_open()
+        try:
+            self._reader.program(program_hash)
+        except NotFoundError:
+            self._put_program(program_hash, name, canonical_bytes, now_ms, named=False)
+
+    def _put_program(
+        self, program_hash: str, name: str, canonical_bytes: bytes, now_ms: int, *, named: bool
+    ) -> None:
         if canonical.digest(canonical_bytes) != program_hash:
             raise InputError(
                 "USAGE", f"`{program_hash}` is not the hash of the program", facts={"name": name}
@@ -179,10 +191,11 @@ class SqliteJournalStore:
                     "INSERT INTO nvm_programs (hash, name, stored_at_ms, body, seal) VALUES (?,?,?,?,?)",
                     (program_hash, name, now_ms, canonical_bytes, seal),
                 )
-            con.execute(
-                "INSERT INTO nvm_names VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET hash = ?2",
-                (name, program_hash),
-            )
+            if named:
+                con.execute(
+                    "INSERT INTO nvm_names VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET hash = ?2",
+                    (name, program_hash),
+                )
 
         self._write(work)
 

@@ -17,7 +17,7 @@ from nano_vm.cli import exits
 from nano_vm.cli.acting import interrupted_exit
 from nano_vm.cli.arguments import add_tools
 from nano_vm.cli.console import Console, printable
-from nano_vm.cli.driving import Interrupted, supervise, take_up
+from nano_vm.cli.driving import Interrupted, supervise
 from nano_vm.cli.failures import as_json
 from nano_vm.cli.session import Session
 from nano_vm.cli.views import STATUS_STYLES, continuations, show_steps, show_waits
@@ -107,7 +107,7 @@ class Recovery:
 
     async def _take(self, run_id: str) -> None:
         try:
-            trace = await take_up(self.session, run_id)
+            trace = await self.session.engine.take_up(run_id)
         except NanoVMError as error:
             if self.session.engine.draining or isinstance(error, StoreError):
                 raise

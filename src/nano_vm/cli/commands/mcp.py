@@ -1,0 +1,125 @@
+"""Serve programs, runs and their evidence to MCP clients. Needs the extra: pip install 'nano-vm[mcp]'
+
+  nano-vm mcp --tools refund_tools.py --model mock:yes           on standard input and output
+  nano-vm mcp serve --config gateway.yaml                        over HTTP, on 127.0.0.1:8808/mcp
+  nano-vm mcp serve --port 9000 --tools refund_tools.py
+
+Without authentication only this machine is served; `nano-vm token create` makes tokens. A configuration comes from
+--config, then NANO_VM_MCP_… variables, then options. SIGTERM lets calls under way finish; runs that are not done are
+taken up by the next gateway.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from nano_vm.cli.arguments import STORE_VARIABLE, add_tools, store_path
+from nano_vm.cli.console import Console
+from nano_vm.errors import InputError
+
+if TYPE_CHECKING:
+    from nano_vm.gateway.config import GatewayConfig
+    from nano_vm.gateway.service import Gateway
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=("stdio", "serve"),
+        default="stdio",
+        help="stdio (default): one client on standard input and output; serve: HTTP",
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON; see docs/guides/gateway.md")
+    parser.add_argument("--host", metavar="HOST", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument(
+        "--port", metavar="PORT", type=int, help="port to listen on (default: 8808; 0: a free one)"
+    )
+    add_tools(parser)
+
+
+def execute(args: argparse.Namespace, console: Console) -> int:
+    from nano_vm.gateway.serving import require_extra, serve_http, serve_stdio
+
+    require_extra()
+    if args.json and args.action == "stdio":
+        raise InputError("USAGE", "standard output belongs to the client", help="leave --json out")
+    config = read_config(args)
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+    gateway = make_gateway(args, config)
+    if args.action == "serve":
+
+        def announce(address: str) -> None:
+            if console.json_only:
+                console.json_line({"listening": address})
+            else:
+                console.line(f"listening on {address}")
+                console.note("stop with Ctrl-C or SIGTERM")
+            sys.stdout.flush()
+
+        asyncio.run(serve_http(gateway, announce))
+    else:
+        asyncio.run(serve_stdio(gateway))
+    return 0
+
+
+def read_config(args: argparse.Namespace) -> GatewayConfig:
+    """File, environment and options, the later before the earlier."""
+    from nano_vm.gateway.config import load_config
+
+    config = load_config(args.config, os.environ)
+    changes: dict[str, Any] = {}
+    if args.host is not None:
+        changes["host"] = args.host
+    if args.port is not None:
+        if not 0 <= args.port <= 65_535:
+            raise InputError("USAGE", "--port is a number from 0 to 65535", help="--port 8808")
+        changes["port"] = args.port
+    if args.tools:
+        changes["tools"] = tuple(args.tools)
+    if args.model is not None:
+        changes["model"] = args.model
+    if args.base_url is not None:
+        changes["base_url"] = args.base_url
+    if args.principal is not None:
+        roles = tuple(args.role) or config.principal.roles
+        changes["principal"] = msgspec.structs.replace(config.principal, id=args.principal, roles=roles)
+    elif args.role:
+        changes["principal"] = msgspec.structs.replace(config.principal, roles=tuple(args.role))
+    return msgspec.structs.replace(config, **changes)
+
+
+def make_gateway(args: argparse.Namespace, config: GatewayConfig) -> Gateway:
+    """The engine on its store, with tools and model as configured."""
+    from nano_vm.cli.models import load_model
+    from nano_vm.cli.toolfiles import load_tools
+    from nano_vm.gateway.programs import GatewayStore
+    from nano_vm.gateway.service import Gateway
+    from nano_vm.gateway.state import SUFFIX, GatewayState
+    from nano_vm.runtime.engine import Engine
+    from nano_vm.tools.registry import ToolSet
+
+    tools = load_tools(config.tools) if config.tools else ToolSet()
+    model = load_model(config.model, config.base_url)
+    path = gateway_store(args, config)
+    chosen = config.durability if args.durability == "full" else args.durability
+    store = GatewayStore(path, durability="normal" if chosen == "normal" else "full")
+    state = GatewayState(path + SUFFIX)
+    engine = Engine(llm=model, tools=tools, store=store)
+    return Gateway(engine, store, state, config)
+
+
+def gateway_store(args: argparse.Namespace, config: GatewayConfig | None = None) -> str:
+    """The database: --store, the environment, the configuration, the default."""
+    if config is not None and config.store and not args.store and not os.environ.get(STORE_VARIABLE):
+        return config.store
+    return store_path(args)

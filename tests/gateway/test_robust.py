@@ -1,0 +1,223 @@
+"""One key is one execution; a killed gateway loses and repeats nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from gateway_stage import (
+    ADDER,
+    ERAS,
+    LEGACY,
+    MODERN,
+    PAYER,
+    SLOW,
+    Served,
+    call,
+    connected,
+    program,
+    run,
+    until,
+)
+
+SLOW_PAY = program(
+    "slow_pay",
+    {"id": "wait", "type": "tool", "tool": "slow_pay", "args": {"name": "$name"}},
+    inputs={"name": "string"},
+)
+TWO = program(
+    "two",
+    {"id": "first", "type": "tool", "tool": "pay", "args": {"amount": "$amount"}},
+    {"id": "second", "type": "tool", "tool": "slow", "args": {"name": "$name"}},
+    inputs={"amount": "integer", "name": "string"},
+)
+
+
+def test_one_key_is_one_execution_across_calls_eras_and_processes(tmp_path: Path) -> None:
+    async def session(one: Served, other: Served) -> None:
+        async with (
+            connected(one, MODERN) as first,
+            connected(one, LEGACY) as second,
+            connected(other, MODERN) as third,
+        ):
+            clients = [first, second, third] * 8
+            arguments = {"program": PAYER, "inputs": {"amount": 5}, "idempotency_key": "k"}
+            answers = await asyncio.gather(*(call(client, "run_program", **arguments) for client in clients))
+            assert {answer["trace_id"] for answer in answers} == {answers[0]["trace_id"]}
+            assert {answer["status"] for answer in answers} == {"SUCCESS"}
+            conflict = await call(third, "run_program", **{**arguments, "inputs": {"amount": 6}})
+            assert conflict["error"]["code"] == "KEY_CONFLICT"
+        assert one.effects("pay") == 1
+
+    with Served(tmp_path) as one, Served(tmp_path) as other:
+        run(session(one, other))
+
+
+@pytest.mark.parametrize("era", ERAS[:1])
+def test_a_killed_gateway_takes_its_runs_up_again(tmp_path: Path, era: str) -> None:
+    served = Served(tmp_path).start()
+    asked = {"program": TWO, "inputs": {"amount": 3, "name": "gate"}, "idempotency_key": "once"}
+    risky = {"program": SLOW_PAY, "inputs": {"name": "risky"}}
+
+    async def before() -> tuple[str, str]:
+        async with connected(served, era) as client:
+            safe = await call(client, "run_program", **asked, wait_seconds=0)
+            unsafe = await call(client, "run_program", **risky, wait_seconds=0)
+            while not (served.effects("gate") and served.effects("risky")):
+                await asyncio.sleep(0.01)
+            return safe["trace_id"], unsafe["trace_id"]
+
+    safe, unsafe = run(before())
+    served.kill()
+    served.go("gate")
+    served.go("risky")
+    served.start()
+
+    async def after() -> None:
+        async with connected(served, era) as client:
+            ended = await until(client, safe, "SUCCESS")
+            assert ended["path"] == ["first", "second"]
+            repeated = await call(client, "run_program", **asked)
+            assert (repeated["trace_id"], repeated["status"]) == (safe, "SUCCESS")
+            # What nobody knows is not repeated: the run waits, and says for what.
+            waits = await until(client, unsafe, "SUSPENDED")
+            assert [wait["kind"] for wait in waits["waiting"]] == ["outcome"]
+            answer = waits["waiting"][0]["answer_with"]
+            settled = await call(client, answer["tool"], **answer["arguments"])
+            assert settled["status"] == "SUCCESS"
+
+    run(after())
+    assert served.stop() == 0
+    assert (served.effects("pay"), served.effects("risky")) == (1, 1)
+    assert served.cli("verify")["ok"] is True
+
+
+def test_a_stopped_gateway_drains(tmp_path: Path) -> None:
+    """Calls under way finish, and are journaled, before the process ends; a call that waits is answered."""
+    served = Served(tmp_path).start()
+
+    answers: list[dict[str, object]] = []
+
+    async def session() -> None:
+        async with connected(served, LEGACY) as client:
+            asked = asyncio.ensure_future(
+                call(client, "run_program", program=SLOW, inputs={"name": "held"}, idempotency_key="k")
+            )
+            while not served.effects("held"):
+                await asyncio.sleep(0.01)
+            assert served.process is not None
+            served.process.send_signal(signal.SIGTERM)
+            served.go("held")
+            answers.append(await asked)
+
+    with contextlib.suppress(Exception):  # closing its session, the client finds nobody
+        run(session())
+    (answer,) = answers
+    assert served.stop() == 0
+    assert answer["status"] in ("SUCCESS", "RUNNING")
+    assert served.effects("held") == 1
+    assert served.cli("verify")["ok"] is True
+    with served:
+
+        async def again() -> dict[str, object]:
+            async with connected(served) as client:
+                return await call(
+                    client, "run_program", program=SLOW, inputs={"name": "held"}, idempotency_key="k"
+                )
+
+        assert run(again())["trace_id"] == answer["trace_id"]
+    assert served.effects("held") == 1
+
+
+def storm(directory: Path, kills: int, seed: int) -> None:
+    """Clients that repeat their calls until they are answered, and a gateway that dies again and again: every key ends
+    SUCCESS with one effect."""
+    chance = random.Random(seed)
+    served = Served(directory, "--model", "mock:yes").start()
+    wanted = kills * 6
+    answered: dict[str, str] = {}
+
+    async def ask(key: str) -> None:
+        for _ in range(500):
+            try:
+                async with connected(served, chance.choice(ERAS), read_timeout_seconds=10) as client:
+                    ran = await call(
+                        client, "run_program", program=PAYER, inputs={"amount": 1}, idempotency_key=key
+                    )
+                    while ran.get("status") == "RUNNING":
+                        ran = await call(client, "get_trace", trace_id=ran["trace_id"])
+                    if "status" in ran:
+                        answered[key] = ran["trace_id"]
+                        return
+            except Exception:
+                await asyncio.sleep(0.02)
+
+    async def killing() -> None:
+        for count in range(kills):
+            target = wanted * (count + 1) // (kills + 1)
+            while len(answered) < target:
+                await asyncio.sleep(0.005)
+            await asyncio.sleep(chance.random() * 0.02)
+            await asyncio.to_thread(served.kill)
+            await asyncio.to_thread(served.start)
+
+    async def all_of_it() -> None:
+        lanes = asyncio.Semaphore(8)
+
+        async def lane(number: int) -> None:
+            async with lanes:
+                await ask(f"key-{number}")
+
+        await asyncio.gather(killing(), *(lane(number) for number in range(wanted)))
+
+    run(all_of_it())
+    assert len(answered) == wanted
+
+    async def afterwards() -> int:
+        unknown = 0
+        async with connected(served) as client:
+            for run_id in answered.values():
+                trace = await until(client, run_id, "SUCCESS", "SUSPENDED")
+                unknown += trace["status"] == "SUSPENDED"
+        return unknown
+
+    unknown = run(afterwards())
+    assert served.stop() == 0
+    # A run that was killed in the middle of its payment waits for somebody who knows; none is paid twice.
+    assert wanted - unknown <= served.effects("pay") <= wanted
+    assert len(set(answered.values())) == wanted
+    assert served.cli("verify")["ok"] is True
+
+
+def test_a_few_kills_lose_nothing(tmp_path: Path) -> None:
+    storm(tmp_path, 1, 1)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("seed", range(2))
+def test_fifty_kills_lose_nothing(tmp_path: Path, seed: int) -> None:
+    storm(tmp_path, 25, seed)
+
+
+def test_a_huge_program_and_a_large_input_are_refused_or_run(tmp_path: Path) -> None:
+    async def session(served: Served) -> None:
+        steps = [
+            {"id": f"s{number}", "type": "tool", "tool": "add", "args": {"a": 1, "b": number}}
+            for number in range(2_000)
+        ]
+        huge = program("huge", *steps)
+        async with connected(served) as client:
+            ran, other = await asyncio.gather(
+                call(client, "run_program", program=huge),
+                call(client, "run_program", program=ADDER, inputs={"a": 1}),
+            )
+            assert (ran["status"], ran["output"], other["output"]) == ("SUCCESS", 2_000, 2)
+            trace = await call(client, "get_trace", trace_id=ran["trace_id"], limit=5)
+            assert (len(trace["steps"]), trace["steps_total"], trace["next_offset"]) == (5, 2_000, 5)
+
+    with Served(tmp_path) as served:
+        run(session(served))
