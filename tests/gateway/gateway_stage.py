@@ -163,7 +163,8 @@ class Served:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        if not self.log.closed:
+            self.stop()
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         assert self.process is not None

@@ -59,7 +59,11 @@ def test_one_key_is_one_execution_across_calls_eras_and_processes(tmp_path: Path
 
 @pytest.mark.parametrize("era", ERAS[:1])
 def test_a_killed_gateway_takes_its_runs_up_again(tmp_path: Path, era: str) -> None:
-    served = Served(tmp_path).start()
+    with Served(tmp_path) as served:
+        kill_and_take_up(served, era)
+
+
+def kill_and_take_up(served: Served, era: str) -> None:
     asked = {"program": TWO, "inputs": {"amount": 3, "name": "gate"}, "idempotency_key": "once"}
     risky = {"program": SLOW_PAY, "inputs": {"name": "risky"}}
 
@@ -98,12 +102,16 @@ def test_a_killed_gateway_takes_its_runs_up_again(tmp_path: Path, era: str) -> N
 
 def test_a_stopped_gateway_drains(tmp_path: Path) -> None:
     """Calls under way finish, and are journaled, before the process ends; a call that waits is answered."""
-    served = Served(tmp_path).start()
+    with Served(tmp_path) as served:
+        stop_and_drain(served)
 
+
+def stop_and_drain(served: Served) -> None:
     answers: list[dict[str, object]] = []
 
     async def session() -> None:
         async with connected(served, LEGACY) as client:
+            await client.list_tools()  # else the client asks for the schema of the answer, when nobody is there
             asked = asyncio.ensure_future(
                 call(client, "run_program", program=SLOW, inputs={"name": "held"}, idempotency_key="k")
             )
@@ -121,23 +129,26 @@ def test_a_stopped_gateway_drains(tmp_path: Path) -> None:
     assert answer["status"] in ("SUCCESS", "RUNNING")
     assert served.effects("held") == 1
     assert served.cli("verify")["ok"] is True
-    with served:
+    served.start()
 
-        async def again() -> dict[str, object]:
-            async with connected(served) as client:
-                return await call(
-                    client, "run_program", program=SLOW, inputs={"name": "held"}, idempotency_key="k"
-                )
+    async def again() -> dict[str, object]:
+        async with connected(served) as client:
+            return await call(
+                client, "run_program", program=SLOW, inputs={"name": "held"}, idempotency_key="k"
+            )
 
-        assert run(again())["trace_id"] == answer["trace_id"]
+    assert run(again())["trace_id"] == answer["trace_id"]
     assert served.effects("held") == 1
 
 
 def storm(directory: Path, kills: int, seed: int) -> None:
     """Clients that repeat their calls until they are answered, and a gateway that dies again and again: every key ends
     SUCCESS with one effect."""
-    chance = random.Random(seed)
-    served = Served(directory, "--model", "mock:yes").start()
+    with Served(directory) as served:
+        weather(served, kills, random.Random(seed))
+
+
+def weather(served: Served, kills: int, chance: random.Random) -> None:
     wanted = kills * 6
     answered: dict[str, str] = {}
 

@@ -84,7 +84,7 @@ def test_a_program_is_saved_run_and_proved(served: Served, tmp_path: Path, trans
             trace = await call(client, "get_trace", trace_id=run_id)
             assert [step["id"] for step in trace["steps"]] == ["sum"]
             receipt = (await call(client, "get_receipt", trace_id=run_id))["receipt"]
-            assert receipt["trace_hash"] == trace["trace_hash"]
+            assert receipt["hashes"]["trace_hash"] == trace["trace_hash"]
             assert (await call(client, "verify_trace", trace_id=run_id))["verified"] is True
             assert (await call(client, "debug_trace", trace_id=run_id))["advice"] == [
                 "nothing is wrong with this run"

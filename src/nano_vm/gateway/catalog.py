@@ -192,7 +192,14 @@ CATALOG: tuple[ToolEntry, ...] = (
         "Get a run's receipt",
         "What can be shown to others about a run: path, retries, refusals, cost and hashes; recomputed from the trace.",
         _arguments({"trace_id": _TRACE_ID}, "trace_id"),
-        _object({"trace_id": _TEXT, "receipt": {"type": "object"}}, ("trace_id", "receipt")),
+        _object(
+            {
+                "trace_id": _TEXT,
+                "receipt": {"type": "object"},
+                "narrative": {**_TEXT, "description": "The receipt in plain sentences."},
+            },
+            ("trace_id", "receipt"),
+        ),
         reads=True,
     ),
     ToolEntry(

@@ -13,13 +13,14 @@ from typing import Any
 
 from nano_vm import canonical
 from nano_vm.errors import InputError, NanoVMError, NotFoundError, RuntimeFault
+from nano_vm.evidence.narrative import narrative
+from nano_vm.evidence.receipt import receipt
 from nano_vm.gateway import views
 from nano_vm.gateway.catalog import ENTRIES
 from nano_vm.gateway.config import GatewayConfig
 from nano_vm.gateway.faults import fault_of, log
 from nano_vm.gateway.principals import ANSWER, PROVE, READ, RUN, WRITE, Principal
 from nano_vm.gateway.programs import TENANT, GatewayStore, Programs, inputs_schema
-from nano_vm.gateway.receipts import receipt_of
 from nano_vm.gateway.state import GatewayState
 from nano_vm.journal.entry import open_event
 from nano_vm.journal.port import RunQuery, RunRecord
@@ -331,10 +332,11 @@ class Gateway:
         who.must(READ)
         record = self.record(who, run_id)
         trace = await self._trace(record.run_id)
-        return await asyncio.to_thread(receipt_of, trace)
+        return await asyncio.to_thread(receipt, trace)
 
     async def _get_receipt(self, who: Principal, args: dict[str, Any], tell: Tell | None) -> dict[str, Any]:
-        return {"trace_id": args["trace_id"], "receipt": await self.receipt(who, args["trace_id"])}
+        made = await self.receipt(who, args["trace_id"])
+        return {"trace_id": args["trace_id"], "receipt": made, "narrative": narrative(made)}
 
     async def _verify_trace(self, who: Principal, args: dict[str, Any], tell: Tell | None) -> dict[str, Any]:
         run_id = self.record(who, args["trace_id"]).run_id
