@@ -111,7 +111,9 @@ def stop_and_drain(served: Served) -> None:
 
     async def session() -> None:
         async with connected(served, LEGACY) as client:
-            await client.list_tools()  # else the client asks for the schema of the answer, when nobody is there
+            await (
+                client.list_tools()
+            )  # else the client asks for the schema of the answer, when nobody is there
             asked = asyncio.ensure_future(
                 call(client, "run_program", program=SLOW, inputs={"name": "held"}, idempotency_key="k")
             )
