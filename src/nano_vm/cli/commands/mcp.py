@@ -25,6 +25,7 @@ from nano_vm.cli.console import Console
 from nano_vm.errors import InputError
 
 if TYPE_CHECKING:
+    from nano_vm.cli.models import Model
     from nano_vm.gateway.config import GatewayConfig
     from nano_vm.gateway.service import Gateway
 
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace, console: Console) -> int:
-    from nano_vm.gateway.serving import require_extra, serve_http, serve_stdio
+    from nano_vm.gateway.serving import require_extra
 
     require_extra()
     if args.json and args.action == "stdio":
@@ -55,7 +56,17 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
-    gateway = make_gateway(args, config)
+    gateway, model = make_gateway(args, config)
+    try:
+        _serve(args, console, gateway)
+    finally:
+        model.close()
+    return 0
+
+
+def _serve(args: argparse.Namespace, console: Console, gateway: Gateway) -> None:
+    from nano_vm.gateway.serving import serve_http, serve_stdio
+
     if args.action == "serve":
 
         def announce(address: str) -> None:
@@ -69,7 +80,6 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         asyncio.run(serve_http(gateway, announce))
     else:
         asyncio.run(serve_stdio(gateway))
-    return 0
 
 
 def read_config(args: argparse.Namespace) -> GatewayConfig:
@@ -98,9 +108,9 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
     return msgspec.structs.replace(config, **changes)
 
 
-def make_gateway(args: argparse.Namespace, config: GatewayConfig) -> Gateway:
-    """The engine on its store, with tools and model as configured."""
-    from nano_vm.cli.models import load_model
+def make_gateway(args: argparse.Namespace, config: GatewayConfig) -> tuple[Gateway, Model]:
+    """The engine on its store, with tools and model as configured; the model is closed when the gateway is."""
+    from nano_vm.cli.models import Model
     from nano_vm.cli.toolfiles import load_tools
     from nano_vm.gateway.programs import GatewayStore
     from nano_vm.gateway.service import Gateway
@@ -109,17 +119,16 @@ def make_gateway(args: argparse.Namespace, config: GatewayConfig) -> Gateway:
     from nano_vm.tools.registry import ToolSet
 
     tools = load_tools(config.tools) if config.tools else ToolSet()
-    model = load_model(config.model, config.base_url)
-    path = gateway_store(args, config)
+    if config.store and not args.store and not os.environ.get(STORE_VARIABLE):
+        args.store = config.store
+    args.model, args.base_url = config.model, config.base_url
+    path = store_path(args)
     chosen = config.durability if args.durability == "full" else args.durability
-    store = GatewayStore(path, durability="normal" if chosen == "normal" else "full")
-    state = GatewayState(path + SUFFIX)
-    engine = Engine(llm=model, tools=tools, store=store)
-    return Gateway(engine, store, state, config)
-
-
-def gateway_store(args: argparse.Namespace, config: GatewayConfig | None = None) -> str:
-    """The database: --store, the environment, the configuration, the default."""
-    if config is not None and config.store and not args.store and not os.environ.get(STORE_VARIABLE):
-        return config.store
-    return store_path(args)
+    model = Model(args)
+    try:
+        store = GatewayStore(path, durability="normal" if chosen == "normal" else "full")
+        engine = Engine(llm=model.client, tools=tools, store=store)
+        return Gateway(engine, store, GatewayState(path + SUFFIX), config), model
+    except BaseException:
+        model.close()
+        raise
