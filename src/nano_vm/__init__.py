@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nano_vm.errors import RejectedError as RejectedError
     from nano_vm.errors import RuntimeFault as RuntimeFault
     from nano_vm.errors import StoreError as StoreError
+    from nano_vm.errors import VaultError as VaultError
     from nano_vm.errors import VerificationError as VerificationError
     from nano_vm.journal.diff import diff as diff
     from nano_vm.journal.trace import Trace as Trace
@@ -49,12 +50,14 @@ if TYPE_CHECKING:
     from nano_vm.runtime.ports import Usage as Usage
     from nano_vm.runtime.tooling import PENDING as PENDING
     from nano_vm.runtime.tooling import Reconciled as Reconciled
+    from nano_vm.runtime.tooling import Secret as Secret
     from nano_vm.runtime.tooling import ToolContext as ToolContext
     from nano_vm.runtime.tooling import ToolError as ToolError
     from nano_vm.stores.memory import MemoryJournalStore as MemoryStore
     from nano_vm.stores.sqlite import SqliteJournalStore as SqliteStore
     from nano_vm.tools.registry import ToolSet as ToolSet
     from nano_vm.tools.registry import tool as tool
+    from nano_vm.vault.local import Vault as Vault
     from nano_vm.vm import ExecutionVM as ExecutionVM
 
 # Public name -> (module, name there). A subprocess test keeps this table and the imports above equal.
@@ -89,6 +92,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "RunStatus": ("nano_vm.kernel.state", "RunStatus"),
     "RuntimeFault": ("nano_vm.errors", "RuntimeFault"),
     "SqliteStore": ("nano_vm.stores.sqlite", "SqliteJournalStore"),
+    "Secret": ("nano_vm.runtime.tooling", "Secret"),
     "StepStatus": ("nano_vm.kernel.state", "StepStatus"),
     "StoreError": ("nano_vm.errors", "StoreError"),
     "ToolCall": ("nano_vm.runtime.ports", "ToolCall"),
@@ -98,6 +102,8 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "Trace": ("nano_vm.journal.trace", "Trace"),
     "TraceAnalyzer": ("nano_vm.observe.analyzer", "TraceAnalyzer"),
     "Usage": ("nano_vm.runtime.ports", "Usage"),
+    "Vault": ("nano_vm.vault.local", "Vault"),
+    "VaultError": ("nano_vm.errors", "VaultError"),
     "VerificationError": ("nano_vm.errors", "VerificationError"),
     "Weights": ("nano_vm.providers.routing", "Weights"),
     "diff": ("nano_vm.journal.diff", "diff"),

@@ -166,6 +166,10 @@ class CapabilityDeniedError(NanoVMError):
     """An action that policy or registry does not allow."""
 
 
+class VaultError(NanoVMError):
+    """The vault cannot be opened, read or written, or what it sealed does not open."""
+
+
 class RuntimeFault(NanoVMError):
     """The runtime could not go on (missing adapter, missing extra, shut down)."""
 
@@ -363,6 +367,7 @@ CODES: dict[str, ErrorCode] = {
     "CHILD_RUN": ErrorCode(C, False, 2, "a child run addressed instead of its parent"),
     "UNKNOWN_VALUE": ErrorCode(C, False, 2, "a change of a value that the program does not have"),
     "TOOL_EFFECT": ErrorCode(A, False, 2, "a tool with an unknown effect class"),
+    "TOOL_SECRET": ErrorCode(A, False, 2, "a tool that declares a secret parameter it cannot have"),
     "TOOL_SIGNATURE": ErrorCode(A, False, 2, "a tool whose parameters cannot be passed by name"),
     "TOOL_LABEL": ErrorCode(
         A, False, 2, "a tool with an unknown label, or that protects no parameter of its own"
@@ -410,6 +415,27 @@ CODES: dict[str, ErrorCode] = {
     "TOKEN_NOT_FOUND": ErrorCode(C, False, 2, "no token of that id"),
     "ROLE_REQUIRED": ErrorCode(C, False, 4, "the principal holds none of the roles that this needs"),
     "RESOURCE_NOT_FOUND": ErrorCode(C, False, 2, "no resource of that address"),
+    # --- vault --------------------------------------------------------------------------------------------
+    "VAULT_KEY_MISSING": ErrorCode(C, False, 2, "no key-encryption key for the vault"),
+    "VAULT_KEY_EXISTS": ErrorCode(C, False, 2, "a key file is there already"),
+    "VAULT_KEY_EXPOSED": ErrorCode(E, False, 1, "a key file or vault that others than its owner may get at"),
+    "VAULT_KEY_INVALID": ErrorCode(C, False, 2, "a key-encryption key that is not 32 bytes"),
+    "VAULT_KEY_WRONG": ErrorCode(C, False, 2, "another key-encryption key than the vault's"),
+    "VAULT_MISSING": ErrorCode(C, False, 2, "private values or secrets, and no vault to keep them"),
+    "VAULT_DAMAGED": ErrorCode(T, False, 5, "a file of the vault was changed"),
+    "VAULT_IO": ErrorCode(E, True, 1, "reading or writing the vault failed"),
+    "SEAL_BROKEN": ErrorCode(T, False, 5, "a sealed value was changed or moved"),
+    "SECRET_ID": ErrorCode(C, False, 2, "an id that a secret cannot have"),
+    "SECRET_VALUE": ErrorCode(C, False, 2, "a value that a secret cannot have"),
+    "SECRET_NOT_FOUND": ErrorCode(C, False, 2, "no secret of that id"),
+    "SECRET_DENIED": ErrorCode(C, False, 4, "a tool that may not open the secret"),
+    "SECRET_ERASED": ErrorCode(C, False, 2, "a secret whose key was destroyed"),
+    "SECRET_EXPECTED": ErrorCode(
+        A, False, 1, "a secret parameter that was given something else than a reference"
+    ),
+    "SUBJECT": ErrorCode(C, False, 2, "a value that names no data subject"),
+    "SUBJECT_NOT_FOUND": ErrorCode(C, False, 2, "a data subject of whom the vault has no key"),
+    "ERASURE_HELD": ErrorCode(C, False, 4, "a legal hold forbids the erasure"),
     # --- usage --------------------------------------------------------------------------------------------
     "USAGE": ErrorCode(C, False, 2, "a command line or call that cannot be understood"),
     "EXTRA_MISSING": ErrorCode(E, False, 1, "an optional dependency is not installed"),

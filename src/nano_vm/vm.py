@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nano_vm.journal.port import JournalStore
 from nano_vm.runtime.engine import Engine
-from nano_vm.runtime.ports import Clock, Entropy, ModelClient
+from nano_vm.runtime.ports import Clock, Entropy, ModelClient, SecretSource
 from nano_vm.stores.memory import MemoryJournalStore
 from nano_vm.tools.registry import ToolSet
+
+if TYPE_CHECKING:
+    from nano_vm.vault.local import Vault
 
 
 class ExecutionVM(Engine):
@@ -21,6 +24,8 @@ class ExecutionVM(Engine):
         store: where journals live; in memory by default. `SqliteStore("runs.db")` makes runs durable.
         clock, entropy: time and chance, for tests and simulations.
         max_concurrent_runs: how many runs may be in progress at once; 0 for no limit.
+        vault: where secrets, and the keys of private values, are kept.
+        secrets: another source of secrets than the vault.
 
     Example:
         vm = ExecutionVM(llm=MockLLMAdapter("yes"), tools={"pay": pay}, store=SqliteStore("runs.db"))
@@ -38,6 +43,8 @@ class ExecutionVM(Engine):
         clock: Clock | None = None,
         entropy: Entropy | None = None,
         max_concurrent_runs: int = 0,
+        vault: Vault | None = None,
+        secrets: SecretSource | None = None,
     ) -> None:
         if not isinstance(tools, ToolSet):
             if tools is None or isinstance(tools, Mapping):
@@ -53,7 +60,9 @@ class ExecutionVM(Engine):
             clock=clock,
             entropy=entropy,
             max_concurrent_runs=max_concurrent_runs,
+            secrets=secrets if secrets is not None else vault,
         )
+        self.vault = vault
 
     def register_tool(self, name: str, function: Callable[..., Any]) -> None:
         """Add or replace a tool. Programs are checked against the tools again."""

@@ -24,6 +24,7 @@ ERRORS = {
     "VerificationError",
     "CapabilityDeniedError",
     "RuntimeFault",
+    "VaultError",
     "Rejection",
     "Diagnostic",
     "Problem",

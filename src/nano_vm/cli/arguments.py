@@ -15,7 +15,7 @@ from nano_vm.errors import InputError
 STORE_DEFAULT = "nano-vm.db"
 STORE_VARIABLE = "NANO_VM_STORE"
 # Options before the command that take a value: needed to find the command.
-VALUE_OPTIONS = ("--store", "--durability", "--principal", "--role")
+VALUE_OPTIONS = ("--store", "--durability", "--principal", "--role", "--key-file")
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,6 +42,7 @@ def global_defaults() -> argparse.Namespace:
         quiet=False,
         principal=None,
         role=[],
+        key_file=None,
     )
 
 
@@ -66,6 +67,12 @@ def add_global(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--quiet", action="store_true", default=keep, help="no progress and no notes")
     group.add_argument("--debug", action="store_true", default=keep, help="tracebacks of errors")
+    group.add_argument(
+        "--key-file",
+        metavar="FILE",
+        default=keep,
+        help="the vault's key-encryption key (default: $NANO_VM_VAULT_KEY, else the database's name and `.key`)",
+    )
     group.add_argument("--principal", metavar="ID", default=keep, help="who acts; recorded in the journal")
     group.add_argument(
         "--role",

@@ -39,6 +39,7 @@ COMMANDS: dict[str, str] = {
     "providers": "show the providers of a pool and their circuits",
     "schema": "print the JSON Schema of programs and policies",
     "doctor": "examine the installation and the database",
+    "vault": "keep confidential values, and the keys of private ones",
     "worker": "take up runs and fire timers until stopped",
     "mcp": "serve programs and runs to MCP clients",
     "token": "make, list and revoke the gateway's tokens",

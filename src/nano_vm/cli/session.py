@@ -79,12 +79,19 @@ class Session:
                 self.tools = load_tools(args.tools)
             self._model = Model(args)
             self.model = self._model.client
+        from nano_vm.cli.vaults import open_vault
+
         try:
             self.store = open_store(args, create=create)
+            try:
+                self.vault = open_vault(args)
+            except BaseException:
+                self.store.close()
+                raise
         except BaseException:
             self._close_model()
             raise
-        self.engine: Engine = Engine(llm=self.model, tools=self.tools, store=self.store)
+        self.engine: Engine = Engine(llm=self.model, tools=self.tools, store=self.store, secrets=self.vault)
 
     def __enter__(self) -> Session:
         return self

@@ -81,6 +81,7 @@ class StepStarted(_Event, kw_only=True):
     item: int | UnsetType = UNSET
     label: int | UnsetType = UNSET
     occurrence: int
+    opens: list[str] | UnsetType = UNSET  # references of the secrets that the call is given
     payload: Any = UNSET
     reserved_cost_nanousd: int | UnsetType = UNSET
     reserved_tokens: int | UnsetType = UNSET
@@ -417,6 +418,7 @@ class CompensationStarted(_Event, kw_only=True):
     item: int | UnsetType = UNSET
     label: int | UnsetType = UNSET
     occurrence: int
+    opens: list[str] | UnsetType = UNSET
     payload: Any = UNSET
     step: str
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from nano_vm.program.labels import UNTRUSTED
 from nano_vm.runtime.ports import ToolSpec
+from nano_vm.runtime.secrets import reference_fault
 
 if TYPE_CHECKING:
     from nano_vm.program.compiled import CompiledStep
@@ -48,6 +49,10 @@ def examine(
         refusal = tainted(run, spec, args, labels)
         if refusal is not None:
             return refusal
+    if spec.secrets:
+        fault = reference_fault(spec, args, run.engine.secrets)
+        if fault is not None:
+            return Refusal(*fault)
     return spec
 
 

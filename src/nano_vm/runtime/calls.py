@@ -19,6 +19,7 @@ from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import CallModel, CallTool, Compensate, Reconcile
 from nano_vm.kernel.limits import TEXT_CHARS_MAX
 from nano_vm.program.compiled import AgentAction, CompiledStep, ModelAction
+from nano_vm.projection.views import for_model, for_tool
 from nano_vm.runtime.agent import read_turn
 from nano_vm.runtime.completions import accepted_by, completion_of, encodable_text, told_by
 from nano_vm.runtime.gates import feedback, pass_gate
@@ -28,8 +29,10 @@ from nano_vm.runtime.ports import (
     Entropy,
     ModelCall,
     ModelClient,
+    SecretSource,
     ToolSpec,
 )
+from nano_vm.runtime.secrets import Opened
 from nano_vm.runtime.threads import ToolThreads
 from nano_vm.runtime.tooling import PENDING, Reconciled, ToolContext, ToolError
 from nano_vm.runtime.values import to_data
@@ -66,7 +69,15 @@ class RunFacts(NamedTuple):
 class Calls:
     """Carries out calls with the tools, models, threads and clock of one engine."""
 
-    def __init__(self, llm: ModelClient | None, clock: Clock, entropy: Entropy, threads: ToolThreads) -> None:
+    def __init__(
+        self,
+        llm: ModelClient | None,
+        clock: Clock,
+        entropy: Entropy,
+        threads: ToolThreads,
+        secrets: SecretSource | None = None,
+    ) -> None:
+        self.secrets = secrets
         self.llm = llm
         self.clock = clock
         self.entropy = entropy
@@ -88,13 +99,16 @@ class Calls:
         alone: bool = False,
     ) -> Outcome:
         """Call a tool once. `alone`: nothing else is under way in this run."""
+        opened = Opened() if spec.secrets else None
         try:
-            value = await self._invoke(run, command, spec, command.timeout_ms, transaction, alone)
+            value = await self._invoke(run, command, spec, command.timeout_ms, transaction, alone, opened)
         except BaseException as error:
             if is_ours(error):
                 raise
-            return self.raised(step, command, spec, error)
-        return self.concluded(command, spec, value)
+            outcome = self.raised(step, command, spec, error)
+        else:
+            outcome = self.concluded(command, spec, value)
+        return outcome if opened is None else opened.scrub(outcome)
 
     def concluded(self, command: CallTool, spec: ToolSpec, value: Any) -> Outcome:
         """What a tool's return value means."""
@@ -140,10 +154,13 @@ class Calls:
         timeout_ms: int,
         transaction: Any,
         alone: bool = False,
+        opened: Opened | None = None,
     ) -> Any:
         # Tools get copies: a tool that changes its arguments must not change what is recorded.
         args = command.args
-        arguments = copy_arguments(args)
+        arguments = for_tool(args, spec.schema.parameters)
+        if opened is not None:
+            arguments = opened.fill(run, spec, arguments, self.secrets)
         inline = alone and self.inline_sync and not timeout_ms
         if spec.context_parameter is None and not timeout_ms:
             if spec.is_async:
@@ -198,9 +215,16 @@ class Calls:
         self, run: RunFacts, command: Compensate, spec: ToolSpec, transaction: Any = None
     ) -> Outcome:
         """Call a compensating tool once."""
+        opened = Opened() if spec.secrets else None
+        outcome = await self._compensate(run, command, spec, transaction, opened)
+        return outcome if opened is None else opened.scrub(outcome)
+
+    async def _compensate(
+        self, run: RunFacts, command: Compensate, spec: ToolSpec, transaction: Any, opened: Opened | None
+    ) -> Outcome:
         item = command.item if command.item >= 0 else _UNSET
         try:
-            value = await self._invoke(run, command, spec, 0, transaction)
+            value = await self._invoke(run, command, spec, 0, transaction, False, opened)
             try:
                 data, payload = to_data(value)
             except Exception:
@@ -251,11 +275,14 @@ class Calls:
             attempt=command.attempt,
             principal=run.principal,
         )
-        arguments = copy_arguments(command.args)
-        if "ctx" in inspect.signature(spec.reconcile).parameters:
-            arguments["ctx"] = context
+        arguments = for_tool(command.args, spec.schema.parameters)
+        opened = Opened() if spec.secrets else None
         function = spec.reconcile
         try:
+            if opened is not None:
+                arguments = opened.fill(run, spec, arguments, self.secrets)
+            if "ctx" in inspect.signature(spec.reconcile).parameters:
+                arguments["ctx"] = context
             if inspect.iscoroutinefunction(function):
                 found = await function(**arguments)
             else:
@@ -271,10 +298,11 @@ class Calls:
             data = {"message": found.message}
             payload = canonical.encode(data)
         has_payload = resolution != "repeat"
-        return Outcome(
+        outcome = Outcome(
             self.resolved(command, "reconcile", resolution, data if has_payload else _UNSET, spec=spec),
             payload if has_payload else None,
         )
+        return outcome if opened is None else opened.scrub(outcome)
 
     # --- models -----------------------------------------------------------------------------------------------
 
@@ -393,10 +421,7 @@ class Calls:
         self, command: CallModel, limit: int, tools: list[dict[str, Any]]
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Copies of messages and parameters: a model that changes them changes nothing that is recorded."""
-        request = command.request
-        params: dict[str, Any] = copy_arguments(request.get("params") or {})
-        if "model" in request:
-            params["model"] = request["model"]
+        messages, params = for_model(command.request)
         if limit and "max_tokens" not in params:
             params["max_tokens"] = limit
         if tools:
@@ -405,7 +430,7 @@ class Calls:
         if accepted is not None:
             params = {name: value for name, value in params.items() if name in accepted}
         params.pop("model_call", None)
-        return [dict(message) for message in request["messages"]], params
+        return messages, params
 
     async def _forget(self, command: CallModel, limit: int, tools: list[dict[str, Any]]) -> None:
         """An answer that missed its gate should not be kept and given again."""

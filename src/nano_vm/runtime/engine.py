@@ -33,7 +33,7 @@ from nano_vm.runtime.journaled import JournaledRun
 from nano_vm.runtime.keeper import Keeper
 from nano_vm.runtime.labelling import Needs, needs_of, require_keys
 from nano_vm.runtime.patience import patiently
-from nano_vm.runtime.ports import Clock, Entropy, Listener, ModelClient, ToolInvoker, ToolSpec
+from nano_vm.runtime.ports import Clock, Entropy, Listener, ModelClient, SecretSource, ToolInvoker, ToolSpec
 from nano_vm.runtime.system import SystemClock, SystemEntropy
 from nano_vm.runtime.threads import ToolThreads
 
@@ -63,6 +63,7 @@ class Engine:
         store: where journals live.
         clock, entropy: time and chance; the defaults are the real ones.
         max_concurrent_runs: how many runs may be in progress at once in this engine; 0 for no limit.
+        secrets: what opens `vault://secret/…` for the tool parameters that are entitled to it.
     """
 
     def __init__(
@@ -74,14 +75,16 @@ class Engine:
         clock: Clock | None = None,
         entropy: Entropy | None = None,
         max_concurrent_runs: int = 0,
+        secrets: SecretSource | None = None,
     ) -> None:
+        self.secrets = secrets
         self.llm = llm
         self.tools = tools
         self.store = store
         self.clock: Clock = clock or SystemClock()
         self.entropy: Entropy = entropy or SystemEntropy()
         self.threads = ToolThreads()
-        self.calls = Calls(llm, self.clock, self.entropy, self.threads)
+        self.calls = Calls(llm, self.clock, self.entropy, self.threads, secrets)
         self.volatile = bool(getattr(store, "volatile", False))
         self.groups = hasattr(store, "alone")  # the store gathers the appends of many runs into one commit
         self.draining = False

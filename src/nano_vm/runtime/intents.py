@@ -26,6 +26,7 @@ from nano_vm.runtime.admission import Refusal, examine, tainted
 from nano_vm.runtime.agent import definitions, judge
 from nano_vm.runtime.journaled import defect
 from nano_vm.runtime.ports import ToolSpec
+from nano_vm.runtime.secrets import reference_fault, references_in
 from nano_vm.runtime.tooling import REPEATABLE
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def _tool(run: Run, command: CallTool, launches: Launches) -> None:
         effect=spec.effect,
         item=command.item if command.item >= 0 else _UNSET,
         occurrence=command.occurrence,
+        opens=references_in(spec, command.args) or _UNSET if spec.secrets else _UNSET,
         step=command.step_id,
     )
     run.intend(event)
@@ -189,6 +191,8 @@ def _compensation(run: Run, command: Compensate, launches: Launches) -> None:
     fault: Refusal | None = None
     if spec is None:
         fault = Refusal("UNKNOWN_TOOL", f"no tool `{command.tool}` is registered")
+    elif (missing := reference_fault(spec, command.args, engine.secrets)) is not None:
+        fault = Refusal(*missing)
     elif spec.schema.protected:
         fault = tainted(run, spec, command.args, run.state.undo[-1].labels)
     effect = spec.effect if spec is not None else "irreversible"
@@ -200,6 +204,7 @@ def _compensation(run: Run, command: Compensate, launches: Launches) -> None:
             effect=effect,
             item=item,
             occurrence=command.occurrence,
+            opens=_UNSET if fault or spec is None else references_in(spec, command.args) or _UNSET,
             step=command.step_id,
         )
     )

@@ -160,6 +160,7 @@ def _plan(step: CompiledStep, tools: ToolInvoker) -> _Plan:
         or spec.context_parameter is not None
         or spec.effect == "transactional"
         or spec.schema.output_label is not None
+        or spec.secrets
     ):
         return _UNFIT  # type: ignore[no-any-return]
     return _Plan(

@@ -1,5 +1,5 @@
-"""What the runtime needs from outside: time, chance, models and tools. Each is a Protocol owned here and implemented by
-a room further out, so that a simulator can stand in for all of them."""
+"""What the runtime needs from outside: time, chance, models, tools, secrets and keys. Each is a Protocol owned here and
+implemented by a room further out, so that a simulator can stand in for all of them."""
 
 from __future__ import annotations
 
@@ -123,6 +123,8 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     reconcile: Callable[..., Any] | None = None
     blocking: bool = True  # a plain function that may block: it gets a thread
     may_suspend: bool = True  # whether the string "PENDING" suspends the run
+    secrets: frozenset[str] = frozenset()  # parameters whose references are opened for the call
+    wrapped: frozenset[str] = frozenset()  # those of them that receive a `Secret`, the others its text
 
 
 class ToolInvoker(Protocol):
@@ -131,6 +133,15 @@ class ToolInvoker(Protocol):
     def spec(self, name: str) -> ToolSpec | None: ...
 
     def schemas(self) -> Mapping[str, ToolSchema]: ...
+
+
+class SecretSource(Protocol):
+    """Opens secrets, for the call of one tool of one tenant.
+
+    Raises: NotFoundError SECRET_NOT_FOUND, CapabilityDeniedError SECRET_DENIED, VaultError. No error shows a value.
+    """
+
+    def open_secret(self, secret_id: str, *, tenant: str, tool: str) -> str: ...
 
 
 class Compiler(Protocol):

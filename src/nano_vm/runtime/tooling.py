@@ -1,4 +1,4 @@
-"""What a tool author imports: `ToolContext`, `ToolError`, `PENDING`, `Reconciled`."""
+"""What a tool author imports: `ToolContext`, `ToolError`, `PENDING`, `Reconciled`, `Secret`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,28 @@ PENDING: Final = _Pending()
 EFFECTS: Final = ("pure", "idempotent", "keyed", "transactional", "reconcilable", "irreversible")
 REPEATABLE: Final = frozenset({"idempotent", "keyed", "transactional"})
 """Effect classes whose unknown outcome may be settled by doing it again under the same key."""
+
+
+class Secret:
+    """A secret, as a tool receives it for a parameter with this type hint: `reveal()` gives the value.
+
+    It shows its reference wherever it is printed, and cannot be pickled, compared or journaled.
+    """
+
+    __slots__ = ("_value", "reference")
+
+    def __init__(self, reference: str, value: str) -> None:
+        self.reference = reference
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return self.reference
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a secret cannot be pickled")
 
 
 class ToolError(Exception):

@@ -24,7 +24,7 @@ from nano_vm.program.labels import DECLARED
 from nano_vm.program.tool_schema import ToolSchema
 from nano_vm.runtime.gates import validator
 from nano_vm.runtime.ports import ToolSpec
-from nano_vm.runtime.tooling import EFFECTS, ToolContext
+from nano_vm.runtime.tooling import EFFECTS, Secret, ToolContext
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _MARK = "__nano_vm_tool__"
@@ -42,6 +42,7 @@ class _Mark(msgspec.Struct, frozen=True):
     version: str
     protected: tuple[str, ...] = ()
     output_label: str | None = None
+    secrets: tuple[str, ...] = ()
 
 
 _PLAIN_MARK = _Mark(None, "irreversible", None, None, None, True, True, "1")
@@ -62,6 +63,7 @@ def tool(
     version: str = "1",
     protected: Sequence[str] = (),
     output_label: str | None = None,
+    secrets: Sequence[str] = (),
 ) -> Callable[[_F], _F]: ...
 def tool(
     function: Any = None,
@@ -76,6 +78,7 @@ def tool(
     version: str = "1",
     protected: Sequence[str] = (),
     output_label: str | None = None,
+    secrets: Sequence[str] = (),
 ) -> Any:
     """Declare a function as a tool.
 
@@ -93,6 +96,8 @@ def tool(
             gets there, but through a gate.
         output_label: what the output counts as: `trusted` (the tool vouches for it), `untrusted` or `secret` (no model
             may see it). Without one it counts as what the arguments count as.
+        secrets: parameters that take a secret: programs give them its reference, `vault://secret/<id>`, and the call
+            its value. A parameter whose type hint is `Secret` is one too.
 
     Raises:
         ProgramError: TOOL_EFFECT for an unknown effect class, or `reconcilable` without `reconcile`; TOOL_LABEL for an
@@ -114,6 +119,7 @@ def tool(
             version=version,
             protected=(protected,) if isinstance(protected, str) else tuple(protected),
             output_label=output_label,
+            secrets=(secrets,) if isinstance(secrets, str) else tuple(secrets),
         )
         setattr(target, _MARK, held)
         return target
@@ -202,6 +208,8 @@ class _Description(msgspec.Struct, frozen=True):
     is_async: bool
     problems: Callable[[dict[str, Any]], list[str]] | None
     context_parameter: str | None
+    secrets: frozenset[str]
+    wrapped: frozenset[str]
 
 
 # By function (of a bound method: the method's), then by name and whether it is bound: an engine that is made for one
@@ -237,6 +245,8 @@ def describe(function: Callable[..., Any], name: str | None = None) -> ToolSpec:
         reconcile=mark.reconcile,
         blocking=mark.blocking,
         may_suspend=mark.may_suspend,
+        secrets=description.secrets,
+        wrapped=description.wrapped,
     )
 
 
@@ -249,6 +259,7 @@ def _describe(function: Callable[..., Any], name: str, given: _Mark | None) -> _
     required: list[str] = []
     components: dict[str, Any] = {}
     open_ended = False
+    wrapped: set[str] = set()
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
             raise ProgramError(
@@ -263,6 +274,9 @@ def _describe(function: Callable[..., Any], name: str, given: _Mark | None) -> _
         if hint is ToolContext or (hint is Any and parameter.name == "ctx"):
             context_parameter = parameter.name
             continue
+        if hint is Secret or Secret in typing.get_args(hint):
+            wrapped.add(parameter.name)
+            hint = str if hint is Secret else str | None
         properties[parameter.name] = _schema_of(hint, components)
         if parameter.default is parameter.empty:
             required.append(parameter.name)
@@ -274,25 +288,31 @@ def _describe(function: Callable[..., Any], name: str, given: _Mark | None) -> _
     }
     if components and mark.schema is None:
         parameters["$defs"] = components
+    secrets = frozenset(mark.secrets) | wrapped
+    _check_secrets(name, mark, secrets, parameters)
     output = mark.output_schema
     if output is None and "return" in hints:
         output_components: dict[str, Any] = {}
         output = _schema_of(hints["return"], output_components) or None
         if output is not None and output_components:
             output = {**output, "$defs": output_components}
+    # Whoever may name a secret may have it opened: only what the author vouches for names one.
+    protected = tuple(dict.fromkeys([*mark.protected, *sorted(secrets)]))
     _check_protected(name, mark.protected, parameters)
     schema = ToolSchema(
         name=name,
         parameters=parameters,
         effect=mark.effect,
         output=output,
-        protected=mark.protected,
+        protected=protected,
         output_label=mark.output_label,
         description=_summary(function, call),
     )
     identity: dict[str, Any] = {"name": name, "parameters": parameters, "version": mark.version}
     if mark.protected:
         identity["protected"] = sorted(mark.protected)
+    if secrets:
+        identity["secrets"] = sorted(secrets)
     if mark.output_label is not None:
         identity["output_label"] = mark.output_label
     return _Description(
@@ -302,6 +322,8 @@ def _describe(function: Callable[..., Any], name: str, given: _Mark | None) -> _
         is_async=_is_async(function),
         problems=_checker(parameters),
         context_parameter=context_parameter,
+        secrets=secrets,
+        wrapped=frozenset(wrapped),
     )
 
 
@@ -309,6 +331,25 @@ def _summary(function: Any, call: Any) -> str:
     """The first paragraph of the docstring: what a model is told the tool does."""
     text = inspect.getdoc(function if inspect.isroutine(function) else call) or ""
     return " ".join(text.split("\n\n", 1)[0].split())[:_DESCRIPTION_CHARS_MAX]
+
+
+def _check_secrets(name: str, mark: _Mark, secrets: frozenset[str], parameters: dict[str, Any]) -> None:
+    """A secret is opened after an intent that names it, for a parameter that is there."""
+    if not secrets:
+        return
+    unknown = sorted(secrets - set(parameters.get("properties", {})))
+    if unknown:
+        raise ProgramError(
+            "TOOL_SECRET",
+            f"tool `{name}` has no parameter `{unknown[0]}`, which it declares as a secret",
+            help='@tool(secrets=["card_token"]) names parameters of the function',
+        )
+    if mark.effect == "pure":
+        raise ProgramError(
+            "TOOL_SECRET",
+            f"tool `{name}` is pure and takes a secret: its calls leave no intent that could name it",
+            help='declare what it does with the secret: effect="idempotent", for example',
+        )
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

@@ -2,6 +2,7 @@
 
 nano-vm trace ID
 nano-vm trace ID --events      the journal itself, entry by entry
+nano-vm trace ID --as receipt  what that audience may see, as JSON: trace, receipt (no values), operator
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from nano_vm.cli.session import Session
 from nano_vm.cli.views import continuations, moment, show_end, show_steps, show_waits
 from nano_vm.journal.entry import open_events
 from nano_vm.journal.port import RunQuery, RunRecord
+from nano_vm.journal.trace import Trace
 from nano_vm.kernel.events import Event
+from nano_vm.projection.views import for_operator, for_reader, for_receipt
 
 CHILDREN_MAX = 1_000
 
@@ -26,6 +29,12 @@ CHILDREN_MAX = 1_000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_id", metavar="ID", help="the run's trace id")
     parser.add_argument("--events", action="store_true", help="the journal, entry by entry")
+    parser.add_argument(
+        "--as",
+        dest="audience",
+        choices=("trace", "receipt", "operator"),
+        help="the view of one audience, as JSON: with values, without any, or the record alone",
+    )
 
 
 def execute(args: argparse.Namespace, console: Console) -> int:
@@ -34,6 +43,8 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         program = session.engine.load_program(trace.program_hash)
         if args.events:
             return _events(args, console, session)
+        if args.audience is not None:
+            return _view(args, console, session, trace)
         if console.json_only:
             record = session.store.record(args.run_id)
             extra = {
@@ -42,7 +53,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
                 "owner": record.owner,
                 "continue": continuations(args, program, trace) if record.owner is None else [],
             }
-            console.document({**trace.to_dict(), **extra})
+            console.document({**for_reader(trace.to_dict()), **extra})
             return exits.DONE
         show_steps(console, program, trace)
         show_end(console, trace)
@@ -54,6 +65,16 @@ def execute(args: argparse.Namespace, console: Console) -> int:
             console.line(f"  child run     {child.run_id}  {child.status}  {printable(child.program_name)}")
         show_waits(console, args, program, trace)
         return exits.DONE
+
+
+def _view(args: argparse.Namespace, console: Console, session: Session, trace: Trace) -> int:
+    if args.audience == "operator":
+        view = for_operator(msgspec.structs.asdict(session.store.record(args.run_id)))
+    else:
+        view = (for_receipt if args.audience == "receipt" else for_reader)(trace.to_dict())
+    console.json_only = True
+    console.document(view)
+    return exits.DONE
 
 
 def _children(session: Session, run_id: str) -> list[RunRecord]:

@@ -1,0 +1,82 @@
+"""The vault that belongs to the database a command works with."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nano_vm.cli.arguments import store_path
+from nano_vm.errors import VaultError
+
+if TYPE_CHECKING:
+    from nano_vm.vault.kek import LocalKey
+    from nano_vm.vault.local import Vault
+
+KEY_VARIABLE = "NANO_VM_VAULT_KEY"
+
+
+def vault_directory(args: argparse.Namespace) -> Path:
+    return Path(f"{store_path(args)}.keys")
+
+
+def key_path(args: argparse.Namespace) -> Path:
+    """The key file that `--key-file` names, or the one beside the database."""
+    return Path(args.key_file or f"{store_path(args)}.key")
+
+
+def next_key_path(args: argparse.Namespace) -> Path:
+    """Where a rotation keeps the next key until everything is under it."""
+    path = key_path(args)
+    return path.with_name(path.name + ".new")
+
+
+def find_key(args: argparse.Namespace) -> LocalKey:
+    """The key-encryption key that the options, the environment or the file beside the database give, in this order.
+
+    Raises:
+        VaultError: VAULT_KEY_MISSING, VAULT_KEY_EXPOSED, VAULT_KEY_INVALID.
+    """
+    from nano_vm.vault.kek import key_from_environment, key_from_file
+
+    if args.key_file is None:
+        key = key_from_environment()
+        if key is not None:
+            return key
+    return key_from_file(key_path(args))
+
+
+def require_vault(args: argparse.Namespace) -> Vault:
+    """The vault beside the database; its directory is made when it is missing.
+
+    Raises:
+        VaultError: see `find_key` and `Vault`.
+    """
+    from nano_vm.vault.cabinet import DirectoryCabinet
+    from nano_vm.vault.kek import key_from_file
+    from nano_vm.vault.local import Vault
+
+    keys = [find_key(args)]
+    if next_key_path(args).exists():
+        keys.append(key_from_file(next_key_path(args)))  # a rotation is under way, or was cut
+    return Vault(DirectoryCabinet(vault_directory(args)), keys)
+
+
+def open_vault(args: argparse.Namespace) -> Vault | None:
+    """The vault beside the database, where there is one and its key is at hand; else None: then no secret opens, and
+    private values stay sealed.
+
+    Raises:
+        VaultError: the key is there and cannot be used, or the vault is damaged.
+    """
+    is_there = vault_directory(args).is_dir()
+    has_key = args.key_file is not None or KEY_VARIABLE in os.environ or key_path(args).exists()
+    if not is_there and not has_key:
+        return None
+    try:
+        return require_vault(args)
+    except VaultError as error:
+        if error.code == "VAULT_KEY_MISSING" and args.key_file is None:
+            return None
+        raise
