@@ -44,6 +44,8 @@ _TRACE = (
     "path",
     "steps",
     "rollbacks",
+    "provider_final",
+    "switch_events",
     "incomplete_compensations",
     "trace_hash",
     "outcome_hash",
