@@ -158,11 +158,13 @@ def _group_failed(
     group: Group,
     todo: list[int],
 ) -> None:
-    """A retried group repeats the lanes that failed, never those that are done."""
+    """A retried group repeats the lanes that failed, never those that are done; it is not retried when one of them
+    failed in a way that is not retryable."""
     message = _lanes_message(program, step, group)
     activity.failures += 1
     activity.error = "SUBSTEP_FAILED"
-    if step.on_error == "retry" and activity.failures < step.retry.attempts_max and goes_on(state, step):
+    again = step.on_error == "retry" and activity.failures < step.retry.attempts_max and not group.final
+    if again and goes_on(state, step):
         group.queue = sorted(group.errors, reverse=True)
         group.errors = {}
         back_off(state, step, activity, activity.failures, _GROUP_DRAW)

@@ -250,6 +250,11 @@ def fail(
         release_reservation(state, activity)
         back_off(state, step, activity, activity.failures, draw)
         return
+    if not retryable and step.parent >= 0:
+        # A retried group would repeat the lane, and with it an effect that has happened.
+        group = state.active[step.parent].group
+        assert group is not None
+        group.final = True
     remove(state, activity)
     fail_for_good(program, state, step, activity, error, message, todo)
 

@@ -136,6 +136,7 @@ class Group(msgspec.Struct, kw_only=True):
     timed_out: bool = False
     label: int = 0  # of the results so far, together
     item_label: int = 0  # of each element of `items`
+    final: bool = False  # a lane has failed in a way that must not be repeated, so the group is not retried
 
 
 class Undo(msgspec.Struct, kw_only=True):

@@ -428,6 +428,24 @@ class SqliteJournalStore:
             self._reader.close()
             self._lock.let_go(remove=self._lock.name not in owned)
 
+    @property
+    def at_work(self) -> bool:
+        """Whether a thread of the store's own is committing."""
+        return self._group.at_work
+
+    def abandon(self) -> None:
+        """Leave the store as the death of the process would: what has been gathered and not committed is lost, an
+        open tool's transaction is rolled back, runs stay owned by an owner that is provably dead. For simulations;
+        everything else calls `close`. A second call is a no-op."""
+        if self._closed or _forks != self._forks:
+            return
+        self._closed = True
+        self._group.forget()
+        self._writer.close()
+        self._group.close()
+        self._reader.close()
+        self._lock.let_go(remove=False)
+
     # --- inside -------------------------------------------------------------------------------------------
     def _connect(self) -> sqlite3.Connection:
         return connect(self._path, synchronous=self._synchronous, busy_timeout_ms=self._busy_timeout_ms)

@@ -125,6 +125,15 @@ class GroupCommit:
         if executor is not None:
             executor.shutdown(wait=True)
 
+    @property
+    def at_work(self) -> bool:
+        return self._job is not None
+
+    def forget(self) -> None:
+        """Drop what has been gathered: nobody is told, as after the death of the process."""
+        with self._mutex:
+            self._take()
+
     def _take(self) -> list[Work]:
         works, self._pending = self._pending, []
         return works

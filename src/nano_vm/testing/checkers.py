@@ -1,0 +1,343 @@
+"""The promises, checked while a simulation goes on (SPEC §1).
+
+The checkers trust nothing that the engine keeps in memory. They read what is durable with a store object of their own,
+fold it entry by entry, and hold against it what was seen outside: the calls that began, the effects that happened,
+what a model was shown, what a caller was told.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import msgspec
+
+from nano_vm import canonical
+from nano_vm.errors import NanoVMError, NotFoundError, VerificationError
+from nano_vm.journal.entry import GENESIS, Entry, open_events, verify_entry
+from nano_vm.journal.fold import take
+from nano_vm.journal.port import JournalStore
+from nano_vm.journal.replay import verify_run
+from nano_vm.journal.trace import Trace
+from nano_vm.kernel import events as ev
+from nano_vm.kernel.state import Stage, State, snapshot
+from nano_vm.program.compiled import CompiledProgram
+from nano_vm.runtime.ports import Message, ToolSpec
+from nano_vm.runtime.tooling import ToolContext
+from nano_vm.testing.edges import Edges
+from nano_vm.testing.invariants import broken_invariant
+from nano_vm.testing.process import Watcher
+from nano_vm.testing.world import HOSTILE
+
+Place: TypeAlias = tuple[str, int, int | None]  # step, occurrence, item
+_TOKEN = re.compile(r"token-(\w+)")
+_SECRETIVE = re.compile(r"sha256:[0-9a-f]{64}|idempotency|max_steps|max_tokens|policy")
+ONCE = ("irreversible", "reconcilable", "keyed")  # classes whose effect may happen once only
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """A promise that was broken: which one, in which run, and how it shows."""
+
+    promise: str
+    run_id: str
+    what: str
+
+
+class PromiseBroken(Exception):
+    """Raised where a promise is seen to be broken; `finding` says which."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(f"{finding.promise} in run {finding.run_id}: {finding.what}")
+        self.finding = finding
+
+
+class _Run:
+    """What the checkers know of one run."""
+
+    def __init__(self, run_id: str, program: CompiledProgram, source: Mapping[str, Any]) -> None:
+        self.program = program
+        self.source = source
+        self.edges = Edges(source)
+        self.state = State(run=run_id)
+        self.entries: list[Entry] = []
+        self.intents: set[tuple[str, int, int | None, int, bool]] = set()
+        self.finished: set[tuple[str, int, int | None, bool]] = set()
+        self.events: set[str] = set()
+        self.ended_at = -1
+
+
+class Checkers(Watcher):
+    """Watches a simulation. Findings are kept in order, the first one raises.
+
+    Args:
+        store: a store object of the checkers' own, on the same data.
+        sources: the programs as their authors wrote them, by hash; compiled forms come from `compiled`.
+    """
+
+    def __init__(
+        self,
+        store: JournalStore,
+        sources: Mapping[str, Mapping[str, Any]],
+        compiled: Mapping[str, CompiledProgram],
+    ) -> None:
+        self.store = store
+        self.findings: list[Finding] = []
+        self.transitions = 0
+        self.calls: Counter[str] = Counter()
+        self.effects: Counter[tuple[str, str]] = Counter()
+        self.keys: dict[tuple[str, str, int, int | None, int], str] = {}
+        self.vouched: Counter[tuple[str, str]] = Counter()  # (run, step): repetitions an operator allowed
+        self._sources = sources
+        self._compiled = compiled
+        self.runs: dict[str, _Run] = {}
+        self._allowed = {name for source in sources.values() for name in _tools_of(source)}
+
+    def broken(self, promise: str, run_id: str, what: str) -> None:
+        finding = Finding(promise, run_id, what)
+        self.findings.append(finding)
+        raise PromiseBroken(finding)
+
+    # --- what is durable --------------------------------------------------------------------------------------
+
+    def durable(self, run_id: str) -> None:
+        """Fold what has been added to the run's journal, transition by transition."""
+        run = self._run(run_id)
+        for entry in self.store.read(run_id, len(run.entries)):
+            head = run.entries[-1].digest if run.entries else GENESIS
+            try:
+                facts = verify_entry(entry, run_id, head, len(run.entries))
+                for event in open_events(entry, facts):
+                    take(run.program, run.state, event, entry.seq)
+                    self.transitions += 1
+                    self._after(run, run_id, event)
+            except VerificationError as error:
+                self.broken("P6" if error.code != "REPLAY_MISMATCH" else "P1", run_id, error.code)
+            run.entries.append(entry)
+
+    def _run(self, run_id: str) -> _Run:
+        run = self.runs.get(run_id)
+        if run is None:
+            record = self.store.record(run_id)
+            source = self._sources[record.program_hash]
+            run = self.runs[run_id] = _Run(run_id, self._compiled[record.program_hash], source)
+        return run
+
+    def _after(self, run: _Run, run_id: str, event: ev.Event) -> None:
+        """Everything that has to be true after one transition."""
+        state = run.state
+        wrong = broken_invariant(run.program, state)
+        if wrong is not None:
+            self.broken("P10", run_id, wrong)
+        if run.ended_at >= 0 and event.type not in ev.ANNEX_TYPES:
+            self.broken("P1", run_id, f"{event.type} after the end")
+        if state.stage is Stage.ENDED and run.ended_at < 0:
+            run.ended_at = len(run.entries)
+        wrong = run.edges.broken_by(event, [(s.step, s) for s in state.settled], run.program)
+        if wrong is not None:
+            self.broken("P1", run_id, wrong)
+        if state.steps > state.steps_max:
+            self.broken("P10", run_id, "more steps than the budget has")
+        self._note(run, run_id, event)
+
+    def _note(self, run: _Run, run_id: str, event: ev.Event) -> None:
+        item = getattr(event, "item", msgspec.UNSET)
+        item = None if item is msgspec.UNSET else item
+        match event:
+            case ev.StepStarted() | ev.CompensationStarted():
+                undo = type(event) is ev.CompensationStarted
+                run.intents.add((event.step, event.occurrence, item, event.attempt, undo))
+            case ev.StepSucceeded() | ev.CompensationSucceeded():
+                undo = type(event) is ev.CompensationSucceeded
+                place = (event.step, event.occurrence, item, undo)
+                if place in run.finished:
+                    self.broken("P4", run_id, f"{event.step} finished twice")
+                run.finished.add(place)
+            case ev.EventReceived():
+                if event.event_id in run.events:
+                    self.broken("P4", run_id, "an event was taken twice")
+                run.events.add(event.event_id)
+            case ev.RunFinished() if event.status != "SUCCESS":
+                self._undone(run, run_id)
+            case ev.OutcomeResolved() if event.resolution == "repeat" and event.by == "operator":
+                self.vouched[run_id, event.step] += 1
+            case _:
+                pass
+
+    def _undone(self, run: _Run, run_id: str) -> None:
+        """A run that ended otherwise than in success has undone what it could, and names the rest."""
+        undoable = {step["id"] for step in _steps_of(run.source) if "compensate" in step}
+        done = {place[:3] for place in run.finished if not place[3] and place[0] in undoable}
+        undone = {place[:3] for place in run.finished if place[3]}
+        left = {step for step, _, _ in done - undone} - set(run.state.incomplete)
+        if left:
+            self.broken("P1", run_id, f"`{min(left)}` was neither undone nor named as incomplete")
+
+    # --- what is seen outside ---------------------------------------------------------------------------------
+
+    def begins(self, context: ToolContext, spec: ToolSpec, arguments: dict[str, Any]) -> None:
+        run_id, step, attempt = context.trace_id, context.step, context.attempt
+        self.calls[spec.name] += 1
+        if spec.name not in self._allowed:
+            self.broken("P9", run_id, f"`{spec.name}` is in no program")
+        for text in _texts(arguments):
+            if HOSTILE[:12] in text and HOSTILE not in text:
+                self.broken("P2", run_id, f"a model's text was read as a template on its way to `{step}`")
+        if spec.effect == "pure":
+            return
+        try:
+            self.durable(run_id)
+        except NotFoundError:
+            self.broken("P3", run_id, f"`{step}` began in a run that is not stored")
+        run = self.runs[run_id]
+        owner, _, inner = step.rpartition("/")
+        name = step if owner else inner
+        wanted = [(name, context.occurrence, context.item, attempt, undo) for undo in (False, True)]
+        if not run.intents.intersection(wanted):
+            self.broken("P3", run_id, f"`{step}` began and its intent is not durable")
+        undo = wanted[1] in run.intents and wanted[0] not in run.intents
+        if wanted[0] in run.intents and wanted[1] in run.intents:
+            undo = run.state.stage is not Stage.GOING  # a step and its compensation share their places
+        if (name, context.occurrence, context.item, undo) in run.finished:
+            self.broken("P4", run_id, f"`{step}` runs again after it has finished")
+        self.keys[run_id, step, context.occurrence, context.item, attempt] = context.idempotency_key
+
+    def happened(self, context: ToolContext, spec: ToolSpec) -> None:
+        if spec.effect not in ONCE or spec.effect == "keyed":
+            return
+        what = (context.trace_id, context.idempotency_key)
+        self.effects[what] += 1
+        allowed = 1 + self.vouched[context.trace_id, context.step]
+        if self.effects[what] > allowed:
+            self.broken(
+                "P4", context.trace_id, f"the effect of `{context.step}` happened {self.effects[what]} times"
+            )
+
+    def asks(self, messages: list[Message]) -> None:
+        for text in _texts(messages):
+            if _SECRETIVE.search(text) is not None:
+                self.broken("P8", "", "a prompt holds something of the engine's own")
+
+    def answered(self, trace: Trace) -> None:
+        """A caller was told how a run stands: it has to be durable by then (P3)."""
+        self.durable(trace.trace_id)
+        run = self.runs[trace.trace_id]
+        if trace.status.is_terminal and run.state.status is not trace.status:
+            self.broken("P3", trace.trace_id, "a caller heard of an end that is not durable")
+
+    # --- at the end -------------------------------------------------------------------------------------------
+
+    def close(self, tamper: Any) -> None:
+        """What can only be said of whole journals.
+
+        Args:
+            tamper: a `random.Random` that chooses what is changed on purpose.
+        """
+        for run_id, run in self.runs.items():
+            self.durable(run_id)
+            record = self.store.record(run_id)
+            entries = self.store.read(run_id)
+            try:
+                verified = verify_run(run.program, record, entries)
+            except VerificationError as error:
+                self.broken("P6", run_id, f"an untouched journal does not verify: {error.code}")
+                return
+            if snapshot(verified.state) != snapshot(run.state):
+                self.broken("P5", run_id, "two folds of the same journal differ")
+            if run.state.status is not verified.state.status or record.status != run.state.status:
+                self.broken("P12", run_id, "the record says otherwise than the journal")
+            traces = [Trace(run.program, run_id, lambda entries=entries: entries) for _ in range(2)]  # type: ignore[misc]
+            views = [canonical.encode(_plain(trace.to_dict())) for trace in traces]
+            if views[0] != views[1]:
+                self.broken("P12", run_id, "two traces of the same journal differ")
+            self._tampered(run, run_id, record, entries, tamper)
+        self._once()
+
+    def _tampered(self, run: _Run, run_id: str, record: Any, entries: list[Entry], tamper: Any) -> None:
+        """Every change has to be found: of a byte, and of the order (P6)."""
+        changed = list(entries)
+        place = tamper.randrange(len(changed))
+        entry = changed[place]
+        if tamper.random() < 0.3 and len(changed) > 1:
+            changed.pop(place)
+        elif entry.payload and tamper.random() < 0.5:
+            changed[place] = msgspec.structs.replace(entry, payload=_flip(entry.payload, tamper))
+        else:
+            changed[place] = msgspec.structs.replace(entry, facts=_flip(entry.facts, tamper))
+        try:
+            verify_run(run.program, record, changed)
+        except (VerificationError, NanoVMError):
+            return
+        self.broken("P6", run_id, f"a change of entry {place} was not found")
+
+    def _once(self) -> None:
+        """Effects of transactional tools are counted in the database itself: one for each finished step."""
+        finished: Counter[tuple[str, str]] = Counter()
+        for run_id, run in self.runs.items():
+            for step, _, _, undo in run.finished:
+                if self._effect_of(run, step, undo) == "transactional":
+                    finished[run_id, step] += 1
+        for (run_id, step), count in self.transactional().items():
+            if count > finished[run_id, step]:
+                self.broken(
+                    "P4", run_id, f"`{step}` wrote {count} times for {finished[run_id, step]} finishes"
+                )
+
+    def _effect_of(self, run: _Run, step: str, undo: bool) -> str:
+        for found in _steps_of(run.source):
+            if found["id"] == step:
+                tool = found.get("compensate", {}).get("tool", "") if undo else found.get("tool", "")
+                return str(tool).rpartition("_")[2]
+        return ""
+
+    def transactional(self) -> Counter[tuple[str, str]]:
+        """(run, step) -> rows that transactional tools have written; a simulation that can count them says so."""
+        return Counter()
+
+
+def _plain(value: Any) -> Any:
+    """Floats of a trace's view, which canonical bytes would refuse nowhere but which are times here."""
+    return msgspec.to_builtins(value)
+
+
+def _flip(data: bytes, draw: Any) -> bytes:
+    place = draw.randrange(len(data))
+    return data[:place] + bytes([data[place] ^ (1 << draw.randrange(8))]) + data[place + 1 :]
+
+
+def _texts(value: Any) -> list[str]:
+    found: list[str] = []
+    rest = [value]
+    while rest:
+        value = rest.pop()
+        if type(value) is str:
+            found.append(value)
+        elif type(value) is dict:
+            rest += value.values()
+        elif type(value) is list:
+            rest += value
+    return found
+
+
+def _steps_of(source: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    found: list[Mapping[str, Any]] = []
+    for step in source["steps"]:
+        found.append(step)
+        found += step.get("parallel_steps", [])
+        if "step" in step:
+            found.append(step["step"])
+    return found
+
+
+def _tools_of(source: Mapping[str, Any]) -> set[str]:
+    names: set[str] = set()
+    for step in _steps_of(source):
+        names |= {step[field] for field in ("tool",) if field in step}
+        names |= set(step.get("tools", ()))
+        if "compensate" in step:
+            names.add(step["compensate"]["tool"])
+    return names
+
+
+__all__ = ["Checkers", "Finding", "PromiseBroken"]

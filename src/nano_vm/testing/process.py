@@ -1,0 +1,328 @@
+"""One simulated process: the real engine on a real store, which can die at any moment of the plan.
+
+A dead process does nothing any more: every call it makes raises `Crash`, its tasks are ended, what its store had
+gathered and not committed is lost, and the lock that said it was alive is free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import msgspec
+
+from nano_vm.errors import StoreError
+from nano_vm.journal.port import JournalStore
+from nano_vm.runtime.engine import Engine
+from nano_vm.runtime.ports import Clock, Completion, Message, ModelClient, ToolInvoker, ToolSpec
+from nano_vm.runtime.threads import ToolThreads
+from nano_vm.runtime.tooling import ToolContext, ToolError
+from nano_vm.testing.faults import Crash, FaultPlan
+from nano_vm.testing.world import HOSTILE
+
+_T = TypeVar("_T")
+_HANG_S = 90.0  # longer than a lease, and than the time-outs of random programs
+_HUGE = "x" * (9 * 1024 * 1024)  # above every limit of a payload
+
+current: ContextVar[Process | None] = ContextVar("nano_vm_simulated_process", default=None)
+
+
+class Watcher:
+    """Whoever checks the promises: told of every call and of everything that has become durable."""
+
+    def durable(self, run_id: str) -> None:
+        """Something of the run was committed."""
+
+    def begins(self, context: ToolContext, spec: ToolSpec, arguments: dict[str, Any]) -> None:
+        """A tool is called."""
+
+    def happened(self, context: ToolContext, spec: ToolSpec) -> None:
+        """A tool has returned: its effect is there."""
+
+    def asks(self, messages: list[Message]) -> None:
+        """A model is called."""
+
+
+class SimulatedEntropy:
+    """The `Entropy` port, from a seed."""
+
+    def __init__(self, seed: str) -> None:
+        self._random = random.Random(seed)
+
+    def salt(self) -> bytes:
+        return self._random.randbytes(16)
+
+    def draw(self) -> int:
+        return self._random.randrange(1_000_000)
+
+
+class _NoThreads(ToolThreads):
+    """Blocking functions are called in the loop: a thread would finish whenever it likes."""
+
+    async def run(self, function: Callable[[], _T]) -> _T:
+        return function()
+
+
+class Process:
+    """One process of a simulation.
+
+    Args:
+        store: a store object of its own; it must have `abandon`.
+        plan: what goes wrong.
+        watcher: who checks.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        *,
+        seed: int,
+        store: Any,
+        tools: ToolInvoker,
+        llm: ModelClient | None,
+        clock: Clock,
+        plan: FaultPlan,
+        watcher: Watcher,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        self.number = number
+        self.plan = plan
+        self.watcher = watcher
+        self.dead = False
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self._store = store
+        self.engine = Engine(
+            llm=None if llm is None else _Model(self, llm),
+            tools=_Tools(self, tools),
+            store=_Store(self, store),
+            clock=clock,
+            entropy=SimulatedEntropy(f"{seed}/{number}"),
+            **(options or {}),
+        )
+        self.engine.threads = self.engine.calls.threads = _NoThreads()
+
+    @property
+    def is_committing(self) -> bool:
+        return bool(self._store.at_work)
+
+    def start(self, operation: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        """Run an operation in this process."""
+        token = current.set(self)
+        try:
+            return asyncio.get_running_loop().create_task(operation)
+        finally:
+            current.reset(token)
+
+    def alive(self) -> None:
+        if self.dead:
+            raise Crash
+
+    def crash(self) -> None:
+        """Die, here and now."""
+        self.end()
+        raise Crash
+
+    def end(self) -> None:
+        """Kill the process from outside."""
+        if self.dead:
+            return
+        self.dead = True
+        self.engine.keeper.close()
+        self._store.abandon()
+        here = asyncio.current_task()
+        for task in list(self.tasks):
+            if task is not here:
+                task.cancel()
+
+    def passes(self, kind: str) -> str | None:
+        """A moment of the plan; a crash happens right here."""
+        self.alive()
+        fault = self.plan.at(kind)
+        if fault == "crash":
+            self.crash()
+        return fault
+
+
+def adopt_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Have every task know the process it belongs to, so that it dies with it."""
+
+    def factory(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.Task(work, loop=loop, **options)
+        owner = current.get()
+        if owner is not None:
+            owner.tasks.add(task)
+            task.add_done_callback(owner.tasks.discard)
+        return task
+
+    loop.set_task_factory(factory)
+
+
+class _Store:
+    """The process's way to its store: every write to the journal passes two moments of the plan."""
+
+    def __init__(self, process: Process, store: JournalStore) -> None:
+        self.__dict__["_process"] = process
+        self.__dict__["_inner"] = store
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._inner, name)
+        self._process.alive()
+        if not callable(value):
+            return value
+
+        def call(*args: Any, **options: Any) -> Any:
+            self._process.alive()
+            return value(*args, **options)
+
+        return call
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not self._process.dead:  # the hints of an engine to its store
+            setattr(self._inner, name, value)
+
+    @property
+    def owner(self) -> Any:
+        return self._inner.owner
+
+    def create(self, record: Any, entries: Any) -> Any:
+        return self._write(record.run_id, lambda: self._inner.create(record, entries))
+
+    def append(self, run_id: str, fence: int, entries: Any, update: Any = None) -> Any:
+        return self._write(run_id, lambda: self._inner.append(run_id, fence, entries, update))
+
+    def annex(self, run_id: str, build: Any) -> Any:
+        return self._write(run_id, lambda: self._inner.annex(run_id, build))
+
+    def _write(self, run_id: str, write: Callable[[], Any]) -> Any:
+        if self._process.passes("write") == "disk_full":
+            raise StoreError("STORE_FULL", "the disk is full")
+        durable = write()
+        if durable is not None:
+            return self._wait(run_id, durable)
+        self._written(run_id)
+        return None
+
+    async def _wait(self, run_id: str, durable: Any) -> None:
+        await durable
+        self._written(run_id)
+
+    def _written(self, run_id: str) -> None:
+        process = self._process
+        process.alive()
+        process.watcher.durable(run_id)
+        if process.passes("written") == "fsync_failed":
+            raise StoreError("STORE_IO", "the disk reports an error")
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        self._process.passes("write")  # a full disk shows at the commit: as a crash it is simulated before it
+        run_ids: list[str] = []
+        async with self._inner.transaction() as transaction:
+            yield _Transaction(transaction, run_ids)
+            self._process.alive()
+        for run_id in run_ids:
+            self._written(run_id)
+
+
+class _Transaction:
+    def __init__(self, inner: Any, run_ids: list[str]) -> None:
+        self._inner = inner
+        self._run_ids = run_ids
+
+    @property
+    def connection(self) -> Any:
+        return self._inner.connection
+
+    def append(self, run_id: str, *args: Any, **options: Any) -> None:
+        self._inner.append(run_id, *args, **options)
+        self._run_ids.append(run_id)
+
+
+class _Tools:
+    """The tools of a simulation: what they do is theirs, what goes wrong around it is the plan's."""
+
+    def __init__(self, process: Process, tools: ToolInvoker) -> None:
+        self._process = process
+        self._tools = tools
+        self._specs: dict[str, ToolSpec] = {}
+
+    def schemas(self) -> Any:
+        return self._tools.schemas()
+
+    def spec(self, name: str) -> ToolSpec | None:
+        known = self._specs.get(name)
+        if known is None:
+            spec = self._tools.spec(name)
+            if spec is None:
+                return None
+            known = self._specs[name] = self._simulated(spec)
+        return known
+
+    def _simulated(self, spec: ToolSpec) -> ToolSpec:
+        parameter = spec.context_parameter
+
+        async def call(**arguments: Any) -> Any:
+            context = arguments[parameter] if parameter else arguments.pop("ctx")
+            process = self._process
+            process.alive()
+            shown = {name: value for name, value in arguments.items() if name != parameter}
+            process.watcher.begins(context, spec, shown)
+            fault = process.passes("effect")
+            if fault is not None:
+                raise ToolError(fault, retryable=fault == "failed", code=fault.upper())
+            value = spec.function(**arguments)
+            if spec.is_async:
+                value = await value
+            process.watcher.happened(context, spec)
+            fault = process.passes("effected")
+            if fault == "hang" and spec.effect == "transactional":
+                fault = None  # it would hold the database, and with it every other process
+            return await self._answer(fault, value)
+
+        return msgspec.structs.replace(
+            spec, function=call, is_async=True, context_parameter=parameter or "ctx"
+        )
+
+    @staticmethod
+    async def _answer(fault: str | None, value: Any) -> Any:
+        match fault:
+            case "lost_answer":
+                raise ConnectionError("the answer is lost")
+            case "hang":
+                await asyncio.sleep(_HANG_S)
+            case "oversized":
+                return _HUGE
+            case "not_json":
+                return {object()}
+        return value
+
+
+class _Model:
+    def __init__(self, process: Process, llm: ModelClient) -> None:
+        self._process = process
+        self._llm = llm
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._llm, name)  # `price`, where the adapter has it
+
+    async def complete(self, messages: list[Message], **params: Any) -> str | Completion:
+        process = self._process
+        process.alive()
+        process.watcher.asks(messages)
+        fault = process.passes("model")
+        if fault == "provider_down":
+            raise ConnectionError("the provider is down")
+        if fault == "hang":
+            await asyncio.sleep(_HANG_S)
+        answer = await self._llm.complete(messages, **params)
+        fault = process.passes("modelled")
+        if fault in ("garbage", "oversized"):
+            text = HOSTILE if fault == "garbage" else _HUGE
+            if isinstance(answer, Completion):
+                return msgspec.structs.replace(answer, text=text)
+            return text
+        return answer

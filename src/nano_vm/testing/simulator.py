@@ -1,0 +1,423 @@
+"""The simulator: one seed, one run of the real engine on a real store, with everything going wrong that a plan names.
+
+    from nano_vm.testing.simulator import Simulation
+    report = Simulation(seed=7).run()
+    assert not report.findings, report.rerun
+
+Time is virtual and chance comes from the seed, so a seed that fails fails again; `shrink` then takes away every fault
+that is not needed for it. Without a program of yours a random one is generated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import sqlite3
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nano_vm.compiler import compile_program
+from nano_vm.errors import NanoVMError, NotFoundError, VerificationError
+from nano_vm.kernel.state import REJECTIONS, RunStatus, Waiting
+from nano_vm.program.model import Program
+from nano_vm.runtime.ports import ModelClient, ToolInvoker
+from nano_vm.stores.sqlite import SqliteStore
+from nano_vm.testing.checkers import Checkers, Finding, PromiseBroken
+from nano_vm.testing.faults import Crash, FaultPlan
+from nano_vm.testing.loop import SimulatedClock, SimulatedLoop, run
+from nano_vm.testing.process import Process, adopt_tasks
+from nano_vm.testing.programs import child_program, random_program
+from nano_vm.testing.world import HOSTILE, Model, World
+
+RUN = "run"
+_TURNS_MAX = 40  # of trouble; after it nothing goes wrong any more
+_CALM_TURNS_MAX = 120  # by then a run has ended, or nobody knows what it waits for
+_HUGE = "x" * (9 * 1024 * 1024)
+# What an operation may end in while things go wrong: its caller is told, by name.
+_EXPECTED = frozenset(
+    {
+        "STORE_FULL",
+        "STORE_IO",
+        "STORE_LOCKED",
+        "STORE_CLOSED",
+        "LEASE_LOST",
+        "JOURNAL_CONFLICT",
+        "RUN_NOT_FOUND",
+        "RUN_EXISTS",
+        "KEY_CONFLICT",
+        "SHUTTING_DOWN",
+        "VALUE_TOO_LARGE",
+        "MAIL_CONFLICT",
+        "MAIL_FULL",
+        "MAIL_NOT_FOUND",
+        *REJECTIONS,
+    }
+)
+
+
+class Report(msgspec.Struct, kw_only=True, frozen=True):
+    """What one simulation came to.
+
+    `faults` is the plan that was carried out (moment -> kind), `heads` the last digest of every run: equal for equal
+    seeds. `rerun` is the line of Python that does it again.
+    """
+
+    seed: int
+    program: dict[str, Any]
+    faults: dict[int, str]
+    findings: list[Finding]
+    status: str
+    moments: int
+    transitions: int
+    crashes: int
+    heads: dict[str, str]
+    rerun: str
+
+
+class Simulation:
+    """One program, one plan of faults, checked after every transition.
+
+    Args:
+        seed: everything follows from it.
+        program: a program of yours, as a dict; a random one by default. Programs that it calls go in `called`.
+        tools, llm: yours; by default those of `nano_vm.testing.world`. Blocking tools are called in the loop.
+        context: the inputs; {"x": …} by default.
+        answers: event name -> data that the simulated outside sends when a run of yours waits for it.
+        rate, only: of faults, see `FaultPlan`.
+        faults: a fixed plan instead of a drawn one.
+        engine: options for `Engine`, as `policy`.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        program: Mapping[str, Any] | None = None,
+        called: Iterable[Mapping[str, Any]] = (),
+        tools: ToolInvoker | None = None,
+        llm: ModelClient | None = None,
+        context: Mapping[str, Any] | None = None,
+        answers: Mapping[str, Any] | None = None,
+        rate: float = 0.06,
+        only: Iterable[str] | None = None,
+        faults: Mapping[int, str] | None = None,
+        engine: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.seed = seed
+        self._draw = random.Random(f"outside {seed}")
+        self._own = program is not None
+        self.program = dict(program) if program is not None else random_program(random.Random(seed))
+        self._called = [dict(one) for one in called] if program is not None else [child_program()]
+        self.context = dict(context) if context is not None else {"x": self._draw.randint(0, 3)}
+        self._answers = dict(answers or {})
+        self.world = World()
+        self._tools = tools if tools is not None else self.world.tools
+        self._llm: ModelClient | None = llm if llm is not None else Model()
+        self._options = dict(engine or {})
+        self.plan = FaultPlan(seed, rate=rate, only=only, faults=faults)
+        self._processes: list[Process] = []
+        self._crashes = 0
+        self._events = 0
+        self._sent: list[dict[str, Any]] = []
+
+    def run(self) -> Report:
+        """Carry it out. Raises nothing that the simulated engine did wrong: that is in the report's `findings`."""
+        loop = SimulatedLoop(self._thread_at_work)
+        adopt_tasks(loop)
+        loop.set_exception_handler(lambda loop, facts: None)  # tasks of the dead complain of their death
+        self._clock = SimulatedClock(loop)
+        with tempfile.TemporaryDirectory(prefix="nano-vm-") as place:
+            self._path = Path(place) / "runs.db"
+            with SqliteStore(self._path, durability="normal") as store:
+                self.checkers = _Checkers(store, self)
+                run(self._main(), loop)
+        return self._report()
+
+    def _thread_at_work(self) -> bool:
+        return any(not process.dead and process.is_committing for process in self._processes)
+
+    def _report(self) -> Report:
+        """How it went, with the line that does it again."""
+        faults = dict(self.plan.happened)
+        own = "program=…, " if self._own else ""
+        heads = {run_id: one.entries[-1].digest for run_id, one in self.checkers.runs.items() if one.entries}
+        return Report(
+            seed=self.seed,
+            program=self.program,
+            faults=faults,
+            findings=list(self.checkers.findings),
+            status=self.status,
+            moments=self.plan.moment,
+            transitions=self.checkers.transitions,
+            crashes=self._crashes,
+            heads=heads,
+            rerun=f"Simulation({self.seed}, {own}faults={faults!r}).run()",
+        )
+
+    status = "NONE"
+
+    # --- the story --------------------------------------------------------------------------------------------
+
+    async def _main(self) -> None:
+        try:
+            for _ in range(_TURNS_MAX):
+                if await self._turn():
+                    break
+            await self._calm()
+            self.checkers.close(self._draw)
+        except PromiseBroken:
+            pass  # it is among the findings
+        finally:
+            for process in self._processes:
+                process.end()
+
+    async def _turn(self) -> bool:
+        """One thing is done, with the outside interfering; True when the run has ended."""
+        process = self._a_process()
+        work = process.start(self._operate(process))
+        others = [process.start(self._interfere(process))]
+        if self._draw.random() < 0.2:
+            rival = self._spawn()
+            others.append(rival.start(self._rival(rival)))
+        await asyncio.wait([work, *others])
+        for task in (work, *others):
+            self._judge(task)
+        self._crashes += sum(one.dead for one in self._processes)
+        self._processes = [one for one in self._processes if not one.dead]
+        record = self._record()
+        return record is not None and RunStatus(record.status).is_terminal
+
+    def _judge(self, task: asyncio.Task[Any]) -> None:
+        """What an operation ended in has to be something that its caller could be told."""
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None or isinstance(error, Crash | GeneratorExit):
+            return
+        if isinstance(error, PromiseBroken):
+            raise error
+        if isinstance(error, NanoVMError) and error.code in _EXPECTED:
+            return
+        if isinstance(error, VerificationError):
+            self.checkers.broken("P5", RUN, f"the engine's own journal does not fold: {error.code}")
+        what = f"an operation ended in {type(error).__name__}: {getattr(error, 'code', error)}"
+        self.checkers.broken("P11", RUN, what)
+
+    async def _operate(self, process: Process) -> None:
+        """What an application does: start the run - again, after a crash, under the same key - and look after it."""
+        record = self._record()
+        if record is None or self._draw.random() < 0.2:
+            trace = await process.engine.run(
+                self.program, self.context, trace_id=RUN, idempotency_key="the only one"
+            )
+            self.checkers.answered(trace)
+            return
+        for trace in await process.engine.recover():
+            self.checkers.answered(trace)
+        record = self._record()
+        if record is not None and record.status == RunStatus.SUSPENDED:
+            await self._give(process, process.engine.trace(RUN).waiting)
+
+    async def _rival(self, process: Process) -> None:
+        """Another worker, at any moment, wants the same runs."""
+        await asyncio.sleep(self._draw.choice([0, 0.001, 0.5, 40]))
+        for trace in await process.engine.recover():
+            self.checkers.answered(trace)
+
+    async def _interfere(self, process: Process) -> None:
+        await asyncio.sleep(self._draw.choice([0, 0, 0.01, 1, 60]))
+        fault = process.passes("outside")
+        if fault is None or (fault != "clock_jump" and self._record() is None):
+            return
+        engine = process.engine
+        match fault:
+            case "clock_jump":
+                self._clock.skew_ms += self._draw.choice([-3_600_000, -1_000, 1_000, 3_600_000])
+            case "cancel":
+                self.checkers.answered(await engine.cancel(RUN, "enough"))
+            case "rival":
+                await self._rival(process)
+            case "duplicate" | "late":
+                for event in self._sent[-2:]:
+                    await engine.resume(RUN, **event)
+            case "corrupted":
+                changes: list[dict[str, Any]] = [
+                    {"event": {"approved": "perhaps", "text": HOSTILE}},
+                    {"step": None, "item": None},
+                ]
+                for event in self._sent[-1:]:
+                    await engine.resume(RUN, **{**event, **self._draw.choice(changes)})
+            case "stranger":
+                await engine.resume(RUN, {"approved": True}, principal={"id": "eve", "roles": ["intern"]})
+            case "oversized":
+                await engine.resume(RUN, {"approved": True, "text": _HUGE}, name="go")
+
+    # --- looking after what waits -----------------------------------------------------------------------------
+
+    async def _calm(self) -> None:
+        """Nothing goes wrong any more: by now every run ends, or names what it waits for and ends when it gets it."""
+        self.plan.quiet = True
+        for process in self._processes:
+            process.end()
+        self._processes = []
+        for _ in range(_CALM_TURNS_MAX):
+            process = self._a_process()
+            work = process.start(self._settle(process))
+            await asyncio.wait([work])
+            self._judge(work)
+            record = self._record()
+            if record is not None and RunStatus(record.status).is_terminal:
+                self.status = record.status
+                return
+            self._clock.skew_ms += 31_000  # a lease
+        self.checkers.broken("P10", RUN, "the run neither ends nor names what it waits for")
+
+    async def _settle(self, process: Process) -> None:
+        engine = process.engine
+        if self._record() is None:
+            await engine.run(self.program, self.context, trace_id=RUN, idempotency_key="the only one")
+            return
+        await engine.recover()
+        record = self._record()
+        assert record is not None
+        if record.status == RunStatus.SUSPENDED:
+            await self._give(process, engine.trace(RUN).waiting)
+
+    async def _give(
+        self, process: Process, waits: Iterable[Waiting | Mapping[str, Any]], way: str = ""
+    ) -> None:
+        """Give a waiting run what it waits for."""
+        for one in waits:
+            wait = one.to_dict() if isinstance(one, Waiting) else dict(one)
+            step = f"{way}{wait['step']}"
+            if wait["kind"] == "child":
+                await self._give(process, wait.get("waits", ()), f"{step}/")
+            elif wait["kind"] == "outcome":
+                await self._resolve(process, wait, step)
+            elif wait.get("due_ms"):
+                self._clock.skew_ms += max(0, wait["due_ms"] - self._clock.now_ms())
+            else:
+                await self._send(process, wait, step)
+
+    async def _send(self, process: Process, wait: Mapping[str, Any], step: str) -> None:
+        self._events += 1
+        data: Any = {"approved": True} if wait["kind"] == "approval" else {"number": self._events}
+        data = self._answers.get(str(wait.get("event")), data)
+        roles = list(wait.get("approvers", ()))
+        event = {
+            "event": data,
+            "event_id": f"event-{self._events}",
+            "step": step,
+            "item": wait.get("item"),
+            "principal": {"id": "ana", "roles": roles},
+        }
+        self._sent.append(event)
+        await process.engine.resume(RUN, **event)
+
+    async def _resolve(self, process: Process, wait: Mapping[str, Any], step: str) -> None:
+        """An operator looks outside, and says what happened."""
+        run_id, name = self._owner_of(step)
+        place = (run_id, name, wait["occurrence"], wait.get("item"), wait["attempt"])
+        key = self.checkers.keys.get(place)
+        happened = key is not None and self.checkers.effects[run_id, key] > 0
+        resolution = "succeeded" if happened else self._draw.choice(["repeat", "failed"])
+        value = {"said": f"token-{name}"} if happened else None
+        await process.engine.resolve(RUN, step, resolution, value, item=wait.get("item"))
+
+    def _owner_of(self, step: str) -> tuple[str, str]:
+        """The run that a step belongs to: of the children of a call, the one that is alive."""
+        way, _, name = step.rpartition("/")
+        if not way:
+            return RUN, name
+        alive = [one for one in self.checkers.runs if one.startswith(f"{RUN}/{way.partition('/')[0]}.")]
+        return (alive[-1] if alive else RUN), name
+
+    # --- processes --------------------------------------------------------------------------------------------
+
+    def _a_process(self) -> Process:
+        return self._processes[0] if self._processes else self._spawn()
+
+    def _spawn(self) -> Process:
+        self._spawned = getattr(self, "_spawned", 0) + 1
+        process = Process(
+            self._spawned,
+            seed=self.seed,
+            store=SqliteStore(self._path, durability="normal"),
+            tools=self._tools,
+            llm=self._llm,
+            clock=self._clock,
+            plan=self.plan,
+            watcher=self.checkers,
+            options=self._options,
+        )
+        for program in self._called:
+            with contextlib.suppress(Crash):
+                process.engine.save_program(program)
+        self._processes.append(process)
+        return process
+
+    def _record(self) -> Any:
+        try:
+            return self.checkers.store.record(RUN)
+        except NotFoundError:
+            return None
+
+
+class _Checkers(Checkers):
+    def __init__(self, store: SqliteStore, simulation: Simulation) -> None:
+        sources: dict[str, Mapping[str, Any]] = {}
+        compiled = {}
+        for source in (simulation.program, *simulation._called):
+            program = Program.from_dict(source)
+            sources[program.hash] = source
+            compiled[program.hash] = compile_program(program, simulation._tools.schemas())
+        super().__init__(store, sources, compiled)
+        self._path = store.path
+
+    def transactional(self) -> Counter[tuple[str, str]]:
+        with contextlib.closing(sqlite3.connect(self._path)) as con:
+            try:
+                rows = con.execute("SELECT run, step FROM simulated_effects").fetchall()
+            except sqlite3.OperationalError:
+                return Counter()  # no such tool was called
+        return Counter((run_id, step) for run_id, step in rows)
+
+
+def shrink(report: Report, **options: Any) -> Report:
+    """The same failure with as few faults as it takes.
+
+    Args:
+        report: of a simulation with findings.
+        options: what `Simulation` was given, but for seed and faults.
+
+    Returns:
+        A report whose first finding breaks the same promise; `report` itself when nothing can be left out.
+    """
+    promise = report.findings[0].promise
+    smallest = report
+    left = sorted(report.faults)
+    place = 0
+    while place < len(left):
+        fewer = [moment for moment in left if moment != left[place]]
+        faults = {moment: report.faults[moment] for moment in fewer}
+        tried = Simulation(report.seed, faults=faults, **options).run()
+        if tried.findings and tried.findings[0].promise == promise:
+            smallest, left = tried, fewer
+        else:
+            place += 1
+    return smallest
+
+
+def simulate(seeds: Iterable[int], **options: Any) -> list[Report]:
+    """One simulation for each seed; reports with findings are shrunk. `options` as for `Simulation`."""
+    reports = []
+    for seed in seeds:
+        report = Simulation(seed, **options).run()
+        reports.append(shrink(report, **options) if report.findings and report.faults else report)
+    return reports

@@ -1,0 +1,299 @@
+"""Each promise is broken on purpose, and the checkers have to notice: a check that cannot fail proves nothing.
+
+A mutant is the real engine with one function replaced. `caught` says which promises its findings may name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from nano_vm import canonical
+from nano_vm.errors import VerificationError
+from nano_vm.journal import entry as entries
+from nano_vm.journal import replay
+from nano_vm.journal.trace import Trace
+from nano_vm.kernel import ending, flow, outside, settle, transition
+from nano_vm.program.compiled import ConditionAction
+from nano_vm.runtime import calls, intents
+from nano_vm.runtime.journaled import JournaledRun
+from nano_vm.runtime.tooling import EFFECTS
+from nano_vm.testing import checkers as checking
+from nano_vm.testing.simulator import Simulation
+
+SEEDS = 60
+Patch = pytest.MonkeyPatch
+
+
+def no_lane(patch: Patch) -> None:
+    """The general path alone, so that a mutant need not be written twice."""
+
+    async def skip(run: Any) -> None:
+        return None
+
+    patch.setattr("nano_vm.runtime.driver.drive_lane", skip)
+
+
+def effects_do_not_wait_for_their_intents(patch: Patch) -> None:
+    no_lane(patch)
+    commit = JournaledRun.commit
+
+    def impatient(self: Any, update: Any = None) -> Any:
+        durable = commit(self, update)
+        if durable is None or update is not None:
+            return durable
+        asyncio.ensure_future(durable).add_done_callback(lambda done: done.cancelled() or done.exception())
+        return None
+
+    patch.setattr(JournaledRun, "commit", impatient)
+
+
+def the_lane_does_not_wait_for_its_intents(patch: Patch) -> None:
+    commit = JournaledRun.commit
+
+    def impatient(self: Any, update: Any = None) -> Any:
+        durable = commit(self, update)
+        if durable is None or update is not None or not self.created:
+            return durable
+        asyncio.ensure_future(durable).add_done_callback(lambda done: done.cancelled() or done.exception())
+        return None
+
+    patch.setattr(JournaledRun, "commit", impatient)
+
+
+def unknown_outcomes_are_repeated_blindly(patch: Patch) -> None:
+    patch.setattr(intents, "REPEATABLE", frozenset(EFFECTS))
+
+
+def failures_are_always_retried(patch: Patch) -> None:
+    """What a tool returned cannot be kept: the effect is repeated in the hope of a better answer."""
+    no_lane(patch)
+    failed = calls.Calls.failed
+
+    def hopeful(self: Any, command: Any, code: str, message: str, retryable: bool, **rest: Any) -> Any:
+        return failed(self, command, code, message, True, **rest)
+
+    patch.setattr(calls.Calls, "failed", hopeful)
+
+
+def events_are_taken_twice(patch: Patch) -> None:
+    patch.setattr(outside, "seen_before", lambda *args, **options: None, raising=True)
+    patch.setattr(transition, "seen_before", lambda *args, **options: None)
+
+
+def conditions_lead_the_wrong_way(patch: Patch) -> None:
+    no_lane(patch)
+    branch = flow._branch
+
+    def swapped(program: Any, state: Any, step: Any, occurrence: int, todo: list[int]) -> None:
+        action = step.action
+        assert type(action) is ConditionAction
+        if action.then >= 0 and action.otherwise >= 0:
+            other = msgspec.structs.replace(action, then=action.otherwise, otherwise=action.then)
+            step = msgspec.structs.replace(step, action=other)
+        branch(program, state, step, occurrence, todo)
+
+    patch.setattr(flow, "_branch", swapped)
+
+
+def a_step_is_skipped(patch: Patch) -> None:
+    """After a failure the run goes on with the next step, as if nothing had been."""
+    no_lane(patch)
+    fail = settle.fail_for_good
+
+    def lenient(program: Any, state: Any, step: Any, activity: Any, *rest: Any) -> None:
+        todo = rest[-1]
+        if step.parent < 0 and step.on_failure < 0 and not program.is_dag and step.on_error != "skip":
+            before = len(state.settled)
+            fail(program, state, step, activity, *rest)
+            if state.stage is ending.Stage.ENDING and step.next >= 0 and len(state.settled) > before:
+                state.stage = ending.Stage.GOING
+                state.ending, state.error = "", None
+                todo.append(step.next)
+            return
+        fail(program, state, step, activity, *rest)
+
+    patch.setattr(settle, "fail_for_good", lenient)
+
+
+def the_budget_of_steps_is_not_looked_at(patch: Patch) -> None:
+    for module in ("flow", "transition", "groups"):
+        patch.setattr(f"nano_vm.kernel.{module}.admits_step", lambda program, state: True)
+
+
+def compensations_are_forgotten(patch: Patch) -> None:
+    no_lane(patch)
+    remember = settle._remember_undo
+
+    def forgetful(state: Any, *rest: Any) -> Any:
+        fault = remember(state, *rest)
+        state.undo.clear()
+        return fault
+
+    patch.setattr(settle, "_remember_undo", forgetful)
+
+
+def the_fold_depends_on_chance(patch: Patch) -> None:
+    no_lane(patch)
+    ticks = itertools.count()
+    back_off = settle.back_off
+
+    def drifting(state: Any, step: Any, activity: Any, rounds: int, draw: int) -> None:
+        back_off(state, step, activity, rounds, draw)
+        activity.due_ms += next(ticks)
+
+    for module in ("settle", "transition", "groups"):
+        patch.setattr(f"nano_vm.kernel.{module}.back_off", drifting)
+
+
+def the_chain_is_not_linked(patch: Patch) -> None:
+    """Every entry names the beginning as the one before it."""
+    no_lane(patch)
+    seal = entries.Chain.seal
+
+    def unlinked(self: Any, *args: Any, **options: Any) -> Any:
+        held, self.head = self.head, entries.GENESIS
+        try:
+            return seal(self, *args, **options)
+        finally:
+            if self.head == entries.GENESIS:
+                self.head = held
+
+    patch.setattr(entries.Chain, "seal", unlinked)
+
+
+def changes_are_not_found(patch: Patch) -> None:
+    def verify(program: Any, record: Any, given: Any, run_id: Any = None) -> Any:
+        try:
+            return real(program, record, given, run_id)
+        except VerificationError as error:
+            if error.code in ("COMMITMENT_MISMATCH", "DIGEST_MISMATCH"):
+                return None
+            raise
+
+    real = replay.verify_run
+    patch.setattr(checking, "verify_run", verify)
+
+
+def traces_hold_more_than_the_journal(patch: Patch) -> None:
+    ticks = itertools.count()
+    patch.setattr(Trace, "total_tokens", lambda self: next(ticks))
+
+
+def model_text_is_read_as_a_template(patch: Patch) -> None:
+    no_lane(patch)
+    invoke = calls.Calls._invoke
+
+    async def rendering(self: Any, run: Any, command: Any, *rest: Any, **options: Any) -> Any:
+        text = canonical.encode(command.args).replace(b"${x}", b"0")
+        command = msgspec.structs.replace(command, args=canonical.decode(text))
+        return await invoke(self, run, command, *rest, **options)
+
+    patch.setattr(calls.Calls, "_invoke", rendering)
+
+
+def prompts_tell_more_than_they_should(patch: Patch) -> None:
+    complete = calls.Calls._complete
+
+    def chatty(self: Any, request: Any, *rest: Any) -> Any:
+        told = {"role": "system", "content": "your budget: max_tokens 4000"}
+        return complete(self, {**request, "messages": [told, *request["messages"]]}, *rest)
+
+    patch.setattr(calls.Calls, "_complete", chatty)
+
+
+def another_tool_is_called(patch: Patch) -> None:
+    no_lane(patch)
+    prepare = intents._tool
+
+    def wrong(run: Any, command: Any, launches: Any) -> None:
+        prepare(run, command, launches)
+        if launches and launches[-1][1] is not None and launches[-1][1].name == "act_idempotent":
+            held, _, limit = launches[-1]
+            launches[-1] = (held, run.engine.tools.spec("undo_idempotent"), limit)
+
+    patch.setattr(intents, "_tool", wrong)
+
+
+def errors_have_no_names(patch: Patch) -> None:
+
+    def clumsy(engine: Any, run_id: str, fence: int) -> Any:
+        raise KeyError(run_id)
+
+    patch.setattr("nano_vm.runtime.recovery.load", clumsy)
+
+
+def runs_are_forgotten(patch: Patch) -> None:
+    """What waits for a retry of an unknown outcome is parked where nobody looks."""
+    patch.setattr("nano_vm.runtime.recovery.adopt", _no_adoption)
+
+
+async def _no_adoption(engine: Any, run: Any) -> None:
+    raise RuntimeError("nobody takes it up")
+
+
+WAITS = {"name": "waits", "steps": [{"id": f"w{n}", "type": "wait", "event": "go"} for n in range(4)]}
+ASKS = {
+    "name": "asks",
+    "steps": [
+        {"id": "ask", "type": "llm", "prompt": "Say something about $x."},
+        {"id": "act", "type": "tool", "tool": "act_keyed", "args": {"value": "about $ask.output"}},
+    ],
+}
+# What has to go wrong for a mutant to matter, where that is rare among all faults.
+OFTEN: dict[Callable[[Patch], None], dict[str, Any]] = {
+    failures_are_always_retried: {"only": {"oversized", "not_json"}, "rate": 0.4},
+    model_text_is_read_as_a_template: {"only": {"garbage"}, "rate": 0.6, "program": ASKS},
+    compensations_are_forgotten: {"only": {"refused"}, "rate": 0.3},
+    events_are_taken_twice: {"only": {"corrupted"}, "rate": 0.9, "program": WAITS},
+}
+MUTANTS: list[tuple[Callable[[Patch], None], set[str]]] = [
+    (effects_do_not_wait_for_their_intents, {"P3"}),
+    (the_lane_does_not_wait_for_its_intents, {"P3"}),
+    (unknown_outcomes_are_repeated_blindly, {"P4"}),
+    (failures_are_always_retried, {"P4"}),
+    (events_are_taken_twice, {"P4"}),
+    (conditions_lead_the_wrong_way, {"P1"}),
+    (a_step_is_skipped, {"P1", "P10"}),
+    (the_budget_of_steps_is_not_looked_at, {"P10"}),
+    (compensations_are_forgotten, {"P1"}),
+    (the_fold_depends_on_chance, {"P5", "P1"}),
+    (the_chain_is_not_linked, {"P6"}),
+    (changes_are_not_found, {"P6"}),
+    (traces_hold_more_than_the_journal, {"P12"}),
+    (model_text_is_read_as_a_template, {"P2"}),
+    (prompts_tell_more_than_they_should, {"P8"}),
+    (another_tool_is_called, {"P9"}),
+    (errors_have_no_names, {"P11"}),
+    (runs_are_forgotten, {"P10", "P11"}),
+]
+
+
+@pytest.fixture
+def patch() -> Iterator[Patch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.mark.parametrize(("mutant", "promises"), MUTANTS, ids=[mutant.__name__ for mutant, _ in MUTANTS])
+def test_a_broken_promise_is_noticed(
+    mutant: Callable[[Patch], None], promises: set[str], patch: Patch
+) -> None:
+    mutant(patch)
+    for seed in range(SEEDS):
+        findings = Simulation(seed, **OFTEN.get(mutant, {"rate": 0.12})).run().findings
+        if findings:
+            assert findings[0].promise in promises, findings[0]
+            return
+    pytest.fail(f"{SEEDS} simulations did not notice that {mutant.__name__.replace('_', ' ')}")
+
+
+def test_the_engine_as_it_is_breaks_no_promise_under_the_same_seeds() -> None:
+    for seed in range(SEEDS):
+        report = Simulation(seed, rate=0.12).run()
+        assert not report.findings, report.rerun

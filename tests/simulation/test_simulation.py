@@ -1,0 +1,79 @@
+"""Random programs under random faults: every promise is checked after every transition (SPEC §17)."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from nano_vm import tool
+from nano_vm.testing.simulator import Report, Simulation, simulate
+
+FIRST = int(os.environ.get("NANO_VM_SEED", "1"))
+
+
+def broken(reports: list[Report]) -> list[str]:
+    return [f"{report.findings[0]}: {report.rerun}" for report in reports if report.findings]
+
+
+@pytest.mark.parametrize("part", range(6))
+def test_no_promise_is_broken_by_a_few_faults(part: int) -> None:
+    reports = simulate(range(FIRST + 25 * part, FIRST + 25 * part + 25))
+    assert not broken(reports)
+    assert sum(report.transitions for report in reports) > 100
+    assert sum(report.crashes for report in reports) > 0
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_no_promise_is_broken_by_a_storm_of_faults(part: int) -> None:
+    assert not broken(simulate(range(FIRST + 25 * part, FIRST + 25 * part + 25), rate=0.25))
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("rate", [0.02, 0.06, 0.15, 0.3])
+@pytest.mark.parametrize("part", range(8))
+def test_no_promise_is_broken_by_thousands_of_faults(part: int, rate: float) -> None:
+    first = FIRST + 100_000 + 500 * part
+    assert not broken(simulate(range(first, first + 500), rate=rate))
+
+
+def test_a_seed_goes_the_same_way_again() -> None:
+    for seed in range(FIRST, FIRST + 12):
+        first, again = Simulation(seed, rate=0.15).run(), Simulation(seed, rate=0.15).run()
+        assert (first.heads, first.faults) == (again.heads, again.faults)
+        planned = Simulation(seed, faults=first.faults).run()
+        assert planned.heads == first.heads
+
+
+def test_all_kinds_of_steps_and_faults_come_up() -> None:
+    reports = [Simulation(seed, rate=0.4).run() for seed in range(FIRST, FIRST + 25)]
+    kinds = {step["type"] for report in reports for step in report.program["steps"]}
+    assert kinds >= {"tool", "llm", "condition", "parallel", "map", "wait", "call"}
+    faults = {fault for report in reports for fault in report.faults.values()}
+    assert faults >= {"crash", "disk_full", "fsync_failed", "lost_answer", "oversized", "not_json", "refused"}
+    assert {"SUCCESS", "FAILED"} <= {report.status for report in reports}
+
+
+def test_a_program_of_ones_own_is_simulated_with_its_own_tools() -> None:
+    paid: list[str] = []
+
+    @tool(effect="keyed")
+    def pay(amount: int, ctx) -> str:
+        paid.append(ctx.idempotency_key)
+        return "paid"
+
+    from nano_vm import ToolSet
+
+    program = {
+        "name": "pay",
+        "steps": [
+            {"id": "pay", "type": "tool", "tool": "pay", "args": {"amount": "$amount"}},
+            {"id": "ok", "type": "wait", "event": "settled"},
+            {"id": "more", "type": "tool", "tool": "pay", "args": {"amount": 1}},
+        ],
+    }
+    tools = ToolSet({"pay": pay})
+    reports = simulate(range(20), program=program, tools=tools, context={"amount": 5}, rate=0.2)
+    assert not broken(reports)
+    assert len(set(paid)) == 2
+    assert len(paid) >= 40
