@@ -21,13 +21,14 @@ MOMENTS: Final[dict[str, tuple[str, ...]]] = {
 }
 """Kinds of moments, and what may go wrong at one of each kind.
 
-`crash`: the process dies as by SIGKILL. `disk_full`: the store refuses, nothing is written. `fsync_failed`: the store
-reports an error though the rows are there. `refused`, `failed`: the tool fails for good, or so that it may be retried;
-nothing has happened. `lost_answer`: the connection breaks after the effect. `hang`: no answer for 90 seconds.
-`oversized`: an answer or event beyond every limit. `not_json`: an answer that is no data. `garbage`: a model that
-answers anything, instructions to the engine included. `duplicate`, `corrupted`, `stranger`, `late`: an event twice,
-with other content under the same id, from somebody without the role, or for a run that is over. `cancel`: somebody cancels.
-`clock_jump`: the wall clock jumps by up to an hour, either way. `rival`: another worker tries to take the run.
+`crash`: the process dies as by SIGKILL. `disk_full`: the store refuses, nothing is written. `fsync_failed`: the
+store reports an error though the rows are there. `refused`, `failed`: the tool fails for good, or so that it may
+be retried; nothing has happened. `lost_answer`: the connection breaks after the effect. `hang`: no answer for 90
+seconds. `oversized`: an answer or event beyond every limit. `not_json`: an answer that is no data. `garbage`: a
+model that answers anything, instructions to the engine included. `duplicate`, `corrupted`, `stranger`, `late`: an
+event twice, with other content under the same id, from somebody without the role, or for a run that is over.
+`cancel`: somebody cancels. `clock_jump`: the wall clock jumps by up to an hour, either way. `rival`: another
+worker tries to take the run.
 """
 
 
