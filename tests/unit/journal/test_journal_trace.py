@@ -241,7 +241,7 @@ def lane(run, step, value=None, error=None, attempt=1, start=True):
     if start:
         assert run.send(ev.StepStarted(**where)) is None
     if error is not None:
-        assert run.send(ev.StepFailed(draw=0, error=error, retryable=False, payload={}, **where)) is None
+        assert run.send(ev.StepFailed(draw=0, error=error, retryable=True, payload={}, **where)) is None
     elif value is not None:
         assert run.send(ev.StepSucceeded(payload=value, **where)) is None
 
