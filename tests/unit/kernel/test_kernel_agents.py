@@ -384,7 +384,7 @@ def test_an_agent_of_a_retried_group_begins_a_new_conversation_and_never_an_old_
     run = parallel(on_error="retry", max_retries=2, retry={"jitter": False}).do("y", 2)
     assert isinstance(run, Talk)
     run.answers(call()).accept(0).do("m.find", 1, 0)
-    run.break_("m", "MODEL_REFUSED", retryable=False).ring("g")
+    run.break_("m", "MODEL_REFUSED", retryable=True).ring("g")
     assert len(run.messages) == 1
     activity = run.activity("m")
     assert activity is not None

@@ -149,6 +149,14 @@ def test_a_group_that_keeps_failing_fails_for_good() -> None:
     assert run.state.error["attempts"] == 2
 
 
+def test_a_group_is_not_retried_when_a_lane_must_not_be_repeated() -> None:
+    run = Drive({"steps": [parallel(tool("x"), tool("y"), on_error="retry", max_retries=3)]}).start()
+    run.break_("x").break_("y", "VALUE_TOO_LARGE", retryable=False).finish()
+    assert run.status is RunStatus.FAILED
+    assert run.state.error is not None
+    assert (run.state.error["type"], run.state.error["attempts"]) == ("SUBSTEP_FAILED", 1)
+
+
 def test_a_group_in_a_loop_begins_again_with_every_occurrence() -> None:
     steps = [
         TWO,
