@@ -7,6 +7,7 @@ store, no runtime and no network is imported from here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from nano_vm import canonical
@@ -19,6 +20,7 @@ from nano_vm.evidence.receipt import receipt
 from nano_vm.journal import merkle
 from nano_vm.journal.disclosure import Disclosure, verify_disclosure
 from nano_vm.journal.entry import Entry, open_events
+from nano_vm.journal.ledger import Ledger
 from nano_vm.journal.replay import verify_run
 from nano_vm.journal.storelog import ANNEX, FINISH, START, LogLeaf
 from nano_vm.journal.trace import Trace
@@ -107,17 +109,25 @@ class _Checking:
                 "BUNDLE_MALFORMED", "the exported run is not the first", facts={"line": 1}
             )
         erased = 0
+        trace: Trace | None = None
         several = len(contents.journals) > 1
         for run, entries in contents.journals:
             self.run = run
             self.at = "chain"
             program = self._program_of(programs, entries)
-            verified = verify_run(program, None, entries, run)
+            # The exported run is folded once, for its transitions and for its receipt.
+            ledger = Ledger(program) if run == contents.run else None
+            verified = verify_run(
+                program, None, entries, run, on_transition=None if ledger is None else ledger.record
+            )
+            if ledger is not None:
+                trace = Trace(program, run, partial(list, entries), folded=(verified.state, ledger))
             self.checks += [Check(name, detail, run if several else None) for name, detail in verified.steps]
             erased += sum(entry.payload is None and b'"commitment"' in entry.facts for entry in entries)
         self.run = None
         self._children(contents, programs)
-        made = self._receipt(contents, programs)
+        assert trace is not None
+        made = self._receipt(contents, trace)
         self.at = "erased"
         if erased:
             detail = f"{erased} payloads are gone: what was decided from them cannot be re-checked any more"
@@ -168,6 +178,8 @@ class _Checking:
         started: dict[tuple[str, int, Any], str] = {}
         pinned = children_of(held[run])
         for entry in held[run]:
+            if b'"Child' not in entry.facts:  # most entries speak of no child, and need not be read
+                continue
             for event in open_events(entry):
                 if type(event) is ev.ChildStarted:
                     started[event.step, event.occurrence, event.item] = event.child
@@ -186,10 +198,8 @@ class _Checking:
                 if not of_parent or program_of(held[child]) != program_hash:
                     raise _child(child, "it does not belong to the run that names it")
 
-    def _receipt(self, contents: Contents, programs: dict[str, CompiledProgram]) -> dict[str, Any]:
+    def _receipt(self, contents: Contents, trace: Trace) -> dict[str, Any]:
         self.at = "receipt"
-        entries = contents.journals[0][1]
-        trace = Trace(self._program_of(programs, entries), contents.run, lambda: entries)
         made = receipt(trace)
         if canonical.encode(made) != contents.receipt:
             raise VerificationError("RECEIPT_MISMATCH", "the receipt is not what the journal comes to")

@@ -89,6 +89,13 @@ _NESTED = {
     for kind in EVENT_TYPES.values()
     if not set(_OBJECTS).isdisjoint(kind.__struct_fields__)
 }
+# What a `ChainReader` reads the usual way: how, whether there may be a payload, and how the facts end.
+_USUAL = {
+    name: (reader.decode, reader.payload, b',"type":"%b"}' % name.encode())
+    for name, reader in _READERS.items()
+    if EVENT_TYPES[name] not in _NESTED
+}
+_USUAL_RIDERS = {name: _USUAL[name][0] for name in RIDER_TYPES if name in _USUAL}
 
 
 class Chain:
@@ -282,6 +289,97 @@ def verify_entry(entry: Entry, run: str, prev: str, seq: int | None = None) -> F
     if commitment is not None or entry.payload is not None or entry.salt:
         _verify_payload(entry, facts, place)
     return facts
+
+
+class ChainReader:
+    """Reads a journal from its first entry, and verifies each entry completely: digest, place, commitment, and that it
+    is written as it has to be. Bytes that other readers might understand otherwise (a name twice, say) are no evidence.
+
+    `head` and `length` are the end of what has been read, `payloads` how many payloads there were.
+    """
+
+    __slots__ = ("_run", "head", "length", "payloads", "run")
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self.head = GENESIS
+        self.length = 0
+        self.payloads = 0
+        self._run = canonical.encode(run)
+
+    def take(self, entry: Entry) -> list[Event]:
+        """The events of the next entry.
+
+        Raises:
+            VerificationError: as `verify_entry`; JOURNAL_MALFORMED also for what is not in canonical form.
+        """
+        # The usual way looks at everything once. It says nothing about what it does not accept: the careful way does.
+        events = self._usual(entry) or self._careful(entry)
+        self.payloads += entry.payload is not None
+        self.head = entry.digest
+        self.length += 1
+        return events
+
+    def _usual(self, entry: Entry) -> list[Event] | None:
+        written, payload, salt = entry.facts, entry.payload, entry.salt
+        try:
+            facts = _decode_facts(written)
+            decode, has_payload, end = _USUAL[facts.type]
+            event = decode(facts.event)
+            body = _encode(event)
+            if payload is None:
+                if facts.commitment is not None or salt:
+                    return None
+                begin = b'{"event":%b' % body
+            else:
+                # A payload that stands among the facts is in `body`, and would be taken for this one.
+                if not has_payload or event.payload is not UNSET or len(salt) != SALT_BYTES:
+                    return None
+                event.payload = value = canonical.decode(payload)
+                if canonical.encode(value) != payload:
+                    return None
+                commitment = sha256(salt + payload).hexdigest()
+                begin = b'{"commitment":"sha256:%b","event":%b' % (commitment.encode(), body)
+            events: list[Event] = [event]
+            then = _usual_riders(facts.then, events) if facts.then else b""
+        except (KeyError, InputError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+        seq, digest = self.length, entry.digest
+        whole = b'%b,"prev":"%b","run":%b,"seq":%d%b%b' % (
+            begin,
+            self.head.encode(),
+            self._run,
+            seq,
+            then,
+            end,
+        )
+        if written != whole or entry.seq != seq or digest != "sha256:" + sha256(written).hexdigest():
+            return None
+        return events
+
+    def _careful(self, entry: Entry) -> list[Event]:
+        facts = verify_entry(entry, self.run, self.head, self.length)
+        event, *then = open_events(entry, facts)
+        try:
+            sealed = Chain(self.run, entry.seq, self.head).seal(event, entry.salt, entry.payload, then)
+            same = sealed == entry and (entry.payload is None or canonical.is_canonical(entry.payload))
+        except InputError:
+            same = False
+        if not same:
+            raise _broken("JOURNAL_MALFORMED", f"a {facts.type} that is not in canonical form", self.length)
+        return [event, *then]
+
+
+def _usual_riders(riders: list[_Rider], events: list[Event]) -> bytes:
+    """The member `then` as it has to be written; adds its events. Raises KeyError for what is not usual."""
+    parts = []
+    for rider in riders:
+        event = _USUAL_RIDERS[rider.type](rider.event)
+        if getattr(event, "payload", UNSET) is not UNSET:
+            raise KeyError
+        parts.append(b'{"event":%b,"type":"%b"}' % (_encode(event), rider.type.encode()))
+        events.append(event)
+    return b',"then":[%b]' % b",".join(parts)
 
 
 def verify_shown(entry: Entry, run: str) -> Facts:

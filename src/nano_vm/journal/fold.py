@@ -7,7 +7,7 @@ compared with what was recorded, so a journal that the kernel would not have wri
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from msgspec import UNSET
 
@@ -96,9 +96,17 @@ def take(program: CompiledProgram, state: State, event: Event, seq: int) -> None
             f"entry {seq}: the payload has another label than recorded",
             facts={"seq": seq, "code": "LABELS"},
         )
+    check_verdicts(event, state.verdicts, seq)
+
+
+def check_verdicts(event: Event, verdicts: list[Any], seq: int) -> None:
+    """Compare the verdicts that the event of entry `seq` recorded with those that came of it now.
+
+    Raises:
+        VerificationError: REPLAY_MISMATCH.
+    """
     # Events of types that cannot lead to a condition have no such field; UNSET says that none was asked.
     recorded = getattr(event, "verdicts", None)
-    verdicts = state.verdicts
     if (recorded or verdicts) and recorded is not None and recorded != verdicts:
         raise VerificationError(
             "REPLAY_MISMATCH",

@@ -9,21 +9,13 @@ from typing import NamedTuple
 from msgspec import UNSET
 
 from nano_vm import canonical
-from nano_vm.errors import InputError, VerificationError
-from nano_vm.journal.entry import (
-    GENESIS,
-    Chain,
-    Entry,
-    Facts,
-    open_event,
-    open_events,
-    read_facts,
-    verify_entry,
-)
-from nano_vm.journal.fold import take
+from nano_vm.errors import VerificationError
+from nano_vm.journal.entry import GENESIS, ChainReader, Entry, open_event, read_facts
+from nano_vm.journal.fold import OnTransition, check_verdicts, take
 from nano_vm.journal.port import RunRecord
 from nano_vm.journal.standing import Standing, standing
-from nano_vm.kernel.events import RunStarted
+from nano_vm.journal.stretch import Stretch, stretch_from
+from nano_vm.kernel.events import Event, RunStarted
 from nano_vm.kernel.state import State, snapshot
 from nano_vm.program.compiled import CompiledProgram
 
@@ -45,7 +37,12 @@ _CHECK_OF = {
 
 
 def verify_run(
-    program: CompiledProgram, record: RunRecord | None, entries: Sequence[Entry], run_id: str | None = None
+    program: CompiledProgram,
+    record: RunRecord | None,
+    entries: Sequence[Entry],
+    run_id: str | None = None,
+    *,
+    on_transition: OnTransition | None = None,
 ) -> Verified:
     """Check everything that can be checked of one run without its store.
 
@@ -63,6 +60,7 @@ def verify_run(
         record: the run's record, when there is one; the journal then has to be of the record's run.
         entries: all entries of the run.
         run_id: the run it has to be, where there is no record; by default the first entry's word is taken.
+        on_transition: as in `fold`, for whoever wants to know more of a run than that it verifies.
 
     Raises:
         VerificationError: what `verify_entry` and `fold` raise, and RECORD_MISMATCH (facts: `field`).
@@ -76,13 +74,18 @@ def verify_run(
             run_id = record.run_id
         elif run_id is None:
             run_id = read_facts(entries[0]).run if entries else ""
-        payloads = _verify_entries(run_id, entries)
-        steps.append(("chain", f"{len(entries)} entries, head {entries[-1].digest}"))
-        steps.append(("commitments", f"{payloads} payloads"))
-        check = "transitions"
-        replay = _Replay(program, run_id, record.length if record is not None else 0)
+        if not entries:
+            raise VerificationError("CHAIN_BROKEN", "the journal is empty", facts={"seq": 0})
+        reader = ChainReader(run_id)
+        replay = _Replay(program, run_id, record.length if record is not None else 0, on_transition)
         for entry in entries:
-            replay.take(entry)
+            replay.take(entry, reader.take(entry))
+        replay.leave_stretch()
+        steps.append(("chain", f"{len(entries)} entries, head {entries[-1].digest}"))
+        steps.append(("commitments", f"{reader.payloads} payloads"))
+        check = "transitions"
+        if replay.failure is not None:
+            raise replay.failure
         state = replay.state
         steps.append(("transitions", f"{state.seq} taken, state {canonical.digest(snapshot(state))}"))
         steps.append(("verdicts", f"{replay.verdicts} agree"))
@@ -98,41 +101,16 @@ def verify_run(
     return Verified(state, steps)
 
 
-def _verify_entries(run_id: str, entries: Sequence[Entry]) -> int:
-    """Chain and commitments together, so that what is reported is the first bad entry."""
-    if not entries:
-        raise VerificationError("CHAIN_BROKEN", "the journal is empty", facts={"seq": 0})
-    head = GENESIS
-    payloads = 0
-    for seq, entry in enumerate(entries):
-        facts: Facts = verify_entry(entry, run_id, head, seq)
-        if not _is_canonical(run_id, head, entry, facts):
-            raise VerificationError(
-                "JOURNAL_MALFORMED",
-                f"entry {seq}: a {facts.type} that is not in canonical form",
-                facts={"seq": seq},
-            )
-        payloads += entry.payload is not None
-        head = entry.digest
-    return payloads
-
-
-def _is_canonical(run_id: str, head: str, entry: Entry, facts: Facts) -> bool:
-    """Whether the entry is written as it has to be: bytes that other readers might understand otherwise (a
-    name twice, say) are no evidence."""
-    event, *then = open_events(entry, facts)
-    try:
-        sealed = Chain(run_id, entry.seq, head).seal(event, entry.salt, entry.payload, then)
-    except InputError:
-        return False
-    return sealed == entry and (entry.payload is None or canonical.is_canonical(entry.payload))
-
-
 class _Replay:
     """One replay: the state, and how it stood after `claimed` entries, which is what the record describes."""
 
-    def __init__(self, program: CompiledProgram, run_id: str, claimed: int) -> None:
+    def __init__(
+        self, program: CompiledProgram, run_id: str, claimed: int, on_transition: OnTransition | None
+    ) -> None:
         self.program = program
+        self.on_transition = on_transition
+        self.failure: VerificationError | None = None
+        self.stretch: Stretch | None = None
         self.claimed = claimed
         self.state = State(run=run_id)
         self.then: Standing | None = None
@@ -140,16 +118,51 @@ class _Replay:
         self.ended = 0
         self.verdicts = 0
 
-    def take(self, entry: Entry) -> None:
+    def take(self, entry: Entry, events: Sequence[Event]) -> None:
+        """Take an entry's events. A failure is kept: it is told when the whole chain has been found sound."""
+        if self.failure is not None:
+            return
+        try:
+            if self.stretch is not None:
+                events = self._plainly(events, entry.seq)
+            if events:
+                self._one_by_one(events, entry)
+        except VerificationError as failure:
+            self.failure = failure
+            return
+        self.length += 1
+        if self.length == self.claimed:
+            self.leave_stretch()
+            self.then = standing(self.program, self.state)
+
+    def _plainly(self, events: Sequence[Event], seq: int) -> Sequence[Event]:
+        """Take what is plain of the events; returns the others."""
+        stretch = self.stretch
+        assert stretch is not None
+        count, verdicts = stretch.take(events)
+        if count:
+            check_verdicts(events[0], verdicts, seq)
+            self.verdicts += len(verdicts)
+        if not stretch.is_open:
+            self.stretch = None
+        return events[count:]
+
+    def _one_by_one(self, events: Sequence[Event], entry: Entry) -> None:
         state = self.state
-        for event in open_events(entry):
+        for event in events:
             take(self.program, state, event, entry.seq)
             self.verdicts += len(state.verdicts)
-        self.length += 1
+            if self.on_transition is not None:
+                self.on_transition(entry, event, state)
         if not self.ended and state.status.is_terminal:
-            self.ended = self.length
-        if self.length == self.claimed:
-            self.then = standing(self.program, state)
+            self.ended = entry.seq + 1
+        elif self.on_transition is None:
+            self.stretch = stretch_from(self.program, state)
+
+    def leave_stretch(self) -> None:
+        if self.stretch is not None:
+            self.stretch.leave()
+            self.stretch = None
 
     def ending(self) -> str:
         status = self.state.status

@@ -36,6 +36,7 @@ class Trace:
         run_id: the run.
         entries: reads all entries of the run from the first; called at most once.
         state: the state after these entries, if it is at hand; it must not be changed any more.
+        folded: the same, with what a ledger has recorded, from somebody who has folded these entries already.
 
     Raises (when something that needs the journal is first read): VerificationError, as `fold`.
     """
@@ -46,11 +47,14 @@ class Trace:
         run_id: str,
         entries: Callable[[], Sequence[Entry]],
         state: State | None = None,
+        *,
+        folded: tuple[State, Ledger] | None = None,
     ) -> None:
         self._program = program
         self._run_id = run_id
         self._read = entries
         self._given = state
+        self._known = folded
 
     def __repr__(self) -> str:
         return f"<Trace {self._run_id} of {self._program.name}: {self.status.value}>"
@@ -153,6 +157,8 @@ class Trace:
 
     @cached_property
     def _folded(self) -> tuple[State, Ledger]:
+        if self._known is not None:
+            return self._known
         ledger = Ledger(self._program)
         return fold(self._program, self._run_id, self.entries, on_transition=ledger.record), ledger
 

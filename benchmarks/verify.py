@@ -1,0 +1,95 @@
+"""What verifying costs: a journal of 20,000 entries, folded and checked, beside hashing the same bytes.
+
+    python benchmarks/verify.py [ENTRIES]
+
+Prints the time of `verify_run` as a multiple of two bare passes over the same bytes: one SHA-256 call per entry and per
+payload (what a reader that trusts nothing has to do at least), and one single call over all bytes (which checks no
+chain). CPU time, the best of several rounds, in one process.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from hashlib import sha256
+
+from nano_vm import ExecutionVM, MemoryStore, Program
+from nano_vm.evidence.bundle import export
+from nano_vm.evidence.verify import verify_bundle
+from nano_vm.journal.replay import verify_run
+
+ROUNDS = 5
+
+
+def program(entries: int, words: int) -> tuple[Program, Callable[[int], dict[str, object]]]:
+    """A loop of a tool and a condition: one entry per turn, with the next intent and the verdict in it."""
+    counted = [0]
+    text = "order A-1001 was looked at and found in order; " * words
+
+    def look(n: int) -> dict[str, object]:
+        counted[0] += 1
+        return {"n": counted[0], "text": text}
+
+    steps = [
+        {"id": "look", "type": "tool", "tool": "look", "args": {"n": "$n"}},
+        {
+            "id": "more",
+            "type": "condition",
+            "condition": f"$look.output.n < {entries - 2}",
+            "then": "look",
+            "otherwise": "end",
+        },
+        {"id": "end", "type": "tool", "tool": "look", "args": {"n": "$n"}, "is_terminal": True},
+    ]
+    return Program.from_dict({"name": "loop", "max_steps": 4 * entries, "steps": steps}), look
+
+
+def best(work: Callable[[], object], rounds: int = ROUNDS) -> float:
+    found = float("inf")
+    for _ in range(rounds):
+        before = time.process_time()
+        work()
+        found = min(found, time.process_time() - before)
+    return found
+
+
+def measure(entries: int, words: int, rounds: int = ROUNDS) -> dict[str, float]:
+    """Times in seconds: `single`, `each` (bare passes), `verify`, `bundle`; and `bytes`, `entries`."""
+    made, look = program(entries, words)
+    vm = ExecutionVM(tools={"look": look}, store=MemoryStore())
+    trace = vm.run_sync(made, context={"n": 1})
+    journal = vm.store.read(trace.trace_id)
+    compiled = vm.load_program(trace.program_hash)
+    texts = [entry.facts for entry in journal]
+    texts += [entry.salt + entry.payload for entry in journal if entry.payload is not None]
+    whole = b"".join(texts)
+    data = export(vm.store, trace.trace_id).data
+
+    def each() -> None:
+        for text in texts:
+            sha256(text).digest()
+
+    return {
+        "entries": len(journal),
+        "bytes": len(whole),
+        "single": best(lambda: sha256(whole).digest(), rounds),
+        "each": best(each, rounds),
+        "verify": best(lambda: verify_run(compiled, None, journal), rounds),
+        "bundle": best(lambda: verify_bundle(data), min(rounds, 2)),
+    }
+
+
+def main(entries: int = 20_000) -> None:
+    print(f"{'bytes/entry':>12}{'verify, ms':>12}{'per hash':>10}{'per single pass':>17}{'bundle, ms':>12}")
+    for words in (1, 20, 400):
+        found = measure(entries, words)
+        print(
+            f"{found['bytes'] / found['entries']:>12.0f}{found['verify'] * 1e3:>12.0f}"
+            f"{found['verify'] / found['each']:>9.1f}x{found['verify'] / found['single']:>16.1f}x"
+            f"{found['bundle'] * 1e3:>12.0f}"
+        )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000)

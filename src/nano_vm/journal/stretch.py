@@ -1,0 +1,137 @@
+"""Folding a plain stretch of a journal through the kernel's lane.
+
+Most entries of most journals are the success of a plain tool and the intent of the next one. The lane takes these
+transitions as `apply` would (`nano_vm.kernel.lane`), at a fraction of the cost. What it is given here is compared with
+the entry first; whatever differs in any way is left to `apply`, which says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any
+
+from msgspec import UNSET
+
+from nano_vm.kernel.events import Event, StepStarted, StepSucceeded
+from nano_vm.kernel.lane import begin, is_plain, lane, walk
+from nano_vm.kernel.state import Activity, Phase, State
+from nano_vm.program.compiled import CompiledProgram
+
+
+class Stretch:
+    """A walk through plain steps. While it is open, `state` is not what it says: `leave` first."""
+
+    __slots__ = (
+        "_activity",
+        "_at_ms",
+        "_effect",
+        "_index",
+        "_occurrence",
+        "_program",
+        "_started",
+        "_state",
+        "_walk",
+    )
+
+    def __init__(self, program: CompiledProgram, state: State, activity: Activity, started: bool) -> None:
+        self._program = program
+        self._state = state
+        self._activity = activity
+        self._started = started
+        self._effect = activity.effect
+        activity.effect = (
+            ""  # the lane moves this activity on from step to step; what is not begun has no effect yet
+        )
+        self._at_ms = state.now_ms  # of the intent: a success before it is not plain
+        self._walk: Generator[Any, Any, None] | None = walk(program, state, activity)
+        self._index, self._occurrence, _, _ = next(self._walk)
+
+    @property
+    def is_open(self) -> bool:
+        return self._walk is not None
+
+    def take(self, events: Sequence[Event]) -> tuple[int, list[Any]]:
+        """Take what is plain of an entry's events.
+
+        Returns:
+            how many of the events were taken, from the first, and the verdicts that the first of them led to. When it
+            is fewer than all the stretch is over, and `state` is as of the last event taken.
+        """
+        event = events[0]
+        if not self._fits(event):
+            self.leave()
+            return 0, []
+        assert self._walk is not None
+        assert type(event) is StepSucceeded
+        value = None if event.payload is UNSET else event.payload
+        taken = (value, event.at_ms, 2 if self._started else 1)
+        self._started = False
+        try:
+            self._index, self._occurrence, _, verdicts = self._walk.send(taken)
+        except StopIteration:
+            self._walk = None
+            return 1, self._state.verdicts
+        plain = is_plain(self._program.steps[self._index])
+        if plain and len(events) == 2 and self._begins(events[1]):
+            return 2, verdicts or []
+        if not plain or len(events) > 1:
+            self.leave()
+        return 1, verdicts or []
+
+    def leave(self) -> None:
+        """Bring `state` up to date and go no further."""
+        if self._walk is not None:
+            self._walk.close()
+            self._walk = None
+            if self._started:
+                begin(self._state, self._activity, self._effect)
+                self._state.now_ms = max(self._state.now_ms, self._at_ms)
+
+    def _fits(self, event: Event) -> bool:
+        """Whether this is the success that the lane waits for, and says nothing more."""
+        if type(event) is not StepSucceeded or event.at_ms < self._at_ms:
+            return False
+        plain = StepSucceeded(
+            at_ms=event.at_ms,
+            attempt=1,
+            occurrence=self._occurrence,
+            payload=event.payload,
+            pure=UNSET if self._started else True,
+            step=self._program.steps[self._index].id,
+            verdicts=event.verdicts,
+        )
+        return event == plain
+
+    def _begins(self, event: Event) -> bool:
+        """Whether this is the plain intent of what the lane has come to; then it is taken."""
+        if type(event) is not StepStarted or event.effect is UNSET:
+            return False
+        effect, at_ms = event.effect, event.at_ms
+        step = self._program.steps[self._index].id
+        if event != StepStarted(at_ms=at_ms, attempt=1, effect=effect, occurrence=self._occurrence, step=step):
+            return False
+        self._started, self._effect, self._at_ms = True, effect, at_ms
+        return True
+
+
+def stretch_from(program: CompiledProgram, state: State) -> Stretch | None:
+    """The plain stretch that begins here, if one does: all that is in progress is a plain tool at its first attempt."""
+    if len(state.active) != 1:
+        return None
+    (activity,) = state.active.values()
+    if activity.step < 0 or not is_plain(program.steps[activity.step]):
+        return None
+    if activity.phase is Phase.READY:
+        return Stretch(program, state, activity, False) if lane(program, state) is not None else None
+    if activity.phase is not Phase.STARTED or activity.reserved_tokens or activity.reserved_cost_nanousd:
+        return None
+    if not activity.effect:
+        return None
+    # The lane begins before the intent, and `begin` takes it again.
+    activity.phase = Phase.READY
+    state.ready[activity.step] = None
+    state.seq -= 1
+    if lane(program, state) is not None:
+        return Stretch(program, state, activity, True)
+    begin(state, activity, activity.effect)
+    return None

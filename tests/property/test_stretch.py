@@ -1,0 +1,127 @@
+"""Plain stretches of journals are verified through the lane. It accepts what `apply` accepts, names the same errors for
+what it does not, and leaves the same state behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nano_vm import ExecutionVM, MemoryStore, ProgramError
+from nano_vm.errors import VerificationError
+from nano_vm.journal.entry import RIDER_TYPES, Chain, Entry, open_events
+from nano_vm.journal.replay import verify_run
+from nano_vm.kernel.events import UNSET
+from nano_vm.kernel.state import snapshot
+from nano_vm.program.compiled import CompiledProgram
+from property.test_lane import TOOLS, CountedEntropy, StillClock, programs
+
+Part = tuple[Any, bytes, bytes | None, list[Any]]  # event, salt, payload, riders
+
+
+def outcome(program: CompiledProgram, entries: list[Entry], plainly: bool) -> Any:
+    """What verifying comes to: the state and what was reported, or the error."""
+    look = None if plainly else lambda *_: None  # whoever looks at each transition gets them from `apply`
+    try:
+        verified = verify_run(program, None, entries, "run", on_transition=look)
+    except VerificationError as error:
+        return error.code, error.facts
+    return snapshot(verified.state), verified.steps
+
+
+def sealed(parts: list[Part]) -> list[Entry]:
+    chain = Chain("run")
+    return [chain.seal(event, salt, payload, then) for event, salt, payload, then in parts]
+
+
+def journal(program: dict[str, Any], x: int) -> tuple[CompiledProgram, list[Entry]] | None:
+    async def play() -> tuple[CompiledProgram, list[Entry]]:
+        vm = ExecutionVM(tools=TOOLS, store=MemoryStore(), clock=StillClock(), entropy=CountedEntropy())
+        async with vm:
+            trace = await vm.run(program, context={"x": x}, trace_id="run")
+            return vm.load_program(trace.program_hash), vm.store.read("run")
+
+    try:
+        return asyncio.run(play())
+    except ProgramError:
+        return None
+
+
+def changed_event(draw: Callable[[Any], Any], event: Any) -> Any:
+    """The event with one field of it changed to something of its type."""
+    names = [name for name in event.__struct_fields__ if name != "payload"]
+    name = draw(st.sampled_from(names))
+    value = getattr(event, name)
+    other: Any
+    if name == "verdicts":
+        other = draw(st.sampled_from([UNSET, [], [["s1", 1, True]], [["s1", 1, False]]]))
+    elif name in (
+        "tokens_in",
+        "tokens_out",
+        "cost_nanousd",
+        "reserved_tokens",
+        "reserved_cost_nanousd",
+        "item",
+    ):
+        other = draw(st.sampled_from([UNSET, 0, 1, 2**50]))
+    elif name in ("pure", "substituted", "cached"):
+        other = draw(st.sampled_from([UNSET, True, False]))
+    elif name in ("step", "effect", "status", "model", "error", "outcome"):
+        other = draw(st.sampled_from(["s0", "s1", "s2", "end", "pure", "keyed", "FAILED", "SUCCESS"]))
+    elif type(value) is int:
+        other = value + draw(st.sampled_from([-1, 1, 1_000]))
+    else:
+        return event
+    return msgspec.structs.replace(event, **{name: other})
+
+
+@st.composite
+def changed(draw: Callable[[Any], Any], parts: list[Part]) -> list[Part]:
+    """The parts of a journal after one or two changes that whoever seals them anew can make."""
+    parts = [(event, salt, payload, list(then)) for event, salt, payload, then in parts]
+    for _ in range(draw(st.integers(0, 2))):
+        at = draw(st.integers(0, len(parts) - 1))
+        event, salt, payload, then = parts[at]
+        kind = draw(st.integers(0, 7))
+        if kind <= 2:
+            parts[at] = changed_event(draw, event), salt, payload, then
+        elif kind == 3 and then:
+            place = draw(st.integers(0, len(then) - 1))
+            then[place] = changed_event(draw, then[place])
+        elif kind == 4 and payload is not None:
+            parts[at] = event, salt, draw(st.sampled_from([b"null", b"1", b'{"b":[1]}', b'"text"'])), then
+        elif kind == 5 and len(parts) > 1:
+            del parts[at]
+        elif kind == 6:
+            parts.insert(at, parts[at])
+        elif then:  # what rode stands alone, or is dropped
+            rider = then.pop()
+            if draw(st.booleans()):
+                parts.insert(at + 1, (rider, b"", None, []))
+    return parts
+
+
+@settings(max_examples=150, deadline=None)
+@given(programs(), st.integers(-1, 5), st.data())
+def test_the_lane_and_apply_agree_on_every_journal(
+    program: dict[str, Any], x: int, data: st.DataObject
+) -> None:
+    made = journal(program, x)
+    if made is None:
+        return
+    compiled, entries = made
+    assert outcome(compiled, entries, True) == outcome(compiled, entries, False)
+    parts = []
+    for entry in entries:
+        event, *then = open_events(entry)
+        parts.append((event, entry.salt, entry.payload, then))
+    for _ in range(4):
+        others = sealed(
+            [part for part in data.draw(changed(parts)) if all(r.type in RIDER_TYPES for r in part[3])]
+        )
+        if others:
+            assert outcome(compiled, others, True) == outcome(compiled, others, False)
