@@ -73,6 +73,7 @@ reference: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/steps.py
+	$(BIN)/python benchmarks/verify.py
 
 # Makes one environment per peer, from pinned requirements; needs a package index the first time.
 bench-peers: $(VENV)/.dev

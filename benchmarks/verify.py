@@ -1,6 +1,7 @@
 """What verifying costs: a journal of 20,000 entries, folded and checked, beside hashing the same bytes.
 
-    python benchmarks/verify.py [ENTRIES]
+    python benchmarks/verify.py
+    python benchmarks/verify.py --quick      # a smoke run, without a verdict
 
 Prints the time of `verify_run` as a multiple of two bare passes over the same bytes: one SHA-256 call per entry and per
 payload (what a reader that trusts nothing has to do at least), and one single call over all bytes (which checks no
@@ -80,16 +81,18 @@ def measure(entries: int, words: int, rounds: int = ROUNDS) -> dict[str, float]:
     }
 
 
-def main(entries: int = 20_000) -> None:
+def main(entries: int, rounds: int) -> None:
     print(f"{'bytes/entry':>12}{'verify, ms':>12}{'per hash':>10}{'per single pass':>17}{'bundle, ms':>12}")
     for words in (1, 20, 400):
-        found = measure(entries, words)
+        found = measure(entries, words, rounds)
         print(
             f"{found['bytes'] / found['entries']:>12.0f}{found['verify'] * 1e3:>12.0f}"
-            f"{found['verify'] / found['each']:>9.1f}x{found['verify'] / found['single']:>16.1f}x"
+            f"{found['verify'] / max(found['each'], 1e-9):>9.1f}x"
+            f"{found['verify'] / max(found['single'], 1e-9):>16.1f}x"
             f"{found['bundle'] * 1e3:>12.0f}"
         )
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000)
+    quick = sys.argv[1:] == ["--quick"]
+    main(200 if quick else 20_000, 1 if quick else ROUNDS)

@@ -85,7 +85,8 @@ def _what_happened(receipt: dict[str, Any]) -> Iterable[str]:
     if receipt["incomplete"]:
         yield f"Not undone, and in need of somebody: {', '.join(receipt['incomplete'])}."
     for switch in receipt["switch_events"]:
-        yield f"A provider was switched: {', '.join(f'{name} {switch[name]}' for name in sorted(switch))}."
+        to = f" for {switch['to']}" if switch.get("to") else ""
+        yield f"Step `{switch['step']}` left the provider {switch['from']}{to}: {switch['reason']}."
     if receipt["provider_final"]:
         yield f"The last answer of a model came from {receipt['provider_final']}."
     for wait in receipt["waiting"]:

@@ -59,7 +59,7 @@ def receipt(trace: Trace) -> dict[str, Any]:
         "path": trace.path,
         "principal": facts.principal,
         "program": {"hash": trace.program_hash, "name": trace.program_name},
-        "provider_final": getattr(trace, "provider_final", None),
+        "provider_final": trace.provider_final,
         "refused": facts.refused,
         "replayable": not facts.erased,
         "resumable": not ended,
@@ -67,7 +67,7 @@ def receipt(trace: Trace) -> dict[str, Any]:
         "started_at_ms": trace.started_at_ms,
         "status": trace.status.value,
         "steps": _counts(steps),
-        "switch_events": list(getattr(trace, "switch_events", ())),
+        "switch_events": trace.switch_events,
         "tokens": trace.total_tokens(),
         "trace_id": trace.trace_id,
         "troubled": [_trouble(step) for step in steps if _is_troubled(step)],
@@ -169,7 +169,7 @@ def _health(trace: Trace, steps: Sequence[TraceStep], facts: _Facts) -> dict[str
         "RETRIED": any(step.retries for step in steps),
         "SUBSTITUTED": any(step.substituted for step in steps),
         "COMPENSATED": trace.rollbacks > 0,
-        "SWITCHED": bool(getattr(trace, "switch_events", ())),
+        "SWITCHED": bool(trace.switch_events),
         "EVENT_REFUSED": bool(facts.refused),
     }
     reasons = [reason for reason, holds in found.items() if holds]

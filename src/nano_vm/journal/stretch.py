@@ -108,7 +108,9 @@ class Stretch:
             return False
         effect, at_ms = event.effect, event.at_ms
         step = self._program.steps[self._index].id
-        if event != StepStarted(at_ms=at_ms, attempt=1, effect=effect, occurrence=self._occurrence, step=step):
+        if event != StepStarted(
+            at_ms=at_ms, attempt=1, effect=effect, occurrence=self._occurrence, step=step
+        ):
             return False
         self._started, self._effect, self._at_ms = True, effect, at_ms
         return True

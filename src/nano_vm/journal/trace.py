@@ -207,9 +207,12 @@ class Trace:
     def provider_final(self) -> str | None:
         """Who answered the run's last model call, where that was said."""
         answered = None
-        for event in self.events:
-            if type(event) is StepSucceeded or type(event) is StepFailed:
-                answered = event.provider or answered
+        for entry in self.entries:
+            if b'"provider"' not in entry.facts:  # most entries name none, and need not be read
+                continue
+            for event in open_events(entry):
+                if type(event) is StepSucceeded or type(event) is StepFailed:
+                    answered = event.provider or answered
         return answered
 
     @property
