@@ -13,7 +13,9 @@ from nano_vm.compiler.names import ERROR_OF, INPUT, KEY, OUTPUT_OF, Names, Symbo
 from nano_vm.compiler.resolve import COMPENSATE, Resolved
 from nano_vm.compiler.view import Step, View
 from nano_vm.expr.evaluator import compile_condition
+from nano_vm.expr.guards import pinned
 from nano_vm.expr.reference import Ref
+from nano_vm.program.closed import is_closed
 from nano_vm.program.compiled import (
     END,
     FIRST_FREE_SLOT,
@@ -38,6 +40,7 @@ from nano_vm.program.compiled import (
     ModelAction,
     Output,
     ParallelAction,
+    Refs,
     Retry,
     Template,
     Test,
@@ -326,7 +329,17 @@ class _Lowering:
         test = self._test(step, "condition")
         assert test is not None
         then, otherwise = self.view.target(step, "then"), self.view.target(step, "otherwise")
-        return ConditionAction(test, self._index(then, NO_TARGET), self._index(otherwise, NO_TARGET))
+        return ConditionAction(
+            test,
+            self._index(then, NO_TARGET),
+            self._index(otherwise, NO_TARGET),
+            self._pins(step, True),
+            self._pins(step, False),
+        )
+
+    def _pins(self, step: Step, verdict: bool) -> Refs:
+        found = pinned(self.resolved.expressions[step.index, "condition"], verdict)
+        return tuple(sorted(self._address(Ref(name, path)) for name, path in found))
 
     def _parallel(self, step: Step) -> Action:
         lanes = tuple(lane.index for lane in step.lanes)
@@ -370,7 +383,9 @@ def _is_private(step: Step) -> bool:
 
 def _adds(step: Step) -> int:
     label = PRIVATE if _is_private(step) else 0
-    if step.type in ("llm", "agent"):
+    if step.type in ("llm", "agent") and not (
+        step.data.get("allowed_outputs") or is_closed(step.data.get("output_schema", True))
+    ):
         label |= UNTRUSTED
     elif step.type == "wait" and "seconds" not in step.data and "until" not in step.data:
         label |= DECLARED[step.data.get("label", "untrusted")]

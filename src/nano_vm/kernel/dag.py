@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nano_vm.kernel.labels import bind
 from nano_vm.kernel.state import Settled, State, StepStatus
 from nano_vm.program.compiled import CompiledProgram, CompiledStep
 
@@ -39,5 +40,5 @@ def settle_edges(
                 # A key shared with the branch that was taken is left alone.
                 state.slots[skipped.output_slot] = None
                 if state.labels is not None:
-                    state.labels[skipped.output_slot] = 0
+                    bind(state, skipped.output_slot, 0)
             queue.append((skipped, "skipped"))

@@ -10,6 +10,7 @@ from nano_vm.errors import NanoVMError
 from nano_vm.kernel.dag import settle_edges
 from nano_vm.kernel.ending import admits_step, end
 from nano_vm.kernel.groups import look_after, open_group
+from nano_vm.kernel.labels import pin
 from nano_vm.kernel.opening import open_activity
 from nano_vm.kernel.settle import mark
 from nano_vm.kernel.state import RunStatus, Settled, Stage, State, StepStatus
@@ -77,6 +78,8 @@ def _branch(
         message = f"there is no `{'then' if verdict else 'otherwise'}`"
         _condition_failed(program, state, step, occurrence, "NO_BRANCH", message)
         return
+    if state.labels is not None:
+        pin(state, action.pins_then if verdict else action.pins_otherwise)
     state.verdicts.append([step.id, occurrence, verdict])
     state.settled.append(Settled(step.index, occurrence, -1, _SUCCESS, verdict, "", 1, state.now_ms, False))
     if program.is_dag:

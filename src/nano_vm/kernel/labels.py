@@ -62,9 +62,33 @@ def label_of(state: State, refs: Refs) -> int:
     labels = state.labels
     assert labels is not None
     label = 0
-    for slot, _ in refs:
-        label |= labels[slot]
+    for slot, path in refs:
+        bits = labels[slot]
+        if bits & UNTRUSTED and slot in state.pins and _is_pinned(state.pins[slot], path):
+            bits ^= UNTRUSTED
+        label |= bits
     return label
+
+
+def _is_pinned(paths: list[tuple[str, ...]], path: tuple[str, ...]) -> bool:
+    """What is part of a pinned value is pinned."""
+    return any(path[: len(pinned)] == pinned for pinned in paths)
+
+
+def pin(state: State, refs: Refs) -> None:
+    """A guard has pinned these values down: until they are bound anew, nobody else's words are in them."""
+    for slot, path in refs:
+        paths = state.pins.setdefault(slot, [])
+        if path not in paths:
+            paths.append(path)
+
+
+def bind(state: State, slot: int, label: int) -> None:
+    """A slot has a new value."""
+    assert state.labels is not None
+    state.labels[slot] = label
+    if state.pins:
+        state.pins.pop(slot, None)
 
 
 def part_labels(state: State, template: Template) -> dict[str, int] | None:

@@ -14,7 +14,7 @@ from nano_vm.kernel.ending import end
 from nano_vm.kernel.find import advance_clock
 from nano_vm.kernel.flow import move
 from nano_vm.kernel.groups import lanes_of, open_group
-from nano_vm.kernel.labels import first_labels, inputs_label
+from nano_vm.kernel.labels import bind, first_labels, inputs_label
 from nano_vm.kernel.limits import CALL_DEPTH_MAX
 from nano_vm.kernel.opening import prepare
 from nano_vm.kernel.state import Activity, Phase, Rejection, RunStatus, Stage, State
@@ -183,7 +183,7 @@ def values_changed(program: CompiledProgram, state: State, event: ev.ValuesChang
     for name, value in changes.items():
         state.slots[slots[name]] = value
     if state.labels is not None:
-        state.label = _changed_labels(program, state.labels, [slots[name] for name in event.names])
+        state.label = _changed_labels(program, state, state.labels, [slots[name] for name in event.names])
     todo: list[int] = []
     for activity in list(state.active.values()):
         if state.active.get(activity.step) is activity and program.steps[activity.step].parent < 0:
@@ -192,7 +192,7 @@ def values_changed(program: CompiledProgram, state: State, event: ev.ValuesChang
     return None
 
 
-def _changed_labels(program: CompiledProgram, labels: list[int], changed: list[int]) -> int:
+def _changed_labels(program: CompiledProgram, state: State, labels: list[int], changed: list[int]) -> int:
     """Whoever changes a value, nothing vouches for it but what the program says of its inputs."""
     own = {slot: program.input_labels.get(name, UNTRUSTED) for name, slot in program.input_slots.items()}
     for step in program.steps:
@@ -200,7 +200,7 @@ def _changed_labels(program: CompiledProgram, labels: list[int], changed: list[i
             own[slot] = own.get(slot, UNTRUSTED) | step.adds & SEALED
     together = 0
     for slot in changed:
-        labels[slot] = labels[slot] & SEALED | own.get(slot, UNTRUSTED)
+        bind(state, slot, labels[slot] & SEALED | own.get(slot, UNTRUSTED))
         together |= labels[slot]
     return together
 

@@ -14,7 +14,7 @@ from nano_vm.expr.reference import UNSET
 from nano_vm.kernel.activity import release_reservation, remove, set_phase
 from nano_vm.kernel.dag import settle_edges
 from nano_vm.kernel.ending import drop_group, end, leave_group, place_of
-from nano_vm.kernel.labels import failure_label, label_of, output_label, part_labels
+from nano_vm.kernel.labels import bind, failure_label, label_of, output_label, part_labels
 from nano_vm.kernel.state import STATUSES, Activity, Phase, RunStatus, Settled, Stage, State, StepStatus, Undo
 from nano_vm.program.compiled import (
     SLOT_INDEX,
@@ -83,7 +83,7 @@ def _settle_value(
     slots = state.slots
     label = 0
     if state.labels is not None:
-        label = _bind_label(state.labels, step, activity, substituted, status)
+        label = _bind_label(state, step, activity, substituted, status)
     if activity.item < 0:
         # Lanes of a map have no names of their own: which comes last would be chance.
         slot = step.output_slot
@@ -127,17 +127,17 @@ def _settle_value(
 
 
 def _bind_label(
-    labels: list[int], step: CompiledStep, activity: Activity, substituted: bool, status: StepStatus
+    state: State, step: CompiledStep, activity: Activity, substituted: bool, status: StepStatus
 ) -> int:
     """Give the slots of a result its label."""
     label = output_label(step, activity, substituted) if status is _SUCCESS else 0
     if activity.item < 0:
         if step.output_slot >= 0:
-            labels[step.output_slot] = label
+            bind(state, step.output_slot, label)
         if step.key_slot >= 0:
-            labels[step.key_slot] = label
+            bind(state, step.key_slot, label)
     if step.error_slot >= 0:
-        labels[step.error_slot] = 0
+        bind(state, step.error_slot, 0)
     return label
 
 
@@ -175,7 +175,7 @@ def _remember_undo(state: State, step: CompiledStep, activity: Activity, value: 
     )
     try:
         if state.labels is not None:
-            _label_undo(state.labels, state, step, activity, compensation, bound, undo)
+            _label_undo(state, step, activity, compensation, bound, undo)
         undo.args = compensation.args.render(slots)
     except NanoVMError as error:
         return error
@@ -188,7 +188,6 @@ def _remember_undo(state: State, step: CompiledStep, activity: Activity, value: 
 
 
 def _label_undo(
-    labels: list[int],
     state: State,
     step: CompiledStep,
     activity: Activity,
@@ -196,13 +195,17 @@ def _label_undo(
     bound: list[int],
     undo: Undo,
 ) -> None:
-    held = [labels[slot] for slot in bound]
+    labels = state.labels
+    assert labels is not None
+    held = [(labels[slot], state.pins.pop(slot, None)) for slot in bound]
     for slot in bound:
         labels[slot] = output_label(step, activity)
     undo.label = label_of(state, compensation.args.refs)
     undo.labels = part_labels(state, compensation.args)
-    for slot, old in zip(bound, held, strict=True):
+    for slot, (old, pins) in zip(bound, held, strict=True):
         labels[slot] = old
+        if pins is not None:
+            state.pins[slot] = pins
 
 
 def show_item(state: State, step: CompiledStep, activity: Activity) -> None:
@@ -305,7 +308,7 @@ def fail_for_good(
     if step.error_slot >= 0:
         state.slots[step.error_slot] = {"type": error, "message": message, "attempts": attempts}
         if state.labels is not None:
-            state.labels[step.error_slot] = failure_label(step, activity)
+            bind(state, step.error_slot, failure_label(step, activity))
     state.settled.append(
         Settled(
             step.index,

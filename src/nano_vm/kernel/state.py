@@ -283,6 +283,9 @@ class State(msgspec.Struct, kw_only=True):
     fork_seq: int = 0
     programs: dict[str, str] = {}
     labels: list[int] | None = None  # by slot, in runs that track labels
+    pins: dict[
+        int, list[tuple[str, ...]]
+    ] = {}  # by slot: paths to what a guard has pinned down since it was bound
     # declarative DAG
     unmet: list[int] = []
     taken: list[bool] = []

@@ -116,6 +116,8 @@ class ConditionAction(msgspec.Struct, frozen=True):
     test: Test
     then: int  # step index, END or NO_TARGET (reaching NO_TARGET is FAILED NO_BRANCH)
     otherwise: int
+    pins_then: Refs = ()  # what is no longer untrusted when it holds
+    pins_otherwise: Refs = ()
 
 
 class ParallelAction(msgspec.Struct, frozen=True):
