@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from nano_vm.compiler import ProgramValidator as ProgramValidator
     from nano_vm.compiler import Report as Report
     from nano_vm.errors import CapabilityDeniedError as CapabilityDeniedError
     from nano_vm.errors import ConflictError as ConflictError
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from nano_vm.kernel.state import RunStatus as RunStatus
     from nano_vm.kernel.state import StepStatus as StepStatus
     from nano_vm.observe.analyzer import TraceAnalyzer as TraceAnalyzer
+    from nano_vm.policy.check import ProgramValidator as ProgramValidator
     from nano_vm.program.model import Program as Program
     from nano_vm.providers.cache import ModelCache as ModelCache
     from nano_vm.providers.cassette import CassettePlayer as CassettePlayer
@@ -82,7 +82,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "OpenAICompatibleAdapter": ("nano_vm.providers.openai_compatible", "OpenAICompatibleAdapter"),
     "Program": ("nano_vm.program.model", "Program"),
     "ProgramError": ("nano_vm.errors", "ProgramError"),
-    "ProgramValidator": ("nano_vm.compiler", "ProgramValidator"),
+    "ProgramValidator": ("nano_vm.policy.check", "ProgramValidator"),
     "Progress": ("nano_vm.runtime.engine", "Progress"),
     "Provider": ("nano_vm.providers.pool", "Provider"),
     "ProviderPool": ("nano_vm.providers.pool", "ProviderPool"),

@@ -375,6 +375,7 @@ CODES: dict[str, ErrorCode] = {
     "TAINTED_PARAMETER": ErrorCode(
         A, False, 3, "an untrusted value for a parameter that takes trusted ones only"
     ),
+    "UNPROVED_FLOW": ErrorCode(A, False, 3, "a flow of which only a run can show whether it is trusted"),
     "SECRET_IN_PROMPT": ErrorCode(A, False, 3, "a prompt made of a secret"),
     "NO_KEYS": ErrorCode(C, False, 2, "private or secret values without keys to store them under"),
     "TOOL_ERROR": ErrorCode(E, True, 1, "a tool failed"),

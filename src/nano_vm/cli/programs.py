@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from nano_vm.cli.console import Console
-from nano_vm.compiler import Report, check
+from nano_vm.compiler import Report
 from nano_vm.errors import ProgramError
+from nano_vm.policy.check import check
 from nano_vm.program import document as documents
 from nano_vm.program.diagnostic import render, to_error
 from nano_vm.program.model import Program

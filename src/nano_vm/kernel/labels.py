@@ -160,9 +160,8 @@ def take_answer(state: State, step: CompiledStep, activity: Activity) -> None:
     """An event has come for a wait, or for a tool that answered PENDING: then it is somebody else's word, unless the
     tool vouches for it."""
     if step.kind is Kind.TOOL:
-        if activity.declared:
-            activity.label = of_output(activity.label, activity.declared)
-        else:
+        activity.label = of_output(activity.label, activity.declared or None)
+        if activity.declared != "trusted":
             activity.label |= UNTRUSTED
     state.label = output_label(step, activity)
 

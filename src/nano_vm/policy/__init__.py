@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from nano_vm.policy.check import ProgramValidator as ProgramValidator
+from nano_vm.policy.check import check as check
+from nano_vm.policy.check import compile_checked as compile_checked
 from nano_vm.policy.decide import Decision as Decision
 from nano_vm.policy.decide import Request as Request
 from nano_vm.policy.decide import action_digest as action_digest

@@ -14,7 +14,8 @@ class ToolSchema(msgspec.Struct, frozen=True, kw_only=True):
     `parameters` is the JSON Schema (2020-12) of the object of arguments; `effect` the effect class of SPEC §7
     (`pure`, `idempotent`, `keyed`, `transactional`, `reconcilable`, `irreversible`); `output` the JSON Schema
     of the result, where known. `protected` names the parameters that take trusted values only, `output_label` is
-    what the output counts as (`trusted`, `untrusted`, `secret`; None: what its arguments are).
+    what the output counts as (`trusted`, `untrusted`, `secret`; None: what its arguments are). A tool that
+    `may_suspend` may answer PENDING: then somebody else's event becomes its output.
     `description` is what a model is told of it.
     """
 
@@ -25,6 +26,7 @@ class ToolSchema(msgspec.Struct, frozen=True, kw_only=True):
     protected: tuple[str, ...] = ()
     output_label: str | None = None
     description: str = ""
+    may_suspend: bool = True
 
     @property
     def is_labelled(self) -> bool:

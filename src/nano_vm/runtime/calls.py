@@ -114,7 +114,7 @@ class Calls:
         """What a tool's return value means."""
         pure = True if spec.effect == "pure" else _UNSET
         item = command.item if command.item >= 0 else _UNSET
-        if value is PENDING or (type(value) is str and value == "PENDING" and spec.may_suspend):
+        if spec.may_suspend and (value is PENDING or (type(value) is str and value == "PENDING")):
             pending = ev.StepPending(
                 at_ms=self.clock.now_ms(),
                 attempt=command.attempt,

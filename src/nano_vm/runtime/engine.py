@@ -31,7 +31,7 @@ from nano_vm.runtime.driver import Run
 from nano_vm.runtime.gates import validator
 from nano_vm.runtime.journaled import JournaledRun
 from nano_vm.runtime.keeper import Keeper
-from nano_vm.runtime.labelling import Needs, needs_of, require_keys
+from nano_vm.runtime.labelling import Needs, needs_of, prove_calls, require_keys
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.ports import Clock, Entropy, Listener, ModelClient, SecretSource, ToolInvoker, ToolSpec
 from nano_vm.runtime.system import SystemClock, SystemEntropy
@@ -94,6 +94,7 @@ class Engine:
         self.listeners: list[Listener] = []
         self.lane = True  # off in the tests that compare it with the general path
         self.plans: dict[str, list[Any]] = {}  # program hash -> step -> how the lane takes it
+        self.proves = True  # off in the tests of what happens where nothing was proved
         self.needs: dict[str, Needs] = {}  # by program hash
         self._compiled: dict[str, CompiledProgram] = {}
         self._checked: set[str] = set()  # hashes of programs that were checked against the tools
@@ -114,7 +115,7 @@ class Engine:
             program = Program.from_dict(dict(program) if isinstance(program, Mapping) else program)
         compiled = self._compiled.get(program.hash)
         if compiled is None or program.hash not in self._checked:
-            compiled = compiled_for(program, self.tools.schemas())
+            compiled = compiled_for(program, self.tools.schemas(), proved=self.proves)
             self._compiled[program.hash] = compiled
             self._checked.add(program.hash)
         return program, compiled
@@ -307,6 +308,8 @@ class Engine:
             await patiently(lambda: self.save_program(program))
         pinned = self.pin_calls(compiled) if compiled.calls else {}
         needs = needs_of(self, compiled, pinned.values())
+        if needs.labels and pinned and self.proves:
+            prove_calls(self, program, compiled, pinned)
         if needs.sealed:
             require_keys(self, needs)
         now = self.clock.now_ms()

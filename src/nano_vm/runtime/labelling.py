@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from nano_vm.errors import RuntimeFault
-from nano_vm.program.compiled import CompiledProgram, ToolAction
+from nano_vm.policy.check import governance, tools_in
+from nano_vm.program.compiled import CompiledProgram
+from nano_vm.program.diagnostic import ERROR, sort, to_error
+from nano_vm.program.model import Program
 
 if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
@@ -32,7 +35,7 @@ def needs_of(engine: Engine, compiled: CompiledProgram, pinned: Iterable[str] = 
 def _own_needs(engine: Engine, compiled: CompiledProgram) -> Needs:
     known = engine.needs.get(compiled.hash)
     if known is None:
-        specs = [engine.tools.spec(tool) for tool in tools_of(compiled)]
+        specs = [engine.tools.spec(tool) for tool in tools_in(compiled)]
         schemas = [spec.schema for spec in specs if spec is not None]
         known = engine.needs[compiled.hash] = Needs(
             compiled.labelled or any(schema.is_labelled for schema in schemas),
@@ -41,15 +44,21 @@ def _own_needs(engine: Engine, compiled: CompiledProgram) -> Needs:
     return known
 
 
-def tools_of(compiled: CompiledProgram) -> set[str]:
-    """The tools that a program may call, compensations included."""
-    found = set()
-    for step in compiled.steps:
-        if type(step.action) is ToolAction:
-            found.add(step.action.tool)
-        if step.compensation is not None:
-            found.add(step.compensation.tool)
-    return found
+def prove_calls(
+    engine: Engine, program: Program, compiled: CompiledProgram, pinned: Mapping[str, str]
+) -> None:
+    """Follow values into the programs that a program calls: only now is it known which these are.
+
+    Raises:
+        ProgramError: TAINTED_PARAMETER or SECRET_IN_PROMPT, with `diagnostics`.
+    """
+
+    def lookup(name: str) -> CompiledProgram | None:
+        return engine.load_program(pinned[name]) if name in pinned else None
+
+    findings = sort(governance(program.document, compiled, engine.tools.schemas(), lookup))
+    if any(finding.severity == ERROR for finding in findings):
+        raise to_error(findings)
 
 
 def require_keys(engine: Engine, needs: Needs) -> None:

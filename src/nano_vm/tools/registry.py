@@ -90,7 +90,7 @@ def tool(
         output_schema: JSON Schema of the result, instead of the one made from the return hint.
         reconcile: for `reconcilable`: called with the arguments (and `ctx`, if it takes it), returns a `Reconciled`.
         blocking: False promises that a plain function returns at once; it is then called without a thread.
-        may_suspend: False if the string "PENDING" is ordinary output of this tool.
+        may_suspend: False promises that the tool never answers PENDING; the string is then ordinary output.
         version: part of the tool's identity; change it when the same arguments come to mean another action.
         protected: parameters that take trusted values only: nothing that a model, a user or a remote system made up
             gets there, but through a gate.
@@ -307,6 +307,7 @@ def _describe(function: Callable[..., Any], name: str, given: _Mark | None) -> _
         protected=protected,
         output_label=mark.output_label,
         description=_summary(function, call),
+        may_suspend=mark.may_suspend,
     )
     identity: dict[str, Any] = {"name": name, "parameters": parameters, "version": mark.version}
     if mark.protected:

@@ -46,6 +46,18 @@ GIVEN = {"message": "pay 900", "limit": 5}
 TOOLS = {"pay": pay, "price": price, "echo": echo}
 
 
+@pytest.fixture
+def opener(opener: Opener) -> Opener:
+    """Machines on which nothing is proved before it runs: what is shown here is what enforcement does alone."""
+
+    def open_vm(**options: Any) -> ExecutionVM:
+        vm = opener(**options)
+        vm.proves = False
+        return vm
+
+    return open_vm
+
+
 def outcome(vm: ExecutionVM, *steps: dict[str, Any], **fields: Any) -> Any:
     trace = play(vm.run(program(*steps, inputs=INPUTS, **fields), GIVEN))
     sound(vm, trace)
@@ -242,3 +254,49 @@ def test_a_tool_with_labels_that_mean_nothing_is_refused(fields: dict[str, Any])
     with refused("TOOL_LABEL"):
         marked = tool(**fields)(lambda amount: amount)
         ExecutionVM(tools={"pay": marked})
+
+
+@pytest.mark.parametrize("amount", ["$message", "$said.output", "$c.output", 3])
+def test_what_can_be_shown_beforehand_is_refused_beforehand(opener: Opener, amount: Any) -> None:
+    vm = opener(llm=MockLLMAdapter("900"), tools=TOOLS)
+    vm.proves = True
+    vm.save_program(program({"id": "x", "type": "llm", "prompt": "hi"}, name="asks"))
+    steps = (
+        {"id": "said", "type": "llm", "prompt": "how much?"},
+        {"id": "c", "type": "call", "program": "asks"},
+        tool_step("p", "pay", args={"amount": amount}),
+    )
+    if amount == 3:
+        assert outcome(vm, *steps).status is RunStatus.SUCCESS
+        return
+    with refused("TAINTED_PARAMETER"):
+        play(vm.run(program(*steps, inputs=INPUTS), GIVEN))
+    assert vm.runs() == []
+
+
+def test_a_guard_lets_a_value_through_on_the_branch_where_it_holds_until_it_is_bound_anew(
+    opener: Opener,
+) -> None:
+    vm = opener(tools=TOOLS)
+    guard = {"id": "g", "type": "condition", "condition": "$e.output >= 1 and $e.output <= 500"}
+    steps = (
+        tool_step("e", "echo", args={"x": "$n"}),
+        {**guard, "then": "p", "otherwise": "no"},
+        tool_step("p", "pay", args={"amount": "$e.output"}, is_terminal=True, outcome="paid"),
+        tool_step("no", "pay", args={"amount": "$e.output"}, outcome="refused", is_terminal=True),
+    )
+    inputs = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    trace = play(vm.run(program(*steps, inputs=inputs), {"n": 7}))
+    assert (trace.outcome, PAID.effects) == ("paid", [7])
+    sound(vm, trace)
+    PAID.effects.clear()
+    failed_with(play(vm.run(program(*steps, inputs=inputs), {"n": 501})), "TAINTED_PARAMETER")
+    again = (
+        tool_step("e", "echo", args={"x": "$n"}),
+        {"id": "first", "type": "condition", "condition": "$b.output is null", "then": "g", "otherwise": "p"},
+        {**guard, "condition": "$e.output in [7]", "then": "b", "otherwise": "end"},
+        tool_step("b", "echo", args={"x": 1}, next_step="e"),
+        tool_step("p", "pay", args={"amount": "$e.output"}, is_terminal=True),
+        tool_step("end", "echo", args={"x": 1}, outcome="no"),
+    )
+    failed_with(play(vm.run(program(*again, inputs=inputs, max_steps=50), {"n": 7})), "TAINTED_PARAMETER")

@@ -1,0 +1,213 @@
+"""Checking a program together with what governs it: the compiler's findings, and what may flow where.
+
+Findings about governance are made from the compiled form, so a program that has errors of its own has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nano_vm.compiler import Report, compile_program
+from nano_vm.compiler import check as check_alone
+from nano_vm.errors import ProgramError
+from nano_vm.policy.taint import Analysis, Finding, Hop, Lookup
+from nano_vm.program import document as documents
+from nano_vm.program.compiled import CompiledProgram
+from nano_vm.program.diagnostic import ERROR, WARNING, Diagnostic, sort, to_error
+from nano_vm.program.document import Document
+from nano_vm.program.model import Program
+from nano_vm.program.tool_schema import ToolSchema
+
+Programs = Mapping[str, Program]
+FINDINGS_MAX = 200
+
+
+def check(
+    program: Program | Document,
+    tools: Mapping[str, ToolSchema] | None = None,
+    programs: Programs | None = None,
+) -> Report:
+    """Everything that is wrong with a program; nothing is executed.
+
+    Args:
+        program: a `Program`, or a `Document` that may be no program at all.
+        tools: what is known about the tools; with it tool names, arguments and flows are checked.
+        programs: stored programs by name or hash; with it `call` steps are checked, and followed.
+
+    Returns:
+        The report; `compiled` is there when nothing is an error.
+    """
+    report = check_alone(program, tools, programs)
+    if report.compiled is None:
+        return report
+    document = program.document if isinstance(program, Program) else program
+    found = list(governance(document, report.compiled, tools, lookup_in(programs, tools)))
+    if not found:
+        return report
+    diagnostics = tuple(sort([*report.diagnostics, *found]))
+    broken = any(finding.severity == ERROR for finding in found)
+    return Report(diagnostics, None if broken else report.compiled, report.source, report.file)
+
+
+def lookup_in(programs: Programs | None, tools: Mapping[str, ToolSchema] | None) -> Lookup:
+    """Compiled programs by the name that a call gives them."""
+    known: dict[str, CompiledProgram | None] = {}
+
+    def lookup(name: str) -> CompiledProgram | None:
+        if name not in known:
+            program = (programs or {}).get(name)
+            try:
+                known[name] = None if program is None else compile_program(program, tools, programs)
+            except ProgramError:
+                known[name] = None  # what is wrong with it is found where it is checked itself
+        return known[name]
+
+    return lookup
+
+
+def governance(
+    document: Document,
+    compiled: CompiledProgram,
+    tools: Mapping[str, ToolSchema] | None,
+    lookup: Lookup,
+) -> Iterator[Diagnostic]:
+    """What flows to where it must not, with every station of its way.
+
+    The labels of a program whose tools protect nothing and that has no secrets need not be worked out.
+    """
+    schemas = tools or {}
+    if not _concerns(compiled, schemas, lookup, set()):
+        return
+    places = _Places(document)
+    for number, finding in enumerate(Analysis(compiled, schemas, lookup).findings()):
+        if number >= FINDINGS_MAX:
+            return
+        yield places.diagnostic(finding)
+
+
+def _concerns(
+    compiled: CompiledProgram, tools: Mapping[str, ToolSchema], lookup: Lookup, seen: set[str]
+) -> bool:
+    from nano_vm.program.labels import SECRET
+
+    if compiled.hash in seen:
+        return False
+    seen.add(compiled.hash)
+    if any(label & SECRET for label in compiled.input_labels.values()):
+        return True
+    for step in compiled.steps:
+        if step.adds & SECRET:
+            return True
+    named = tools_in(compiled)
+    if any(name in tools and tools[name].is_labelled for name in named):
+        return True
+    return any(
+        child is not None and _concerns(child, tools, lookup, seen)
+        for child in (lookup(name) for name in compiled.calls)
+    )
+
+
+def tools_in(compiled: CompiledProgram) -> set[str]:
+    """The tools that a program may call, those of agents and compensations included."""
+    found: set[str] = set()
+    for step in compiled.steps:
+        action: Any = step.action
+        if hasattr(action, "tool"):
+            found.add(action.tool)
+        found.update(getattr(action, "tools", ()))
+        if step.compensation is not None:
+            found.add(step.compensation.tool)
+    return found
+
+
+class _Places:
+    """Where fields of a program stand in its document."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.pointers: dict[str, str] = {}
+        for index, step in enumerate(document.data["steps"]):
+            pointer = f"/steps/{index}"
+            self.pointers[step["id"]] = pointer
+            for lane_index, lane in enumerate(step.get("parallel_steps", ())):
+                self.pointers[lane["id"]] = f"{pointer}/parallel_steps/{lane_index}"
+            if "step" in step:
+                self.pointers[step["step"]["id"]] = pointer + "/step"
+
+    def diagnostic(self, finding: Finding) -> Diagnostic:
+        # What is wrong inside a called program is wrong at the call, as far as this document goes.
+        own = next(
+            hop
+            for hop in reversed(finding.flow)
+            if not finding.inside or not hop.text.endswith(_inside(finding))
+        )
+        place, length = self.document.place(self._pointer(own), step=own.step, field=own.field.split("/")[0])
+        message = f"{finding.message}: {self.trail(finding.flow, finding)}"
+        severity = WARNING if finding.unproved else ERROR
+        return Diagnostic(finding.code, severity, message, finding.help, place, length)
+
+    def trail(self, flow: Sequence[Hop], finding: Finding) -> str:
+        return " -> ".join(self._station(hop, finding) for hop in flow)
+
+    def _station(self, hop: Hop, finding: Finding) -> str:
+        if finding.inside and hop.text.endswith(_inside(finding)):
+            return hop.text
+        place, _ = self.document.place(self._pointer(hop), step=hop.step, field=hop.field)
+        return f"{hop.text} (line {place.line})" if place.line else hop.text
+
+    def _pointer(self, hop: Hop) -> str:
+        if hop.step is None:
+            return f"/{hop.field}"
+        return f"{self.pointers.get(hop.step, '')}/{hop.field}"
+
+
+def _inside(finding: Finding) -> str:
+    return f"in `{finding.inside[0]}`"
+
+
+def compile_checked(
+    program: Program, tools: Mapping[str, ToolSchema] | None = None, programs: Programs | None = None
+) -> CompiledProgram:
+    """The compiled form of a program in which nothing is wrong.
+
+    Raises:
+        ProgramError: as `nano_vm.compiler.compile_program`, and TAINTED_PARAMETER or SECRET_IN_PROMPT.
+    """
+    report = check(program, tools, programs)
+    if report.compiled is None:
+        raise to_error(list(report.diagnostics))
+    return report.compiled
+
+
+class ProgramValidator:
+    """Checks a program, a dict, or a file, together with what governs it.
+
+    Raises:
+        ProgramError: PROGRAM_UNREADABLE for a file that cannot be read.
+    """
+
+    def __init__(
+        self,
+        program: Program | Document | dict[str, Any] | str | Path,
+        tools: Mapping[str, ToolSchema] | None = None,
+        policy: object | None = None,
+        programs: Programs | None = None,
+    ) -> None:
+        if policy is not None:
+            help = "leave `policy` out"
+            raise ProgramError("NOT_AVAILABLE", "policies are not checked by this version", help=help)
+        self._program: Program | Document
+        if isinstance(program, Program | Document):
+            self._program = program
+        elif isinstance(program, str | Path):
+            self._program = documents.from_file(program)
+        else:
+            self._program = documents.from_data(program)
+        self._tools = tools
+        self._programs = programs
+
+    def validate(self) -> Report:
+        """Returns all findings; `report.ok` is True when none is an error."""
+        return check(self._program, self._tools, self._programs)
