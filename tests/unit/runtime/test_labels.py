@@ -297,6 +297,6 @@ def test_a_guard_lets_a_value_through_on_the_branch_where_it_holds_until_it_is_b
         {**guard, "condition": "$e.output in [7]", "then": "b", "otherwise": "end"},
         tool_step("b", "echo", args={"x": 1}, next_step="e"),
         tool_step("p", "pay", args={"amount": "$e.output"}, is_terminal=True),
-        tool_step("end", "echo", args={"x": 1}, outcome="no"),
+        tool_step("end", "echo", args={"x": 1}, outcome="no", is_terminal=True),
     )
     failed_with(play(vm.run(program(*again, inputs=inputs, max_steps=50), {"n": 7})), "TAINTED_PARAMETER")
