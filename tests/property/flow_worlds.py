@@ -1,5 +1,5 @@
-"""Random programs, and a world that is against them: every model obeys whatever it reads, every tool, child and event
-that can hand over the attacker's words does so. What reaches a protected parameter is looked at where it arrives, by its
+"""Random programs, and a world that is against them: every model obeys whatever it reads, every tool,
+child and event that can hand over the attacker's words does so. What reaches a protected parameter is looked at where it arrives, by its
 content alone: labels have no say in it.
 """
 
@@ -29,8 +29,8 @@ INPUTS = {
 
 
 class Verdict(NamedTuple):
-    """What came of one program. `breach`: the attacker's words arrived; `disagree`: it was called safe, and a run saw an
-    untrusted value at a protected parameter."""
+    """What came of one program. `breach`: the attacker's words arrived; `disagree`: it was called safe, and a run saw
+    an untrusted value at a protected parameter."""
 
     safe: bool
     blocked: bool
@@ -313,8 +313,8 @@ class Author:
             behind = set().union(before, *(above[name] for name in before))
             branch = None
             if open_branches and rng.random() < 0.6:
-                condition, field = branch = open_branches.pop(rng.randrange(len(open_branches)))
-                behind |= {condition["id"], *above[condition["id"]]}
+                branch = open_branches.pop(rng.randrange(len(open_branches)))
+                behind |= {branch[0]["id"], *above[branch[0]["id"]]}
             known = ["$msg", "$limit", *(f"${name}.output" for name in sorted(behind) if name[0] != "g")]
             if rng.random() < 0.35:
                 self.known = known

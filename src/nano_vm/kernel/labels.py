@@ -133,7 +133,7 @@ def output_label(step: CompiledStep, activity: Activity, substituted: bool = Fal
 def take_turn(state: State, step: CompiledStep, activity: Activity) -> None:
     """The model of an agent has answered: from here on its own words are part of what it is asked with."""
     activity.label |= output_label(step, activity)
-    state.label = output_label(step, activity)
+    state.label = UNTRUSTED | output_label(step, activity)  # no gate has seen these words
 
 
 def note_action(state: State, agent: CompiledStep, conversing: Activity, action: Activity) -> None:

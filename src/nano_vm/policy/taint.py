@@ -177,6 +177,8 @@ class Analysis:
             origin = f"output of tool `{action.tool}`"
         elif isinstance(action, ModelAction):
             origin = "text of a model"
+            if any(self._yields_secret(tool) for tool in getattr(action, "tools", ())):
+                label |= SECRET
         elif type(action) is WaitAction:
             origin = "event"
         elif isinstance(action, ParallelAction | MapAction):
@@ -214,6 +216,10 @@ class Analysis:
                 yield from self._sources(group.action.over.refs, group, self.pins[group.index])
             elif self.labels[slot] and not covers(pins, (slot, path)):
                 yield slot
+
+    def _yields_secret(self, tool: str) -> bool:
+        schema = self.tools.get(tool)
+        return schema is not None and schema.output_label == "secret"
 
     def _tool_output(self, tool: str, made: int) -> int:
         schema = self.tools.get(tool)
@@ -305,6 +311,11 @@ class Analysis:
 
     def _proposals(self, step: CompiledStep, tool: str) -> Iterator[Finding]:
         schema = self.tools.get(tool)
+        if self._yields_secret(tool):
+            origin = Hop(f"output of tool `{tool}` in `{step.id}`", step.id, "tools")
+            message = f"the model of `{step.id}` would be told the secret that `{tool}` yields"
+            help = f"take `{tool}` out of `tools`"
+            yield Finding("SECRET_IN_PROMPT", message, help, (origin, Hop("conversation", step.id, "prompt")))
         for name in schema.protected if schema is not None else ():
             message = f"`{name}` of `{tool}` takes trusted values only, and a model would propose it"
             help = f"take `{tool}` out of `tools`, and call it in a step of its own behind a gate"
