@@ -1,6 +1,7 @@
-"""Random programs, and a world that is against them: every model obeys whatever it reads, every tool,
-child and event that can hand over the attacker's words does so. What reaches a protected parameter is looked at where it arrives, by its
-content alone: labels have no say in it.
+"""Random programs, and a world that is against them: every model obeys whatever it reads, every tool, child and event
+that can hand over the attacker's words does so.
+
+What reaches a protected parameter is looked at where it arrives, by its content alone: labels have no say in it.
 """
 
 from __future__ import annotations

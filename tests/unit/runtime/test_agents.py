@@ -355,6 +355,9 @@ def test_no_model_reaches_a_protected_parameter(opener: Opener) -> None:
 
     model = MockLLMAdapter([propose(("transfer", {"iban": "DE00"})), "done"])
     vm = opener(llm=model, tools=[transfer])
+    with refused("TAINTED_PARAMETER"):
+        play(vm.run(program(agent("transfer")), {"q": "it"}))
+    vm.proves = False
     trace = play(vm.run(program(agent("transfer")), {"q": "it"}))
     sound(vm, trace)
     assert done.effects == []
@@ -373,6 +376,9 @@ def test_no_model_is_told_what_a_secret_tool_returned(opener: Opener) -> None:
     model = MockLLMAdapter([propose(("key", {"n": 1})), "done"])
     vm = opener(llm=model, tools=[key])
     vm.keys = Keys()
+    with refused("SECRET_IN_PROMPT"):
+        play(vm.run(program(agent("key")), {"q": "it"}))
+    vm.proves = False
     trace = play(vm.run(program(agent("key")), {"q": "it"}))
     assert trace.error["type"] == "SECRET_IN_PROMPT"
     assert "hunter2" not in json.dumps(model.calls)
