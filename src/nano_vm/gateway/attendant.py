@@ -43,6 +43,8 @@ class Attendant:
         engine = gateway.engine
         if engine.draining:
             return
+        if gateway.mounts is not None:
+            gateway.mounts.refresh()
         held = gateway.state.held()
         under_way = set(gateway.driving.values())
         room = gateway.config.limits.runs - len(gateway.driving)

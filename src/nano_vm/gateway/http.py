@@ -41,13 +41,17 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class TokenVerifier:
-    """Bearer tokens of our own."""
+    """Bearer tokens: our own, and those of an authorization server."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway | None, foreign: Any = None) -> None:
         self._gateway = gateway
+        self._foreign = foreign
 
     async def verify_token(self, token: str) -> AccessToken | None:
-        found = tokens.verify(self._gateway.state, token)
+        if not token.startswith("nvm_"):
+            verified: AccessToken | None = await self._foreign.verify_token(token) if self._foreign else None
+            return verified
+        found = None if self._gateway is None else tokens.verify(self._gateway.state, token)
         if found is None:
             return None
         who, expires_at_ms = found
@@ -129,7 +133,6 @@ class HttpGateway:
         self,
         gateway: Gateway,
         server: Server[Any],
-        metrics: Metrics,
         attendant: Attendant,
         verifier: Any = None,
         oauth_routes: list[Route] | None = None,
@@ -138,7 +141,7 @@ class HttpGateway:
     ) -> None:
         config = gateway.config
         self.gateway = gateway
-        self.metrics = metrics
+        self.metrics = gateway.metrics
         self.attendant = attendant
         self.gate = Gate(config.limits)
         self.draining = False
@@ -161,7 +164,7 @@ class HttpGateway:
                 Middleware(AuthContextMiddleware),
             ]
         middleware.append(
-            Middleware(LimitMiddleware, gate=self.gate, metrics=metrics, behind_tls=config.behind_tls)
+            Middleware(LimitMiddleware, gate=self.gate, metrics=self.metrics, behind_tls=config.behind_tls)
         )
         routes = [
             Route(config.path, endpoint=endpoint),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,19 +17,22 @@ from pydantic import ValidationError
 
 from nano_vm import __version__, canonical
 from nano_vm.errors import Fault, InputError, NanoVMError, NotFoundError
-from nano_vm.gateway import prompts, resources
+from nano_vm.gateway import asking, prompts, resources
 from nano_vm.gateway.catalog import CATALOG, ENTRIES, RUN_OUTPUT, ToolEntry
 from nano_vm.gateway.faults import fault_of
 from nano_vm.gateway.principals import READ, RUN, Principal
 from nano_vm.gateway.programs import inputs_schema
 from nano_vm.gateway.service import PUBLISHED, Gateway, check_arguments
+from nano_vm.gateway.tasks import MODERN, TASK_AFTER_SECONDS, Tasks
 from nano_vm.runtime.engine import Progress
 
 NAME = "nano-vm"
 PAGE = 200
 PROGRESS_SECONDS = 0.1  # a client is told at most this often
 KEY_META = "io.nano-vm/idempotencyKey"
-MODERN = "2026-07-28"
+RUN_TOOLS = frozenset({"run_program", "resume_run", "step_run", "cancel_run"})
+QUESTIONS_MAX = 20  # forms in one call
+FORM_SECONDS = 600.0
 REQUEST_STATE_SECONDS = 3_600.0
 INSTRUCTIONS = (
     "nano-vm runs declarative programs durably: every step is journaled before it acts and can be verified afterwards. "
@@ -45,6 +49,7 @@ class Handlers:
     def __init__(self, gateway: Gateway, identify: Identify) -> None:
         self.gateway = gateway
         self.identify = identify
+        self.tasks = Tasks(self)
 
     # --- tools ------------------------------------------------------------------------------------------------
 
@@ -79,22 +84,112 @@ class Handlers:
             )
         return list(found.values())
 
+    def input_schema(self, name: str) -> dict[str, Any] | None:
+        """What the transport holds headers against; of published programs it has nothing to check."""
+        return ENTRIES[name].arguments if name in ENTRIES else None
+
     async def call_tool(self, ctx: Any, params: types.CallToolRequestParams) -> Any:
+        """A call, counted and timed under a name that no client can make up."""
+        name = params.name if params.name in ENTRIES else "published"
+        began, outcome = time.monotonic(), "refused"
+        try:
+            result = await self._call_tool(ctx, params)
+            outcome = _outcome(result)
+            return result
+        finally:
+            self.gateway.metrics.called(name, outcome, time.monotonic() - began)
+
+    async def _call_tool(self, ctx: Any, params: types.CallToolRequestParams) -> Any:
         name, args = params.name, dict(params.arguments or {})
         who = self.identify(ctx)
-        if name not in ENTRIES and not name.startswith(PUBLISHED):
+        if not self.has_tool(name):
             raise MCPError(types.INVALID_PARAMS, f"unknown tool: {name[:100]}", {"tool": name[:100]})
         try:
             async with _Teller(ctx) as tell:
-                if name in ENTRIES:
-                    result = await self.gateway.call(who, name, args, tell)
+                if name in ENTRIES and name not in RUN_TOOLS:
+                    return done(await self.gateway.call(who, name, args, tell))
+                if params.request_state is not None:
+                    view, decided = await self._answered(who, params)
+                    if not decided:
+                        return self.result_of(view)
+                elif name in ENTRIES:
+                    view = await self.gateway.call(who, name, self._bounded(ctx, args), tell)
                 else:
-                    result = await self._call_published(ctx, who, name, args, tell)
-        except asyncio.CancelledError:
+                    view = await self._call_published(ctx, who, name, args, tell)
+                return await self._concluded(ctx, who, view)
+        except (asyncio.CancelledError, MCPError):
             raise
         except Exception as error:
             return failed(error)
-        return done(result)
+
+    def has_tool(self, name: str) -> bool:
+        return name in ENTRIES or name.startswith(PUBLISHED)
+
+    def _bounded(self, ctx: Any, args: dict[str, Any]) -> dict[str, Any]:
+        """Who knows tasks gets one soon instead of waiting."""
+        if not Tasks.wanted(ctx):
+            return args
+        asked = args.get("wait_seconds")
+        soon = min(asked, TASK_AFTER_SECONDS) if isinstance(asked, int | float) else TASK_AFTER_SECONDS
+        return {**args, "wait_seconds": soon}
+
+    async def _concluded(self, ctx: Any, who: Principal, view: dict[str, Any]) -> Any:
+        """What becomes of a call whose run has ended, waits or goes on."""
+        if Tasks.wanted(ctx) and view["status"] in ("RUNNING", "SUSPENDED"):
+            return self.tasks.created(ctx, who, view)
+        for _ in range(QUESTIONS_MAX):
+            asked = asking.questions(who, view, asking.APPROVALS) if view["status"] == "SUSPENDED" else {}
+            if not asked or not asking.supports_forms(ctx):
+                break
+            key, (wait, request) = next(iter(asked.items()))
+            if ctx.protocol_version >= MODERN:
+                state = canonical.encode({"key": key, "run": view["trace_id"]}).decode()
+                return types.InputRequiredResult(input_requests={key: request}, request_state=state)
+            if not ctx.session.can_send_request:
+                break
+            answer = await self._elicited(ctx, request)
+            call = asking.arguments(view["trace_id"], wait, answer)
+            if call is None:
+                break
+            view = await self.gateway.call(who, "resume_run", call)
+        return self.result_of(view)
+
+    async def _elicited(self, ctx: Any, request: types.ElicitRequest) -> types.ElicitResult | None:
+        """Ask on the client's own channel, as clients of the older era are asked."""
+        params = request.params
+        assert isinstance(params, types.ElicitRequestFormParams)
+        try:
+            async with asyncio.timeout(FORM_SECONDS):
+                answer: types.ElicitResult = await ctx.session.elicit_form(
+                    params.message, params.requested_schema, ctx.request_id
+                )
+                return answer
+        except (TimeoutError, MCPError):
+            return None  # nobody answered: the run waits on
+
+    async def _answered(
+        self, who: Principal, params: types.CallToolRequestParams
+    ) -> tuple[dict[str, Any], bool]:
+        """The second round of a call: the answer goes to the run that the sealed state names. Nothing is started. The
+        run, and False when the user has closed the form: who has decided nothing is not asked again."""
+        state = canonical.decode((params.request_state or "").encode())
+        run_id = self.gateway.record(who, state["run"]).run_id
+        view = await self.gateway.view(run_id)
+        asked = asking.questions(who, view, asking.APPROVALS)
+        response = (params.input_responses or {}).get(state["key"])
+        if response is None or state["key"] not in asked:
+            return view, True
+        call = asking.arguments(run_id, asked[state["key"]][0], response)
+        if call is None:
+            return view, False
+        return await self.gateway.call(who, "resume_run", call), True
+
+    def result_of(self, view: dict[str, Any]) -> types.CallToolResult:
+        """A run as the result of a call; one that did not come to its end is an error that the model sees."""
+        result = done(view)
+        if view["status"] in ("FAILED", "BUDGET_EXCEEDED", "STALLED"):
+            result.is_error = True
+        return result
 
     async def _call_published(
         self, ctx: Any, who: Principal, name: str, args: dict[str, Any], tell: Any
@@ -108,7 +203,8 @@ class Handlers:
                 key = (ctx.meta or {}).get(KEY_META)
                 if key is not None and not isinstance(key, str):
                     raise InputError("RUN_KEY", f"`{KEY_META}` is not a text", help="send a text")
-                return await gateway.run(who, program, compiled, args, key, None, tell)
+                wait = TASK_AFTER_SECONDS if Tasks.wanted(ctx) else None
+                return await gateway.run(who, program, compiled, args, key, wait, tell)
         raise NotFoundError(
             "PROGRAM_NOT_FOUND", "no saved program is published under that name", help="see tools/list"
         )
@@ -186,7 +282,11 @@ def build_server(gateway: Gateway, identify: Identify, handlers: Handlers | None
         on_list_prompts=handlers.list_prompts,
         on_get_prompt=handlers.get_prompt,
         on_completion=handlers.complete,
+        get_tool_input_schema=handlers.input_schema,
     )
+    for method in handlers.tasks.methods():
+        server.add_request_handler(method.method, method.params_type, method.handler)
+    server.extensions[handlers.tasks.identifier] = handlers.tasks.settings()
     server.middleware.append(_shield)
     # What a client sends back of our own is sealed, and bound to the principal, the request and a time.
     key = gateway.state.secret("request-state")
@@ -201,6 +301,8 @@ def build_server(gateway: Gateway, identify: Identify, handlers: Handlers | None
 
 async def _shield(ctx: Any, call_next: Any) -> Any:
     """No error leaves with a traceback, or with a text that is not ours."""
+    if ctx.method.startswith("tasks/") and ctx.protocol_version < MODERN:
+        raise MCPError(types.METHOD_NOT_FOUND, "Method not found", ctx.method)
     try:
         return await call_next(ctx)
     except (MCPError, ValidationError, asyncio.CancelledError):
@@ -209,6 +311,12 @@ async def _shield(ctx: Any, call_next: Any) -> Any:
         raise protocol_error(error) from None
     except Exception as error:
         raise MCPError(types.INTERNAL_ERROR, fault_of(error)["message"]) from None
+
+
+def _outcome(result: Any) -> str:
+    if isinstance(result, types.CallToolResult):
+        return "error" if result.is_error else "ok"
+    return "task" if isinstance(result, dict) else "input_required"
 
 
 def done(result: dict[str, Any]) -> types.CallToolResult:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nano_vm import canonical
 from nano_vm.errors import InputError, NanoVMError, NotFoundError, RuntimeFault
@@ -19,6 +19,7 @@ from nano_vm.gateway import views
 from nano_vm.gateway.catalog import ENTRIES
 from nano_vm.gateway.config import GatewayConfig
 from nano_vm.gateway.faults import fault_of, log
+from nano_vm.gateway.metrics import Metrics
 from nano_vm.gateway.principals import ANSWER, PROVE, READ, RUN, WRITE, Principal
 from nano_vm.gateway.programs import TENANT, GatewayStore, Programs, inputs_schema
 from nano_vm.gateway.state import GatewayState
@@ -30,6 +31,9 @@ from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.model import Program
 from nano_vm.runtime.engine import Engine, Progress
 from nano_vm.runtime.gates import validator
+
+if TYPE_CHECKING:
+    from nano_vm.gateway.mounts import Mounts
 
 LIST_DEFAULT = 50
 STEPS_DEFAULT = 200
@@ -54,6 +58,8 @@ class Gateway:
         self.state = state
         self.config = config
         self.programs = Programs(engine, store, state, config)
+        self.mounts: Mounts | None = None
+        self.metrics = Metrics()
         self.driving: dict[asyncio.Task[Trace], str] = {}  # run id by the task that drives it
         self.started_total = 0
         self._operations: dict[str, tuple[str, Callable[..., Awaitable[dict[str, Any]]]]] = {
@@ -313,6 +319,10 @@ class Gateway:
             return trace
 
         return await asyncio.to_thread(fold)
+
+    async def view(self, run_id: str) -> dict[str, Any]:
+        """How a run stands."""
+        return self.shown(await self._trace(run_id))
 
     async def trace(
         self, who: Principal, run_id: str, offset: int, limit: int, outputs: bool

@@ -49,6 +49,7 @@ async def serve_stdio(gateway: Gateway) -> None:
     who = local_principal(gateway.config)
     server = build_server(gateway, lambda ctx: who)
     attendant = Attendant(gateway)
+    await _mount(gateway)
     stop = asyncio.Event()
     _on_signals(stop.set)
     looking = asyncio.get_running_loop().create_task(attendant.run())
@@ -73,8 +74,14 @@ async def serve_stdio(gateway: Gateway) -> None:
         close(gateway)
 
 
-async def serve_http(gateway: Gateway, announce: Callable[[str], None], server: Any = None) -> None:
+async def serve_http(
+    gateway: Gateway, announce: Callable[[str], None], server: Any = None, event_store: Any = None
+) -> None:
     """Serve over HTTP until a signal comes.
+
+    Args:
+        announce: told the URL as soon as it answers.
+        server: instead of the gateway's own; `event_store`: keeps streams of the older era for clients that come back.
 
     Raises:
         InputError: GATEWAY_EXPOSED, GATEWAY_ADDRESS when the address cannot be bound.
@@ -83,7 +90,6 @@ async def serve_http(gateway: Gateway, announce: Callable[[str], None], server: 
 
     from nano_vm.gateway.attendant import Attendant
     from nano_vm.gateway.http import HttpGateway, identify_bearer
-    from nano_vm.gateway.metrics import Metrics
     from nano_vm.gateway.server import build_server
 
     config = gateway.config
@@ -94,13 +100,18 @@ async def serve_http(gateway: Gateway, announce: Callable[[str], None], server: 
     app = HttpGateway(
         gateway,
         server if server is not None else build_server(gateway, identify),
-        Metrics(),
         Attendant(gateway),
         verifier,
         routes,
         metadata_url,
+        event_store,
     )
     listening = _bind(config)
+    try:
+        await _mount(gateway)
+    except BaseException:
+        listening.close()
+        raise
     port = listening.getsockname()[1]
     settings = uvicorn.Config(
         app.app,
@@ -144,11 +155,19 @@ async def _serve_quietly(web: Any, listening: socket.socket) -> None:
 
 
 def _authentication(gateway: Gateway) -> tuple[Any, list[Any], Any]:
+    """The verifier of bearer tokens, routes that clients need to get one, and where these are."""
     from nano_vm.gateway.http import TokenVerifier
 
-    if not gateway.config.auth.required:
+    auth = gateway.config.auth
+    if not auth.required:
         return None, [], None
-    return TokenVerifier(gateway), [], None
+    if auth.oauth is None:
+        return TokenVerifier(gateway), [], None
+    from nano_vm.gateway.oauth import JwtVerifier, check_oauth, resource_routes
+
+    check_oauth(auth.oauth)
+    routes, url = resource_routes(auth.oauth)
+    return TokenVerifier(gateway if auth.tokens else None, JwtVerifier(auth.oauth)), routes, url
 
 
 def _bind(config: GatewayConfig) -> socket.socket:
@@ -169,6 +188,11 @@ def _bind(config: GatewayConfig) -> socket.socket:
     return listening
 
 
+async def _mount(gateway: Gateway) -> None:
+    if gateway.mounts is not None:
+        await gateway.mounts.start()
+
+
 async def drain(gateway: Gateway) -> None:
     """Let calls under way finish and release every run; nothing is lost."""
     try:
@@ -179,6 +203,8 @@ async def drain(gateway: Gateway) -> None:
         await asyncio.wait(list(gateway.driving), timeout=ANSWER_SECONDS)
     for task in list(gateway.driving):
         task.cancel()
+    if gateway.mounts is not None:
+        await gateway.mounts.close()
 
 
 def close(gateway: Gateway) -> None:

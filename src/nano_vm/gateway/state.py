@@ -149,6 +149,58 @@ class GatewayState:
     def has_program(self, tenant: str, program_hash: str) -> bool:
         return bool(self.read("SELECT 1 FROM programs WHERE tenant = ? AND hash = ?", (tenant, program_hash)))
 
+    # --- pins of remote tools -----------------------------------------------------------------------------
+
+    def pinned(self, server: str) -> dict[str, tuple[str, str]]:
+        """Tool -> (digest, definition) as accepted."""
+        rows = self.read("SELECT tool, digest, definition FROM pins WHERE server = ?", (server,))
+        return {tool: (digest, definition) for tool, digest, definition in rows}
+
+    def pin(self, server: str, tool: str, digest: str, definition: str) -> None:
+        with self.write() as con:
+            con.execute(
+                "INSERT OR IGNORE INTO pins VALUES (?, ?, ?, ?, NULL, NULL, ?, 'first use')",
+                (server, tool, digest, definition, _now_ms()),
+            )
+
+    def offer(self, server: str, tool: str, digest: str | None, definition: str) -> None:
+        known = self.read("SELECT offered FROM pins WHERE server = ? AND tool = ?", (server, tool))
+        if not known or known[0][0] == digest:
+            return
+        with self.write() as con:
+            con.execute(
+                "UPDATE pins SET offered = ?, offered_definition = ? WHERE server = ? AND tool = ?",
+                (digest, None if digest is None else definition, server, tool),
+            )
+
+    def pins(self) -> list[dict[str, Any]]:
+        """All pins, with what the server offers instead where that differs."""
+        rows = self.read(
+            "SELECT server, tool, digest, definition, offered, offered_definition, accepted_at_ms, accepted_by "
+            "FROM pins ORDER BY server, tool"
+        )
+        names = ("server", "tool", "digest", "definition", "offered", "offered_definition")
+        return [
+            {**dict(zip(names, row, strict=False)), "accepted_at_ms": row[6], "accepted_by": row[7]}
+            for row in rows
+        ]
+
+    def accept(self, server: str, tool: str | None, by: str) -> list[str]:
+        """Take the offered definitions of a server (or of one tool) as the accepted ones: their names."""
+        with self.write() as con:
+            rows = con.execute(
+                "SELECT tool FROM pins WHERE server = ? AND offered IS NOT NULL AND (?2 IS NULL OR tool = ?2) "
+                "ORDER BY tool",
+                (server, tool),
+            ).fetchall()
+            for (name,) in rows:
+                con.execute(
+                    "UPDATE pins SET digest = offered, definition = offered_definition, offered = NULL, "
+                    "offered_definition = NULL, accepted_at_ms = ?, accepted_by = ? WHERE server = ? AND tool = ?",
+                    (_now_ms(), by, server, name),
+                )
+        return [name for (name,) in rows]
+
     # --- held runs ----------------------------------------------------------------------------------------
 
     def hold(self, run_id: str) -> None:

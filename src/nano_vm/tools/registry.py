@@ -183,6 +183,10 @@ class ToolSet:
         self._specs[spec.name] = spec
         return spec
 
+    def put(self, spec: ToolSpec) -> None:
+        """Register a tool that was described elsewhere, or replace it."""
+        self._specs[spec.name] = spec
+
     def spec(self, name: str) -> ToolSpec | None:
         return self._specs.get(name)
 
@@ -321,7 +325,7 @@ def _describe(function: Callable[..., Any], name: str, given: _Mark | None) -> _
         schema=schema,
         digest=canonical.digest_value(identity),
         is_async=_is_async(function),
-        problems=_checker(parameters),
+        problems=argument_checker(parameters),
         context_parameter=context_parameter,
         secrets=secrets,
         wrapped=frozenset(wrapped),
@@ -388,7 +392,7 @@ _PLAIN: dict[str, tuple[type, ...]] = {
 }
 
 
-def _checker(parameters: dict[str, Any]) -> Callable[[dict[str, Any]], list[str]] | None:
+def argument_checker(parameters: dict[str, Any]) -> Callable[[dict[str, Any]], list[str]] | None:
     """A check of arguments against their schema. Flat schemas of plain types - nearly all - are checked without the
     validator; it explains what is wrong when something is."""
     properties = parameters.get("properties", {})

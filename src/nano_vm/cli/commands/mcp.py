@@ -3,6 +3,8 @@
   nano-vm mcp --tools refund_tools.py --model mock:yes           on standard input and output
   nano-vm mcp serve --config gateway.yaml                        over HTTP, on 127.0.0.1:8808/mcp
   nano-vm mcp serve --port 9000 --tools refund_tools.py
+  nano-vm mcp pins                                               definitions of the tools of mounted servers
+  nano-vm mcp accept shop price                                  accept one that has changed
 
 Without authentication only this machine is served; `nano-vm token create` makes tokens. A configuration comes from
 --config, then NANO_VM_MCP_… variables, then options. SIGTERM lets calls under way finish; runs that are not done are
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import sys
@@ -21,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nano_vm.cli.arguments import STORE_VARIABLE, add_tools, store_path
-from nano_vm.cli.console import Console
+from nano_vm.cli.console import Console, compact, printable
 from nano_vm.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,10 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action",
         nargs="?",
-        choices=("stdio", "serve"),
+        choices=("stdio", "serve", "pins", "accept"),
         default="stdio",
-        help="stdio (default): one client on standard input and output; serve: HTTP",
+        help="stdio (default): one client on standard input and output; serve: HTTP; pins, accept: definitions of "
+        "mounted tools",
     )
+    parser.add_argument("mount", nargs="?", metavar="MOUNT", help="with accept: the mounted server")
+    parser.add_argument("tool", nargs="?", metavar="TOOL", help="with accept: one tool of it (default: all)")
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON; see docs/guides/gateway.md")
     parser.add_argument("--host", metavar="HOST", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument(
@@ -49,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace, console: Console) -> int:
     from nano_vm.gateway.serving import require_extra
 
+    if (args.action == "accept") != (args.mount is not None):
+        raise InputError(
+            "USAGE", "`accept` names a mount, and nothing else does", help="mcp accept MOUNT [TOOL]"
+        )
+    if args.action in ("pins", "accept"):
+        return _pins(args, console)
     require_extra()
     if args.json and args.action == "stdio":
         raise InputError("USAGE", "standard output belongs to the client", help="leave --json out")
@@ -80,6 +92,48 @@ def _serve(args: argparse.Namespace, console: Console, gateway: Gateway) -> None
         asyncio.run(serve_http(gateway, announce))
     else:
         asyncio.run(serve_stdio(gateway))
+
+
+def _pins(args: argparse.Namespace, console: Console) -> int:
+    """Show the pinned definitions, or accept those that a server offers instead."""
+    from nano_vm.gateway.config import load_config
+    from nano_vm.gateway.state import SUFFIX, GatewayState
+
+    config = load_config(args.config, os.environ)
+    if config.store and not args.store and not os.environ.get(STORE_VARIABLE):
+        args.store = config.store
+    state = GatewayState(store_path(args) + SUFFIX)
+    try:
+        if args.action == "accept":
+            accepted = state.accept(args.mount, args.tool, args.principal or "operator")
+            if not accepted:
+                raise InputError(
+                    "PIN_NOT_FOUND",
+                    "no changed definition waits under that name",
+                    help="`nano-vm mcp pins` shows what there is",
+                )
+            console.document({"accepted": accepted})
+            for name in accepted:
+                console.line(f"accepted {printable(args.mount)} {printable(name)}")
+            return 0
+        pins = [_readable(pin) for pin in state.pins()]
+        console.document({"pins": pins})
+        for pin in pins:
+            stands = "pinned" if pin["offered"] is None else "CHANGED"
+            console.line(f"{stands}  {printable(pin['server'])} {printable(pin['tool'])}  {pin['digest']}")
+            if pin["offered"] is not None:
+                console.line(f"         was {compact(pin['definition'], 2_000)}")
+                console.line(f"         now {compact(pin['offered_definition'], 2_000)}")
+        if not pins:
+            console.line("no mounted tools")
+    finally:
+        state.close()
+    return 0
+
+
+def _readable(pin: dict[str, Any]) -> dict[str, Any]:
+    texts = ("definition", "offered_definition")
+    return {name: json.loads(pin[name]) if name in texts and pin[name] else pin[name] for name in pin}
 
 
 def read_config(args: argparse.Namespace) -> GatewayConfig:
@@ -128,7 +182,13 @@ def make_gateway(args: argparse.Namespace, config: GatewayConfig) -> tuple[Gatew
     try:
         store = GatewayStore(path, durability="normal" if chosen == "normal" else "full")
         engine = Engine(llm=model.client, tools=tools, store=store)
-        return Gateway(engine, store, GatewayState(path + SUFFIX), config), model
+        state = GatewayState(path + SUFFIX)
+        gateway = Gateway(engine, store, state, config)
+        if config.mounts:
+            from nano_vm.gateway.mounts import Mounts
+
+            gateway.mounts = Mounts(engine, tools, state, config)
+        return gateway, model
     except BaseException:
         model.close()
         raise

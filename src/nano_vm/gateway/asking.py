@@ -1,0 +1,134 @@
+"""Asking a client's user what a run waits for, in the client's own form (elicitation).
+
+A question is made from a wait of the run and from nothing else; the answer is an event of that very wait, under an id
+made from where the wait stands: so an answer is taken once, whoever repeats it, and an old one never reaches a new
+wait.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import mcp_types as types
+
+from nano_vm.gateway.principals import ANSWER, RUN, Principal
+
+MESSAGE_CHARS_MAX = 4_000
+APPROVALS = frozenset({"approval"})
+ANYTHING = frozenset({"approval", "event", "tool", "outcome"})
+
+
+def supports_forms(ctx: Any) -> bool:
+    """Whether the client has said that it can show a form."""
+    capabilities = ctx.session.client_capabilities
+    elicitation = capabilities.elicitation if capabilities is not None else None
+    if elicitation is None:
+        return False
+    return elicitation.form is not None or elicitation.url is None
+
+
+def key_of(wait: dict[str, Any]) -> str:
+    """The same for the same wait, another for every other one of the run."""
+    parts = [wait["step"], str(wait.get("occurrence", 1)), str(wait.get("attempt", 1))]
+    if "item" in wait:
+        parts.append(str(wait["item"]))
+    return ".".join(parts)
+
+
+def may_answer(who: Principal, wait: dict[str, Any]) -> bool:
+    """Whether an answer of this principal could be taken."""
+    if wait["kind"] == "outcome":
+        return who.may(RUN)
+    if wait["kind"] == "approval":
+        return who.may(ANSWER) and bool(set(wait.get("approvers", ())) & set(who.roles))
+    return who.may(ANSWER)
+
+
+def questions(
+    who: Principal, view: dict[str, Any], kinds: frozenset[str]
+) -> dict[str, tuple[dict[str, Any], types.ElicitRequest]]:
+    """What the principal can be asked about a run, by key: the wait and the request."""
+    return {
+        key_of(wait): (wait, _request(view, wait))
+        for wait in view["waiting"]
+        if wait["kind"] in kinds and may_answer(who, wait)
+    }
+
+
+def _request(view: dict[str, Any], wait: dict[str, Any]) -> types.ElicitRequest:
+    kind = wait["kind"]
+    where = f"Run {view['trace_id']} of `{view['program']['name']}` waits at `{wait['step']}`"
+    properties: dict[str, Any]
+    required = []
+    if kind == "approval":
+        message = f"{where} for an approval by {' or '.join(wait.get('approvers', ()))}."
+        properties = {
+            "approved": {"type": "boolean", "title": "Approve", "description": "Whether the run may go on."},
+            "comment": {"type": "string", "title": "Comment", "description": "Kept with the decision."},
+        }
+        required = ["approved"]
+    elif kind == "outcome":
+        message = f"{where}: nobody knows whether its call happened ({wait.get('reason') or '?'})."
+        properties = {
+            "resolution": {
+                "type": "string",
+                "title": "What became of it",
+                "enum": ["succeeded", "failed", "repeat"],
+            },
+            "value": {"type": "string", "title": "Its result as JSON, or why it failed"},
+        }
+        required = ["resolution"]
+    else:
+        named = f" `{wait['event']}`" if wait.get("event") else ""
+        message = f"{where} for the event{named}."
+        properties = {"data": {"type": "string", "title": "Data of the event", "description": "As JSON."}}
+    if wait.get("due_at"):
+        message += f" It waits until {wait['due_at']}."
+    shown = wait.get("shown", wait.get("action"))
+    if shown is not None:
+        message += "\n" + json.dumps(shown, ensure_ascii=False, indent=1)
+    return types.ElicitRequest(
+        params=types.ElicitRequestFormParams(
+            message=message[:MESSAGE_CHARS_MAX],
+            requested_schema={"type": "object", "properties": properties, "required": required},
+        )
+    )
+
+
+def arguments(run_id: str, wait: dict[str, Any], answer: Any) -> dict[str, Any] | None:
+    """The call of `resume_run` that an answer comes to; None when nothing was answered."""
+    if not isinstance(answer, types.ElicitResult) or answer.action != "accept":
+        return None
+    content = dict(answer.content or {})
+    found: dict[str, Any] = {"trace_id": run_id, "step": wait["step"]}
+    if "item" in wait:
+        found["item"] = wait["item"]
+    if wait["kind"] == "approval":
+        if type(content.get("approved")) is not bool:
+            return None
+        found["approve"] = content["approved"]
+        if content.get("comment"):
+            found["comment"] = str(content["comment"])[:2_000]
+    elif wait["kind"] == "outcome":
+        if content.get("resolution") not in ("succeeded", "failed", "repeat"):
+            return None
+        found["resolution"] = content["resolution"]
+        if content.get("value") is not None:
+            found["value"] = _json_or_text(content["value"])
+        return found
+    elif set(content) <= {"data"}:
+        found["event"] = _json_or_text(content.get("data"))
+    else:
+        found["event"] = content
+    found["event_id"] = f"asked:{key_of(wait)}"
+    return found
+
+
+def _json_or_text(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value

@@ -1,0 +1,292 @@
+"""Approvals by form where the client has forms, tasks where it knows tasks; `resume_run` where it has neither."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import mcp_types as types
+import pytest
+from gateway_stage import (
+    ADDER,
+    APPROVED,
+    ERAS,
+    LEGACY,
+    MODERN,
+    PAYER,
+    SLOW,
+    Served,
+    call,
+    connected,
+    program,
+    run,
+)
+from mcp.shared.exceptions import MCPError
+
+TASKS = "io.modelcontextprotocol/tasks"
+WAITS = program(
+    "waits",
+    {
+        "id": "both",
+        "type": "parallel",
+        "parallel_steps": [
+            {"id": "one", "type": "wait", "event": "one"},
+            {"id": "two", "type": "wait", "event": "two"},
+        ],
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory):
+    directory = tmp_path_factory.mktemp("asking")
+    config = directory / "gateway.yaml"
+    config.write_text("auth: {tokens: true}\n")
+    with Served(directory, "--config", str(config)) as server:
+        yield server
+
+
+def forms(*answers: types.ElicitResult | Exception) -> tuple[list[str], Any]:
+    """A client's user who gives these answers, one after another."""
+    seen: list[str] = []
+    left = list(answers)
+
+    async def ask(context: Any, params: types.ElicitRequestParams) -> types.ElicitResult:
+        seen.append(params.message)
+        answer = left.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return seen, ask
+
+
+def yes(**content: Any) -> types.ElicitResult:
+    return types.ElicitResult(action="accept", content=content)
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_whoever_may_approve_is_asked_by_a_form(served: Served, era: str) -> None:
+    before = served.effects("pay")
+    token = served.token("su", "operator", "supervisor")
+
+    async def session() -> None:
+        seen, ask = forms(
+            yes(approved=True, comment="fine"), yes(approved=False), types.ElicitResult(action="decline")
+        )
+        async with connected(served, era, token, elicitation_callback=ask) as client:
+            approved = await call(client, "run_program", program=APPROVED, inputs={"amount": 1})
+            assert (approved["status"], approved["output"]) == ("SUCCESS", {"paid": 1})
+            assert "supervisor" in seen[0]
+            trace = await call(client, "get_trace", trace_id=approved["trace_id"])
+            assert trace["steps"][0]["output"] == {
+                "approved": True,
+                "by": "su",
+                "comment": "fine",
+            }
+            denied = await call(client, "run_program", program=APPROVED, inputs={"amount": 2})
+            assert (denied["status"], denied["outcome"]) == ("SUCCESS", "denied")
+            # Who closes the form has decided nothing: the run waits on.
+            waits = await call(client, "run_program", program=APPROVED, inputs={"amount": 3})
+            assert waits["status"] == "SUSPENDED"
+            assert len(seen) == 3
+
+    run(session())
+    assert served.effects("pay") == before + 1
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_whoever_may_not_approve_is_not_asked(served: Served, era: str) -> None:
+    async def session() -> None:
+        seen, ask = forms()
+        async with connected(served, era, served.token("op", "operator"), elicitation_callback=ask) as client:
+            waits = await call(client, "run_program", program=APPROVED, inputs={"amount": 1})
+            assert (waits["status"], seen) == ("SUSPENDED", [])
+
+    run(session())
+
+
+def test_what_a_client_hands_back_is_bound(served: Served) -> None:
+    """The state of a question cannot be forged, moved to another call or principal, or used for a second decision."""
+    mine, theirs = (
+        served.token("su1", "operator", "supervisor"),
+        served.token("su2", "operator", "supervisor"),
+    )
+    before = served.effects("pay")
+
+    async def session() -> None:
+        async def unused(context: Any, params: Any) -> types.ElicitResult:
+            raise AssertionError
+
+        async with (
+            connected(served, MODERN, mine, elicitation_callback=unused) as client,
+            connected(served, MODERN, theirs, elicitation_callback=unused) as other,
+        ):
+            arguments = {"program": APPROVED, "inputs": {"amount": 9}}
+            asked = await client.session.call_tool("run_program", arguments, allow_input_required=True)
+            assert isinstance(asked, types.InputRequiredResult)
+            (key,) = asked.input_requests
+            state = asked.request_state
+            accept = {key: yes(approved=True)}
+
+            async def again(who: Any, arguments: dict[str, Any], state: str, answers: Any = accept) -> Any:
+                return await who.session.call_tool(
+                    "run_program",
+                    arguments,
+                    input_responses=answers,
+                    request_state=state,
+                    allow_input_required=True,
+                )
+
+            for who, given, token in (
+                (client, arguments, state[:-4] + "AAAA"),
+                (client, {**arguments, "inputs": {"amount": 10}}, state),
+                (other, arguments, state),
+            ):
+                with pytest.raises(MCPError) as refused:
+                    await again(who, given, token)
+                assert refused.value.code == -32602
+            # An answer to something else is no answer.
+            still = await again(client, arguments, state, {"other": yes(approved=True)})
+            assert isinstance(still, types.InputRequiredResult)
+            ended = await again(client, arguments, state)
+            assert ended.structured_content["status"] == "SUCCESS"
+            repeated = await again(client, arguments, state, {key: yes(approved=False)})
+            assert repeated.structured_content["trace_id"] == ended.structured_content["trace_id"]
+            assert repeated.structured_content["status"] == "SUCCESS"
+
+    run(session())
+    assert served.effects("pay") == before + 1
+
+
+class TaskClient:
+    """The requests of the extension, by hand."""
+
+    def __init__(self, served: Served, token: str, forms: bool = True, tasks: bool = True) -> None:
+        self.served, self.token = served, token
+        self.capabilities: dict[str, Any] = {"extensions": {TASKS: {}}} if tasks else {}
+        if forms:
+            self.capabilities["elicitation"] = {}
+
+    def __call__(self, method: str, header: str | None = None, **params: Any) -> dict[str, Any]:
+        meta = {
+            "io.modelcontextprotocol/protocolVersion": MODERN,
+            "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+            "io.modelcontextprotocol/clientCapabilities": self.capabilities,
+        }
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/json, text/event-stream",
+            "Authorization": f"Bearer {self.token}",
+            "MCP-Protocol-Version": MODERN,
+            "Mcp-Method": method,
+            "Mcp-Name": header or params.get("taskId") or params.get("name") or "",
+        }
+        body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": {**params, "_meta": meta}}
+        status, answer_headers, text = self.served.http("/mcp", json.dumps(body).encode(), headers)
+        if "event-stream" in answer_headers.get("content-type", ""):
+            text = [line for line in text.splitlines() if line.startswith("data: ")][-1][6:]
+        document = json.loads(text)
+        self.status = status
+        return document.get("result") or document["error"]
+
+    def until(self, task: str, *statuses: str) -> dict[str, Any]:
+        while True:
+            found = self("tasks/get", taskId=task)
+            if found["status"] in statuses:
+                return found
+
+
+def test_a_long_run_is_a_task_that_survives_the_gateway(tmp_path: Path) -> None:
+    with Served(tmp_path, "--role", "admin", "--role", "supervisor") as served:
+        client = TaskClient(served, "")
+        done = client("tools/call", name="run_program", arguments={"program": ADDER, "inputs": {"a": 1}})
+        assert done["structuredContent"]["output"] == 2
+
+        task = client("tools/call", name="run_program", arguments={"program": SLOW, "inputs": {"name": "t"}})
+        assert (task["resultType"], task["status"]) == ("task", "working")
+        assert set(task) >= {"taskId", "createdAt", "lastUpdatedAt", "ttlMs", "pollIntervalMs"}
+        assert client("tasks/get", taskId=task["taskId"])["status"] == "working"
+        served.kill()
+        served.start()
+        served.go("t")
+        ended = client.until(task["taskId"], "completed")
+        assert ended["result"]["structuredContent"]["output"] == "t"
+
+        asked = client(
+            "tools/call", name="run_program", arguments={"program": APPROVED, "inputs": {"amount": 4}}
+        )
+        assert (asked["resultType"], asked["status"]) == ("task", "input_required")
+        (key,) = client("tasks/get", taskId=asked["taskId"])["inputRequests"]
+        answer = {key: {"action": "accept", "content": {"approved": True}}}
+        assert (
+            client("tasks/update", taskId=asked["taskId"], inputResponses=answer)["resultType"] == "complete"
+        )
+        paid = client.until(asked["taskId"], "completed")
+        assert paid["result"]["structuredContent"]["output"] == {"paid": 4}
+        client("tasks/update", taskId=asked["taskId"], inputResponses=answer)
+
+        both = client("tools/call", name="run_program", arguments={"program": WAITS})
+        keys = sorted(client("tasks/get", taskId=both["taskId"])["inputRequests"])
+        assert len(keys) == 2
+        for key in keys:
+            said = {key: {"action": "accept", "content": {"data": "[1]"}}}
+            client("tasks/update", taskId=both["taskId"], inputResponses=said)
+            still = client("tasks/get", taskId=both["taskId"])
+            assert key not in still.get("inputRequests", {})
+        outputs = still["result"]["structuredContent"]["output"]
+        assert outputs == {"one": [1], "two": [1]}
+
+        stopped = client(
+            "tools/call", name="run_program", arguments={"program": APPROVED, "inputs": {"amount": 5}}
+        )
+        assert client("tasks/cancel", taskId=stopped["taskId"]) == client(
+            "tasks/cancel", taskId=stopped["taskId"]
+        )
+        assert client.until(stopped["taskId"], "cancelled")["taskId"] == stopped["taskId"]
+    assert served.effects("pay") == 1
+
+
+def test_a_task_belongs_to_whoever_got_it(served: Served) -> None:
+    mine = TaskClient(served, served.token("t1", "operator"))
+    task = mine("tools/call", name="run_program", arguments={"program": APPROVED, "inputs": {"amount": 4}})
+    assert task["status"] == "working"  # it waits for somebody else
+    run_id = task["taskId"].partition("~")[0]
+    other = TaskClient(served, served.token("t2", "admin"))
+    for client, task_id in (
+        (other, task["taskId"]),
+        (mine, run_id),
+        (mine, run_id + "~x"),
+        (mine, "no-such"),
+        (mine, "~"),
+    ):
+        for method, more in (
+            ("tasks/get", {}),
+            ("tasks/update", {"inputResponses": {}}),
+            ("tasks/cancel", {}),
+        ):
+            assert client(method, taskId=task_id, **more)["code"] == -32602, (method, task_id)
+    assert mine("tasks/get", taskId=task["taskId"])["status"] == "working"
+
+
+def test_clients_that_do_not_know_tasks_get_none(served: Served) -> None:
+    plain = TaskClient(served, served.token("t3", "operator"), forms=False, tasks=False)
+    waits = plain("tools/call", name="run_program", arguments={"program": APPROVED, "inputs": {"amount": 4}})
+    assert waits["structuredContent"]["status"] == "SUSPENDED"
+    assert plain("tasks/get", taskId="x")["code"] == -32021
+    knows = TaskClient(served, plain.token)
+    assert knows("tasks/get", header="another", taskId="x")["code"] == -32020
+    assert knows.status == 400
+
+    async def legacy() -> None:
+        async with connected(served, LEGACY, plain.token) as client:
+            with pytest.raises(MCPError) as refused:
+                await client.session.send_request(
+                    types.Request(method="tasks/get", params={"taskId": "x"}), types.EmptyResult
+                )
+            assert refused.value.code == -32601
+
+    asyncio.run(legacy())
+    assert PAYER
