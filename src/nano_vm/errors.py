@@ -442,6 +442,7 @@ CODES: dict[str, ErrorCode] = {
     ),
     "SUBJECT": ErrorCode(C, False, 2, "a value that names no data subject"),
     "SUBJECT_NOT_FOUND": ErrorCode(C, False, 2, "a data subject of whom the vault has no key"),
+    "ERASED": ErrorCode(C, False, 1, "a value that has been erased"),
     "ERASURE_HELD": ErrorCode(C, False, 4, "a legal hold forbids the erasure"),
     # --- usage --------------------------------------------------------------------------------------------
     "USAGE": ErrorCode(C, False, 2, "a command line or call that cannot be understood"),

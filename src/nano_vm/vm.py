@@ -61,6 +61,8 @@ class ExecutionVM(Engine):
             entropy=entropy,
             max_concurrent_runs=max_concurrent_runs,
             secrets=secrets if secrets is not None else vault,
+            keys=vault,
+            make_keys=_vault_in_memory if getattr(store, "volatile", store is None) else None,
         )
         self.vault = vault
 
@@ -68,3 +70,10 @@ class ExecutionVM(Engine):
         """Add or replace a tool. Programs are checked against the tools again."""
         self.tools.add(function, name)
         self.forget_compiled()
+
+
+def _vault_in_memory() -> Vault:
+    """For a store that is gone with the process: its private values are encrypted all the same."""
+    from nano_vm.vault.local import Vault
+
+    return Vault.in_memory()

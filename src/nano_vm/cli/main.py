@@ -35,6 +35,7 @@ COMMANDS: dict[str, str] = {
     "recover": "take up runs that a dead process left, and fire due timers",
     "resolve": "say what became of an unknown outcome",
     "diff": "compare two runs",
+    "erase": "destroy what opens private values, for good",
     "watch": "follow runs as they go",
     "providers": "show the providers of a pool and their circuits",
     "schema": "print the JSON Schema of programs and policies",

@@ -91,7 +91,9 @@ class Session:
         except BaseException:
             self._close_model()
             raise
-        self.engine: Engine = Engine(llm=self.model, tools=self.tools, store=self.store, secrets=self.vault)
+        self.engine: Engine = Engine(
+            llm=self.model, tools=self.tools, store=self.store, secrets=self.vault, keys=self.vault
+        )
 
     def __enter__(self) -> Session:
         return self

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import base64
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -18,8 +19,9 @@ from nano_vm.evidence.note import check_origin, sign_checkpoint
 from nano_vm.evidence.receipt import receipt
 from nano_vm.evidence.sign import DISCLOSURE_TYPE, sign, statement
 from nano_vm.journal.disclosure import disclose
-from nano_vm.journal.entry import Entry, open_events
+from nano_vm.journal.entry import Entry, erased_keys, open_events, read_facts
 from nano_vm.journal.port import JournalStore
+from nano_vm.journal.recall import Notes, record
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.program.compiled import CompiledProgram
@@ -27,6 +29,9 @@ from nano_vm.program.model import Program
 
 RUNS_MAX = 10_000
 _OVER_VALUES = ("outcome_hash", "trace_hash")
+
+
+Opened: TypeAlias = Callable[[str], list[Entry]]  # the entries of a run, as far as the caller has their keys
 
 
 class Exported(NamedTuple):
@@ -39,13 +44,20 @@ class Exported(NamedTuple):
 
 
 def export(
-    store: JournalStore, run_id: str, *, key: SigningKey | None = None, origin: str | None = None
+    store: JournalStore,
+    run_id: str,
+    *,
+    key: SigningKey | None = None,
+    origin: str | None = None,
+    opened: Opened | None = None,
 ) -> Exported:
     """The bundle of a run and of all runs that it called.
 
     Args:
         key: signs the receipt, and a checkpoint of the log that the bundle proves its runs to be in.
         origin: name of the log in the checkpoint; by default after its first leaf.
+        opened: reads a run with its sealed values opened; then the bundle says what it needs to be checked without
+            them. The values stay sealed in it.
 
     Raises:
         NotFoundError: RUN_NOT_FOUND. VerificationError: when a journal cannot be folded.
@@ -54,12 +66,14 @@ def export(
     programs = {program_of(entries): b"" for _, entries in journals}
     for program_hash in programs:
         programs[program_hash] = store.program(program_hash)
-    made = receipt(_trace(programs, *journals[0]))
+    recall = {run: _notes(programs, run, entries, opened) for run, entries in journals}
+    made = receipt(_trace(programs, *journals[0], recall[run_id]))
     contents = Contents(
         kind=container.RUN,
         run=run_id,
         programs=[programs[program_hash] for program_hash in sorted(programs)],
         journals=journals,
+        recall=recall,
         receipt=canonical.encode(made),
     )
     if key is not None:
@@ -74,7 +88,12 @@ def export(
 
 
 def export_steps(
-    store: JournalStore, run_id: str, steps: Sequence[str], *, key: SigningKey | None = None
+    store: JournalStore,
+    run_id: str,
+    steps: Sequence[str],
+    *,
+    key: SigningKey | None = None,
+    opened: Opened | None = None,
 ) -> Exported:
     """A bundle that shows the chosen steps of a run alone, each with a proof of its place.
 
@@ -85,9 +104,11 @@ def export_steps(
     Raises:
         NotFoundError: RUN_NOT_FOUND, UNKNOWN_STEP for a step that the run did not come to.
     """
-    entries = store.read(run_id)
+    entries = _portable(store.read(run_id))
     program_hash = program_of(entries)
-    made = without_values(receipt(_trace({program_hash: store.program(program_hash)}, run_id, entries)))
+    programs = {program_hash: store.program(program_hash)}
+    notes = _notes(programs, run_id, entries, opened)
+    made = without_values(receipt(_trace(programs, run_id, entries, notes)))
     shown = [0, *_entries_of(entries, steps)]
     lines = []
     for disclosed in disclose(entries, *dict.fromkeys(shown)):
@@ -182,7 +203,7 @@ def _journals(store: JournalStore, run_id: str) -> Iterator[tuple[str, list[Entr
                 "EXPORT_LIMIT", f"the run has more than {RUNS_MAX} child runs", help="export its children"
             )
         try:
-            entries = store.read(run)
+            entries = _portable(store.read(run))
         except NotFoundError:
             if run == run_id:
                 raise
@@ -195,8 +216,31 @@ def _journals(store: JournalStore, run_id: str) -> Iterator[tuple[str, list[Entr
         todo += reversed(children_of(entries))
 
 
-def _trace(programs: dict[str, bytes], run_id: str, entries: Sequence[Entry]) -> Trace:
-    return Trace(compile_stored(programs[program_of(entries)]), run_id, lambda: entries)
+def _trace(
+    programs: dict[str, bytes], run_id: str, entries: Sequence[Entry], notes: Notes | None = None
+) -> Trace:
+    return Trace(compile_stored(programs[program_of(entries)]), run_id, lambda: entries, notes=notes)
+
+
+def _portable(entries: list[Entry]) -> list[Entry]:
+    """Entries as a bundle holds them: a ciphertext is written in base64, as the JSON text that a line may hold; one
+    that nobody will ever open again is left out."""
+    dead = erased_keys(entries)
+    for place, entry in enumerate(entries):
+        if entry.payload is None or entry.salt:
+            continue
+        key = read_facts(entry).key
+        if key is not None:
+            text = None if key in dead else canonical.encode(base64.b64encode(entry.payload).decode())
+            entries[place] = msgspec.structs.replace(entry, payload=text)
+    return entries
+
+
+def _notes(programs: dict[str, bytes], run_id: str, entries: Sequence[Entry], opened: Opened | None) -> Notes:
+    """What a journal with sealed values needs to be folded without them; nothing for one without."""
+    if opened is None or not any(entry.payload is not None and not entry.salt for entry in entries):
+        return {}
+    return record(compile_stored(programs[program_of(entries)]), run_id, opened(run_id))
 
 
 def _log_lines(

@@ -42,6 +42,7 @@ class JournalLine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     entries: int
     journal: str
+    recall: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ShownLine(msgspec.Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
@@ -94,12 +95,15 @@ class Contents(msgspec.Struct, kw_only=True):
     """What a bundle holds, as read; nothing of it is verified but its form.
 
     `journals` are (run id, entries) in order, the exported run first; `shown` is filled instead in a disclosure.
+    `recall` has for runs with sealed values what their journals need to be folded without them
+    (`nano_vm.journal.recall`).
     """
 
     kind: str
     run: str
     programs: list[bytes] = []
     journals: list[tuple[str, list[Entry]]] = []
+    recall: dict[str, dict[str, Any]] = {}
     shown: list[ShownLine] = []
     receipt: bytes = b""
     logs: list[LogLine] = []
@@ -124,7 +128,9 @@ def _lines(contents: Contents) -> Iterator[bytes]:
     for program in contents.programs:
         yield b'{"program":' + program + b"}\n"
     for run_id, entries in contents.journals:
-        yield _line({"entries": len(entries), "journal": run_id})
+        notes = contents.recall.get(run_id)
+        noted = {"recall": notes} if notes else {}
+        yield _line({"entries": len(entries), "journal": run_id, **noted})
         for entry in entries:
             yield _entry_line(entry.digest, entry.facts, entry.payload, entry.salt)
     for shown in contents.shown:
@@ -207,7 +213,7 @@ class _Reader:
         while self._at(b'{"program":'):
             contents.programs.append(self._raw(_ProgramLine, b'{"program":'))
         while self._at(b'{"entries":') and header.kind == RUN:
-            contents.journals.append(self._journal())
+            contents.journals.append(self._journal(contents))
         while self._at(b'{"digest":') and header.kind == DISCLOSURE:
             contents.shown.append(self._shown())
         contents.receipt = self._raw(_ReceiptLine, b'{"receipt":')
@@ -244,8 +250,12 @@ class _Reader:
             raise _malformed(self.place, "the line is not in canonical form")
         return raw
 
-    def _journal(self) -> tuple[str, list[Entry]]:
+    def _journal(self, contents: Contents) -> tuple[str, list[Entry]]:
         head = self._take(JournalLine)
+        if head.recall is not msgspec.UNSET:
+            if not head.recall or not all(type(note) is dict for note in head.recall.values()):
+                raise _malformed(self.place, "what it says of sealed values cannot be read")
+            contents.recall[head.journal] = head.recall
         if not 0 < head.entries <= len(self.lines) - self.place:
             raise _malformed(self.place, "the journal does not have the entries it should have")
         first = self.place

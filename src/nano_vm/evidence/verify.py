@@ -118,7 +118,12 @@ class _Checking:
             # The exported run is folded once, for its transitions and for its receipt.
             ledger = Ledger(program) if run == contents.run else None
             verified = verify_run(
-                program, None, entries, run, on_transition=None if ledger is None else ledger.record
+                program,
+                None,
+                entries,
+                run,
+                on_transition=None if ledger is None else ledger.record,
+                notes=contents.recall.get(run),
             )
             if ledger is not None:
                 trace = Trace(program, run, partial(list, entries), folded=(verified.state, ledger))

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from nano_vm.expr.errors import ExprError
 
-__all__ = ["UNSET", "Ref", "Unset", "ref_at", "scan_text", "walk"]
+__all__ = ["ERASED", "UNSET", "Ref", "Unset", "ref_at", "scan_text", "walk"]
 
 
 class Unset(Enum):
@@ -26,6 +26,12 @@ class Unset(Enum):
 
 UNSET: Final = Unset.UNSET
 """Stands in a slot for "nothing has been assigned yet". It is not a JSON value and never leaves the slots."""
+
+
+ERASED: Final = "".join(("[REDACTED_", "TOMBSTONE]"))
+"""Stands in the slots for a value that is not readable: it has been erased, or nobody here has its key. It is told by
+identity - the same words from elsewhere are text like any other - and every part of it is it. Views show it as it
+is."""
 
 
 class Ref(NamedTuple):
@@ -130,6 +136,8 @@ def walk(value: Any, path: tuple[str, ...]) -> Any:
                 continue
             except IndexError:
                 raise unresolved(path, position, f"the list has {len(value)} elements") from None
+        if value is ERASED:
+            return ERASED
         raise unresolved(path, position, "only objects and lists have parts")
     return value
 

@@ -9,6 +9,10 @@ and its digest is SHA-256 over exactly those bytes, which the next entry names a
 there when the event has a payload: SHA-256 over a 16-byte random salt followed by the payload's canonical
 bytes. Salt and payload are stored beside the facts, so they can be destroyed without touching the chain.
 
+The payload of an entry whose event has the label PRIVATE or SECRET is sealed: the facts name, as `key`, the data key
+under which salt and payload are encrypted, and what is stored is the ciphertext, with no salt beside it. The commitment
+and the chain are what they would be without; whoever has no key sees an entry that is *closed*.
+
 Intents ride with the outcome that led to them: `then` lists the events that follow in the same instant and
 have no payload of their own - `{"event": {…}, "type": "StepStarted"}` - so that a step's result, the
 decisions that follow and the next step's intent are one entry, written and hashed at once.
@@ -16,7 +20,7 @@ decisions that follow and the next step's intent are one entry, written and hash
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -25,7 +29,8 @@ from msgspec import UNSET
 
 from nano_vm import canonical
 from nano_vm.errors import InputError, VerificationError
-from nano_vm.kernel.events import EVENT_TYPES, Event
+from nano_vm.expr.reference import ERASED
+from nano_vm.kernel.events import EVENT_TYPES, Erased, Event
 
 SALT_BYTES = 16
 GENESIS = "sha256:" + "0" * 64  # `prev` of the first entry of every run
@@ -40,7 +45,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     """One stored entry.
 
     `facts` are the hashed bytes, `digest` is "sha256:<hex>" of them. `payload` is None when the event has
-    none or when it has been erased (then the facts still hold its commitment).
+    none or when it has been erased (then the facts still hold its commitment). Of a sealed entry that nobody has opened
+    it is the ciphertext, and there is no salt.
     """
 
     seq: int
@@ -66,6 +72,7 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     seq: int
     type: str
     commitment: str | None = None
+    key: str | None = None  # of a sealed payload: id of the data key
     then: list[_Rider] = []
 
 
@@ -83,7 +90,7 @@ _READERS: dict[str, _Reader] = {
 }
 # Facts of these types may hold objects whose keys come from outside, which a plain encoder would leave in
 # their order.
-_OBJECTS = ("budgets", "forked", "labels", "parent", "principal", "programs", "waits")
+_OBJECTS = ("budgets", "forked", "labels", "parent", "principal", "programs", "recall", "waits")
 _NESTED = {
     kind: tuple(name for name in _OBJECTS if name in kind.__struct_fields__)
     for kind in EVENT_TYPES.values()
@@ -113,7 +120,15 @@ class Chain:
         # Encoded once: a run id is any text, and its JSON form is the same in every entry.
         self._run = canonical.encode(run).decode()
 
-    def seal(self, event: Event, salt: bytes, payload: bytes | None, then: Sequence[Event] = ()) -> Entry:
+    def seal(
+        self,
+        event: Event,
+        salt: bytes,
+        payload: bytes | None,
+        then: Sequence[Event] = (),
+        key: str | None = None,
+        commitment: str | None = None,
+    ) -> Entry:
         """Chain `event` to the head and return its entry.
 
         Args:
@@ -121,19 +136,26 @@ class Chain:
             salt: 16 fresh random bytes when there is a payload; ignored without one.
             payload: canonical bytes of the event's payload, or None when it has none.
             then: the events that ride with it, in order; their payloads must be UNSET.
+            key: id of the data key that the caller encrypts salt and payload under before they are stored.
+            commitment: that of the payload, where the caller has it and not the payload itself.
         """
         # The hot path of every run: the envelope is written by hand around the encoded event.
         seq = self.length
-        facts = f'"event":{_body(event)},"prev":"{self.head}","run":{self._run},"seq":{seq}'
+        if key is None:
+            facts = f'"event":{_body(event)},"prev":"{self.head}","run":{self._run},"seq":{seq}'
+        else:
+            facts = f'"event":{_body(event)},"key":"{key}","prev":"{self.head}","run":{self._run},"seq":{seq}'
         if then:
             riders = ",".join([f'{{"event":{_body(rider)},"type":"{rider.type}"}}' for rider in then])
             facts = f'{facts},"then":[{riders}]'
-        if payload is None:
+        if payload is None and commitment is None:
             sealed = f'{{{facts},"type":"{event.type}"}}'.encode()
             salt = b""
         else:
-            commitment = sha256(salt + payload).hexdigest()
-            sealed = f'{{"commitment":"sha256:{commitment}",{facts},"type":"{event.type}"}}'.encode()
+            if commitment is None:
+                assert payload is not None
+                commitment = "sha256:" + sha256(salt + payload).hexdigest()
+            sealed = f'{{"commitment":"{commitment}",{facts},"type":"{event.type}"}}'.encode()
         digest = "sha256:" + sha256(sealed).hexdigest()
         self.head = digest
         self.length = seq + 1
@@ -216,15 +238,43 @@ def read_facts(entry: Entry) -> Facts:
         raise _malformed(entry, "the facts cannot be read") from None
 
 
+def is_closed(entry: Entry, facts: Facts) -> bool:
+    """Whether the entry has a payload that cannot be read here: it is sealed and nobody has opened it, or erased."""
+    return facts.key is not None and not entry.salt
+
+
+def erased_keys(entries: Iterable[Entry]) -> set[str]:
+    """The data keys that a journal itself says are destroyed.
+
+    Raises:
+        VerificationError: JOURNAL_MALFORMED.
+    """
+    found: set[str] = set()
+    for entry in entries:
+        if b'"type":"Erased"' in entry.facts:
+            found.update(key for event in open_events(entry) if type(event) is Erased for key in event.keys)
+    return found
+
+
 def open_event(entry: Entry, facts: Facts | None = None) -> Event:
-    """The event an entry is named after; an erased payload is `UNSET`.
+    """The event an entry is named after; a payload that is closed is `ERASED`.
 
     Raises:
         VerificationError: JOURNAL_MALFORMED.
     """
     if facts is None:
         facts = read_facts(entry)
+    if is_closed(entry, facts):
+        return _closed_event(entry, facts)
     return _decode_event(entry, facts.type, facts.event, entry.payload)
+
+
+def _closed_event(entry: Entry, facts: Facts) -> Event:
+    event = _decode_event(entry, facts.type, facts.event, None)
+    if not _READERS[facts.type].payload:
+        raise _malformed(entry, f"a {facts.type} has no payload")
+    event.payload = ERASED  # type: ignore[union-attr]
+    return event
 
 
 def open_events(entry: Entry, facts: Facts | None = None) -> list[Event]:
@@ -235,7 +285,10 @@ def open_events(entry: Entry, facts: Facts | None = None) -> list[Event]:
     """
     if facts is None:
         facts = read_facts(entry)
-    events = [_decode_event(entry, facts.type, facts.event, entry.payload)]
+    if facts.key is not None:
+        events = [open_event(entry, facts)]
+    else:
+        events = [_decode_event(entry, facts.type, facts.event, entry.payload)]
     for rider in facts.then:
         if rider.type not in RIDER_TYPES:
             raise _malformed(entry, f"a `{rider.type[:64]}` cannot ride with another event")
@@ -284,6 +337,10 @@ def verify_entry(entry: Entry, run: str, prev: str, seq: int | None = None) -> F
     if entry.seq != place or facts.seq != place or facts.prev != prev or facts.run != run:
         raise _broken("CHAIN_BROKEN", "it does not follow the entry before it", place)
     commitment = facts.commitment
+    if facts.key is not None and is_closed(entry, facts):
+        if commitment is None:
+            raise _malformed(entry, "a key without a commitment")
+        return facts  # whether it may be closed is asked of the whole journal
     if commitment is not None and entry.payload is None:
         raise _broken("PAYLOAD_MISSING", "its payload is gone", place)
     if commitment is not None or entry.payload is not None or entry.salt:
@@ -361,8 +418,14 @@ class ChainReader:
         facts = verify_entry(entry, self.run, self.head, self.length)
         event, *then = open_events(entry, facts)
         try:
-            sealed = Chain(self.run, entry.seq, self.head).seal(event, entry.salt, entry.payload, then)
-            same = sealed == entry and (entry.payload is None or canonical.is_canonical(entry.payload))
+            closed = is_closed(entry, facts)
+            commitment = facts.commitment if closed else None
+            chain = Chain(self.run, entry.seq, self.head)
+            sealed = chain.seal(event, entry.salt, entry.payload, then, facts.key, commitment)
+            if closed:
+                same = sealed.facts == entry.facts
+            else:
+                same = sealed == entry and (entry.payload is None or canonical.is_canonical(entry.payload))
         except InputError:
             same = False
         if not same:
@@ -394,7 +457,8 @@ def verify_shown(entry: Entry, run: str) -> Facts:
     facts = read_facts(entry)
     if facts.seq != entry.seq or facts.run != run:
         raise _broken("CHAIN_BROKEN", "it belongs elsewhere", entry.seq)
-    _verify_payload(entry, facts, entry.seq)
+    if not is_closed(entry, facts):
+        _verify_payload(entry, facts, entry.seq)
     return facts
 
 

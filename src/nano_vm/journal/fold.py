@@ -6,13 +6,14 @@ compared with what was recorded, so a journal that the kernel would not have wri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from msgspec import UNSET
 
 from nano_vm.errors import VerificationError
-from nano_vm.journal.entry import GENESIS, Chain, Entry, open_events, read_facts, verify_entry
+from nano_vm.journal.entry import GENESIS, Chain, Entry, is_closed, open_events, read_facts, verify_entry
+from nano_vm.journal.recall import Notes, Recall
 from nano_vm.kernel.events import Event
 from nano_vm.kernel.state import Rejection, State
 from nano_vm.kernel.transition import apply
@@ -35,6 +36,7 @@ def fold(
     *,
     verify: bool = False,
     on_transition: OnTransition | None = None,
+    notes: Notes | None = None,
 ) -> State:
     """The state after `entries`, which are all entries of the run from the first.
 
@@ -43,13 +45,14 @@ def fold(
         verify: check each entry's digest, place, commitment and payload before it is applied.
         on_transition: called after each transition with the entry, its event and the state, which still says
             what the transition `settled`; the state must not be changed or kept.
+        notes: what `recall.record` noted of values that are sealed here.
 
     Raises:
         VerificationError: REPLAY_MISMATCH (facts: `seq`, `code` - the kernel's rejection, or VERDICTS) when
             the kernel would not take a recorded transition; JOURNAL_MALFORMED; with `verify` all of
             `verify_entry` too.
     """
-    return fold_chain(program, run_id, entries, verify=verify, on_transition=on_transition).state
+    return fold_chain(program, run_id, entries, verify=verify, on_transition=on_transition, notes=notes).state
 
 
 def fold_chain(
@@ -59,15 +62,25 @@ def fold_chain(
     *,
     verify: bool = False,
     on_transition: OnTransition | None = None,
+    notes: Notes | None = None,
 ) -> Folded:
     """`fold`, and the chain that the next entry is sealed with."""
     state = State(run=run_id)
     head = GENESIS
     length = 0
+    recall: Recall | None = None
     for seq, entry in enumerate(entries):
         facts = verify_entry(entry, run_id, head, seq) if verify else read_facts(entry)
-        for event in open_events(entry, facts):
-            take(program, state, event, seq)
+        if facts.key is not None and recall is None and is_closed(entry, facts):
+            if not isinstance(entries, Sequence):
+                raise TypeError("a journal that is closed in part is folded from a sequence of its entries")
+            recall = Recall(program, entries, notes)
+            program = recall.program
+        for event in open_events(entry, facts) if recall is None else recall.events(entry, facts):
+            if recall is None:
+                take(program, state, event, seq)
+            else:
+                recall.take(take, state, event, seq)
             if on_transition is not None:
                 on_transition(entry, event, state)
         head = entry.digest

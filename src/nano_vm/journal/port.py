@@ -153,6 +153,10 @@ class JournalStore(Protocol):
         """Entries of all runs in the order they were committed, after `cursor` (0: from the start): the new
         cursor and (run id, entry) pairs. For live views."""
 
+    def holding(self, fragment: bytes) -> list[str]:
+        """Ids of the runs that have an entry whose facts hold these bytes, in the order they were created. Reads the
+        whole journal: for erasures, which are rare."""
+
     # --- records ------------------------------------------------------------------------------------------
     def record(self, run_id: str) -> RunRecord: ...
 

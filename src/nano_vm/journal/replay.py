@@ -10,14 +10,18 @@ from msgspec import UNSET
 
 from nano_vm import canonical
 from nano_vm.errors import VerificationError
-from nano_vm.journal.entry import GENESIS, ChainReader, Entry, open_event, read_facts
+from nano_vm.journal.entry import GENESIS, ChainReader, Entry, is_closed, open_event, read_facts
 from nano_vm.journal.fold import OnTransition, check_verdicts, take
 from nano_vm.journal.port import RunRecord
+from nano_vm.journal.recall import Notes, Recall
 from nano_vm.journal.standing import Standing, standing
 from nano_vm.journal.stretch import Stretch, stretch_from
 from nano_vm.kernel.events import Event, RunStarted
 from nano_vm.kernel.state import State, snapshot
 from nano_vm.program.compiled import CompiledProgram
+
+KEYED = "hmac-sha256:"  # of a digest that only who has the subject's key can compute
+_NAMED_MAX = 20  # decisions that are named one by one
 
 
 class Verified(NamedTuple):
@@ -43,6 +47,7 @@ def verify_run(
     run_id: str | None = None,
     *,
     on_transition: OnTransition | None = None,
+    notes: Notes | None = None,
 ) -> Verified:
     """Check everything that can be checked of one run without its store.
 
@@ -53,14 +58,17 @@ def verify_run(
     2. `commitments`: every payload is there, in canonical form, and the one committed to.
     3. `transitions`: the kernel takes every entry, from the start, under this program.
     4. `verdicts`: every condition comes out as recorded.
-    5. `ending`: nothing but annex entries follows a terminal status.
-    6. `record`: the record agrees with the journal (left out without a record).
+    5. `closed`: payloads that cannot be read are erased, and an entry says so, or are sealed; which decisions rest on
+       them and were taken as recorded (left out where every payload can be read).
+    6. `ending`: nothing but annex entries follows a terminal status.
+    7. `record`: the record agrees with the journal (left out without a record).
 
     Args:
         record: the run's record, when there is one; the journal then has to be of the record's run.
         entries: all entries of the run.
         run_id: the run it has to be, where there is no record; by default the first entry's word is taken.
         on_transition: as in `fold`, for whoever wants to know more of a run than that it verifies.
+        notes: what whoever has the keys noted of values that are sealed here (`recall.record`).
 
     Raises:
         VerificationError: what `verify_entry` and `fold` raise, and RECORD_MISMATCH (facts: `field`).
@@ -77,18 +85,29 @@ def verify_run(
         if not entries:
             raise VerificationError("CHAIN_BROKEN", "the journal is empty", facts={"seq": 0})
         reader = ChainReader(run_id)
-        replay = _Replay(program, run_id, record.length if record is not None else 0, on_transition)
+        recall = _closed(program, entries, notes)
+        replay = _Replay(program, run_id, record.length if record is not None else 0, on_transition, recall)
         for entry in entries:
             replay.take(entry, reader.take(entry))
         replay.leave_stretch()
         steps.append(("chain", f"{len(entries)} entries, head {entries[-1].digest}"))
         steps.append(("commitments", f"{reader.payloads} payloads"))
+        if recall is not None:
+            _check_gone(recall, entries)
         check = "transitions"
         if replay.failure is not None:
             raise replay.failure
         state = replay.state
-        steps.append(("transitions", f"{state.seq} taken, state {canonical.digest(snapshot(state))}"))
+        # The digest of a state with private values in it would tell them to whoever guesses well.
+        stands = (
+            ""
+            if program.sealed or state.labels is not None
+            else f", state {canonical.digest(snapshot(state))}"
+        )
+        steps.append(("transitions", f"{state.seq} taken{stands}"))
         steps.append(("verdicts", f"{replay.verdicts} agree"))
+        if recall is not None:
+            steps.append(("closed", _say_closed(recall)))
         steps.append(("ending", replay.ending()))
         check = "record"
         if record is not None:
@@ -101,13 +120,55 @@ def verify_run(
     return Verified(state, steps)
 
 
+def _closed(program: CompiledProgram, entries: Sequence[Entry], notes: Notes | None) -> Recall | None:
+    """What is known of payloads that cannot be read; None when all can be."""
+    try:
+        if not any(
+            b'"key":"' in entry.facts and is_closed(entry, read_facts(entry))
+            for entry in entries
+            if not entry.salt
+        ):
+            return None
+        return Recall(program, entries, notes)
+    except VerificationError:
+        return None  # whoever reads the chain says which entry is the first bad one
+
+
+def _check_gone(recall: Recall, entries: Sequence[Entry]) -> None:
+    """A payload that is gone was erased, and an entry says so.
+
+    Raises:
+        VerificationError: PAYLOAD_MISSING.
+    """
+    erased = set(recall.erased)
+    for seq in recall.closed:
+        if entries[seq].payload is None and seq not in erased:
+            raise VerificationError(
+                "PAYLOAD_MISSING", f"entry {seq}: its payload is gone", facts={"seq": seq}
+            )
+
+
+def _say_closed(recall: Recall) -> str:
+    sealed = len(recall.closed) - len(recall.erased)
+    steps = sorted({f"`{one.step}` at entry {one.seq}" for one in recall.unchecked if one.step})
+    shown = ", ".join(steps[:_NAMED_MAX]) + (", …" if len(steps) > _NAMED_MAX else "")
+    rest = f"no longer re-checkable: {shown}" if steps else "no decision rests on them"
+    return f"{len(recall.erased)} payloads erased, {sealed} sealed; {rest}"
+
+
 class _Replay:
     """One replay: the state, and how it stood after `claimed` entries, which is what the record describes."""
 
     def __init__(
-        self, program: CompiledProgram, run_id: str, claimed: int, on_transition: OnTransition | None
+        self,
+        program: CompiledProgram,
+        run_id: str,
+        claimed: int,
+        on_transition: OnTransition | None,
+        recall: Recall | None = None,
     ) -> None:
-        self.program = program
+        self.recall = recall
+        self.program = program if recall is None else recall.program
         self.on_transition = on_transition
         self.failure: VerificationError | None = None
         self.stretch: Stretch | None = None
@@ -149,14 +210,20 @@ class _Replay:
 
     def _one_by_one(self, events: Sequence[Event], entry: Entry) -> None:
         state = self.state
+        recall = self.recall
+        if recall is not None:
+            events = recall.events(entry, read_facts(entry))
         for event in events:
-            take(self.program, state, event, entry.seq)
+            if recall is None:
+                take(self.program, state, event, entry.seq)
+            else:
+                recall.take(take, state, event, entry.seq)
             self.verdicts += len(state.verdicts)
             if self.on_transition is not None:
                 self.on_transition(entry, event, state)
         if not self.ended and state.status.is_terminal:
             self.ended = entry.seq + 1
-        elif self.on_transition is None:
+        elif self.on_transition is None and recall is None:
             self.stretch = stretch_from(self.program, state)
 
     def leave_stretch(self) -> None:
@@ -184,7 +251,7 @@ def _check_record(
     _agree("program_hash", record.program_hash, start.program)
     _agree("program_name", record.program_name, program.name)
     _agree("parent", record.parent, parent)
-    if record.inputs_digest:
+    if record.inputs_digest and not record.inputs_digest.startswith(KEYED):
         inputs = entries[0].payload
         _agree("inputs_digest", record.inputs_digest, canonical.digest(b"{}" if inputs is None else inputs))
     if record.length > len(entries):

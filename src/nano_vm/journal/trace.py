@@ -16,6 +16,7 @@ from nano_vm.journal.disclosure import disclosure_root
 from nano_vm.journal.entry import GENESIS, Entry, open_events
 from nano_vm.journal.fold import fold
 from nano_vm.journal.ledger import NANO, Ledger, TraceStep, Usage
+from nano_vm.journal.recall import Notes
 from nano_vm.journal.results import declared_outputs, outcome_hash, own, trace_hash
 from nano_vm.journal.snapshots import snapshots
 from nano_vm.kernel.events import Event, StepFailed, StepSucceeded
@@ -35,6 +36,7 @@ class Trace:
         program: the program the run is pinned to.
         run_id: the run.
         entries: reads all entries of the run from the first; called at most once.
+        notes: of sealed values, as `fold` takes them.
         state: the state after these entries, if it is at hand; it must not be changed any more.
         folded: the same, with what a ledger has recorded, from somebody who has folded these entries already.
 
@@ -49,7 +51,9 @@ class Trace:
         state: State | None = None,
         *,
         folded: tuple[State, Ledger] | None = None,
+        notes: Notes | None = None,
     ) -> None:
+        self._notes = notes
         self._program = program
         self._run_id = run_id
         self._read = entries
@@ -160,7 +164,10 @@ class Trace:
         if self._known is not None:
             return self._known
         ledger = Ledger(self._program)
-        return fold(self._program, self._run_id, self.entries, on_transition=ledger.record), ledger
+        state = fold(
+            self._program, self._run_id, self.entries, on_transition=ledger.record, notes=self._notes
+        )
+        return state, ledger
 
     @cached_property
     def steps(self) -> list[TraceStep]:

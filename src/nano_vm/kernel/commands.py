@@ -33,9 +33,11 @@ class CallTool(_Command, frozen=True, kw_only=True):
 
 
 class CallModel(_Command, frozen=True, kw_only=True):
-    """`request`: {"messages": [{"role", "content", …}], "model"?, "params"?}; `tools` are those to offer."""
+    """`request`: {"messages": [{"role", "content", …}], "model"?, "params"?}; `tools` are those to offer. `private`:
+    what is sent or comes back is private or secret, and nobody may keep it."""
 
     request: Any
+    private: bool = False
     tokens_max: int = 0
     tools: tuple[str, ...] = ()
     timeout_ms: int = 0

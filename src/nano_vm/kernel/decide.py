@@ -30,6 +30,7 @@ from nano_vm.program.compiled import (
     ToolAction,
     WaitAction,
 )
+from nano_vm.program.labels import SEALED
 
 _GOING, _ENDING = Stage.GOING, Stage.ENDING
 _STARTED, _WAITING, _UNKNOWN, _CHILD_WAITING = (
@@ -113,6 +114,7 @@ def _dispatch(program: CompiledProgram, state: State, step: CompiledStep, activi
             item=activity.item,
             attempt=activity.attempt,
             request=activity.request,
+            private=bool((activity.label | step.adds) & SEALED),
             tokens_max=action.tokens_max,
             timeout_ms=step.timeout_ms,
         )
@@ -147,6 +149,7 @@ def _ask(
         return CallModel(
             **where,
             request=activity.request,
+            private=bool((activity.label | step.adds) & SEALED),
             tokens_max=action.tokens_max,
             tools=action.tools,
             timeout_ms=step.timeout_ms,

@@ -394,6 +394,22 @@ class RunAdopted(_Event, kw_only=True):
     fence: int
 
 
+class Erased(_Event, kw_only=True):
+    """Payloads of this run have been erased: the data keys they were sealed under are destroyed. Changes nothing; may
+    follow a terminal status. `recall` has by sequence number what the kernel had found in them - how many elements a
+    list had, that an event was accepted - so that the journal can still be folded."""
+
+    type: ClassVar[str] = "Erased"
+
+    at_ms: int
+    erasure: str
+    keys: list[str]
+    principal: Principal | UnsetType = UNSET
+    reason: str
+    recall: dict[str, Any] | UnsetType = UNSET
+    target: str | UnsetType = UNSET
+
+
 class ValuesChanged(_Event, kw_only=True):
     """Only in a fork, right after the shared prefix. Payload: name -> new value."""
 
@@ -485,6 +501,7 @@ Event: TypeAlias = (
     | RunCancelled
     | BudgetExhausted
     | RunAdopted
+    | Erased
     | ValuesChanged
     | CompensationStarted
     | CompensationSucceeded
@@ -514,6 +531,7 @@ EVENT_TYPES: dict[str, type[Event]] = {
         RunCancelled,
         BudgetExhausted,
         RunAdopted,
+        Erased,
         ValuesChanged,
         CompensationStarted,
         CompensationSucceeded,
@@ -523,4 +541,4 @@ EVENT_TYPES: dict[str, type[Event]] = {
 }
 # Named changes of the kernel that a run may have been made under; a run naming another one is refused.
 FEATURES: frozenset[str] = frozenset({"labels"})
-ANNEX_TYPES = frozenset({"EventRefused", "RunAdopted"})  # what may follow a terminal status
+ANNEX_TYPES = frozenset({"EventRefused", "RunAdopted", "Erased"})  # what may follow a terminal status

@@ -142,6 +142,10 @@ def run_adopted(program: CompiledProgram, state: State, event: ev.RunAdopted) ->
     return None
 
 
+def erased(program: CompiledProgram, state: State, event: ev.Erased) -> Rejection | None:
+    return None
+
+
 def event_refused(program: CompiledProgram, state: State, event: ev.EventRefused) -> Rejection | None:
     if state.labels is not None:
         # Nobody knows what it was for.

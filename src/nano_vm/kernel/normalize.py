@@ -139,7 +139,7 @@ def _check(name: str, value: Any) -> None:
         for key, entry in value.items():
             _check_text("name", key)
             _check(_TABLES[name], entry)
-    elif name in ("features", "names", "incomplete", "opens"):
+    elif name in ("features", "names", "incomplete", "opens", "keys"):
         for entry in value:
             _check_text("text", entry)
     elif name == "switches":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from nano_vm import canonical
 from nano_vm.errors import NanoVMError
 from nano_vm.expr.reference import UNSET
 from nano_vm.kernel.activity import release_reservation, remove, set_phase
@@ -88,7 +87,7 @@ def _settle_value(
         # Lanes of a map have no names of their own: which comes last would be chance.
         slot = step.output_slot
         if state.stalled_steps_max and step.parent < 0:
-            _count_stalled(state, step, value)
+            _count_stalled(program, state, step, value)
         if slot >= 0:
             slots[slot] = value
         if step.key_slot >= 0:
@@ -150,13 +149,13 @@ def end_here(program: CompiledProgram, state: State, step: CompiledStep) -> None
     end(program, state, STATUSES[step.final_status], error)
 
 
-def _count_stalled(state: State, step: CompiledStep, value: Any) -> None:
+def _count_stalled(program: CompiledProgram, state: State, step: CompiledStep, value: Any) -> None:
     """Count the steps in a row that changed no bound value; a wait begins the count anew."""
     if step.kind is _WAIT:
         state.stalled = 0
         return
     old = state.slots[step.output_slot]
-    same = old is not UNSET and canonical.encode(old) == canonical.encode(value)
+    same = old is not UNSET and program.unchanged(old, value)
     state.stalled = state.stalled + 1 if same else 0
 
 

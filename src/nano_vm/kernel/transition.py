@@ -14,6 +14,7 @@ from typing import Any
 
 from msgspec import UNSET as ABSENT
 
+from nano_vm.expr.reference import ERASED
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.activity import key_of, set_phase, spend, spend_reservation
 from nano_vm.kernel.agents import action_proposed, are_messages, model_turned, out_of_turns, take_feedback
@@ -40,6 +41,7 @@ from nano_vm.kernel.groups import resume_group, stop_child, time_out_group
 from nano_vm.kernel.labels import failure_label, take_output
 from nano_vm.kernel.life import (
     budget_exhausted,
+    erased,
     event_refused,
     run_adopted,
     run_cancelled,
@@ -192,8 +194,8 @@ def _gate(step: CompiledStep, value: Any, substituted: bool) -> Rejection | None
         fits = step.on_timeout == "fallback" and value == step.fallback
         if step.on_error == "skip" and allowed:
             fits = fits or value == allowed[0]
-        return None if fits else Rejection("GATE", f"`{step.id}` has no such fallback")
-    if allowed and value not in allowed:
+        return None if fits or value is ERASED else Rejection("GATE", f"`{step.id}` has no such fallback")
+    if allowed and value not in allowed and value is not ERASED:
         return Rejection("GATE", f"`{step.id}` admits none but its allowed outputs")
     return None
 
@@ -418,6 +420,7 @@ _HANDLERS: dict[type[Any], Callable[[CompiledProgram, State, Any], Rejection | N
     ev.RunCancelled: run_cancelled,
     ev.BudgetExhausted: budget_exhausted,
     ev.RunAdopted: run_adopted,
+    ev.Erased: erased,
     ev.ValuesChanged: values_changed,
     ev.CompensationStarted: compensation_started,
     ev.CompensationSucceeded: compensation_succeeded,

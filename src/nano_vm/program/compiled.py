@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from nano_vm import canonical
+
 Slots: TypeAlias = list[Any]
 Render: TypeAlias = Callable[[Slots], Any]
 Test: TypeAlias = Callable[[Slots], bool]
@@ -205,6 +207,11 @@ class CompiledStep(msgspec.Struct, frozen=True):
     keeps: int = 7  # label bits that the output takes over from what it is made of
 
 
+def same_value(old: Any, new: Any) -> bool:
+    """Whether two values are the same JSON."""
+    return canonical.encode(old) == canonical.encode(new)
+
+
 class Budgets(msgspec.Struct, frozen=True):
     """Limits of one run; 0 means not declared (steps_max always is)."""
 
@@ -247,3 +254,4 @@ class CompiledProgram(msgspec.Struct, frozen=True):
     sealed: bool = False  # it has private or secret values, which are stored encrypted only
     input_labels: dict[str, int] = {}  # by name
     subject: Template | None = None  # whose data it is; the run's own without it
+    unchanged: Callable[[Any, Any], bool] = same_value  # whether a step changed what was bound

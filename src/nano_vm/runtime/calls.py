@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import inspect
 import traceback
+from collections.abc import Callable
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -64,6 +65,9 @@ class RunFacts(NamedTuple):
     tenant: str
     principal: dict[str, Any] | None
     ending: Ending
+    keyed: Callable[[Any], Callable[[bytes], str] | None] | None = (
+        None  # how a command's private content is digested
+    )
 
 
 class Calls:
@@ -414,7 +418,7 @@ class Calls:
             # its gate. (An agent's goes on with results of tools.)
             answered = any(message["role"] == "assistant" for message in messages)
             fresh = answered and messages[-1]["role"] == "user"
-            params["model_call"] = ModelCall(fresh=fresh)
+            params["model_call"] = ModelCall(fresh=fresh, private=command.private)
         return self.llm.complete(messages, **params)
 
     def _request(
@@ -604,7 +608,9 @@ def action_key(run: RunFacts, command: Any, spec: ToolSpec, args: dict[str, Any]
         )
         place = [kind, command.step_id, command.occurrence, command.item]
         parts = ["action", run.run_id, *place, spec.name, spec.digest, args]
-    return "nvm-" + sha256(canonical.encode(parts)).hexdigest()[:48]
+    content = canonical.encode(parts)
+    keyed = None if run.keyed is None else run.keyed(command)
+    return "nvm-" + (sha256(content).hexdigest() if keyed is None else keyed(content))[:48]
 
 
 def _lost_contact(error: BaseException) -> bool:

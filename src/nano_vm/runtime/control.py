@@ -4,11 +4,11 @@ runs that another process owns. Exactly one delivery of an event wins, wherever 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nano_vm import canonical
-from nano_vm.errors import ConflictError, InputError, RejectedError
+from nano_vm.errors import ConflictError, InputError, NanoVMError, RejectedError
 from nano_vm.journal.entry import open_events
 from nano_vm.journal.port import Mail, RunQuery
 from nano_vm.journal.trace import Trace
@@ -17,8 +17,10 @@ from nano_vm.kernel.limits import EVENT_ID_CHARS_MAX, PAYLOAD_BYTES_MAX
 from nano_vm.kernel.state import COMPENSATION_KEY, Activity, Phase, Rejection, RunStatus, State
 from nano_vm.kernel.transition import all_waits, child_run_id, event_digest
 from nano_vm.program.compiled import CallAction, CompiledProgram, ToolAction
+from nano_vm.program.labels import SEALED
 from nano_vm.runtime.driver import Run, RunLeft
 from nano_vm.runtime.patience import patiently
+from nano_vm.runtime.sealing import digester, keys_live, open_letter, seal_letter
 
 if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
@@ -161,7 +163,7 @@ async def _post(engine: Engine, trace_id: str, kind: str, letter: dict[str, Any]
     given = letter.get("event_id")
     chance = engine.entropy.salt().hex()
     mail_id = f"event:{given}" if given is not None else f"{kind}:{chance}"
-    body, now = canonical.encode(letter), engine.clock.now_ms()
+    body, now = seal_letter(engine, trace_id, letter), engine.clock.now_ms()
     try:
         mail = Mail(mail_id=mail_id, kind=kind, body=body, posted_at_ms=now)
         await patiently(lambda: engine.store.post(trace_id, mail))
@@ -205,7 +207,12 @@ def hand_in(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> asyn
     target, child, letter, _ = found[0] if found else _Addressee(run, None, letter, kind)
     if child is not None:
         return target.forward(child, kind, letter)
-    built = _build(engine, target.program, target.state, kind, letter)
+    labels = target.state.labels
+    private = labels is not None and engine.keys is not None and any(label & SEALED for label in labels)
+    digest = digester(target) if private else canonical_digest
+    if private and not keys_live(target):
+        digest = lambda data: engine.entropy.salt().hex()  # noqa: E731 - nobody can tell a repetition any more
+    built = _build(engine, target.program, target.state, kind, letter, digest)
     if isinstance(built, Rejection):
         return target.answer_later(built)
     return target.deliver(*built)
@@ -275,7 +282,7 @@ def _taken_below(engine: Engine, run_id: str, letter: dict[str, Any]) -> Rejecti
     event_id = letter["event_id"]
     needle = canonical.encode(event_id)
     for record in engine.store.records(RunQuery(parent=run_id, limit=CHILDREN_MAX)):
-        for entry in engine.store.read(record.run_id):
+        for entry in engine.read(record.run_id):
             if needle not in entry.facts:
                 continue
             for event in open_events(entry):
@@ -291,7 +298,12 @@ def _taken_below(engine: Engine, run_id: str, letter: dict[str, Any]) -> Rejecti
 
 
 def _build(
-    engine: Engine, program: CompiledProgram, state: State, kind: str, letter: dict[str, Any]
+    engine: Engine,
+    program: CompiledProgram,
+    state: State,
+    kind: str,
+    letter: dict[str, Any],
+    digest: Callable[[bytes], str],
 ) -> tuple[ev.Event, bytes | None] | Rejection:
     now = engine.clock.now_ms()
     who = _UNSET if letter.get("principal") is None else letter["principal"]
@@ -310,11 +322,22 @@ def _build(
         step=_UNSET if letter["step"] is None else letter["step"],
     )
     if letter["event_id"] is None:
-        event.event_id = _auto_id(program, state, event, letter.get("mail_id"))
+        event.event_id = _auto_id(program, state, event, letter.get("mail_id"), digest)
     return event, canonical.encode(letter["data"])
 
 
-def _auto_id(program: CompiledProgram, state: State, event: ev.EventReceived, mail_id: str | None) -> str:
+def canonical_digest(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return canonical.digest(data)[7:]
+
+
+def _auto_id(
+    program: CompiledProgram,
+    state: State,
+    event: ev.EventReceived,
+    mail_id: str | None,
+    keyed: Callable[[bytes], str],
+) -> str:
     """An event without an id of its own is the same one when its content is, unless the run has come to wait again:
     then it is the answer to the new wait."""
     digest = event_digest(event)
@@ -333,7 +356,7 @@ def _auto_id(program: CompiledProgram, state: State, event: ev.EventReceived, ma
     if mail_id is not None:  # dealt with once, even if its owner is gone before it is answered
         return AUTO + canonical.digest_value([state.run, mail_id])[7:39]
     place = [state.seq, [wait.to_dict() for wait in wanted]]
-    return AUTO + canonical.digest_value([place, digest])[7:39]
+    return AUTO + keyed(canonical.encode([place, digest]))[:32]
 
 
 def _resolution(
@@ -430,8 +453,14 @@ def take_mail(engine: Engine, run: Run) -> None:
     for mail in engine.store.mail(run.record.run_id):
         if mail.mail_id not in run.mail_taken:
             run.mail_taken.add(mail.mail_id)
-            letter = {**canonical.decode(mail.body), "mail_id": mail.mail_id}
-            run.mail.append((mail.mail_id, hand_in(engine, run, mail.kind, letter)))
+            try:
+                letter = {**open_letter(engine, run.record.run_id, mail.body), "mail_id": mail.mail_id}
+                answer = hand_in(engine, run, mail.kind, letter)
+            except NanoVMError as error:
+                if error.code != "ERASED":
+                    raise
+                answer = run.answer_later(Rejection("NOT_WAITING", "what it says has been erased"))
+            run.mail.append((mail.mail_id, answer))
 
 
 async def answer_mail(engine: Engine, run: Run) -> None:

@@ -41,6 +41,7 @@ from nano_vm.runtime.journaled import JournaledRun, RunLeft, defect, new_answer,
 from nano_vm.runtime.lane import drive_lane
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.ports import ToolSpec
+from nano_vm.runtime.sealing import keyed_content
 
 if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
@@ -107,7 +108,8 @@ class Run(JournaledRun):
         principal: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(engine, program, record, state, chain, fence, created=created)
-        self.facts = RunFacts(record.run_id, record.tenant, principal, Ending())
+        keyed = None if engine.keys is None else lambda command: keyed_content(self, command)
+        self.facts = RunFacts(record.run_id, record.tenant, principal, Ending(), keyed)
         self.letters: dict[str, list[Letter]] = {}  # for children that wait, by run id
         self.loop: asyncio.AbstractEventLoop | None = None  # where it is driven
         self.mail_waits = created  # whether the store may hold mail for it

@@ -13,18 +13,19 @@ import msgspec
 
 from nano_vm import canonical
 from nano_vm.errors import ConflictError, InputError, NanoVMError, NotFoundError, RuntimeFault
+from nano_vm.expr.reference import UNSET as UNASSIGNED
 from nano_vm.journal.entry import Chain, Entry
 from nano_vm.journal.port import JournalStore, RunQuery, RunRecord
-from nano_vm.journal.replay import Verified, verify_run
+from nano_vm.journal.replay import KEYED, Verified, verify_run
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import CallTool, StartChild
 from nano_vm.kernel.labels import FEATURE
 from nano_vm.kernel.limits import PAYLOAD_BYTES_MAX
 from nano_vm.kernel.state import RunStatus, State
-from nano_vm.program.compiled import CompiledProgram
+from nano_vm.program.compiled import SLOT_PRINCIPAL, CompiledProgram
 from nano_vm.program.model import Program
-from nano_vm.runtime import children, control, forks, recovery
+from nano_vm.runtime import children, control, erasure, forks, recovery
 from nano_vm.runtime.calls import Calls, Outcome, action_key
 from nano_vm.runtime.compilations import compiled_before, compiled_for
 from nano_vm.runtime.driver import Run
@@ -33,7 +34,17 @@ from nano_vm.runtime.journaled import JournaledRun
 from nano_vm.runtime.keeper import Keeper
 from nano_vm.runtime.labelling import Needs, needs_of, prove_calls, require_keys
 from nano_vm.runtime.patience import patiently
-from nano_vm.runtime.ports import Clock, Entropy, Listener, ModelClient, SecretSource, ToolInvoker, ToolSpec
+from nano_vm.runtime.ports import (
+    Clock,
+    Entropy,
+    Listener,
+    ModelClient,
+    SecretSource,
+    SubjectKeys,
+    ToolInvoker,
+    ToolSpec,
+)
+from nano_vm.runtime.sealing import inputs_digest, keyed_content, open_entries
 from nano_vm.runtime.system import SystemClock, SystemEntropy
 from nano_vm.runtime.threads import ToolThreads
 
@@ -64,6 +75,8 @@ class Engine:
         clock, entropy: time and chance; the defaults are the real ones.
         max_concurrent_runs: how many runs may be in progress at once in this engine; 0 for no limit.
         secrets: what opens `vault://secret/…` for the tool parameters that are entitled to it.
+        keys: the keys that private and secret values are stored under; `make_keys` makes them when they are first
+            needed, where they may be gone with the process.
     """
 
     def __init__(
@@ -76,8 +89,13 @@ class Engine:
         entropy: Entropy | None = None,
         max_concurrent_runs: int = 0,
         secrets: SecretSource | None = None,
+        keys: SubjectKeys | None = None,
+        make_keys: Callable[[], SubjectKeys] | None = None,
     ) -> None:
         self.secrets = secrets
+        self.keys = keys
+        self.make_keys = make_keys
+        self.erasures_replayed = False  # since this engine was made
         self.llm = llm
         self.tools = tools
         self.store = store
@@ -299,19 +317,19 @@ class Engine:
         who = principal_of(principal, tenant)
         check_names(trace_id, key)
         digest = ""
+        pinned = self.pin_calls(compiled) if compiled.calls else {}
+        needs = needs_of(self, compiled, pinned.values())
+        if needs.sealed:
+            require_keys(self, needs)
         if key is not None:
-            digest = canonical.digest(payload)
+            digest = inputs_digest(self, self._subject_key(compiled, inputs, tenant, who, needs), payload)
             existing = self.store.find_key(tenant, compiled.name, key)
             if existing is not None:
                 return await self._first_result(existing, digest)
         if program.hash not in self._stored:
             await patiently(lambda: self.save_program(program))
-        pinned = self.pin_calls(compiled) if compiled.calls else {}
-        needs = needs_of(self, compiled, pinned.values())
         if needs.labels and pinned and self.proves:
             prove_calls(self, program, compiled, pinned)
-        if needs.sealed:
-            require_keys(self, needs)
         now = self.clock.now_ms()
         run_id = trace_id or self.new_run_id(now)
         record = RunRecord(
@@ -352,6 +370,26 @@ class Engine:
                 raise
             return await self._first_result(existing, digest)
         return run
+
+    def _subject_key(
+        self,
+        compiled: CompiledProgram,
+        inputs: dict[str, Any],
+        tenant: str,
+        who: dict[str, Any] | None,
+        needs: Needs,
+    ) -> str | None:
+        """The key that digests of a run's inputs are made with: its subject's; None when nothing in it is private. A
+        run without a subject has no key yet: then the tenant's stands in."""
+        if not needs.sealed or self.keys is None:
+            return None
+        if compiled.subject is None:
+            return self.keys.subject_key(tenant, ("inputs", compiled.name))
+        slots: list[Any] = [UNASSIGNED] * len(compiled.slots)
+        for name, slot in compiled.input_slots.items():
+            slots[slot] = inputs.get(name, compiled.optional_inputs.get(name, UNASSIGNED))
+        slots[SLOT_PRINCIPAL] = UNASSIGNED if who is None else who
+        return self.keys.subject_key(tenant, compiled.subject.render(slots))
 
     def new_run_id(self, now_ms: int) -> str:
         """A UUIDv7: time-ordered, so that stores keep young runs together."""
@@ -430,11 +468,25 @@ class Engine:
             live.commit()
         record = self.store.record(trace_id)
         program = self.load_program(record.program_hash)
-        return Trace(program, trace_id, lambda: self.store.read(trace_id))
+        return Trace(program, trace_id, lambda: self.read(trace_id))
 
     def trace_of(self, run: Run) -> Trace:
-        store, run_id = self.store, run.record.run_id
-        return Trace(run.program, run_id, lambda: store.read(run_id), run.state)
+        run_id = run.record.run_id
+        return Trace(run.program, run_id, lambda: self.read(run_id), run.state)
+
+    def read(self, run_id: str, start: int = 0, limit: int | None = None) -> list[Entry]:
+        """Entries of a run, opened as far as the keys are there."""
+        entries = self.store.read(run_id, start, limit)
+        return entries if self.keys is None else open_entries(self.keys, run_id, entries)
+
+    def is_sealed(self, program_hash: str) -> bool:
+        """Whether runs of a program may have values that are stored encrypted only."""
+        compiled = self.load_program(program_hash)
+        try:
+            pinned = self.pin_calls(compiled) if compiled.calls else {}
+            return needs_of(self, compiled, pinned.values()).sealed
+        except NanoVMError:
+            return True  # nobody knows what it calls
 
     def runs(
         self,
@@ -456,7 +508,7 @@ class Engine:
             VerificationError: naming the first bad entry.
         """
         record = self.store.record(trace_id)
-        return verify_run(self.load_program(record.program_hash), record, self.store.read(trace_id))
+        return verify_run(self.load_program(record.program_hash), record, self.read(trace_id))
 
     def replay(self, trace_id: str) -> Trace:
         """Fold the journal again, comparing every transition with what was recorded, and return the trace."""
@@ -544,6 +596,44 @@ class Engine:
         `changes` to the values it had there. Steps before it are not repeated."""
         return await forks.fork(self, trace_id, at_step, changes, occurrence, principal, new_trace_id)
 
+    async def erase(
+        self,
+        *,
+        subject: Any = None,
+        secret: str | None = None,
+        run: str | None = None,
+        reason: str,
+        by: str | Mapping[str, Any],
+        tenant: str = "default",
+    ) -> dict[str, Any]:
+        """Destroy what opens a data subject's private values, or a secret: nothing brings them back.
+
+        Runs of the subject that have not ended are cancelled first. Each concerned run gets an `Erased` entry; every
+        hash still verifies, and views show `[REDACTED_TOMBSTONE]`.
+
+        Args:
+            subject: as the programs' `subject` names it; or
+            secret: the id or reference of a secret; or
+            run: a run whose program names no subject.
+            reason, by: why, and who says so; on record for good.
+
+        Returns:
+            The erasure's receipt. `stage` is "done" when every concerned run has been told; else another process has
+            one, and `recover` completes it.
+
+        Raises:
+            CapabilityDeniedError: ERASURE_HELD. NotFoundError: SUBJECT_NOT_FOUND, SECRET_NOT_FOUND, RUN_NOT_FOUND.
+            RuntimeFault: NO_KEYS.
+        """
+        return await erasure.erase(
+            self, subject=subject, secret=secret, run=run, reason=reason, by=by, tenant=tenant
+        )
+
+    async def replay_erasures(self) -> list[dict[str, Any]]:
+        """Erase again what a restored back-up has brought back, and complete what a crash has cut. Returns the receipts
+        of all erasures; none without a vault."""
+        return [] if self.keys is None else await erasure.replay(self)
+
     # --- what the driver needs --------------------------------------------------------------------------------
 
     def announce(self, run: JournaledRun, entry: Entry, event: ev.Event) -> None:
@@ -574,7 +664,9 @@ class Engine:
     async def claim_action(self, run: Run, command: CallTool, spec: ToolSpec) -> NanoVMError | None:
         """Bind an author's idempotency key to its arguments; other arguments under the same key are an error."""
         key = action_key(run.facts, command, spec, command.args)
-        digest = canonical.digest_value([spec.name, command.args])
+        content = canonical.encode([spec.name, command.args])
+        keyed = keyed_content(run, command)
+        digest = canonical.digest(content) if keyed is None else KEYED + keyed(content)
         try:
             await patiently(lambda: self.store.bind_action(key, digest, run.record.run_id))
         except ConflictError as error:

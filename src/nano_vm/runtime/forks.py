@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nano_vm import canonical
 from nano_vm.errors import InputError, NotFoundError
-from nano_vm.journal.entry import Entry, open_event, open_events
+from nano_vm.journal.entry import Entry, is_closed, open_event, open_events, read_facts
 from nano_vm.journal.fold import fold
 from nano_vm.journal.port import RunRecord
 from nano_vm.journal.trace import Trace
@@ -46,7 +46,14 @@ async def fork(
     index = program.step_index.get(at_step)
     if index is None or program.steps[index].parent >= 0:
         raise NotFoundError("UNKNOWN_STEP", f"the program `{program.name}` has no top-level step `{at_step}`")
-    entries = engine.store.read(trace_id)
+    entries = engine.read(trace_id)
+    if any(is_closed(entry, read_facts(entry)) for entry in entries if not entry.salt):
+        raise InputError(
+            "ERASED",
+            f"values of run {trace_id} cannot be read any more, and a fork would go on with them",
+            help="start a new run",
+            facts={"run_id": trace_id},
+        )
     cut, decides = _cut(program, trace_id, entries, index, at_step, occurrence)
     changed, payload = _take_changes(engine, program, changes)
     who = principal_of(principal, source.tenant)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nano_vm import canonical
+from nano_vm.expr.reference import ERASED
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import (
     AwaitEvent,
@@ -46,6 +47,9 @@ MODEL_TOKENS_DEFAULT = (
 def prepare(run: Run, command: Command, launches: Launches) -> None:
     """Journal the intent of a command; what is to be called afterwards goes on `launches`."""
     kind = type(command)
+    if run.closed and kind in _DISPATCHES and _is_gone(command):
+        _refuse_erased(run, command)
+        return
     if kind is CallTool:
         _tool(run, command, launches)  # type: ignore[arg-type]
     elif kind is CallModel:
@@ -75,6 +79,43 @@ def prepare(run: Run, command: Command, launches: Launches) -> None:
     elif kind is StopChild:
         assert type(command) is StopChild
         attending.stop_child(run, activity_key(command.step, command.item), launches)
+
+
+_DISPATCHES = (CallTool, CallModel, StartChild, Compensate)
+
+
+def _is_gone(command: Command) -> bool:
+    """Whether what would be sent was made of a value that has been erased."""
+    if type(command) is CallModel:
+        content: Any = command.request
+    elif type(command) is StartChild:
+        content = command.inputs
+    else:
+        content = command.args  # type: ignore[union-attr]
+    return ERASED.encode() in canonical.encode(content)
+
+
+def _refuse_erased(run: Run, command: Any) -> None:
+    """Nothing is sent in place of an erased value: the step fails, and says why."""
+    message = "what it would be given has been erased"
+    if type(command) is not Compensate:
+        outcome = run.engine.calls.failed(command, "ERASED", message, False, pure=True)
+        run.record_event(outcome.event, outcome.payload)
+        return
+    item = command.item if command.item >= 0 else _UNSET
+    where: dict[str, Any] = {
+        "attempt": command.attempt,
+        "item": item,
+        "occurrence": command.occurrence,
+        "step": command.step_id,
+    }
+    now = run.engine.clock.now_ms()
+    run.intend(ev.CompensationStarted(at_ms=now, effect="irreversible", **where))
+    details = {"message": message}
+    run.record_event(
+        ev.CompensationFailed(at_ms=now, draw=0, error="ERASED", payload=details, retryable=False, **where),
+        canonical.encode(details),
+    )
 
 
 def _tool(run: Run, command: CallTool, launches: Launches) -> None:

@@ -14,6 +14,7 @@ from nano_vm.kernel import events as ev
 from nano_vm.kernel.state import Rejection, RunStatus, State
 from nano_vm.kernel.transition import apply
 from nano_vm.program.compiled import CompiledProgram
+from nano_vm.runtime.sealing import is_sealed, seal_entry
 
 if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
@@ -36,10 +37,12 @@ class JournaledRun:
         "_riders",
         "batch",
         "chain",
+        "closed",
         "created",
         "engine",
         "fence",
         "heard",
+        "key_id",
         "listener",
         "program",
         "record",
@@ -69,6 +72,8 @@ class JournaledRun:
         self.batch: list[Entry] = []
         self.created = created
         self.recorded: str = record.status  # what the stored record says
+        self.key_id: str | None = None  # of the data key that private values are sealed under
+        self.closed = False  # some of its values cannot be read any more
         self._open: ev.Event | None = None  # applied, not sealed yet: intents may still ride with it
         self._open_payload: bytes | None = None
         self._riders: list[ev.Event] = []
@@ -136,9 +141,11 @@ class JournaledRun:
         event, payload = self._open, self._open_payload
         assert event is not None
         engine = self.engine
-        entry = self.chain.seal(
-            event, engine.entropy.salt() if payload is not None else b"", payload, self._riders
-        )
+        if payload is not None and self.state.labels is not None and is_sealed(event):
+            entry = seal_entry(self, event, payload, self._riders)
+        else:
+            salt = engine.entropy.salt() if payload is not None else b""
+            entry = self.chain.seal(event, salt, payload, self._riders)
         self.batch.append(entry)
         if self.listener is not None or engine.listeners:
             engine.announce(self, entry, event)

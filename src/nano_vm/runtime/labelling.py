@@ -67,9 +67,11 @@ def require_keys(engine: Engine, needs: Needs) -> None:
     Raises:
         RuntimeFault: NO_KEYS when the engine has nothing to encrypt them with.
     """
-    if needs.sealed and getattr(engine, "keys", None) is None:
+    if needs.sealed and engine.keys is None and engine.make_keys is not None:
+        engine.keys = engine.make_keys()
+    if needs.sealed and engine.keys is None:
         raise RuntimeFault(
             "NO_KEYS",
             "the program has private or secret values, and there are no keys to store them under",
-            help="give the engine a key store, or remove `private` and `label: secret`",
+            help="give the engine a vault: ExecutionVM(vault=Vault.beside(…)), or `nano-vm vault init`",
         )

@@ -3,7 +3,7 @@ implemented by a room further out, so that a simulator can stand in for all of t
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
@@ -142,6 +142,61 @@ class SecretSource(Protocol):
     """
 
     def open_secret(self, secret_id: str, *, tenant: str, tool: str) -> str: ...
+
+
+class SubjectKeys(Protocol):
+    """Data keys, one per data subject, kept apart from the store. `bound` ties a value to its place: elsewhere it does
+    not open.
+
+    Raises: VaultError; InputError SUBJECT for a value that names nobody.
+    """
+
+    def subject_key(self, tenant: str, subject: Any) -> str:
+        """Id of the key for a subject's new values; made when there is none. ("run", id) stands for a run that names no
+        subject."""
+
+    def seal(self, key_id: str, plain: bytes, *bound: Any) -> bytes | None:
+        """None when the key is gone: then nothing is stored."""
+
+    def unseal(self, key_id: str, sealed: bytes, *bound: Any, erasing: bool = False) -> bytes | None:
+        """None when the key is gone, or - unless `erasing` - is to be destroyed."""
+
+    def keyed_digest(self, key_id: str, data: bytes) -> str | None: ...
+
+    def is_erased(self, key_id: str) -> bool:
+        """Whether the key is gone for good, as opposed to not being here."""
+
+
+class ErasableKeys(SubjectKeys, Protocol):
+    """Keys that can be destroyed. An erasure goes through the stages begun, destroyed, done; it is any object with the
+    fields of `nano_vm.vault.erasures.Erasure`."""
+
+    def check_erasable(
+        self, *, subject: Any = None, secret: str | None = None, tenant: str = "default"
+    ) -> list[str]:
+        """The ids of the keys that an erasure would destroy. Raises as `begin_erasure`."""
+
+    def begin_erasure(
+        self,
+        *,
+        subject: Any = None,
+        secret: str | None = None,
+        tenant: str = "default",
+        reason: str,
+        by: dict[str, Any],
+        at_ms: int | None = None,
+    ) -> Any: ...
+
+    def destroy_keys(
+        self, erasure: Any, runs: Sequence[str] = (), recall: dict[str, Any] | None = None
+    ) -> Any: ...
+
+    def end_erasure(self, erasure: Any, runs: Sequence[str] = ()) -> Any: ...
+
+    def all_erasures(self) -> list[Any]: ...
+
+    def adopt_erasure(self, **fields: Any) -> None:
+        """Take over an erasure that a journal tells of and the list of erasures does not."""
 
 
 class Compiler(Protocol):

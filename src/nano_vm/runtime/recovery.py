@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from nano_vm.errors import ConflictError, RejectedError
-from nano_vm.journal.entry import Chain, Entry
+from nano_vm.errors import ConflictError, RejectedError, RuntimeFault
+from nano_vm.journal.entry import Chain, Entry, is_closed, read_facts
 from nano_vm.journal.fold import fold
 from nano_vm.journal.port import RunRecord
 from nano_vm.journal.trace import Trace
@@ -16,6 +16,7 @@ from nano_vm.kernel.state import Phase, State
 from nano_vm.program.compiled import CallAction, CompiledProgram
 from nano_vm.runtime.driver import Run
 from nano_vm.runtime.patience import patiently
+from nano_vm.runtime.sealing import key_named_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,9 +31,25 @@ def load(engine: Engine, run_id: str, fence: int) -> Run:
     """A run as its journal tells it. The journal is verified on the way: nothing is built on changed evidence."""
     record = engine.store.record(run_id)
     program = engine.load_program(record.program_hash)
-    entries = engine.store.read(run_id)
+    entries = engine.read(run_id)
+    _require_readable(run_id, entries)
     state = fold(program, run_id, entries, verify=True)
     return run_from(engine, program, record, state, entries, fence)
+
+
+def _require_readable(run_id: str, entries: Sequence[Entry]) -> None:
+    """Nobody goes on with a run whose values are there and cannot be read: it would take them for erased.
+
+    Raises:
+        RuntimeFault: NO_KEYS.
+    """
+    if any(entry.payload is not None and not entry.salt for entry in entries):
+        raise RuntimeFault(
+            "NO_KEYS",
+            f"run {run_id} has sealed values, and their key is not here",
+            help="give the engine the vault that belongs to the database: ExecutionVM(vault=Vault.beside(…))",
+            facts={"run_id": run_id},
+        )
 
 
 def run_from(
@@ -48,7 +65,7 @@ def run_from(
     chain = Chain(record.run_id, len(entries), entries[-1].digest) if entries else Chain(record.run_id)
     first = open_event(entries[0]) if entries else None
     who = getattr(first, "principal", _UNSET)
-    return Run(
+    run = Run(
         engine,
         program,
         record,
@@ -58,6 +75,10 @@ def run_from(
         created=True,
         principal=None if who is _UNSET else who,
     )
+    if state.labels is not None:
+        run.key_id = key_named_in(entries)
+        run.closed = any(is_closed(entry, read_facts(entry)) for entry in entries if not entry.salt)
+    return run
 
 
 async def take_over(engine: Engine, run_id: str) -> Run | None:
@@ -113,6 +134,10 @@ async def recover(
     engine: Engine, limit: int, on_error: Callable[[str, Exception], None] | None
 ) -> list[Trace]:
     """See `Engine.recover`."""
+    if not engine.erasures_replayed:
+        engine.erasures_replayed = True
+        if engine.keys is not None and hasattr(engine.keys, "begin_erasure"):
+            await engine.replay_erasures()
     lanes = asyncio.Semaphore(RECOVERIES_MAX)
     failures: list[Exception] = []
 

@@ -188,6 +188,15 @@ class MemoryJournalStore:
                     break
         return cursor + len(found), found
 
+    def holding(self, fragment: bytes) -> list[str]:
+        self._check_open()
+        with self._lock:
+            return [
+                run_id
+                for run_id, run in self._runs.items()
+                if any(fragment in entry.facts for entry in run.entries)
+            ]
+
     # --- records ------------------------------------------------------------------------------------------
     def record(self, run_id: str) -> RunRecord:
         return self._run(run_id).copy_of_record()

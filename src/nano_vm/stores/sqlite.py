@@ -148,6 +148,10 @@ class SqliteJournalStore:
         self._check_open()
         return self._reader.tail(cursor, limit)
 
+    def holding(self, fragment: bytes) -> list[str]:
+        self._check_open()
+        return self._reader.holding(fragment)
+
     # --- records ------------------------------------------------------------------------------------------
     def record(self, run_id: str) -> RunRecord:
         self._check_open()

@@ -98,6 +98,11 @@ class Reader:
                 break
         return cursor, found
 
+    def holding(self, fragment: bytes) -> list[str]:
+        sql = """SELECT r.run_id FROM nvm_runs r WHERE EXISTS
+            (SELECT 1 FROM nvm_segments s WHERE s.run = r.no AND instr(s.facts, ?) > 0) ORDER BY r.no"""
+        return self.query(lambda con: [run_id for (run_id,) in con.execute(sql, (fragment,))])
+
     # --- records ------------------------------------------------------------------------------------------
     def record(self, run_id: str) -> RunRecord:
         return self.query(lambda con: find_record(con, run_id))

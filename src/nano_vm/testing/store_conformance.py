@@ -355,6 +355,15 @@ class StoreConformance:
         assert [entry.seq for entry in store.read("r1")] == [0, 1, 2]
 
     @on_one_store
+    async def test_runs_are_found_by_what_their_facts_hold(self, store: JournalStore) -> None:
+        for name in ("r1", "r2", "r3"):
+            draft = Draft(name)
+            await settle(store.create(draft.record, draft.entries(2)))
+        assert store.holding(b'"run":"r2"') == ["r2"]
+        assert store.holding(b'"run":"') == ["r1", "r2", "r3"]
+        assert store.holding(b"nothing has this") == []
+
+    @on_one_store
     async def test_an_annex_goes_to_the_true_end_of_a_free_run(self, store: JournalStore) -> None:
         draft = Draft("r1", store.owner)
         await settle(store.create(draft.record, draft.entries(2)))

@@ -7,7 +7,6 @@ list names is dead, whatever a back-up brings back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -99,24 +98,6 @@ class Erasures:
             for key_id in erasure.keys:
                 keys[key_id] = erasure
         self._known, self._keys, self._head, self._stamp = known, keys, head, stamp
-
-
-def receipt_of(erasure: Erasure) -> dict[str, Any]:
-    """What may be shown of an erasure: who, when, why, which keys and which runs. The same erasure gives the same."""
-    body: Mapping[str, Any] = {
-        "type": "nano-vm erasure receipt 1",
-        "erasure": erasure.id,
-        "tenant": erasure.tenant,
-        "kind": erasure.kind,
-        "target": erasure.target,
-        "at_ms": erasure.at_ms,
-        "by": erasure.by,
-        "reason": erasure.reason,
-        "keys": sorted(erasure.keys),
-        "runs": sorted(erasure.runs),
-        "stage": erasure.stage,
-    }
-    return {**body, "digest": canonical.digest_value(body)}
 
 
 def _damaged() -> VaultError:

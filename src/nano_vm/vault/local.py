@@ -308,6 +308,31 @@ class Vault:
         return None if self.is_erased(key_id) else self.keys.key(key_id)
 
     # --- erasure ----------------------------------------------------------------------------------------------
+    def check_erasable(
+        self, *, subject: Any = None, secret: str | None = None, tenant: str = "default"
+    ) -> list[str]:
+        """The ids of the keys that an erasure would destroy, or has begun to.
+
+        Raises:
+            CapabilityDeniedError: ERASURE_HELD. NotFoundError: SUBJECT_NOT_FOUND, SECRET_NOT_FOUND.
+        """
+        handle, target = self._erasable(subject, secret, tenant)
+        for erasure in self.erasures.all():
+            if erasure.target == target and erasure.tenant == tenant and erasure.stage != DONE:
+                return erasure.keys
+        self._check_hold(handle)
+        if secret is not None:
+            return [self._require(secret, tenant).key]
+        known = self._subject(handle)
+        if known is None:
+            raise _no_subject()
+        return known.keys
+
+    def _erasable(self, subject: Any, secret: str | None, tenant: str) -> tuple[str, str]:
+        """Handle and target."""
+        kind, handle = self._target(subject, secret, tenant)
+        return handle, f"{REFERENCE}{secret}" if kind == "secret" else f"subject:{handle}"
+
     def begin_erasure(
         self,
         *,
@@ -324,28 +349,16 @@ class Vault:
         Raises:
             CapabilityDeniedError: ERASURE_HELD. NotFoundError: SUBJECT_NOT_FOUND, SECRET_NOT_FOUND.
         """
-        kind = "secret" if secret is not None else "subject"
-        name = secret if secret is not None else subject
         with self._cabinet.lock():
-            handle = (
-                self.keys.handle(kind, tenant, name) if secret is not None else self._handle(tenant, subject)
-            )
-            target = f"{REFERENCE}{secret}" if secret is not None else f"subject:{handle}"
+            _, target = self._erasable(subject, secret, tenant)
+            keys = self.check_erasable(subject=subject, secret=secret, tenant=tenant)
             for erasure in self.erasures.all():
                 if erasure.target == target and erasure.tenant == tenant and erasure.stage != DONE:
                     return erasure
-            self._check_hold(handle)
-            if secret is not None:
-                keys = [self._require(secret, tenant).key]
-            else:
-                known = self._subject(handle)
-                if known is None:
-                    raise _no_subject()
-                keys = known.keys
             begun = Erasure(
                 id="e" + os.urandom(12).hex(),
                 tenant=tenant,
-                kind=kind,
+                kind="subject" if secret is None else "secret",
                 target=target,
                 keys=keys,
                 at_ms=_now(at_ms),
@@ -373,9 +386,9 @@ class Vault:
         """Say that every concerned run has been told."""
         return self.erasures.write(erasure, stage=DONE, runs=sorted({*erasure.runs, *runs}))
 
-    def open_erasures(self) -> list[Erasure]:
-        """Erasures that were begun and are not done: a process died in the middle."""
-        return [erasure for erasure in self.erasures.all() if erasure.stage != DONE]
+    def all_erasures(self) -> list[Erasure]:
+        """Oldest first, each at the stage it has come to. One that is not done was cut by a crash."""
+        return self.erasures.all()
 
     def bury(self) -> int:
         """Destroy again what a back-up has brought back: keys of erasures that had destroyed them. Returns how many."""
@@ -389,12 +402,18 @@ class Vault:
             self._forget(erasure)
         return count
 
-    def adopt_erasure(self, erasure: Erasure) -> None:
-        """Take over an erasure that the journal tells of and the list does not: the vault's directory was restored."""
-        if self.erasures.find(erasure.id) is None:
-            with self._cabinet.lock():
-                self.erasures.write(erasure, stage=DESTROYED)
-                self.bury()
+    def adopt_erasure(self, **fields: Any) -> None:
+        """Take over an erasure that a journal tells of and the list does not: the directory was restored from a back-up
+        that is older than the erasure. Its fields are those of `Erasure`."""
+        if self.erasures.find(fields["id"]) is not None:
+            return
+        with self._cabinet.lock():
+            kinds = [self.keys.stored(key_id) for key_id in fields["keys"]]
+            known = next((stored for stored in kinds if stored is not None), None)
+            target = fields.pop("target") or (f"subject:{known.handle}" if known is not None else "")
+            kind = "secret" if target.startswith(REFERENCE) else "subject"
+            self.erasures.write(Erasure(**fields, target=target, kind=kind, stage=DONE))
+            self.bury()
 
     def _forget(self, erasure: Erasure) -> None:
         """Remove what names destroyed keys: the secret's ciphertext, the subject's list."""
@@ -464,12 +483,13 @@ class Vault:
 
     # --- files ------------------------------------------------------------------------------------------------
     def _handle(self, tenant: str, subject: Any) -> str:
-        name = subject_name(subject)
-        known = self._subjects.get((tenant, name))
+        # A pair is the runtime's own: a run without a subject, say. No subject of anybody is a pair.
+        name = list(subject) if type(subject) is tuple else subject_name(subject)
+        known = self._subjects.get((tenant, subject))
         if known is None:
             if len(self._subjects) > 10_000:
                 self._subjects.clear()
-            known = self._subjects[tenant, name] = self.keys.handle("subject", tenant, name)
+            known = self._subjects[tenant, subject] = self.keys.handle("subject", tenant, name)
         return known
 
     def _subject(self, handle: str) -> SubjectFile | None:

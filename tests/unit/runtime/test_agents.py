@@ -17,6 +17,7 @@ from nano_vm import (
     ToolContext,
     ToolError,
     Usage,
+    Vault,
     tool,
 )
 from nano_vm.kernel.limits import AGENT_CALLS_MAX
@@ -370,12 +371,9 @@ def test_no_model_is_told_what_a_secret_tool_returned(opener: Opener) -> None:
     def key(n: int) -> str:
         return "hunter2"
 
-    class Keys:
-        """Says that there are keys: what is under test is the prompt."""
-
     model = MockLLMAdapter([propose(("key", {"n": 1})), "done"])
     vm = opener(llm=model, tools=[key])
-    vm.keys = Keys()
+    vm.keys = Vault.in_memory()
     with refused("SECRET_IN_PROMPT"):
         play(vm.run(program(agent("key")), {"q": "it"}))
     vm.proves = False

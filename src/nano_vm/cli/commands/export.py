@@ -13,7 +13,7 @@ import argparse
 
 from nano_vm.cli import evidence_files, exits
 from nano_vm.cli.console import Console, printable
-from nano_vm.cli.session import open_store
+from nano_vm.cli.session import Session
 from nano_vm.errors import InputError
 
 
@@ -38,14 +38,13 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     if args.unsigned and args.key:
         raise InputError("USAGE", "either --key or --unsigned", help="leave one of them out")
     key = None if args.unsigned else evidence_files.signing_key(args)
-    store = open_store(args)
-    try:
+    with Session(args) as session:
+        store, opened = session.store, session.engine.read
         if args.disclose:
-            made = export_steps(store, args.run_id, list(dict.fromkeys(args.disclose)), key=key)
+            steps = list(dict.fromkeys(args.disclose))
+            made = export_steps(store, args.run_id, steps, key=key, opened=opened)
         else:
-            made = export(store, args.run_id, key=key, origin=args.origin)
-    finally:
-        store.close()
+            made = export(store, args.run_id, key=key, origin=args.origin, opened=opened)
     evidence_files.write_file(args.output, [made.data])
     digest = canonical.digest(made.data)
     console.document(

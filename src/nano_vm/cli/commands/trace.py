@@ -83,7 +83,7 @@ def _children(session: Session, run_id: str) -> list[RunRecord]:
 
 
 def _events(args: argparse.Namespace, console: Console, session: Session) -> int:
-    entries = session.store.read(args.run_id)
+    entries = session.engine.read(args.run_id)
     if console.json_only:
         rows = [
             {

@@ -54,7 +54,7 @@ def _one(session: Session, console: Console, run_id: str) -> int:
     with showing(console, result=True) as listen:
         while True:
             record = store.record(run_id)
-            while entries := store.read(run_id, seen, PAGE):
+            while entries := session.engine.read(run_id, seen, PAGE):
                 for entry in entries:
                     _tell(console, listen, run_id, entry)
                 seen += len(entries)

@@ -1,0 +1,502 @@
+"""Folding a journal whose payloads cannot all be read any more (P7).
+
+Budgets, labels and the verdicts of conditions are facts; what else the kernel takes from a payload - how long a list
+is, that an event was accepted, that a template had nothing to render from - is written down before the payload's key is
+destroyed: `record` folds the journal once more while it is readable, and what it notes becomes part of the entry that
+tells of the erasure. `Recall` gives it back to a fold that comes to a closed entry. The kernel is the same: it is given
+a program whose templates and conditions know which values are gone.
+
+A note for one entry has these members, each absent when there is nothing to note:
+
+    "d"  what templates, lists, times and `accept` conditions came to, in the order they were asked; null is "rendered"
+    "p"  the shape of the payload, for the types whose shape the kernel reads
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from nano_vm.errors import NanoVMError, RuntimeFault, VerificationError
+from nano_vm.expr.reference import ERASED
+from nano_vm.journal.entry import Entry, Facts, is_closed, open_events, read_facts
+from nano_vm.kernel import events as ev
+from nano_vm.kernel.instants import instant
+from nano_vm.kernel.state import State
+from nano_vm.kernel.transition import apply
+from nano_vm.program.compiled import (
+    AgentAction,
+    CallAction,
+    CompiledProgram,
+    CompiledStep,
+    ConditionAction,
+    MapAction,
+    ModelAction,
+    Template,
+    ToolAction,
+    WaitAction,
+)
+
+Notes = dict[str, dict[str, Any]]
+Take = Callable[[CompiledProgram, State, ev.Event, int], None]
+_MISSING = object()
+
+
+class Unchecked(NamedTuple):
+    """A decision that was taken as recorded, because what it rests on is gone: the entry, and the step if any."""
+
+    seq: int
+    step: str
+
+
+class Recall:
+    """What is known of the closed entries of one journal, and the program to fold it with.
+
+    `closed` are the sequence numbers of the closed entries, `erased` those of them whose key an `Erased` entry names.
+    `unchecked` fills while the journal is folded.
+    """
+
+    def __init__(
+        self, program: CompiledProgram, entries: Sequence[Entry], notes: Notes | None = None
+    ) -> None:
+        self.original = program
+        self.unchecked: list[Unchecked] = []
+        self.closed: list[int] = []
+        self.erased: list[int] = []
+        self._notes: Notes = dict(notes or {})  # of values that are sealed here and readable elsewhere
+        self._seq = 0
+        self._decisions: list[Any] = []
+        self._at = 0
+        self._verdicts: list[Any] = []
+        self._read(entries)
+        self.program = _wrapped(program, self)
+
+    def _read(self, entries: Sequence[Entry]) -> None:
+        dead: set[str] = set()
+        keys: list[tuple[int, str]] = []
+        for entry in entries:
+            facts = read_facts(entry)
+            if facts.type == "Erased":
+                (told, *_) = open_events(entry, facts)
+                assert type(told) is ev.Erased
+                dead.update(told.keys)
+                if told.recall is not ev.UNSET:
+                    self._notes.update(told.recall)
+            elif is_closed(entry, facts):
+                assert facts.key is not None
+                keys.append((entry.seq, facts.key))
+        self.closed = [seq for seq, _ in keys]
+        self.erased = [seq for seq, key in keys if key in dead]
+
+    def events(self, entry: Entry, facts: Facts) -> list[ev.Event]:
+        """The events of an entry, with as much of a closed payload as is known."""
+        note = self._notes.get(str(entry.seq), {})
+        self._seq = entry.seq
+        self._decisions, self._at = note.get("d", []), 0
+        events = open_events(entry, facts)
+        self._verdicts = list(getattr(events[0], "verdicts", None) or ())
+        if is_closed(entry, facts):
+            event: Any = events[0]
+            event.payload = _filled(self.original, event, note.get("p"))
+        return events
+
+    def take(self, take: Take, state: State, event: Any, seq: int) -> None:
+        """Apply an event. Where values are sealed and not erased, nothing was noted: then nobody can tell whether the
+        kernel would do what was recorded.
+
+        Raises:
+            RuntimeFault: NO_KEYS. VerificationError: as `take`.
+        """
+        try:
+            take(self.program, state, event, seq)
+        except VerificationError:
+            if len(self.closed) == len(self.erased):
+                raise
+            raise RuntimeFault(
+                "NO_KEYS",
+                f"entry {seq}: what follows rests on values that cannot be read here",
+                help="use the vault that belongs to the database; after an erasure that was cut, or a restored "
+                "back-up: nano-vm erase --complete",
+                facts={"seq": seq},
+            ) from None
+
+    # --- asked by the wrapped program -------------------------------------------------------------------------
+
+    def verdict(self, step: str, test: Callable[[list[Any]], bool], slots: list[Any]) -> bool:
+        """What a condition comes to: as recorded when it reads what is gone."""
+        outcome, gone = _evaluate(test, slots)
+        recorded = self._verdicts.pop(0)[2] if self._verdicts else _MISSING
+        if not gone or recorded is _MISSING:
+            return bool(_given(outcome))
+        self.unchecked.append(Unchecked(self._seq, step))
+        return bool(_given(_Raised(recorded) if type(recorded) is str else recorded))
+
+    def decided(self, step: str, ask: Callable[[list[Any]], Any], slots: list[Any]) -> tuple[Any, Any]:
+        """What was asked and what was noted of it; `_MISSING` when the answer rests on nothing that is gone, or nothing
+        was noted."""
+        outcome, gone = _evaluate(ask, slots)
+        noted = self._decisions[self._at] if self._at < len(self._decisions) else None
+        self._at += 1
+        if not gone:
+            return outcome, _MISSING
+        self.unchecked.append(Unchecked(self._seq, step))
+        if type(noted) is str:
+            return _Raised(noted), _MISSING
+        return outcome, noted
+
+
+class _Raised(NamedTuple):
+    """An evaluation that ended in an error."""
+
+    code: str
+
+
+def _given(outcome: Any) -> Any:
+    if type(outcome) is _Raised:
+        raise NanoVMError(outcome.code, "as recorded; what it was is not readable any more")
+    return outcome
+
+
+class _Watched(list[Any]):
+    """Slots that notice whether something unreadable is looked at."""
+
+    gone = False
+
+    def __getitem__(self, index: Any) -> Any:
+        value = super().__getitem__(index)
+        if not self.gone and holds_erased(value):
+            self.gone = True
+        return value
+
+
+def holds_erased(value: Any) -> bool:
+    """Whether a value is unreadable, or has a part that is."""
+    if value is ERASED:
+        return True
+    if type(value) is dict:
+        return any(holds_erased(item) for item in value.values())
+    if type(value) is list:
+        return any(holds_erased(item) for item in value)
+    return False
+
+
+def _evaluate(ask: Callable[[list[Any]], Any], slots: list[Any]) -> tuple[Any, bool]:
+    watched = _Watched(slots)
+    try:
+        return ask(watched), watched.gone
+    except NanoVMError as error:
+        return _Raised(error.code), watched.gone
+
+
+# --- the program that knows what is gone ----------------------------------------------------------------------
+
+
+class _Asks:
+    """How a wrapped program asks: the difference between folding with notes and taking them."""
+
+    def __init__(self, recall: Recall) -> None:
+        self.recall = recall
+
+    def test(self, step: str, test: Callable[[list[Any]], bool]) -> Callable[[list[Any]], bool]:
+        return lambda slots: self.recall.verdict(step, test, slots)
+
+    def accept(self, step: str, test: Callable[[list[Any]], bool]) -> Callable[[list[Any]], bool]:
+        def accepts(slots: list[Any]) -> bool:
+            outcome, noted = self.recall.decided(step, test, slots)
+            if noted is _MISSING:
+                return bool(_given(outcome))
+            return True if noted is None else bool(noted)  # nothing was noted: the event was taken
+
+        return accepts
+
+    def render(self, step: str, template: Template) -> Template:
+        def render(slots: list[Any]) -> Any:
+            outcome, noted = self.recall.decided(step, template.render, slots)
+            if noted is _MISSING:
+                return _given(outcome)
+            return ERASED if type(outcome) is _Raised else outcome
+
+        return template if template.constant else msgspec.structs.replace(template, render=render)
+
+    def fields(self, step: str, template: Template) -> Template:
+        """A template whose value has to be an object."""
+        inner = self.render(step, template)
+
+        def render(slots: list[Any]) -> Any:
+            value = inner.render(slots)
+            return {} if value is ERASED else value
+
+        return template if template.constant else msgspec.structs.replace(template, render=render)
+
+    def key(self, step: str, template: Template) -> Template:
+        return self.render(step, template)
+
+    def items(self, step: str, template: Template) -> Template:
+        def render(slots: list[Any]) -> Any:
+            outcome, noted = self.recall.decided(step, template.render, slots)
+            if noted is _MISSING:
+                return _given(outcome)
+            if type(outcome) is list:
+                return outcome
+            return [ERASED] * noted if type(noted) is int else []
+
+        return template if template.constant else msgspec.structs.replace(template, render=render)
+
+    def time(self, step: str, template: Template) -> Template:
+        def render(slots: list[Any]) -> Any:
+            outcome, noted = self.recall.decided(step, template.render, slots)
+            if noted is _MISSING:
+                return _given(outcome)
+            return 0 if noted is None else noted / 1_000  # unknown: due at once, as whatever followed says
+
+        return template if template.constant else msgspec.structs.replace(template, render=render)
+
+    def unchanged(self, same: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+        def unchanged(old: Any, new: Any) -> bool:
+            outcome, noted = self.recall.decided("", lambda slots: same(slots[0], slots[1]), [old, new])
+            return bool(outcome if noted is _MISSING else noted)
+
+        return unchanged
+
+
+def _wrapped(program: CompiledProgram, recall: Recall) -> CompiledProgram:
+    return _rebuilt(program, _Asks(recall))
+
+
+def _rebuilt(program: CompiledProgram, asks: Any) -> CompiledProgram:
+    steps = tuple(
+        msgspec.structs.replace(step, action=_action(step, asks), compensation=_compensation(step, asks))
+        for step in program.steps
+    )
+    return msgspec.structs.replace(program, steps=steps, unchanged=asks.unchanged(program.unchanged))
+
+
+def _compensation(step: CompiledStep, asks: Any) -> Any:
+    undo = step.compensation
+    return undo if undo is None else msgspec.structs.replace(undo, args=asks.fields(step.id, undo.args))
+
+
+def _action(step: CompiledStep, asks: Any) -> Any:
+    action = step.action
+    name = step.id
+
+    def maybe(template: Template | None) -> Template | None:
+        return None if template is None else asks.render(name, template)
+
+    if type(action) is ConditionAction:
+        return msgspec.structs.replace(action, test=asks.test(name, action.test))
+    if type(action) is ToolAction:
+        return msgspec.structs.replace(
+            action,
+            args=asks.fields(name, action.args),
+            idempotency_key=None
+            if action.idempotency_key is None
+            else asks.key(name, action.idempotency_key),
+        )
+    if isinstance(action, ModelAction):
+        return msgspec.structs.replace(
+            action,
+            prompt=asks.render(name, action.prompt),
+            system=maybe(action.system),
+            model=maybe(action.model),
+            params=None if action.params is None else asks.fields(name, action.params),
+        )
+    if type(action) is MapAction:
+        return msgspec.structs.replace(action, over=asks.items(name, action.over))
+    if type(action) is CallAction:
+        return msgspec.structs.replace(action, inputs=asks.fields(name, action.inputs))
+    if type(action) is WaitAction:
+        return msgspec.structs.replace(
+            action,
+            accept=None if action.accept is None else asks.accept(name, action.accept),
+            delay=None if action.delay is None else asks.time(name, action.delay),
+            until=None if action.until is None else asks.time(name, action.until),
+        )
+    return action
+
+
+# --- taking notes ---------------------------------------------------------------------------------------------
+
+
+class _Notes:
+    """Takes down what a readable journal's payloads decide, entry by entry."""
+
+    def __init__(self) -> None:
+        self.decisions: list[Any] = []
+
+    def _note(
+        self, ask: Callable[[list[Any]], Any], told: Callable[[Any], Any]
+    ) -> Callable[[list[Any]], Any]:
+        def asked(slots: list[Any]) -> Any:
+            try:
+                value = ask(slots)
+            except NanoVMError as error:
+                self.decisions.append(error.code)
+                raise
+            self.decisions.append(told(value))
+            return value
+
+        return asked
+
+    def _template(self, template: Template, told: Callable[[Any], Any]) -> Template:
+        if template.constant:
+            return template
+        return msgspec.structs.replace(template, render=self._note(template.render, told))
+
+    def test(self, step: str, test: Any) -> Any:
+        return test  # its verdict is a fact
+
+    def accept(self, step: str, test: Any) -> Any:
+        return self._note(test, bool)
+
+    def render(self, step: str, template: Template) -> Template:
+        return self._template(template, lambda value: None)
+
+    def fields(self, step: str, template: Template) -> Template:
+        return self._template(template, lambda value: None if type(value) is dict else "BAD_CALL_INPUTS")
+
+    def key(self, step: str, template: Template) -> Template:
+        return self._template(
+            template,
+            lambda value: None if type(value) in (str, int, float) and value != "" else "BAD_IDEMPOTENCY_KEY",
+        )
+
+    def items(self, step: str, template: Template) -> Template:
+        return self._template(template, lambda value: len(value) if type(value) is list else "NOT_A_LIST")
+
+    def time(self, step: str, template: Template) -> Template:
+        return self._template(template, _moment)
+
+    def unchanged(self, same: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+        asked = self._note(lambda pair: same(pair[0], pair[1]), bool)
+        return lambda old, new: bool(asked([old, new]))
+
+
+def record(program: CompiledProgram, run_id: str, entries: Sequence[Entry]) -> Notes:
+    """What a fold of this journal will have to be told once its payloads are gone: by sequence number. Holds counts,
+    times, booleans and codes, no text of any payload.
+
+    Raises:
+        VerificationError: JOURNAL_MALFORMED. A journal that is closed in part, or that the kernel does not take, is
+            noted as far as that goes.
+    """
+    taker = _Notes()
+    noting = _rebuilt(program, taker)
+    before = Recall(program, entries)
+    state = State(run=run_id)
+    notes: Notes = dict(before._notes)
+    for entry in entries:
+        facts = read_facts(entry)
+        if is_closed(entry, facts):
+            return notes
+        taker.decisions = []
+        shape = None
+        for event in open_events(entry, facts):
+            if facts.key is not None and event.type == facts.type:
+                shape = _shape(program, event)
+            if type(apply(noting, state, event)) is not State:
+                return notes
+        note: dict[str, Any] = {}
+        if any(decision is not None for decision in taker.decisions):
+            note["d"] = taker.decisions
+        if shape is not None:
+            note["p"] = shape
+        if note:
+            notes[str(entry.seq)] = note
+    return notes
+
+
+def _moment(value: Any) -> Any:
+    """A time in whole milliseconds: of a delay, or since the epoch."""
+    try:
+        return instant(value)
+    except NanoVMError as error:
+        return error.code
+
+
+def _shape(program: CompiledProgram, event: Any) -> Any:
+    """What the kernel reads of a payload's shape; None when it reads nothing."""
+    payload = event.payload
+    kind = type(event)
+    if kind is ev.RunStarted and type(payload) is dict:
+        return sorted(payload)
+    if type(payload) is dict and kind in (ev.StepFailed, ev.ModelTurned):
+        return _shape_of_talk(program, event, payload)
+    if kind is ev.EventReceived and type(payload) is dict and type(payload.get("approved")) is bool:
+        return payload["approved"]
+    if kind is ev.ChildFinished and type(payload) is dict:
+        found = payload.get("compensations")
+        undone = found if type(found) is list else []
+        return [{name: value for name, value in undo.items() if name != "args"} for undo in undone]
+    return None
+
+
+def _shape_of_talk(program: CompiledProgram, event: Any, payload: dict[str, Any]) -> Any:
+    """How a conversation with a model went on: how many messages were added, and which of its tools it named."""
+    feedback = payload.get("feedback")
+    shape: dict[str, Any] = {"feedback": len(feedback)} if type(feedback) is list else {}
+    if type(event) is ev.ModelTurned:
+        # A name that is none of the agent's tools is the model's own text.
+        known = {
+            name
+            for step in program.steps
+            if isinstance(step.action, AgentAction)
+            for name in step.action.offered
+        }
+        shape["calls"] = [
+            {
+                "name": call["name"] if call["name"] in known else "",
+                "object": type(call["arguments"]) is dict,
+                "fault": call.get("fault", ""),
+            }
+            for call in payload["calls"]
+        ]
+    return shape or None
+
+
+def _filled(program: CompiledProgram, event: Any, shape: Any) -> Any:
+    """A closed payload in the shape that the kernel expects, every value of it gone."""
+    kind = type(event)
+    if kind is ev.RunStarted:
+        return dict.fromkeys(program.input_slots if shape is None else shape, ERASED)
+    if kind is ev.ValuesChanged:
+        return dict.fromkeys(event.names, ERASED)
+    if kind is ev.EventReceived:
+        if type(shape) is bool:
+            return {"approved": shape}
+        return {"approved": True} if shape is None and _is_approval(program, event) else ERASED
+    if kind is ev.ChildFinished:
+        undone = [{**undo, "args": ERASED} for undo in shape or ()]
+        return {"output": ERASED, "compensations": undone, "message": ERASED}
+    if kind in (ev.StepFailed, ev.ModelTurned):
+        return _filled_talk(event, shape or {})
+    if kind in (ev.CompensationFailed, ev.OutcomeUnknown, ev.ActionProposed):
+        return {"message": ERASED}
+    if kind is ev.OutcomeResolved and event.resolution == "failed":
+        return {"message": ERASED}
+    return ERASED
+
+
+def _filled_talk(event: Any, shape: dict[str, Any]) -> dict[str, Any]:
+    filled: dict[str, Any] = {"message": ERASED}
+    if "feedback" in shape:
+        filled["feedback"] = [{"content": ERASED, "role": "user"} for _ in range(shape["feedback"])]
+    if type(event) is ev.ModelTurned:
+        calls = shape.get("calls", [{"name": "", "object": True, "fault": ""}] * event.proposals)
+        filled["text"] = ERASED
+        filled["calls"] = []
+        for call in calls:
+            known = {"arguments": {} if call["object"] else ERASED, "id": ERASED, "name": call["name"]}
+            filled["calls"].append({**known, "fault": call["fault"]} if call["fault"] else known)
+        del filled["message"]
+    return filled
+
+
+def _is_approval(program: CompiledProgram, event: ev.EventReceived) -> bool:
+    for step in program.steps:
+        action = step.action
+        if type(action) is WaitAction and action.approvers and step.id in (event.name, event.step):
+            return True
+    return False

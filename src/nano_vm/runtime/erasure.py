@@ -1,0 +1,243 @@
+"""Erasure (P7): the keys of a data subject, or of a secret, are destroyed, and every concerned run is told.
+
+The order is what makes it survive a crash at any point:
+
+1. runs of the subject that have not ended are cancelled, while their values can still be read: what must be undone is;
+2. the erasure is written to the list beside the keys - from here on nothing opens with them, whatever happens;
+3. what each journal needs to be folded without the values is noted (`nano_vm.journal.recall`);
+4. an `Erased` entry is appended to each concerned run;
+5. the keys are destroyed, and the notes kept with the list, for runs that could not be told and for back-ups;
+6. runs that came meanwhile are told, and the erasure is done.
+
+Whoever erases the same again, recovers, or opens a restored back-up goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nano_vm import canonical
+from nano_vm.errors import ConflictError, InputError, NanoVMError, RejectedError, RuntimeFault
+from nano_vm.journal.entry import Chain, Entry, open_events
+from nano_vm.journal.port import RunRecord
+from nano_vm.journal.recall import record as take_notes
+from nano_vm.kernel import events as ev
+from nano_vm.kernel.limits import TEXT_CHARS_MAX
+from nano_vm.kernel.state import RunStatus
+from nano_vm.runtime.ports import ErasableKeys
+from nano_vm.runtime.sealing import open_entries
+
+if TYPE_CHECKING:
+    from nano_vm.runtime.engine import Engine
+
+_UNSET = ev.UNSET
+BEGUN, DESTROYED, DONE = "begun", "destroyed", "done"
+REFERENCE = "vault://secret/"
+
+
+async def erase(
+    engine: Engine,
+    *,
+    subject: Any = None,
+    secret: str | None = None,
+    run: str | None = None,
+    reason: str,
+    by: str | Mapping[str, Any] | None,
+    tenant: str = "default",
+) -> dict[str, Any]:
+    """See `Engine.erase`."""
+    from nano_vm.runtime.engine import principal_of
+
+    keys = erasable(engine)
+    if sum(target is not None for target in (subject, secret, run)) != 1:
+        raise InputError(
+            "USAGE", "an erasure is of one thing: a subject, a secret, or a run without a subject"
+        )
+    if type(reason) is not str or not 0 < len(reason) <= TEXT_CHARS_MAX:
+        raise InputError("USAGE", f"an erasure has a reason of 1 to {TEXT_CHARS_MAX} characters")
+    who = principal_of(by, tenant)
+    if who is None:
+        raise InputError("PRINCIPAL", "an erasure is somebody's", help="by={'id': 'ana'}, or --principal ana")
+    if run is not None:
+        record = engine.store.record(run)
+        tenant, subject = record.tenant, ("run", run)
+    secret = secret.removeprefix(REFERENCE) if secret is not None else None
+    dead = keys.check_erasable(subject=subject, secret=secret, tenant=tenant)
+    if secret is None:
+        await _stop_runs(engine, dead, who)
+    erasure = keys.begin_erasure(
+        subject=subject, secret=secret, tenant=tenant, reason=reason, by=who, at_ms=engine.clock.now_ms()
+    )
+    return _receipt(await complete(engine, erasure))
+
+
+async def complete(engine: Engine, erasure: Any) -> Any:
+    """Bring an erasure to its end from wherever it is. Returns it as it is then."""
+    keys = erasable(engine)
+    told: set[str] = set(erasure.runs)
+    if erasure.stage == BEGUN:
+        recall: dict[str, Any] = dict(erasure.recall)
+        for record in _concerned(engine, erasure):
+            recall[record.run_id] = _notes(engine, keys, record)
+            if await _tell(engine, erasure, record, recall[record.run_id]):
+                told.add(record.run_id)
+        erasure = keys.destroy_keys(erasure, sorted(told), recall)
+    owned = False
+    for record in _concerned(engine, erasure):
+        if await _tell(engine, erasure, record, erasure.recall.get(record.run_id, {})):
+            told.add(record.run_id)
+        else:
+            owned = True  # another process has it, and cannot read it either: told when it lets go
+    if erasure.stage == DONE and told == set(erasure.runs):
+        return erasure
+    return erasure if owned else keys.end_erasure(erasure, sorted(told))
+
+
+async def replay(engine: Engine) -> list[dict[str, Any]]:
+    """Make the store and the keys agree about what is erased, whichever of them came back from a back-up, and complete
+    what a crash has cut. Returns the receipts of all erasures."""
+    keys = erasable(engine)
+    for run_id in engine.store.holding(b'"type":"Erased"'):
+        tenant = engine.store.record(run_id).tenant
+        for entry in engine.store.read(run_id):
+            if b'"type":"Erased"' not in entry.facts:
+                continue
+            for event in open_events(entry):
+                if type(event) is ev.Erased:
+                    _adopt(keys, event, tenant, run_id)
+    return [_receipt(await complete(engine, erasure)) for erasure in keys.all_erasures()]
+
+
+def _adopt(keys: ErasableKeys, event: ev.Erased, tenant: str, run_id: str) -> None:
+    keys.adopt_erasure(
+        id=event.erasure,
+        tenant=tenant,
+        target="" if event.target is _UNSET else event.target,
+        keys=event.keys,
+        at_ms=event.at_ms,
+        by={} if event.principal is _UNSET else event.principal,
+        reason=event.reason,
+        runs=[run_id],
+        recall={} if event.recall is _UNSET else {run_id: event.recall},
+    )
+
+
+def erasable(engine: Engine) -> ErasableKeys:
+    """The engine's keys, if they can be destroyed.
+
+    Raises:
+        RuntimeFault: NO_KEYS.
+    """
+    keys: Any = engine.keys
+    if keys is None or not hasattr(keys, "begin_erasure"):
+        raise RuntimeFault(
+            "NO_KEYS",
+            "there is no vault whose keys could be destroyed",
+            help="ExecutionVM(vault=Vault.beside(…)); on the command line name the store, and its key with --key-file",
+        )
+    found: ErasableKeys = keys
+    return found
+
+
+# --- runs -----------------------------------------------------------------------------------------------------
+
+
+def _concerned(engine: Engine, erasure: Any) -> list[RunRecord]:
+    """The runs whose journals name what is erased."""
+    if erasure.kind == "secret":
+        fragments = [canonical.encode(erasure.target)]
+    else:
+        fragments = [b'"key":"' + key.encode() + b'"' for key in erasure.keys]
+    found: dict[str, RunRecord] = {}
+    for fragment in fragments:
+        for run_id in engine.store.holding(fragment):
+            record = engine.store.record(run_id)
+            if record.tenant == erasure.tenant:
+                found[run_id] = record
+    return list(found.values())
+
+
+async def _stop_runs(engine: Engine, keys: Sequence[str], who: dict[str, Any]) -> None:
+    """Cancel what has not ended, from the top: a run that waits for an unknown outcome goes on waiting, without the
+    values."""
+    roots: dict[str, None] = {}
+    for key in keys:
+        for run_id in engine.store.holding(b'"key":"' + key.encode() + b'"'):
+            record = engine.store.record(run_id)
+            while record.parent is not None:
+                record = engine.store.record(record.parent)
+            if record.status in (RunStatus.RUNNING, RunStatus.SUSPENDED):
+                roots[record.run_id] = None
+    for run_id in roots:
+        try:
+            await engine.cancel(run_id, "erasure", principal=who)
+        except RejectedError:
+            continue  # it is ending already
+        except NanoVMError as error:
+            if error.code not in ("ERASED", "NO_KEYS"):
+                raise
+
+
+def _notes(engine: Engine, keys: ErasableKeys, record: RunRecord) -> dict[str, Any]:
+    entries = open_entries(keys, record.run_id, engine.store.read(record.run_id), erasing=True)
+    try:
+        return take_notes(engine.load_program(record.program_hash), record.run_id, entries)
+    except NanoVMError:
+        return {}  # a damaged journal is erased all the same
+
+
+async def _tell(engine: Engine, erasure: Any, record: RunRecord, recall: dict[str, Any]) -> bool:
+    """Append the entry that tells of the erasure, once. False when somebody else owns the run."""
+    run_id = record.run_id
+    if any(erasure.id.encode() in entry.facts for entry in engine.store.read(run_id)):
+        return True
+    event = ev.Erased(
+        at_ms=erasure.at_ms,
+        erasure=erasure.id,
+        keys=list(erasure.keys),
+        principal=erasure.by or _UNSET,
+        reason=erasure.reason,
+        recall=recall or _UNSET,
+        target=erasure.target if erasure.kind == "secret" else _UNSET,
+    )
+
+    def build(length: int, head: str) -> list[Entry]:
+        return [Chain(run_id, length, head).seal(event, b"", None)]
+
+    live = engine.live_here(run_id)
+    if live is not None:
+        return False
+    try:
+        durable = engine.store.annex(run_id, build)
+        if durable is not None:
+            await durable
+    except ConflictError as error:
+        if error.code != "LEASE_LOST":
+            raise
+        fence = engine.store.claim(run_id, engine.clock.now_ms())
+        if fence is None:
+            return False
+        engine.store.release(run_id, fence)
+        durable = engine.store.annex(run_id, build)
+        if durable is not None:
+            await durable
+    return True
+
+
+def _receipt(erasure: Any) -> dict[str, Any]:
+    """Who, when, why, which keys, which runs; the same erasure gives the same, byte for byte. No value, no name."""
+    body = {
+        "type": "nano-vm erasure receipt 1",
+        "erasure": erasure.id,
+        "tenant": erasure.tenant,
+        "kind": erasure.kind,
+        "target": erasure.target,
+        "at_ms": erasure.at_ms,
+        "by": erasure.by,
+        "reason": erasure.reason,
+        "keys": sorted(erasure.keys),
+        "runs": sorted(erasure.runs),
+        "stage": erasure.stage,
+    }
+    return {**body, "digest": canonical.digest_value(body)}
