@@ -375,6 +375,8 @@ CODES: dict[str, ErrorCode] = {
     "TAINTED_PARAMETER": ErrorCode(
         A, False, 3, "an untrusted value for a parameter that takes trusted ones only"
     ),
+    "DENIED_TOOL": ErrorCode(A, False, 3, "a call that the policy never allows"),
+    "GUARD_MISSED": ErrorCode(A, False, 3, "a way to a tool that misses what the policy requires before it"),
     "UNPROVED_FLOW": ErrorCode(A, False, 3, "a flow of which only a run can show whether it is trusted"),
     "SECRET_IN_PROMPT": ErrorCode(A, False, 3, "a prompt made of a secret"),
     "NO_KEYS": ErrorCode(C, False, 2, "private or secret values without keys to store them under"),

@@ -10,6 +10,7 @@ from nano_vm.cli.console import Console
 from nano_vm.compiler import Report
 from nano_vm.errors import ProgramError
 from nano_vm.policy.check import check
+from nano_vm.policy.model import Policy
 from nano_vm.program import document as documents
 from nano_vm.program.diagnostic import render, to_error
 from nano_vm.program.model import Program
@@ -34,9 +35,10 @@ def check_file(
     path: str,
     tools: Mapping[str, ToolSchema] | None = None,
     programs: Mapping[str, Program] | None = None,
+    policy: Policy | None = None,
 ) -> Report:
     """Everything that is wrong with a program file. Raises ProgramError PROGRAM_UNREADABLE."""
-    return check(read_document(path), tools, programs)
+    return check(read_document(path), tools, programs, policy)
 
 
 def admit(

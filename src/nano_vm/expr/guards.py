@@ -34,6 +34,22 @@ def pinned(node: Node, verdict: bool) -> frozenset[Address]:
     return frozenset(address for address, bounds in _bounds(node, verdict).items() if bounds == _PINNED)
 
 
+def proven_true(node: Node, verdict: bool) -> frozenset[Address]:
+    """The references whose values are certainly `true` when the expression comes out as `verdict`."""
+    if isinstance(node, Not):
+        return proven_true(node.operand, not verdict)
+    if isinstance(node, And | Or):
+        parts = [proven_true(operand, verdict) for operand in node.operands]
+        return frozenset.union(*parts) if isinstance(node, And) is verdict else frozenset.intersection(*parts)
+    if isinstance(node, Ref):
+        return frozenset({(node.name, node.path)}) if verdict else frozenset()
+    if isinstance(node, Compare) and node.op == ("==" if verdict else "!="):
+        for ref, other in ((node.left, node.right), (node.right, node.left)):
+            if isinstance(ref, Ref) and isinstance(other, Lit) and other.value is True:
+                return frozenset({(ref.name, ref.path)})
+    return frozenset()
+
+
 def _bounds(node: Node, verdict: bool) -> dict[Address, int]:
     """For each reference, on which sides it is bounded."""
     if isinstance(node, Not):

@@ -8,11 +8,12 @@ import contextvars
 from typing import Any
 
 from nano_vm import canonical
-from nano_vm.compiler import Report, check
+from nano_vm.compiler import Report
 from nano_vm.errors import InputError, NotFoundError
 from nano_vm.gateway.config import GatewayConfig
 from nano_vm.gateway.principals import Principal
 from nano_vm.gateway.state import GatewayState
+from nano_vm.policy.check import check
 from nano_vm.program import document as documents
 from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.diagnostic import to_error

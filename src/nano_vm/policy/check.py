@@ -12,6 +12,9 @@ from typing import Any
 from nano_vm.compiler import Report, compile_program
 from nano_vm.compiler import check as check_alone
 from nano_vm.errors import ProgramError
+from nano_vm.policy.guards import denied_tools, missed_guards
+from nano_vm.policy.load import load_policy
+from nano_vm.policy.model import Policy
 from nano_vm.policy.taint import Analysis, Finding, Hop, Lookup
 from nano_vm.program import document as documents
 from nano_vm.program.compiled import CompiledProgram
@@ -28,6 +31,7 @@ def check(
     program: Program | Document,
     tools: Mapping[str, ToolSchema] | None = None,
     programs: Programs | None = None,
+    policy: Policy | None = None,
 ) -> Report:
     """Everything that is wrong with a program; nothing is executed.
 
@@ -35,6 +39,7 @@ def check(
         program: a `Program`, or a `Document` that may be no program at all.
         tools: what is known about the tools; with it tool names, arguments and flows are checked.
         programs: stored programs by name or hash; with it `call` steps are checked, and followed.
+        policy: what the program will be held to; with it denied tools and missed guards are found.
 
     Returns:
         The report; `compiled` is there when nothing is an error.
@@ -44,6 +49,8 @@ def check(
         return report
     document = program.document if isinstance(program, Program) else program
     found = list(governance(document, report.compiled, tools, lookup_in(programs, tools)))
+    if policy is not None:
+        found += under(policy, document, tools)
     if not found:
         return report
     diagnostics = tuple(sort([*report.diagnostics, *found]))
@@ -87,6 +94,31 @@ def governance(
         yield places.diagnostic(finding)
 
 
+def under(
+    policy: Policy, document: Document, tools: Mapping[str, ToolSchema] | None = None
+) -> list[Diagnostic]:
+    """What a policy has against a program that is otherwise sound."""
+    places = _Places(document)
+    found = []
+    for step, field, tool, rule in denied_tools(document, policy):
+        message = f"`{tool}` is never allowed: " + (
+            "no rule of the policy is about it" if rule == "default" else f"the rule `{rule}` denies it"
+        )
+        help = f"take it out, or change the policy; `nano-vm policy explain` tells more of `{tool}`"
+        found.append(places.at("DENIED_TOOL", ERROR, message, help, step, field))
+    for missed in missed_guards(document, policy, tools):
+        needed = missed.requirement
+        message = (
+            f"`{missed.tool}` can be come to without {needed.kind} `{needed.name}` before it: {missed.way}"
+        )
+        help = f"the rule `{needed.rule}` requires it: put it on every way to `{missed.step}`"
+        if needed.kind == "step" and missed.way and needed.name in missed.path:
+            help += ", and go on only when it succeeded (an approval: when `approved == true`)"
+        severity = ERROR if needed.unconditional else WARNING
+        found.append(places.at("GUARD_MISSED", severity, message, help, missed.step, missed.field))
+    return found
+
+
 def _concerns(
     compiled: CompiledProgram, tools: Mapping[str, ToolSchema], lookup: Lookup, seen: set[str]
 ) -> bool:
@@ -103,10 +135,13 @@ def _concerns(
     named = tools_in(compiled)
     if any(name in tools and tools[name].is_labelled for name in named):
         return True
-    return any(
-        child is not None and _concerns(child, tools, lookup, seen)
-        for child in (lookup(name) for name in compiled.calls)
-    )
+    for name in compiled.calls:
+        child = lookup(name)
+        if child is None and any(schema.is_labelled for schema in tools.values()):
+            return True  # nobody knows what it calls
+        if child is not None and _concerns(child, tools, lookup, seen):
+            return True
+    return False
 
 
 def tools_in(compiled: CompiledProgram) -> set[str]:
@@ -148,6 +183,10 @@ class _Places:
         severity = WARNING if finding.unproved else ERROR
         return Diagnostic(finding.code, severity, message, finding.help, place, length)
 
+    def at(self, code: str, severity: str, message: str, help: str, step: str, field: str) -> Diagnostic:
+        place, length = self.document.place(f"{self.pointers[step]}/{field}", step=step, field=field)
+        return Diagnostic(code, severity, message, help, place, length)
+
     def trail(self, flow: Sequence[Hop], finding: Finding) -> str:
         return " -> ".join(self._station(hop, finding) for hop in flow)
 
@@ -185,19 +224,17 @@ class ProgramValidator:
     """Checks a program, a dict, or a file, together with what governs it.
 
     Raises:
-        ProgramError: PROGRAM_UNREADABLE for a file that cannot be read.
+        ProgramError: PROGRAM_UNREADABLE for a file that cannot be read; what `load_policy` raises.
     """
 
     def __init__(
         self,
         program: Program | Document | dict[str, Any] | str | Path,
         tools: Mapping[str, ToolSchema] | None = None,
-        policy: object | None = None,
+        policy: Policy | Document | Mapping[str, Any] | str | Path | None = None,
         programs: Programs | None = None,
     ) -> None:
-        if policy is not None:
-            help = "leave `policy` out"
-            raise ProgramError("NOT_AVAILABLE", "policies are not checked by this version", help=help)
+        self._policy = policy if policy is None or isinstance(policy, Policy) else load_policy(policy)
         self._program: Program | Document
         if isinstance(program, Program | Document):
             self._program = program
@@ -210,4 +247,4 @@ class ProgramValidator:
 
     def validate(self) -> Report:
         """Returns all findings; `report.ok` is True when none is an error."""
-        return check(self._program, self._tools, self._programs)
+        return check(self._program, self._tools, self._programs, self._policy)

@@ -1,6 +1,6 @@
 """Check program files; nothing is executed.
 
-  nano-vm check refund.yaml --tools refund_tools.py
+  nano-vm check refund.yaml --tools refund_tools.py --policy refund.policy.yaml
 
 exit codes: 0 no errors (warnings are shown), 2 unreadable file or tools, 3 errors
 """
@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--program", metavar="FILE", action="append", default=[], help="a program that call steps name"
     )
+    parser.add_argument(
+        "--policy", metavar="FILE", help="also find denied tools, and ways that miss what a policy requires"
+    )
     parser.add_argument("--format", choices=("human", "json", "sarif"), default=None, help="(default: human)")
 
 
@@ -51,7 +54,12 @@ def execute(args: argparse.Namespace, console: Console) -> int:
             called = Program.from_file(path)
             programs[called.name] = called
             programs[called.hash] = called
-    reports = [(path, check_file(path, schemas, programs)) for path in args.files]
+    policy = None
+    if args.policy:
+        from nano_vm.policy import load_policy
+
+        policy = load_policy(args.policy)
+    reports = [(path, check_file(path, schemas, programs, policy)) for path in args.files]
     if form == "human":
         _show(console, reports)
     elif form == "sarif":
