@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "replay": "fold a run's journal again and compare every transition",
     "verify": "prove that journals, or a bundle, are untouched and every transition is right",
     "receipt": "show what a run came to, as a receipt",
+    "envelopes": "show, for each step that succeeded, its policy and the state it left",
     "export": "write a run as an evidence bundle that anybody can verify",
     "log": "sign the store's log, and find what has vanished from it",
     "keys": "make and keep keys for signing and verifying evidence",

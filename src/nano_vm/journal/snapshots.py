@@ -7,7 +7,8 @@ equal snapshots.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 from nano_vm import canonical
 from nano_vm.expr.reference import UNSET
@@ -15,9 +16,11 @@ from nano_vm.journal.entry import Entry
 from nano_vm.journal.fold import fold
 from nano_vm.journal.ledger import Place
 from nano_vm.kernel.events import Event, RunStarted, ValuesChanged
-from nano_vm.kernel.state import State
+from nano_vm.kernel.state import Settled, State
 from nano_vm.program.compiled import FIRST_FREE_SLOT, CompiledProgram
 from nano_vm.program.labels import SEALED
+
+OnSettled: TypeAlias = Callable[[Entry, Event, Sequence[Settled], str], None]
 
 
 class _Bound:
@@ -48,22 +51,35 @@ class _Bound:
         return canonical.digest(b"{" + b",".join([members[i] for i in self._order if members[i]]) + b"}")
 
 
-def snapshots(program: CompiledProgram, run_id: str, entries: Iterable[Entry]) -> dict[Place, str]:
-    """For each settled occurrence of a step the digest of the values bound after it."""
-    bound = _Bound(program)
-    found: dict[Place, str] = {}
+def follow(program: CompiledProgram, run_id: str, entries: Iterable[Entry], on_settled: OnSettled) -> None:
+    """Fold the entries and tell, for each event that began the run or settled a step, what it settled and the digest of
+    the values bound after it.
 
-    def record(_entry: Entry, event: Event, state: State) -> None:
+    Raises:
+        VerificationError: as `fold`.
+    """
+    bound = _Bound(program)
+
+    def record(entry: Entry, event: Event, state: State) -> None:
         if type(event) is RunStarted or type(event) is ValuesChanged:
             bound.bind(state, range(FIRST_FREE_SLOT, len(program.slots)))
-        if not state.settled:
+        elif not state.settled:
             return
         for settled in state.settled:
             step = program.steps[settled.step]
             bound.bind(state, (s for s in (step.output_slot, step.key_slot, step.error_slot) if s >= 0))
-        digest = bound.digest()
-        for settled in state.settled:
-            found[settled.step, settled.occurrence, settled.item] = digest
+        on_settled(entry, event, state.settled, bound.digest())
 
     fold(program, run_id, entries, on_transition=record)
+
+
+def snapshots(program: CompiledProgram, run_id: str, entries: Iterable[Entry]) -> dict[Place, str]:
+    """For each settled occurrence of a step the digest of the values bound after it."""
+    found: dict[Place, str] = {}
+
+    def keep(_entry: Entry, _event: Event, settled: Sequence[Settled], digest: str) -> None:
+        for result in settled:
+            found[result.step, result.occurrence, result.item] = digest
+
+    follow(program, run_id, entries, keep)
     return found

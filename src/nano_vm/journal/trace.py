@@ -73,6 +73,10 @@ class Trace:
         return self._run_id
 
     @property
+    def program(self) -> CompiledProgram:
+        return self._program
+
+    @property
     def program_name(self) -> str:
         return self._program.name
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nano_vm.evidence import envelope
 from nano_vm.evidence import narrative as sentences
 from nano_vm.evidence import receipt as receipts
 from nano_vm.journal.trace import Trace
@@ -26,6 +27,10 @@ class TraceAnalyzer:
     def receipt_bytes(self) -> bytes:
         """The receipt's canonical bytes (RFC 8785): equal for equal traces, on any machine."""
         return receipts.receipt_bytes(self.trace)
+
+    def envelopes(self) -> list[dict[str, Any]]:
+        """The run's governance envelopes: see `spec/receipt.md`."""
+        return envelope.envelopes(self.trace)
 
     def narrative(self) -> str:
         """The receipt in plain sentences, one per line."""

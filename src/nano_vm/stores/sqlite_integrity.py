@@ -34,6 +34,7 @@ def examine(con: sqlite3.Connection) -> list[str]:
             _actions,
             _mail,
             _segments,
+            _gaps,
             _blobs,
         ):
             try:
@@ -149,6 +150,17 @@ def _segments(con: sqlite3.Connection) -> Iterator[str]:
             what = error.message if isinstance(error, StoreError) else f"row at {segment.seq} cannot be read"
             yield f"segments: {what}"
         end = segment.seq + len(segment.digests) // DIGEST_BYTES
+
+
+def _gaps(con: sqlite3.Connection) -> Iterator[str]:
+    """Rows are numbered from 1 as they are added, and none is ever deleted: a number that is missing was one."""
+    for table, number in (("nvm_runs", "no"), ("nvm_segments", "n")):
+        for before, after in con.execute(
+            f"""SELECT coalesce(previous, 0), number FROM (SELECT {number} AS number,
+                lag({number}) OVER (ORDER BY {number}) AS previous FROM {table})
+                WHERE number IS NOT coalesce(previous, 0) + 1"""
+        ):
+            yield f"{table[4:]}: rows {before + 1} to {after - 1} are gone"
 
 
 def _blobs(con: sqlite3.Connection) -> Iterator[str]:
