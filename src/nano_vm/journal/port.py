@@ -151,7 +151,8 @@ class JournalStore(Protocol):
 
     def tail(self, cursor: int, limit: int = 1_000) -> tuple[int, list[tuple[str, Entry]]]:
         """Entries of all runs in the order they were committed, after `cursor` (0: from the start): the new
-        cursor and (run id, entry) pairs. For live views."""
+        cursor and (run id, entry) pairs. For live views, and for the store's log (`journal.storelog`), which is a
+        function of this order: it is the same whenever it is asked."""
 
     def holding(self, fragment: bytes) -> list[str]:
         """Ids of the runs that have an entry whose facts hold these bytes, in the order they were created. Reads the

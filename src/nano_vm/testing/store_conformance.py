@@ -33,7 +33,8 @@ from nano_vm.journal.port import (
     RunRecord,
     RunUpdate,
 )
-from nano_vm.kernel.events import TimerFired
+from nano_vm.journal.storelog import LogFold
+from nano_vm.kernel.events import EventRefused, RunFinished, TimerFired
 
 __all__ = ["Draft", "SharedStoreConformance", "StoreConformance", "refusal", "settle"]
 
@@ -447,6 +448,42 @@ class StoreConformance:
         assert store.tail(cursor)[1] == [("r1", fresh[0])]
 
     # --- records ------------------------------------------------------------------------------------------
+    @on_one_store
+    async def test_the_log_has_every_start_end_and_annex_in_the_order_of_their_commits(
+        self, store: JournalStore
+    ) -> None:
+        """The tail is what the store's log is made of: the same, in the same order, whenever it is asked."""
+        one, two = Draft("one", store.owner), Draft("two", store.owner)
+        await settle(store.create(one.record, one.entries(1)))
+        await settle(store.create(two.record, two.entries(2)))
+        finish = two.chain.seal(RunFinished(at_ms=NOW, status="SUCCESS"), b"", None)
+        await settle(store.append("two", 1, [finish], two.update("SUCCESS", release=True)))
+        await settle(store.append("one", 1, one.entries(3)))
+
+        def late(length: int, head: str) -> list[Entry]:
+            refused = EventRefused(at_ms=NOW, code="TERMINAL", event_id="e")
+            return [Chain("two", length, head).seal(refused, b"", None)]
+
+        await settle(store.annex("two", late))
+        finish = one.chain.seal(RunFinished(at_ms=NOW, status="FAILED"), b"", None)
+        await settle(store.append("one", 1, [finish], one.update("FAILED", release=True)))
+        expected = [
+            ("one", "start", 0),
+            ("two", "start", 0),
+            ("two", "finish", 2),
+            ("two", "annex", 3),
+            ("one", "finish", 4),
+        ]
+        for page in (1, 2, 1_000):
+            fold, cursor, leaves = LogFold(), 0, []
+            while True:
+                cursor, found = store.tail(cursor, page)
+                leaves += [leaf for run, entry in found for leaf in fold.take(run, entry)]
+                if len(found) < page:
+                    break
+            assert [(leaf.run, leaf.kind, leaf.seq) for leaf in leaves] == expected
+            assert all(store.read(leaf.run)[leaf.seq].digest == leaf.digest for leaf in leaves)
+
     @on_one_store
     async def test_records_are_listed_newest_first_and_filtered(self, store: JournalStore) -> None:
         plan: list[tuple[str, dict[str, Any]]] = [

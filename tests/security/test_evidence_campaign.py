@@ -1,0 +1,258 @@
+"""Thousands of seeded edits to bundles and databases: each is found, or changes nothing that anybody could see.
+
+The default suite runs a slice; `make campaign` the whole. A failing edit is named by its seed and number.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nano_vm import ExecutionVM, Program, SqliteStore, canonical
+from nano_vm.errors import NanoVMError
+from nano_vm.evidence.bundle import export
+from nano_vm.evidence.keys import KeyFiles, SigningKey
+from nano_vm.evidence.log import Log
+from nano_vm.evidence.note import Checkpoint
+from nano_vm.evidence.verify import verify_bundle
+from nano_vm.journal.port import RunQuery
+from nano_vm.stores.sqlite_errors import FAILURES
+
+PROGRAM = Program.from_dict(
+    {
+        "name": "pay",
+        "steps": [
+            {"id": "look", "type": "tool", "tool": "look", "args": {"amount": "$amount"}},
+            {"id": "big", "type": "condition", "condition": "$look.output.amount > 9", "then": "ask", "otherwise": "pay"},
+            {"id": "ask", "type": "wait", "approvers": ["boss"], "next_step": "pay"},
+            {"id": "pay", "type": "tool", "tool": "pay", "args": {"amount": "$amount"}, "is_terminal": True},
+        ],
+    }
+)  # fmt: skip
+
+
+def look(amount: int) -> dict[str, int]:
+    return {"amount": amount}
+
+
+def pay(amount: int) -> dict[str, int]:
+    return {"paid": amount}
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("campaign") / "runs.db"
+    with SqliteStore(path, durability="normal") as store:
+        vm = ExecutionVM(tools={"look": look, "pay": pay}, store=store)
+        for number, amount in enumerate((5, 500, 50)):
+            vm.run_sync(PROGRAM, context={"amount": amount}, trace_id=f"r{number}")
+    con = sqlite3.connect(path)
+    con.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    con.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory: pytest.TempPathFactory) -> SigningKey:
+    return KeyFiles(tmp_path_factory.mktemp("keys")).generate("issuer")
+
+
+# --- bundles ---------------------------------------------------------------------------------------------------------
+def edit_text(choose: random.Random, lines: list[bytes]) -> list[bytes]:
+    """One structural or small edit, as somebody would make it who knows the format."""
+    lines = list(lines)
+    at = choose.randrange(len(lines))
+    kind = choose.randrange(9)
+    if kind == 0:
+        del lines[at]
+    elif kind == 1:
+        lines.insert(choose.randrange(len(lines) + 1), lines[at])
+    elif kind == 2:
+        other = choose.randrange(len(lines))
+        lines[at], lines[other] = lines[other], lines[at]
+    else:
+        line = bytearray(lines[at])
+        place = choose.randrange(len(line))
+        if kind <= 5:
+            line[place] = choose.choice(b'0123456789abcdefABCDEF{}[],:" \\x')
+        elif kind == 6:
+            line[place] ^= 1 << choose.randrange(8)
+        elif kind == 7:
+            del line[place : place + choose.randrange(1, 9)]
+        else:
+            line[place:place] = bytes(line[place : place + choose.randrange(1, 9)])
+        lines[at] = bytes(line)
+    return lines
+
+
+def attack_bundles(database: Path, key: SigningKey, seed: int, edits: int) -> None:
+    with SqliteStore(database) as store:
+        bundles = [export(store, run, key=signer).data for run in ("r0", "r1") for signer in (key, None)]
+    choose = random.Random(seed)
+    for number in range(edits):
+        whole = choose.choice(bundles)
+        lines = whole.split(b"\n")[:-2]
+        for _ in range(choose.randrange(1, 3)):
+            lines = edit_text(choose, lines) or [b""]
+        body = b"".join(line + b"\n" for line in lines)
+        edited = body + canonical.encode({"end": canonical.digest(body), "lines": body.count(b"\n")}) + b"\n"
+        if edited in bundles:
+            continue
+        keys = [key.public] if b'{"envelope":' in whole else []
+        try:
+            verify_bundle(edited, keys)
+        except NanoVMError as error:
+            if error.exit_code != 5 or not error.facts["check"]:
+                pytest.fail(f"edit {number} of seed {seed}: {error}")
+            continue
+        pytest.fail(f"edit {number} of seed {seed} is not found")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_random_edits_of_bundles_are_found(database: Path, key: SigningKey, seed: int) -> None:
+    attack_bundles(database, key, seed, 250)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("seed", range(100, 150))
+def test_ten_thousand_edits_of_bundles_are_found(database: Path, key: SigningKey, seed: int) -> None:
+    attack_bundles(database, key, seed, 200)
+
+
+# --- databases -------------------------------------------------------------------------------------------------------
+def picture(path: Path, old: Checkpoint | None = None) -> tuple[list[object], Checkpoint]:
+    """All that the store says of its runs, and its log: what an edit that is not found must leave as it was.
+
+    Raises:
+        NanoVMError: when the database, a run or a record does not verify, or the log is not what `old` says it was.
+    """
+    with SqliteStore(path) as store:
+        problems = store.integrity()
+        if problems:
+            raise AssertionError(problems)
+        vm = ExecutionVM(store=store)
+        seen: list[object] = []
+        for record in store.records(RunQuery(limit=1_000)):
+            vm.verify(record.run_id)
+            record.lease_until_ms = 0
+            seen.append((record, store.read(record.run_id), store.program(record.program_hash)))
+        log = Log(store)
+        if old is not None:
+            log.consistency(old)
+        return seen, log.checkpoint()
+
+
+Edit = Callable[[random.Random, sqlite3.Connection], None]
+
+
+def delete_run(choose: random.Random, con: sqlite3.Connection) -> None:
+    (no,) = choose.choice(con.execute("SELECT no FROM nvm_runs").fetchall())
+    con.execute("DELETE FROM nvm_segments WHERE run = ?", (no,))
+    con.execute("DELETE FROM nvm_runs WHERE no = ?", (no,))
+
+
+def delete_segment(choose: random.Random, con: sqlite3.Connection) -> None:
+    (n,) = choose.choice(con.execute("SELECT n FROM nvm_segments").fetchall())
+    con.execute("DELETE FROM nvm_segments WHERE n = ?", (n,))
+
+
+def swap_segments(choose: random.Random, con: sqlite3.Connection) -> None:
+    rows = con.execute("SELECT n, digests, facts, payloads FROM nvm_segments").fetchall()
+    one, two = choose.sample(rows, 2)
+    for row, other in ((one, two), (two, one)):
+        con.execute("UPDATE nvm_segments SET digests=?, facts=?, payloads=? WHERE n=?", (*other[1:], row[0]))
+
+
+def exchange_owners(choose: random.Random, con: sqlite3.Connection) -> None:
+    one, two = choose.sample([row[0] for row in con.execute("SELECT no FROM nvm_runs")], 2)
+    con.execute("UPDATE nvm_segments SET run = -1 WHERE run = ?", (one,))
+    con.execute("UPDATE nvm_segments SET run = ? WHERE run = ?", (one, two))
+    con.execute("UPDATE nvm_segments SET run = ? WHERE run = -1", (two,))
+
+
+def change_a_cell(choose: random.Random, con: sqlite3.Connection) -> None:
+    table = choose.choice(["nvm_segments", "nvm_runs", "nvm_programs", "nvm_names"])
+    rows = con.execute(f"SELECT rowid, * FROM {table}").fetchall() if table != "nvm_names" else []
+    if not rows:
+        con.execute("UPDATE nvm_names SET name = name || 'x'")
+        return
+    row = choose.choice(rows)
+    columns = [column[1] for column in con.execute(f"PRAGMA table_info({table})")]
+    at = choose.randrange(1, len(columns))
+    value = row[at + 1]
+    if isinstance(value, bytes) and value:
+        changed = bytearray(value)
+        changed[choose.randrange(len(changed))] ^= 1 << choose.randrange(8)
+        value = bytes(changed)
+    elif isinstance(value, str) and value:
+        place = choose.randrange(len(value))
+        value = value[:place] + choose.choice("abcdef0123456789") + value[place + 1 :]
+    elif isinstance(value, int):
+        value += choose.choice((-1, 1, 1_000))
+    else:
+        value = "x"
+    con.execute(f"UPDATE {table} SET {columns[at]} = ? WHERE rowid = ?", (value, row[0]))
+
+
+EDITS: tuple[Edit, ...] = (
+    delete_run,
+    delete_segment,
+    swap_segments,
+    exchange_owners,
+    change_a_cell,
+    change_a_cell,
+)
+
+
+def attack_databases(database: Path, place: Path, seed: int, edits: int) -> None:
+    before = picture(database)
+    choose = random.Random(seed)
+    path = place / "edited.db"
+    for number in range(edits):
+        for left in place.glob("edited.db*"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        shutil.copy(database, path)
+        if choose.randrange(2):
+            data = bytearray(path.read_bytes())
+            for _ in range(choose.randrange(1, 3)):
+                data[choose.randrange(len(data))] ^= 1 << choose.randrange(8)
+            path.write_bytes(bytes(data))
+        else:
+            con = sqlite3.connect(path, isolation_level=None)
+            triggers = con.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+            for name, _ in triggers:
+                con.execute(f"DROP TRIGGER {name}")
+            try:
+                choose.choice(EDITS)(choose, con)
+            except sqlite3.IntegrityError:
+                pass  # the edit cannot even be made
+            for _, sql in triggers:
+                con.execute(sql)
+            con.close()
+        try:
+            after = picture(path, before[1])
+        except (NanoVMError, AssertionError, *FAILURES) as error:
+            if isinstance(error, NanoVMError) and error.exit_code == 70:
+                pytest.fail(f"edit {number} of seed {seed} comes upon a defect: {error}")
+            continue
+        assert after == before, f"edit {number} of seed {seed} is not found, and changes something"
+
+
+@pytest.mark.parametrize("seed", range(1))
+def test_random_edits_of_databases_are_found_or_change_nothing(
+    database: Path, tmp_path: Path, seed: int
+) -> None:
+    attack_databases(database, tmp_path, seed, 60)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("seed", range(100, 150))
+def test_ten_thousand_edits_of_databases_are_found_or_change_nothing(
+    database: Path, tmp_path: Path, seed: int
+) -> None:
+    attack_databases(database, tmp_path, seed, 200)
