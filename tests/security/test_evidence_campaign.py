@@ -28,7 +28,7 @@ PROGRAM = Program.from_dict(
         "name": "pay",
         "steps": [
             {"id": "look", "type": "tool", "tool": "look", "args": {"amount": "$amount"}},
-            {"id": "big", "type": "condition", "condition": "$look.output.amount > 9", "then": "ask", "otherwise": "pay"},
+            {"id": "big", "type": "condition", "condition": "$amount > 9", "then": "ask", "otherwise": "pay"},
             {"id": "ask", "type": "wait", "approvers": ["boss"], "next_step": "pay"},
             {"id": "pay", "type": "tool", "tool": "pay", "args": {"amount": "$amount"}, "is_terminal": True},
         ],
