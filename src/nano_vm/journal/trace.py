@@ -74,6 +74,7 @@ class Trace:
 
     @property
     def program(self) -> CompiledProgram:
+        """The compiled program that the run is pinned to."""
         return self._program
 
     @property
