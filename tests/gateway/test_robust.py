@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
+import json
 import random
 import signal
+import socket
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from gateway_stage import (
     LEGACY,
     MODERN,
     PAYER,
+    ROOT,
     SLOW,
     Served,
     call,
@@ -234,3 +239,46 @@ def test_a_huge_program_and_a_large_input_are_refused_or_run(tmp_path: Path) -> 
 
     with Served(tmp_path) as served:
         run(session(served))
+
+
+def test_who_does_not_read_or_finish_holds_nobody_up(tmp_path: Path) -> None:
+    """Clients that ask and never read, and clients that never finish asking."""
+    ask = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": META}}).encode()
+    head = (
+        f"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nMCP-Protocol-Version: {MODERN}\r\n"
+        f"Mcp-Method: tools/list\r\nAccept: application/json, text/event-stream\r\nContent-Length: {len(ask)}\r\n\r\n"
+    ).encode()
+
+    async def session(served: Served) -> None:
+        async with connected(served) as client:
+            assert (await call(client, "run_program", program=ADDER, inputs={"a": 1}))["output"] == 2
+
+    with Served(tmp_path) as served, contextlib.ExitStack() as sockets:
+        address = urllib.parse.urlsplit(served.url)
+        for number in range(60):
+            one = sockets.enter_context(socket.create_connection((address.hostname, address.port)))
+            one.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                for _ in range(20):  # answers that are never read fill what the system keeps for them
+                    one.sendall(head + ask if number % 2 else head + ask[:10])
+        assert served.http("/health")[0] == 200
+        run(session(served))
+
+
+META = {
+    "io.modelcontextprotocol/protocolVersion": MODERN,
+    "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+
+
+@pytest.mark.campaign
+def test_the_benchmark_runs() -> None:
+    path = ROOT / "benchmarks" / "gateway.py"
+    spec = importlib.util.spec_from_file_location("benchmark_gateway", path)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    assert spec.loader is not None
+    spec.loader.exec_module(module)
+    found = module.main(["--calls", "6", "--clients", "4"])
+    assert found["round trip, ratio"] > 0

@@ -36,6 +36,7 @@ from nano_vm.gateway.principals import Principal
 from nano_vm.gateway.service import Gateway
 
 SESSION_IDLE_SECONDS = 1_800.0
+BODY_SECONDS = 30.0  # for a request's body to arrive
 Scope = dict[str, Any]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -114,7 +115,7 @@ class LimitMiddleware:
             await self._app(scope, receive, counted)
             return
         try:
-            await self._app(scope, receive, counted)
+            await self._app(scope, _in_time(receive), counted)
         finally:
             self._gate.leave(caller)
 
@@ -124,6 +125,26 @@ class LimitMiddleware:
             return f"principal:{user.access_token.client_id}"
         client = scope.get("client")
         return f"address:{client[0] if client else '?'}"
+
+
+def _in_time(receive: Any) -> Any:
+    """A body that has not come after `BODY_SECONDS` never will: who sends one byte at a time keeps no place."""
+    until = asyncio.get_running_loop().time() + BODY_SECONDS
+    whole = False
+
+    async def take() -> Any:
+        nonlocal whole
+        if whole:
+            return await receive()
+        try:
+            async with asyncio.timeout_at(until):
+                message = await receive()
+        except TimeoutError:
+            return {"type": "http.disconnect"}
+        whole = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+    return take
 
 
 class HttpGateway:
