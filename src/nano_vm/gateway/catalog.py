@@ -55,8 +55,17 @@ def _arguments(properties: dict[str, Any], *required: str) -> dict[str, Any]:
     return _object(properties, required, additionalProperties=False)
 
 
-RUN_OUTPUT = _object(_RUN_FIELDS, ("trace_id", "status"))
-_TRACE_OUTPUT = _object(
+def _result(properties: dict[str, Any], required: tuple[str, ...]) -> dict[str, Any]:
+    """The schema of a tool's structured output: what it answers, or an error. Some clients hold errors against it."""
+    return {
+        "type": "object",
+        "properties": {**properties, "error": {"type": ["object", "null"]}},
+        "anyOf": [{"required": list(required)}, {"required": ["error"]}],
+    }
+
+
+RUN_OUTPUT = _result(_RUN_FIELDS, ("trace_id", "status"))
+_TRACE_OUTPUT = _result(
     {
         **_RUN_FIELDS,
         "steps": {"type": "array", "items": {"type": "object"}},
@@ -66,7 +75,7 @@ _TRACE_OUTPUT = _object(
     ("trace_id", "status", "steps", "trace_hash", "head"),
 )
 _FINDINGS = {"type": "array", "items": {"type": "object"}}
-_PROGRAM_OUTPUT = _object({"name": _TEXT, "hash": _TEXT, "program": {"type": "object"}}, ("name", "hash"))
+_PROGRAM_OUTPUT = _result({"name": _TEXT, "hash": _TEXT, "program": {"type": "object"}}, ("name", "hash"))
 
 
 class ToolEntry(NamedTuple):
@@ -192,7 +201,7 @@ CATALOG: tuple[ToolEntry, ...] = (
         "Get a run's receipt",
         "What can be shown to others about a run: path, retries, refusals, cost and hashes; recomputed from the trace.",
         _arguments({"trace_id": _TRACE_ID}, "trace_id"),
-        _object(
+        _result(
             {
                 "trace_id": _TEXT,
                 "receipt": {"type": "object"},
@@ -208,7 +217,7 @@ CATALOG: tuple[ToolEntry, ...] = (
         "Check the hash chain, every commitment and every transition of a run. `verified` false names the first bad "
         "entry.",
         _arguments({"trace_id": _TRACE_ID}, "trace_id"),
-        _object(
+        _result(
             {
                 "trace_id": _TEXT,
                 "verified": _FLAG,
@@ -226,7 +235,7 @@ CATALOG: tuple[ToolEntry, ...] = (
         "Find out why a run stands as it does",
         "Failed steps and attempts, unknown outcomes, refused events, the last steps, and advice.",
         _arguments({"trace_id": _TRACE_ID}, "trace_id"),
-        _object(
+        _result(
             {**_RUN_FIELDS, "advice": {"type": "array", "items": _TEXT}},
             ("trace_id", "status", "advice"),
         ),
@@ -244,7 +253,7 @@ CATALOG: tuple[ToolEntry, ...] = (
                 "limit": _LIMIT,
             }
         ),
-        _object(
+        _result(
             {"runs": {"type": "array", "items": {"type": "object"}}, "next_after": _NULL_TEXT},
             ("runs",),
         ),
@@ -255,7 +264,7 @@ CATALOG: tuple[ToolEntry, ...] = (
         "Check a program",
         "All that is wrong with a program, with line, column and help; runs nothing.",
         _arguments({"program": {"type": "object"}, "source": _SOURCE}),
-        _object({"ok": _FLAG, "findings": _FINDINGS, "hash": _NULL_TEXT}, ("ok", "findings")),
+        _result({"ok": _FLAG, "findings": _FINDINGS, "hash": _NULL_TEXT}, ("ok", "findings")),
         reads=True,
     ),
     ToolEntry(
@@ -263,7 +272,7 @@ CATALOG: tuple[ToolEntry, ...] = (
         "Save a program",
         "Keep a program under its name; earlier versions stay, and runs stay with theirs.",
         _arguments({"program": {"type": "object"}, "source": _SOURCE}),
-        _object({"name": _TEXT, "hash": _TEXT, "findings": _FINDINGS, "tool": _NULL_TEXT}, ("name", "hash")),
+        _result({"name": _TEXT, "hash": _TEXT, "findings": _FINDINGS, "tool": _NULL_TEXT}, ("name", "hash")),
         repeats=True,
     ),
     ToolEntry(
@@ -271,7 +280,7 @@ CATALOG: tuple[ToolEntry, ...] = (
         "List saved programs",
         "Saved programs with description and inputs, by name.",
         _arguments({"after": {"type": "string"}, "limit": _LIMIT}),
-        _object(
+        _result(
             {"programs": {"type": "array", "items": {"type": "object"}}, "next_after": _NULL_TEXT},
             ("programs",),
         ),
@@ -290,7 +299,7 @@ CATALOG: tuple[ToolEntry, ...] = (
         "Remove a program's name",
         "The name is no longer listed and starts no runs. The program itself, its runs and their evidence stay.",
         _arguments({"name": {"type": "string", "minLength": 1}}, "name"),
-        _object({"name": _TEXT, "hash": _TEXT, "hidden": _FLAG}, ("name", "hidden")),
+        _result({"name": _TEXT, "hash": _TEXT, "hidden": _FLAG}, ("name", "hidden")),
         repeats=True,
         destroys=True,
     ),

@@ -80,6 +80,8 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tools: tuple[str, ...] | None = None  # only these; default all
     trust_annotations: bool = False  # believe readOnlyHint and idempotentHint
     effects: dict[str, str] = {}  # tool -> effect class that the operator vouches for
+    secrets: dict[str, tuple[str, ...]] = {}  # tool -> parameters whose vault references are opened for it
+    protected: dict[str, tuple[str, ...]] = {}  # tool -> parameters that take trusted values only
     timeout_seconds: float = 60.0
 
 

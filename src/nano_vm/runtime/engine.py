@@ -149,6 +149,7 @@ class Engine:
         theirs."""
         if len(self._compiled) > most:
             self._compiled.clear()
+            self.needs.clear()
             self.forget_compiled()
         if len(self._stored) > 10 * most:
             self._stored.clear()

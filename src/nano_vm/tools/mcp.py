@@ -45,6 +45,8 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
     tools: tuple[str, ...] | None = None
     trust_annotations: bool = False
     effects: dict[str, str] = {}
+    secrets: dict[str, tuple[str, ...]] = {}
+    protected: dict[str, tuple[str, ...]] = {}
     timeout_seconds: float = 60.0
 
 
@@ -197,8 +199,10 @@ class MountedServer:
                 parameters=parameters,
                 effect=effect,
                 output=definition.get("outputSchema"),
+                protected=tuple(self.spec.protected.get(name, ())),
                 output_label=OUTPUT_LABEL,
             ),
+            secrets=frozenset(self.spec.secrets.get(name, ())),
             problems=argument_checker(parameters),
             may_suspend=False,
         )

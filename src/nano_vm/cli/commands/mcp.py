@@ -166,6 +166,7 @@ def make_gateway(args: argparse.Namespace, config: GatewayConfig) -> tuple[Gatew
     """The engine on its store, with tools and model as configured; the model is closed when the gateway is."""
     from nano_vm.cli.models import Model
     from nano_vm.cli.toolfiles import load_tools
+    from nano_vm.cli.vaults import open_vault
     from nano_vm.gateway.programs import GatewayStore
     from nano_vm.gateway.service import Gateway
     from nano_vm.gateway.state import SUFFIX, GatewayState
@@ -181,7 +182,7 @@ def make_gateway(args: argparse.Namespace, config: GatewayConfig) -> tuple[Gatew
     model = Model(args)
     try:
         store = GatewayStore(path, durability="normal" if chosen == "normal" else "full")
-        engine = Engine(llm=model.client, tools=tools, store=store)
+        engine = Engine(llm=model.client, tools=tools, store=store, secrets=open_vault(args))
         state = GatewayState(path + SUFFIX)
         gateway = Gateway(engine, store, state, config)
         if config.mounts:
