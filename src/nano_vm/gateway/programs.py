@@ -32,7 +32,7 @@ _NAMING: contextvars.ContextVar[bool] = contextvars.ContextVar("nano_vm_naming",
 class GatewayStore(SqliteJournalStore):
     """The SQLite store, whose names of programs are those of the tenant that is being served."""
 
-    names: GatewayState | None = None
+    tenants: GatewayState | None = None
 
     def put_program(self, program_hash: str, name: str, canonical_bytes: bytes, now_ms: int) -> None:
         """Only `save_program` gives a program a name: a run of an unsaved one must not change what the name means."""
@@ -43,17 +43,13 @@ class GatewayStore(SqliteJournalStore):
 
     def named_here(self) -> dict[str, tuple[str, int]]:
         """Name -> (hash, stored_at_ms) as everybody who uses the file without a gateway sees it."""
-        found = {}
-        for name, program_hash, at_ms in self.programs():
-            if super().program_named(name) == program_hash:
-                found[name] = (program_hash, at_ms)
-        return found
+        return {name: (program_hash, at_ms) for name, program_hash, at_ms in self.names()}
 
     def program_named(self, name: str) -> str | None:
-        if self.names is None:
+        if self.tenants is None:
             return super().program_named(name)
         tenant = TENANT.get()
-        own = self.names.name(tenant, name)
+        own = self.tenants.name(tenant, name)
         if own is not None:
             return None if own[1] else own[0]
         return super().program_named(name) if tenant == DEFAULT_TENANT else None

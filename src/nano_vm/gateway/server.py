@@ -28,6 +28,7 @@ from nano_vm.runtime.engine import Progress
 
 NAME = "nano-vm"
 PAGE = 200
+PUBLISHED_MAX = 1_000  # tools that are listed; all of them can be called
 PROGRESS_SECONDS = 0.1  # a client is told at most this often
 KEY_META = "io.nano-vm/idempotencyKey"
 RUN_TOOLS = frozenset({"run_program", "resume_run", "step_run", "cancel_run"})
@@ -65,10 +66,11 @@ class Handlers:
         )
 
     def _published(self, who: Principal) -> list[types.Tool]:
-        gateway, found = self.gateway, {}
+        gateway = self.gateway
+        found: dict[str, types.Tool] = {}
         for name, program_hash, _ in gateway.programs.listing(who):
             tool = gateway.published_as(name)
-            if tool is None or tool in found:
+            if tool is None or tool in found or len(found) >= PUBLISHED_MAX:
                 continue
             program = gateway.programs.read(who, program_hash)
             schema = inputs_schema(gateway.engine.load_program(program_hash))
@@ -196,15 +198,15 @@ class Handlers:
     ) -> dict[str, Any]:
         who.must(RUN)
         gateway = self.gateway
-        for title, program_hash, _ in gateway.programs.listing(who):
-            if gateway.published_as(title) == name:
-                program, compiled = await gateway.programs.find(who, program_hash)
-                check_arguments(inputs_schema(compiled), args)
-                key = (ctx.meta or {}).get(KEY_META)
-                if key is not None and not isinstance(key, str):
-                    raise InputError("RUN_KEY", f"`{KEY_META}` is not a text", help="send a text")
-                wait = TASK_AFTER_SECONDS if Tasks.wanted(ctx) else None
-                return await gateway.run(who, program, compiled, args, key, wait, tell)
+        program_hash = gateway.published(who, name)
+        if program_hash is not None:
+            program, compiled = await gateway.programs.find(who, program_hash)
+            check_arguments(inputs_schema(compiled), args)
+            key = (ctx.meta or {}).get(KEY_META)
+            if key is not None and not isinstance(key, str):
+                raise InputError("RUN_KEY", f"`{KEY_META}` is not a text", help="send a text")
+            wait = TASK_AFTER_SECONDS if Tasks.wanted(ctx) else None
+            return await gateway.run(who, program, compiled, args, key, wait, tell)
         raise NotFoundError(
             "PROGRAM_NOT_FOUND", "no saved program is published under that name", help="see tools/list"
         )

@@ -52,7 +52,7 @@ class Gateway:
     def __init__(
         self, engine: Engine, store: GatewayStore, state: GatewayState, config: GatewayConfig
     ) -> None:
-        store.names = state
+        store.tenants = state
         self.engine = engine
         self.store = store
         self.state = state
@@ -430,6 +430,19 @@ class Gateway:
             return None
         tool = PUBLISHED + "".join(char if char.isascii() and char.isalnum() else "_" for char in name)
         return tool if len(tool) <= TOOL_NAME_CHARS_MAX else None
+
+    def published(self, who: Principal, tool: str) -> str | None:
+        """The hash of the program that a tool runs."""
+        name = tool.removeprefix(PUBLISHED)
+        if self.published_as(name) == tool:  # nearly always the name itself
+            try:
+                return self.programs.hash_of(who, name)
+            except NotFoundError:
+                pass
+        for title, program_hash, _ in self.programs.listing(who):
+            if self.published_as(title) == tool:
+                return program_hash
+        return None
 
     async def _list_programs(self, who: Principal, args: dict[str, Any], tell: Tell | None) -> dict[str, Any]:
         limit, after = args.get("limit", LIST_DEFAULT), args.get("after", "")
