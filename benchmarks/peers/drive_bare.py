@@ -205,7 +205,7 @@ async def sqlite_group(turn: Slice) -> Measured:
     if rows != log.runs * max(options.rows, commits):
         raise WorkNotDone(f"{rows} rows stored for {log.runs} programs")
     check_calls(workload, tools, log.runs)
-    return Measured(measured.programs * workload.width, measured.seconds)
+    return Measured(measured.programs * workload.width, measured.seconds, measured.cpu_seconds)
 
 
 AWAIT = {

@@ -43,10 +43,12 @@ class Slice:
 
 @dataclass(frozen=True)
 class Measured:
-    """Programs finished in the timed part, and how long that took."""
+    """Programs finished in the timed part, how long that took, and the processor time of this process in it (user and
+    system, all threads)."""
 
     programs: int
     seconds: float
+    cpu_seconds: float
 
 
 class WorkNotDone(Exception):
@@ -92,15 +94,16 @@ async def time_programs(turn: Slice, tools: Tools, once: Callable[[], Awaitable[
     while time.perf_counter() < warm_until:
         await wave()
     before = total
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     while True:
         await wave()
         elapsed = time.perf_counter() - start
         if elapsed >= turn.seconds:
+            cpu = time.process_time() - start_cpu
             break
     check_calls(workload, tools, total)
     turn.checks["tool_calls"] = tools.calls
-    return Measured(total - before, elapsed)
+    return Measured(total - before, elapsed, cpu)
 
 
 def time_programs_sync(turn: Slice, tools: Tools, once: Callable[[], object]) -> Measured:
@@ -115,16 +118,17 @@ def time_programs_sync(turn: Slice, tools: Tools, once: Callable[[], object]) ->
         if time.perf_counter() >= warm_until:
             break
     before = total
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     while True:
         check_result(workload, once())
         total += 1
         elapsed = time.perf_counter() - start
         if elapsed >= turn.seconds:
+            cpu = time.process_time() - start_cpu
             break
     check_calls(workload, tools, total)
     turn.checks["tool_calls"] = tools.calls
-    return Measured(total - before, elapsed)
+    return Measured(total - before, elapsed, cpu)
 
 
 def wal_commits(database: Path) -> int:
@@ -202,16 +206,18 @@ def probe_durability_sync(turn: Slice, once: Callable[[], object]) -> None:
 
 
 def report(peer: str, version: str, turn: Slice, measured: Measured) -> dict[str, Any]:
-    if turn.workload.unit == "us/step":
-        value = measured.seconds / (measured.programs * turn.workload.steps) * 1e6
-    else:
-        value = measured.programs / measured.seconds
+    def rate(seconds: float) -> float:
+        if turn.workload.unit == "us/step":
+            return seconds / (measured.programs * turn.workload.steps) * 1e6
+        return measured.programs / seconds
+
     return {
         "peer": peer,
         "version": version,
         "workload": turn.workload.key,
         "unit": turn.workload.unit,
-        "value": value,
+        "value": rate(measured.seconds),
+        "cpu_value": rate(measured.cpu_seconds),
         "n": measured.programs,
         "checks": turn.checks,
     }

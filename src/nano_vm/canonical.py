@@ -30,6 +30,7 @@ __all__ = [
     "digest",
     "digest_value",
     "encode",
+    "encode_scalar",
     "is_canonical",
     "normalize",
     "pointer",
@@ -50,6 +51,9 @@ _FLOAT_PLAIN_MAX = 1e15
 _dumps = msgspec.json.Encoder(order="deterministic").encode
 _loads = msgspec.json.Decoder().decode
 _sha256 = hashlib.sha256
+
+encode_scalar = msgspec.json.Encoder().encode
+"""The canonical bytes of an integer within ±(2^53-1), a boolean or null; checks nothing."""
 
 # A UTF-8 lead byte of a character beyond U+FFFF: only with one of these can UTF-8 and UTF-16 orders differ.
 _ASTRAL = re.compile(rb"[\xf0-\xf4]").search

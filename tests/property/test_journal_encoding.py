@@ -12,8 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nano_vm import canonical
-from nano_vm.journal.entry import GENESIS, RIDER_TYPES, Chain, open_events, success_of, verify_entry
-from nano_vm.kernel.events import EVENT_TYPES, StepStarted, StepSucceeded
+from nano_vm.journal.entry import (
+    ALONE,
+    GENESIS,
+    RIDER_TYPES,
+    Chain,
+    intent_of,
+    open_events,
+    success_of,
+    verify_entry,
+)
+from nano_vm.kernel.events import EVENT_TYPES, StepStarted, StepSucceeded, Switch
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 integers = st.integers(-canonical.INT_MAX, canonical.INT_MAX)
@@ -39,6 +48,9 @@ STRATEGIES: dict[Any, st.SearchStrategy[Any]] = {
     dict[str, int]: st.dictionaries(texts, integers, max_size=3),
     dict[str, str]: st.dictionaries(texts, texts, max_size=3),
     dict[str, Any]: st.dictionaries(texts, facts, max_size=3),
+    list[Switch]: st.lists(
+        st.builds(Switch, attempts=integers, error=texts, origin=texts, reason=texts, to=texts), max_size=2
+    ),
     list[dict[str, Any]]: st.lists(st.dictionaries(texts, facts, max_size=3), max_size=2),
 }
 
@@ -106,12 +118,14 @@ def test_the_short_way_of_sealing_a_success_gives_the_same_entry(
     event.pure = True if pure else msgspec.UNSET
     event.verdicts = verdicts or msgspec.UNSET
     intent = StepStarted(at_ms=at_ms, attempt=1, effect="keyed", occurrence=1, step=step)
-    written = f',"then":[{{"event":{msgspec.json.encode(intent).decode()},"type":"StepStarted"}}]'
     chain, short = Chain(run), Chain(run)
     entry = chain.seal(event, salt, data, [intent] if follows else ())
-    then = written if follows else ""
-    same = success_of(step, pure)
-    assert short.seal_success(at_ms, occurrence, same, verdicts, salt, data, then) == entry
+    before, after = intent_of(step, "keyed", 1)
+    rides = (before, str(at_ms), after) if follows else ALONE
+    success = (str(at_ms), success_of(step, pure, occurrence), verdicts, data, *rides)
+    entries = []
+    short.seal_successes([success], lambda: salt, entries)
+    assert entries == [entry]
     assert (short.head, short.length) == (chain.head, chain.length)
 
 

@@ -90,8 +90,8 @@ def _tools() -> list[Callable[..., Any]]:
 
 
 TOOLS = _tools()
-COMMON = ("add", "box", "later", "spoil")
-RARE = ("fail", "strange", "pend", "named", "plain")
+COMMON = ("add", "box", "later", "spoil", "plain")
+RARE = ("fail", "strange", "pend", "named")
 TESTS = ("$x >= 0", "$x < 3", "{} == 1", "{} != null", "{}.b == 1")
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import UNSET
@@ -91,16 +91,18 @@ _READERS: dict[str, _Reader] = {
 # Facts of these types may hold objects whose keys come from outside, which a plain encoder would leave in
 # their order.
 _OBJECTS = ("budgets", "forked", "labels", "parent", "principal", "programs", "recall", "waits")
-_NESTED = {
-    kind: tuple(name for name in _OBJECTS if name in kind.__struct_fields__)
+_SHAPES: dict[Any, tuple[bool, bool]] = {
+    kind: (
+        "payload" in kind.__struct_fields__,
+        not set(_OBJECTS).isdisjoint(kind.__struct_fields__),
+    )
     for kind in EVENT_TYPES.values()
-    if not set(_OBJECTS).isdisjoint(kind.__struct_fields__)
 }
 # What a `ChainReader` reads the usual way: how, whether there may be a payload, and how the facts end.
 _USUAL = {
     name: (reader.decode, reader.payload, b',"type":"%b"}' % name.encode())
     for name, reader in _READERS.items()
-    if EVENT_TYPES[name] not in _NESTED
+    if not _SHAPES[EVENT_TYPES[name]][1]
 }
 _USUAL_RIDERS = {name: _USUAL[name][0] for name in RIDER_TYPES if name in _USUAL}
 
@@ -161,68 +163,77 @@ class Chain:
         self.length = seq + 1
         return Entry(seq, digest, sealed, salt, payload)
 
-    def seal_success(
-        self,
-        at_ms: int,
-        occurrence: int,
-        step: str,
-        verdicts: list[Any],
-        salt: bytes,
-        payload: bytes,
-        then: str,
-    ) -> Entry:
-        """`seal` of the StepSucceeded of a first attempt, with no event made for it.
+    def seal_successes(
+        self, successes: Sequence[Success], salt: Callable[[], bytes], entries: list[Entry]
+    ) -> None:
+        """`seal`, one after another, of the StepSucceeded of first attempts, with no events made for them; their
+        entries are added to `entries`.
 
         Args:
-            step: the encoded members from `occurrence` to `verdicts` (`success_of`).
-            then: the encoded member of that name with a comma before it (`intent_of`, `end_of`), or empty.
+            salt: draws 16 fresh random bytes.
         """
-        seq = self.length
-        decided = f',"verdicts":{_encode(verdicts).decode()}' if verdicts else ""
-        facts = (
-            f'{{"commitment":"sha256:{sha256(salt + payload).hexdigest()}","event":{{"at_ms":{at_ms},"attempt":1,'
-            f'"occurrence":{occurrence}{step}{decided}}},"prev":"{self.head}",'
-            f'"run":{self._run},"seq":{seq}{then},"type":"StepSucceeded"}}'
-        ).encode()
-        self.head = digest = "sha256:" + sha256(facts).hexdigest()
-        self.length = seq + 1
-        return Entry(seq, digest, facts, salt, payload)
+        head, seq, add = self.head, self.length, entries.append
+        run = f'","run":{self._run},"seq":'
+        for at, step, verdicts, payload, before, then_at, after in successes:
+            drawn = salt()
+            if verdicts:
+                step = f'{step[:_BEFORE_END]},"verdicts":{_encode(verdicts).decode()}{_END}'
+            commitment = sha256(drawn + payload).hexdigest()
+            parts = (_HEAD, commitment, _AT, at, step, head, run, str(seq), before, then_at, after)
+            facts = _join(parts).encode()
+            head = "sha256:" + sha256(facts).hexdigest()
+            add(Entry(seq, head, facts, drawn, payload))
+            seq += 1
+        self.head, self.length = head, seq
 
 
-def success_of(step_id: str, pure: bool) -> str:
-    """What is the same in every success of a step, for `Chain.seal_success`. Step ids need no escaping."""
-    return (',"pure":true' if pure else "") + f',"step":"{step_id}"'
+Success: TypeAlias = tuple[str, str, list[Any] | None, bytes, str, str, str]
+"""The success of a first attempt, to be sealed: when (digits), the members that `success_of` gives, verdicts if there
+are any, the payload, and what rides with it: the members that `intent_of` or `end_of` give around its time, or `ALONE`.
+"""
+
+_join = "".join
+_HEAD, _AT = '{"commitment":"sha256:', '","event":{"at_ms":'
+_END = '},"prev":"'
+_BEFORE_END = -len(_END)
+_LAST = ',"type":"StepSucceeded"}'
+ALONE = ("", "", _LAST)
 
 
-def intent_of(step_id: str, effect: str) -> tuple[str, str, str]:
-    """The `then` of a StepStarted at its first attempt, around its time and its occurrence."""
-    between = f',"attempt":1,"effect":"{effect}","occurrence":'
-    return ',"then":[{"event":{"at_ms":', between, f',"step":"{step_id}"}},"type":"StepStarted"}}]'
+def success_of(step_id: str, pure: bool, occurrence: int) -> str:
+    """A StepSucceeded from `attempt` on. Step ids need no escaping."""
+    member = '"pure":true,' if pure else ""
+    return f',"attempt":1,"occurrence":{occurrence},{member}"step":"{step_id}"{_END}'
 
 
-def end_of(at_ms: int, status: str, outcome: str | None) -> str:
-    """The `then` of a RunFinished that leaves nothing incomplete."""
+def intent_of(step_id: str, effect: str, occurrence: int) -> tuple[str, str]:
+    """A StepStarted of a first attempt that rides with a success: what comes before and after its time."""
+    members = f',"attempt":1,"effect":"{effect}","occurrence":{occurrence},"step":"{step_id}"'
+    return ',"then":[{"event":{"at_ms":', members + '},"type":"StepStarted"}]' + _LAST
+
+
+def end_of(status: str, outcome: str | None) -> tuple[str, str]:
+    """A RunFinished that leaves nothing incomplete and rides with a success: what comes before and after its time."""
     named = "" if outcome is None else f',"outcome":{_encode(outcome).decode()}'
-    return f',"then":[{{"event":{{"at_ms":{at_ms}{named},"status":"{status}"}},"type":"RunFinished"}}]'
+    return ',"then":[{"event":{"at_ms":', f'{named},"status":"{status}"}},"type":"RunFinished"}}]' + _LAST
 
 
 def _body(event: Event) -> str:
     """Canonical JSON of an event without its payload."""
-    held = getattr(event, "payload", UNSET)
+    has_payload, may_nest = _SHAPES[type(event)]
+    held = event.payload if has_payload else UNSET  # type: ignore[union-attr]
     if held is not UNSET:
         event.payload = UNSET  # type: ignore[union-attr]
-        try:
-            return _plain_body(event)
-        finally:
-            event.payload = held  # type: ignore[union-attr]
-    return _plain_body(event)
-
-
-def _plain_body(event: Event) -> str:
-    nested = _NESTED.get(type(event))
-    if nested is not None and any([getattr(event, name) is not UNSET for name in nested]):  # noqa: C419 - faster
+    try:
+        body = _encode(event)
+        if not may_nest or body.find(b"{", 1) < 0:
+            return body.decode()
         return canonical.encode(msgspec.to_builtins(event)).decode()
-    return _encode(event).decode()
+    except UnicodeEncodeError:
+        return canonical.encode(msgspec.to_builtins(event)).decode()  # which says what is wrong
+    finally:
+        if held is not UNSET:
+            event.payload = held  # type: ignore[union-attr]
 
 
 def read_facts(entry: Entry) -> Facts:

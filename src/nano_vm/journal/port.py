@@ -27,7 +27,7 @@ MAIL_MAX = 256  # unanswered messages per run
 Durable: TypeAlias = Awaitable[None] | None
 
 
-class RunRecord(msgspec.Struct, kw_only=True):
+class RunRecord(msgspec.Struct, kw_only=True, gc=False):
     """The row an operator sees. Everything but ownership is a projection of the journal, kept for listing.
 
     `waits` are the facts of what a SUSPENDED run waits for (see `Waiting.to_dict`); `wake_at_ms` is when its
@@ -54,7 +54,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
     lease_until_ms: int = 0
 
 
-class RunUpdate(msgspec.Struct, kw_only=True, frozen=True):
+class RunUpdate(msgspec.Struct, kw_only=True, frozen=True, gc=False):
     """What changes in a record together with an append. `release` gives the run up in the same commit."""
 
     status: str

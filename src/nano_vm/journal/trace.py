@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from nano_vm.journal.disclosure import disclosure_root
 from nano_vm.journal.entry import GENESIS, Entry, open_events
@@ -27,6 +26,24 @@ from nano_vm.program.compiled import CompiledProgram
 __all__ = ["Trace", "TraceStep", "Usage"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+_T = TypeVar("_T")
+
+
+class cached_property(Generic[_T]):
+    """`functools.cached_property` without its lock, which costs more than most of what is computed here."""
+
+    def __init__(self, compute: Callable[[Any], _T]) -> None:
+        self._compute = compute
+        self._name = compute.__name__
+        self.__doc__ = compute.__doc__
+
+    def __get__(self, trace: Any, owner: Any = None) -> _T:
+        if trace is None:
+            return self  # type: ignore[return-value]
+        value = trace.__dict__[self._name] = self._compute(trace)
+        return value
 
 
 class Trace:

@@ -16,17 +16,32 @@ from nano_vm.kernel.decide import compensates, incomplete
 from nano_vm.kernel.flow import move
 from nano_vm.kernel.settle import end_here
 from nano_vm.kernel.state import Activity, Phase, Stage, State
-from nano_vm.program.compiled import NO_TARGET, CompiledProgram, CompiledStep, Kind
+from nano_vm.program.compiled import (
+    NO_TARGET,
+    CompiledProgram,
+    CompiledStep,
+    ConditionAction,
+    Kind,
+    ToolAction,
+)
 
 _READY, _STARTED = Phase.READY, Phase.STARTED
-_TOOL, _CONDITION = Kind.TOOL, Kind.CONDITION
+_TOOL = Kind.TOOL
 _GOING, _ENDING, _ENDED = Stage.GOING, Stage.ENDING, Stage.ENDED
 
-Reached: TypeAlias = tuple[int, int, dict[str, Any], list[Any]]
-"""A READY tool: step index, occurrence, arguments, and the verdicts of the conditions passed on the way to it."""
+Reached: TypeAlias = tuple[int, int, dict[str, Any], list[Any] | None]
+"""A READY tool: step index, occurrence, arguments, and the verdicts of the conditions passed on the way to it, if any
+were."""
 
 Taken: TypeAlias = tuple[Any, int, int]
 """A success: the output, when (epoch ms), and how many events it took: 1 for a pure step, else 2 with the intent."""
+
+Row: TypeAlias = tuple[int, Any, int, int, int, int]
+"""A step as `walk` takes it. A tool: its arguments' template, its slots (output, output key, error or -1) and what
+follows; a condition: its test and both targets."""
+
+_IS_OTHER, _IS_TOOL, _IS_CONDITION = 0, 1, 2
+_HERE, _TERMINAL = -3, -4  # beside step indexes, `END` and `NO_TARGET`
 
 
 def lane(program: CompiledProgram, state: State) -> Activity | None:
@@ -38,11 +53,7 @@ def lane(program: CompiledProgram, state: State) -> Activity | None:
     (activity,) = active.values()
     if activity.phase is not _READY or activity.step < 0 or activity.attempt != 1 or activity.failures:
         return None
-    if (
-        program.steps[activity.step].kind is not _TOOL
-        or activity.item >= 0
-        or activity.business_key is not None
-    ):
+    if activity.item >= 0 or not is_plain(program.steps[activity.step]):
         return None
     if state.tokens_max or state.cost_nanousd_max or state.duration_ms_max or state.stalled_steps_max:
         return None
@@ -51,7 +62,36 @@ def lane(program: CompiledProgram, state: State) -> Activity | None:
 
 def is_plain(step: CompiledStep) -> bool:
     """Whether `walk` may take the step's success."""
-    return step.parent < 0 and step.compensation is None
+    return (
+        step.kind is _TOOL
+        and step.parent < 0
+        and step.compensation is None
+        and type(step.action) is ToolAction
+        and step.action.idempotency_key is None
+    )
+
+
+class Rows(dict[int, Row]):
+    """By step index, what `walk` has to know of the steps it comes to. To be kept as long as its program is."""
+
+    def __init__(self, program: CompiledProgram) -> None:
+        super().__init__()
+        self._steps = program.steps
+
+    def __missing__(self, index: int) -> Row:
+        row = self[index] = _row(self._steps[index])
+        return row
+
+
+def _row(step: CompiledStep) -> Row:
+    action = step.action
+    if type(action) is ToolAction and is_plain(step):
+        key = step.key_slot if step.key_slot >= 0 else step.output_slot
+        following = _TERMINAL if step.is_terminal else step.next
+        return _IS_TOOL, action.args.render, step.output_slot, key, step.error_slot, following
+    if type(action) is ConditionAction and step.parent < 0:
+        return _IS_CONDITION, action.test, action.then, action.otherwise, 0, 0
+    return _IS_OTHER, None, 0, 0, 0, 0
 
 
 def begin(state: State, activity: Activity, effect: str) -> None:
@@ -77,26 +117,26 @@ def finish(state: State, at_ms: int) -> None:
     state.seq += 1
 
 
-_HERE, _TERMINAL = -3, -4  # beside step indexes, `END` and `NO_TARGET`
-
-
-def walk(program: CompiledProgram, state: State, activity: Activity) -> Generator[Reached, Taken, None]:
+def walk(
+    program: CompiledProgram, state: State, activity: Activity, rows: Rows | None = None
+) -> Generator[Reached, Taken, None]:
     """Yields one READY tool after another, the first being `activity`, and is sent its success.
 
     It ends where the general functions have gone on from the last success: at the end of the run, or at something
     that is not plain. What changes with every step it keeps to itself: until it has ended or is closed, `state` is as
     of the start, but for its slots and occurrences. Closed, the tool that it yielded last is READY in it.
+
+    Args:
+        rows: of the program, from an earlier walk.
     """
-    steps, slots, occurrences = program.steps, state.slots, state.occurrences
-    seq, now_ms, output, verdicts = state.seq, state.now_ms, state.last_output, state.verdicts
+    if rows is None:
+        rows = Rows(program)
+    slots, occurrences = state.slots, state.occurrences
+    seq, now_ms, output = state.seq, state.now_ms, state.last_output
+    verdicts: list[Any] | None = state.verdicts
     taken, taken_max = state.steps, state.steps_max
-    index, occurrence, args, entered_ms = (
-        activity.step,
-        activity.occurrence,
-        activity.request,
-        activity.entered_ms,
-    )
-    step = steps[index]
+    index, occurrence, args = activity.step, activity.occurrence, activity.request
+    _, act, first, second, error, following = rows[index]
     coming = _HERE  # where the general functions go on from; `_HERE` while a tool is out
     try:
         while True:
@@ -104,37 +144,30 @@ def walk(program: CompiledProgram, state: State, activity: Activity) -> Generato
             if at_ms > now_ms:
                 now_ms = at_ms
             seq += events
-            slots[step.output_slot] = output
-            if step.key_slot >= 0:
-                slots[step.key_slot] = output
-            if step.error_slot >= 0:
-                slots[step.error_slot] = None
-            verdicts = []
-            if step.is_terminal:
-                coming = _TERMINAL
-                return
-            coming = step.next
+            slots[first] = slots[second] = output
+            if error >= 0:
+                slots[error] = None
+            verdicts = None
+            coming = following
             while coming >= 0 and taken < taken_max:
-                reached = steps[coming]
-                action: Any = reached.action
-                if reached.kind is _TOOL:
-                    if action.idempotency_key is not None:
-                        return
-                    args = action.args.render(slots)
-                    step, index, coming = reached, coming, _HERE
+                kind, act, first, second, error, following = rows[coming]
+                if kind == _IS_TOOL:
+                    args = act(slots)
+                    index, coming = coming, _HERE
                     occurrences[index] = occurrence = occurrences[index] + 1
                     taken += 1
-                    entered_ms = now_ms
                     break
-                if reached.kind is not _CONDITION:
+                if kind != _IS_CONDITION:
                     return
-                verdict = action.test(slots)
-                target = action.then if verdict else action.otherwise
+                verdict = act(slots)
+                target = first if verdict else second
                 if target == NO_TARGET:
                     return
                 occurrences[coming] = passed = occurrences[coming] + 1
                 taken += 1
-                verdicts.append([reached.id, passed, verdict])
+                if verdicts is None:
+                    verdicts = []
+                verdicts.append([program.steps[coming].id, passed, verdict])
                 coming = target
             else:
                 return
@@ -143,21 +176,17 @@ def walk(program: CompiledProgram, state: State, activity: Activity) -> Generato
     finally:
         if seq != state.seq:
             state.seq, state.now_ms, state.steps, state.last_output = seq, now_ms, taken, output
-            state.settled, state.verdicts = [], verdicts
-        state.active.clear()
-        state.ready.clear()
-        if coming == _HERE:
-            activity.step, activity.occurrence, activity.request, activity.entered_ms = (
-                index,
-                occurrence,
-                args,
-                entered_ms,
-            )
-            state.active[index] = activity
-            state.ready[index] = None
-        else:
-            state.busy = 0
-            if coming == _TERMINAL:
-                end_here(program, state, step)
+            state.settled, state.verdicts = [], verdicts or []
+            state.active.clear()
+            state.ready.clear()
+            if coming == _HERE:
+                activity.step, activity.occurrence, activity.request = index, occurrence, args
+                activity.entered_ms = now_ms
+                state.active[index] = activity
+                state.ready[index] = None
             else:
-                move(program, state, [coming])
+                state.busy = 0
+                if coming == _TERMINAL:
+                    end_here(program, state, program.steps[index])
+                else:
+                    move(program, state, [coming])

@@ -75,7 +75,7 @@ LAST_BUSY = Phase.BACKOFF
 _GOING, _ENDING, _ENDED, _NEW = Stage.GOING, Stage.ENDING, Stage.ENDED, Stage.NEW
 
 
-class Activity(msgspec.Struct, kw_only=True):
+class Activity(msgspec.Struct, kw_only=True, gc=False):
     """One occurrence of a step in progress.
 
     `request` is what was rendered when the step was reached (tool arguments, model request, call inputs); it
@@ -237,7 +237,7 @@ REJECTIONS: dict[str, str] = {
 }
 
 
-class State(msgspec.Struct, kw_only=True):
+class State(msgspec.Struct, kw_only=True, gc=False):
     """Everything the kernel knows about a run."""
 
     run: str = ""

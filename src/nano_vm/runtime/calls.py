@@ -658,7 +658,10 @@ def _traceback(error: BaseException) -> str:
 def is_ours(error: BaseException) -> bool:
     """Whether an exception out of a call is meant for us, not a failure of what was called."""
     if isinstance(error, asyncio.CancelledError):
-        task = asyncio.current_task()
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            return False  # in a thread nobody cancels: the tool has raised it
         return task is None or task.cancelling() > 0  # else something inside the tool was cancelled
     return isinstance(error, KeyboardInterrupt | GeneratorExit)
 

@@ -212,7 +212,8 @@ def hand_in(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> asyn
     digest = digester(target) if private else canonical_digest
     if private and not keys_live(target):
         digest = lambda data: engine.entropy.salt().hex()  # noqa: E731 - nobody can tell a repetition any more
-    built = _build(engine, target.program, target.state, kind, letter, digest)
+    with target.hold:
+        built = _build(engine, target.program, target.state, kind, letter, digest)
     if isinstance(built, Rejection):
         return target.answer_later(built)
     return target.deliver(*built)
@@ -230,6 +231,11 @@ class _Addressee(NamedTuple):
 
 def _addressees(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> list[_Addressee]:
     """All that the letter may be meant for. Of its own waits a run chooses itself."""
+    with run.hold:
+        return _addressees_of(engine, run, kind, letter)
+
+
+def _addressees_of(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> list[_Addressee]:
     found: list[_Addressee] = []
     for wait in all_waits(run.program, run.state):
         fits = _fits(kind, letter, wait.to_dict())

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nano_vm.errors import NanoVMError, RuntimeFault
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
 
 _UNSET = ev.UNSET
+_FREE: AbstractContextManager[Any] = contextlib.nullcontext()
 BATCH_MAX = 256  # entries of pure steps that are gathered before they are made durable
 
 
@@ -79,12 +81,14 @@ class Run(JournaledRun):
         "attached",
         "child_due",
         "facts",
+        "hold",
         "letters",
         "loop",
         "mail",
         "mail_taken",
         "mail_waits",
         "overdue",
+        "recalled",
         "repeats",
         "settled",
         "stirred",
@@ -127,6 +131,10 @@ class Run(JournaledRun):
         self.attached = False
         self.stirred = False
         self._left = False  # this process has let go of the run
+        self.hold: AbstractContextManager[Any] = (
+            _FREE  # to be held by whoever touches a run that is away in a thread
+        )
+        self.recalled = False  # its thread may not touch it any more
         self.child_due = False  # a timer inside a child that waits is due
         self.overdue: list[int] = []  # children that have taken too long
 

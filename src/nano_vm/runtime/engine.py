@@ -33,6 +33,7 @@ from nano_vm.runtime.gates import validator
 from nano_vm.runtime.journaled import JournaledRun
 from nano_vm.runtime.keeper import Keeper
 from nano_vm.runtime.labelling import Needs, needs_of, prove_calls, require_keys
+from nano_vm.runtime.lane import Lane
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.ports import (
     Clock,
@@ -111,9 +112,9 @@ class Engine:
         self.keeper = Keeper(self)
         self.listeners: list[Listener] = []
         self.lane = True  # off in the tests that compare it with the general path
-        self.plans: dict[str, list[Any]] = {}  # program hash -> step -> how the lane takes it
         self.proves = True  # off in the tests of what happens where nothing was proved
         self.needs: dict[str, Needs] = {}  # by program hash
+        self.lanes: dict[str, Lane] = {}  # program hash -> how the lane takes its steps
         self._compiled: dict[str, CompiledProgram] = {}
         self._checked: set[str] = set()  # hashes of programs that were checked against the tools
         self._stored: set[str] = set()
@@ -142,7 +143,7 @@ class Engine:
         """Programs are checked again: the tools have changed."""
         self._checked.clear()
         self.needs.clear()
-        self.plans.clear()
+        self.lanes.clear()
 
     def trim_programs(self, most: int) -> None:
         """Keep at most `most` programs compiled: for servers that are sent new ones all the time. Runs under way keep
@@ -315,8 +316,9 @@ class Engine:
             raise RuntimeFault("SHUTTING_DOWN", "the engine has been closed")
         program, compiled = self.compile(program)
         inputs, payload = take_inputs(compiled, context)
-        who = principal_of(principal, tenant)
-        check_names(trace_id, key)
+        who = None if principal is None else principal_of(principal, tenant)
+        if trace_id is not None or key is not None:
+            check_names(trace_id, key)
         digest = ""
         pinned = self.pin_calls(compiled) if compiled.calls else {}
         needs = needs_of(self, compiled, pinned.values())
@@ -396,12 +398,17 @@ class Engine:
         """A UUIDv7: time-ordered, so that stores keep young runs together."""
         chance = self.entropy.salt().hex()
         time = f"{now_ms & 0xFFFFFFFFFFFF:012x}"
-        return f"{time[:8]}-{time[8:]}-7{chance[:3]}-{'89ab'[int(chance[3], 16) & 3]}{chance[4:7]}-{chance[7:19]}"
+        return f"{time[:8]}-{time[8:]}-7{chance[:3]}-{_VARIANT[chance[3]]}{chance[4:7]}-{chance[7:19]}"
 
     def new_run(self, record: RunRecord, compiled: CompiledProgram, who: dict[str, Any] | None) -> Run:
         state = State(run=record.run_id)
         chain = Chain(record.run_id)
         return Run(self, compiled, record, state, chain, 1, created=False, principal=who)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether runs share their commits: then one that is ready waits for the others of the same tick."""
+        return self.groups and len(self.store.driven) > 1  # type: ignore[attr-defined]
 
     async def drive(self, run: Run) -> None:
         """Drive a run that this process owns until it ends, waits or is let go."""
@@ -409,7 +416,10 @@ class Engine:
         run.loop = asyncio.get_running_loop()
         self.live[run_id] = run
         if self.groups:
-            self.store.alone = False  # type: ignore[attr-defined]
+            driven: set[int] = self.store.driven  # type: ignore[attr-defined]
+            driven.add(id(run))
+            if len(driven) > 1:
+                self.store.alone = False  # type: ignore[attr-defined]
         self.keeper.keep()
         slots = self._concurrency() if self._max_concurrent_runs else None
         try:
@@ -420,6 +430,8 @@ class Engine:
                     await run.drive()
         finally:
             del self.live[run_id]
+            if self.groups:
+                driven.discard(id(run))
             if run.settled is not None and not run.settled.done():
                 run.settled.set_result(None)
 
@@ -466,7 +478,8 @@ class Engine:
         """The trace of a stored run. Raises NotFoundError RUN_NOT_FOUND."""
         live = self.live.get(trace_id)
         if live is not None and self.volatile:
-            live.commit()
+            with live.hold:
+                live.commit()
         record = self.store.record(trace_id)
         program = self.load_program(record.program_hash)
         return Trace(program, trace_id, lambda: self.read(trace_id))
@@ -718,6 +731,9 @@ class Engine:
 
 
 _E = TypeVar("_E", bound=Engine)
+_VARIANT = {
+    digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"
+}  # two bits of an RFC 9562 id are fixed
 
 
 def principal_of(principal: str | Mapping[str, Any] | None, tenant: str = "default") -> dict[str, Any] | None:

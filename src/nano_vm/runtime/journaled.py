@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from nano_vm.errors import RuntimeFault
-from nano_vm.journal.entry import Chain, Entry
+from nano_vm.journal.entry import Chain, Entry, Success
 from nano_vm.journal.port import RunRecord, RunUpdate
 from nano_vm.journal.standing import standing
 from nano_vm.kernel import events as ev
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
 
 
+_SUSPENDED = RunStatus.SUSPENDED.value
 Answer: TypeAlias = "asyncio.Future[Rejection | None]"
 
 
@@ -44,6 +45,7 @@ class JournaledRun:
         "heard",
         "key_id",
         "listener",
+        "pending",
         "program",
         "record",
         "recorded",
@@ -70,6 +72,7 @@ class JournaledRun:
         self.listener: Any = None
         self.heard: list[tuple[Entry, ev.Event]] = []  # journaled, not yet told to the listeners
         self.batch: list[Entry] = []
+        self.pending: list[Success] = []  # taken along the lane, not sealed yet; they come after the batch
         self.created = created
         self.recorded: str = record.status  # what the stored record says
         self.key_id: str | None = None  # of the data key that private values are sealed under
@@ -120,7 +123,7 @@ class JournaledRun:
         else:
             self._riders.append(event)
 
-    def hold(self, event: ev.Event, payload: bytes | None) -> None:
+    def retain(self, event: ev.Event, payload: bytes | None) -> None:
         """An outcome that the kernel has taken already."""
         if self._open is not None:
             self._seal()
@@ -130,6 +133,12 @@ class JournaledRun:
         """Nothing will ride with the open entry."""
         if self._open is not None:
             self._seal()
+
+    def seal_pending(self) -> None:
+        """Seal what was taken along the lane, in one go."""
+        pending = self.pending
+        self.chain.seal_successes(pending, self.engine.entropy.salt, self.batch)
+        pending.clear()
 
     def intend(self, event: ev.Event) -> None:
         rejection = self.record_intent(event)
@@ -157,18 +166,20 @@ class JournaledRun:
 
     def commit(self, update: RunUpdate | None = None) -> Awaitable[None] | None:
         """Make the batch durable."""
+        if self.pending:
+            self.seal_pending()
         if self._open is not None:
             self._seal()
-        batch = self.batch
-        if update is None and batch and self.goes_on:
-            # Its record has to say so: nobody looks after a run that waits for nothing and is called SUSPENDED.
-            update = self.update(release=False)
-        if not batch and update is None:
-            return None
+        entries = self.batch
+        if update is None:
+            if not entries:
+                return None
+            if self.recorded == _SUSPENDED and self.goes_on:
+                # Its record has to say so: nobody looks after a run that waits for nothing and is called SUSPENDED.
+                update = self.update(release=False)
         if update is not None:
             self.recorded = update.status
-        entries = batch[:]
-        batch.clear()
+        self.batch = []
         store = self.engine.store
         if self.created:
             return store.append(self.record.run_id, self.fence, entries, update)

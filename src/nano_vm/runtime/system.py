@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import struct
 import time
 import weakref
 
@@ -24,28 +25,30 @@ class SystemEntropy:
     """`os.urandom`, drawn in batches that grow with use: one system call serves up to 256 salts. A forked child draws
     its own."""
 
-    __slots__ = ("__weakref__", "_draw_bytes", "_salts")
+    __slots__ = ("__weakref__", "_draws", "_salts")
 
     def __init__(self) -> None:
         self._salts: list[bytes] = []
-        self._draw_bytes = _DRAW_BYTES_FIRST
+        self._draws = _DRAWS_FIRST
         _pools.add(self)
 
     def salt(self) -> bytes:
         try:
             return self._salts.pop()
         except IndexError:
-            pool = os.urandom(self._draw_bytes)
-            self._draw_bytes = min(2 * self._draw_bytes, _DRAW_BYTES_MAX)
-            self._salts += [pool[place : place + 16] for place in range(16, len(pool), 16)]
-            return pool[:16]
+            drawn: list[bytes] = list(_SPLIT[self._draws](os.urandom(16 * self._draws)))
+            self._draws = min(4 * self._draws, _DRAWS_MAX)
+            salt = drawn.pop()
+            self._salts += drawn
+            return salt
 
     def draw(self) -> int:
         return int.from_bytes(self.salt()[:8], "big") % 1_000_000
 
 
-_DRAW_BYTES_FIRST = 128
-_DRAW_BYTES_MAX = 4096
+_DRAWS_FIRST = 4
+_DRAWS_MAX = 256
+_SPLIT = {draws: struct.Struct("16s" * draws).unpack for draws in (4, 16, 64, 256)}
 _pools: weakref.WeakSet[SystemEntropy] = weakref.WeakSet()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import secrets
 import sqlite3
 import threading
@@ -103,24 +102,30 @@ class MemoryJournalStore:
 
     # --- journal ------------------------------------------------------------------------------------------
     def create(self, record: RunRecord, entries: Sequence[Entry]) -> None:
-        self._check_open()
+        if self._closed:
+            raise rules.closed()
         run_id = record.run_id
-        rules.check_owner(record, self._owner)
+        owned = record.owner is not None
+        if owned and record.owner != self._owner:
+            rules.check_owner(record, self._owner)
         if len(entries) != 1 or entries[0].seq != 0:
             rules.check_start(run_id, entries)
+        # A copy, made by the C code: what is stored is nobody else's.
+        held = msgspec.structs.replace(
+            record,
+            waits=list(record.waits),
+            fence=1 if owned else 0,
+            lease_until_ms=record.created_at_ms + LEASE_MS if owned else 0,
+        )
         with self._lock:
-            key = None if record.key is None else (record.tenant, record.program_name, record.key)
-            holder = run_id if run_id in self._runs else self._keys.get(key) if key else None
-            if holder is not None:
-                raise rules.run_exists(run_id, holder)
-            owned = record.owner is not None
-            held = copy.copy(record)
-            held.waits = list(record.waits)
-            held.fence = 1 if owned else 0
-            held.lease_until_ms = record.created_at_ms + LEASE_MS if owned else 0
-            run = self._runs[run_id] = _Run(len(self._runs), held, list(entries))
-            if key is not None:
+            if run_id in self._runs:
+                raise rules.run_exists(run_id, run_id)
+            if record.key is not None:
+                key = (record.tenant, record.program_name, record.key)
+                if key in self._keys:
+                    raise rules.run_exists(run_id, self._keys[key])
                 self._keys[key] = run_id
+            run = self._runs[run_id] = _Run(len(self._runs), held, list(entries))
             self._order += (run, len(entries))
 
     def append(

@@ -24,7 +24,7 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from nano_vm.errors import StoreError, VerificationError
-from nano_vm.journal.entry import Entry
+from nano_vm.journal.entry import SALT_BYTES, Entry
 from nano_vm.journal.port import BLOB_BYTES_MIN
 
 DIGEST_BYTES = 32
@@ -35,6 +35,9 @@ _pack_head = _HEAD.pack
 _NO_PAYLOAD = _pack_head(0, 0)
 _PRESENT, _BLOB = 1, 2
 _SALT_MAX = 63
+_SALTED = SALT_BYTES << 2 | _PRESENT
+_DIGEST_CHARS = len("sha256:") + 2 * DIGEST_BYTES
+_unhex = bytes.fromhex
 
 
 class Segment(NamedTuple):
@@ -58,6 +61,24 @@ def pack(entries: Sequence[Entry], blobs: dict[bytes, bytes]) -> list[Segment]:
         _pack_one(entries[start : start + SEGMENT_ENTRIES_MAX], blobs)
         for start in range(0, len(entries), SEGMENT_ENTRIES_MAX)
     ]
+
+
+def pack_lone(entry: Entry) -> tuple[bytes, bytes, bytes] | None:
+    """Digests, facts and payloads of a segment of one entry, the most common one; None where `pack` has to look
+    closer."""
+    payload, salt, facts, digest = entry.payload, entry.salt, entry.facts, entry.digest
+    if (
+        payload is None
+        or len(salt) != SALT_BYTES
+        or len(payload) > BLOB_BYTES_MIN
+        or len(digest) != _DIGEST_CHARS
+        or b"\n" in facts
+    ):
+        return None
+    try:
+        return _unhex(digest[7:]), facts, _pack_head(len(payload), _SALTED) + salt + payload
+    except ValueError:
+        return None
 
 
 def _pack_one(entries: Sequence[Entry], blobs: dict[bytes, bytes]) -> Segment:

@@ -93,6 +93,9 @@ class SqliteJournalStore:
                 raise translate(error, self._path) from error
             raise
         self._group = GroupCommit(self._writer)
+        self.driven: set[int] = (
+            set()
+        )  # the runs that engines of this process drive now; each has a mark of its own
         self._turnstile = Turnstile()
         self._sweep()
 
@@ -135,7 +138,11 @@ class SqliteJournalStore:
     def append(
         self, run_id: str, fence: int, entries: Sequence[Entry], update: RunUpdate | None = None
     ) -> Durable:
-        return self._submit(Work(run_id, entries, fence=fence, update=update))
+        if self._closed or _forks != self._forks:
+            self._check_open()
+        if self._writer.tool_open and inside_tool.get():
+            refuse_inside(self._turnstile)
+        return self._group.submit(Work(run_id, entries, fence, update))
 
     def annex(self, run_id: str, build: Callable[[int, str], Sequence[Entry]]) -> Durable:
         return self._submit(Work(run_id, build=build))

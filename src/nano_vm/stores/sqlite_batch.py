@@ -7,11 +7,13 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from nano_vm.errors import NanoVMError
 from nano_vm.journal.entry import GENESIS, Entry
 from nano_vm.journal.port import LEASE_MS, RunRecord, RunUpdate
 from nano_vm.stores import rules
-from nano_vm.stores.segments import DIGEST_BYTES, pack
+from nano_vm.stores.segments import DIGEST_BYTES, pack, pack_lone
 
 NOBODY = -1  # a fence that no caller holds
 
@@ -19,7 +21,7 @@ _INSERT_RUN = """INSERT INTO nvm_runs (run_id, tenant, program_hash, program_nam
     status, outcome, waits, wake_at_ms, created_at_ms, updated_at_ms, length, head, owner, fence,
     lease_until_ms, origin, seal)
     VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"""
-_INSERT_SEGMENT = "INSERT INTO nvm_segments (run, seq, digests, facts, payloads) VALUES (?,?,?,?,?)"
+INSERT_SEGMENT = "INSERT INTO nvm_segments (run, seq, digests, facts, payloads) VALUES (?,?,?,?,?)"
 _UPDATE_RUN = """UPDATE nvm_runs SET status=?, outcome=?, waits=?, wake_at_ms=?, updated_at_ms=?, length=?,
     head=?, seal=?, owner=?, lease_until_ms=iif(?, 0, lease_until_ms) WHERE no=?"""
 _LOAD_RUN = """SELECT no, owner, fence, origin, coalesce((SELECT seq + length(digests) / 32 FROM nvm_segments
@@ -28,29 +30,17 @@ _HOLDER = """SELECT run_id FROM nvm_runs WHERE run_id = ?
     UNION ALL SELECT run_id FROM nvm_runs WHERE tenant = ? AND program_name = ? AND key = ?"""
 
 
-class Work:
+class Work(msgspec.Struct, eq=False):
     """One call of `create`, `append` or `annex` on its way into a commit. Whoever commits sets `error`."""
 
-    __slots__ = ("build", "entries", "error", "fence", "future", "record", "run_id", "update")
-
-    def __init__(
-        self,
-        run_id: str,
-        entries: Sequence[Entry] = (),
-        *,
-        fence: int = NOBODY,
-        update: RunUpdate | None = None,
-        record: RunRecord | None = None,
-        build: Callable[[int, str], Sequence[Entry]] | None = None,
-    ) -> None:
-        self.run_id = run_id
-        self.entries = entries
-        self.fence = fence
-        self.update = update
-        self.record = record
-        self.build = build
-        self.future: asyncio.Future[None] | None = None
-        self.error: BaseException | None = None
+    run_id: str
+    entries: Sequence[Entry] = ()
+    fence: int = NOBODY
+    update: RunUpdate | None = None
+    record: RunRecord | None = None
+    build: Callable[[int, str], Sequence[Entry]] | None = None
+    future: asyncio.Future[None] | None = None
+    error: BaseException | None = None
 
 
 class OwnedRun:
@@ -84,6 +74,22 @@ class Batch:
         self._updates: list[tuple[object, ...]] = []
         self._blobs: dict[bytes, bytes] = {}
         self._released: list[str] = []
+
+    def add_lone(self, work: Work) -> bool:
+        """`append` of one entry at the end of a run that is known, which nearly every append is; False for others, and
+        nothing is done."""
+        run = self._known.get(work.run_id)
+        entries = work.entries
+        if run is None or len(entries) != 1 or work.update is not None or run.fence != work.fence:
+            return False
+        entry = entries[0]
+        seq = run.length
+        packed = pack_lone(entry) if entry.seq == seq and seq else None
+        if packed is None:
+            return False
+        self._segments.append((run.no, seq, *packed))
+        run.length = seq + 1
+        return True
 
     def add(self, work: Work) -> None:
         """Raises what the port says for the call; sqlite3 errors are not the call's own and come through."""
@@ -138,7 +144,7 @@ class Batch:
                     self._con.execute("INSERT INTO nvm_blobs (digest, body) VALUES (?,?)", (digest, body))
             self._blobs = {}
         if self._segments:
-            self._con.executemany(_INSERT_SEGMENT, self._segments)
+            self._con.executemany(INSERT_SEGMENT, self._segments)
             self._segments = []
         if self._updates:
             self._con.executemany(_UPDATE_RUN, self._updates)
@@ -247,6 +253,8 @@ class Batch:
 def attempt(batch: Batch, works: Sequence[Work]) -> None:
     """Add each work to the batch; one that is refused keeps its error and does not disturb the others."""
     for work in works:
+        if batch.add_lone(work):
+            continue
         try:
             batch.add(work)
         except NanoVMError as error:

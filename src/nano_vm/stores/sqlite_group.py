@@ -140,21 +140,25 @@ class GroupCommit:
 
     def _commit_alone(self, work: Work) -> bool:
         """Commit without waiting for the loop, if nothing is ahead and nobody holds the database."""
+        # Only this thread puts anything ahead, and whoever else takes it from there holds the writer's lock.
+        if self._pending or self._scheduled or self._job is not None:
+            return False
         writer = self._writer
-        with self._mutex:
-            if self._pending or self._scheduled or self._job is not None:
-                return False
         if not writer.lock.acquire(blocking=False):
             return False
         try:
-            return not writer.tool_open and writer.try_commit((work,), INLINE_PATIENCE_MS)
+            if writer.tool_open:
+                return False
+            return writer.try_append(work) or writer.try_commit((work,), INLINE_PATIENCE_MS)
         finally:
             writer.lock.release()
 
     def _commit_now(self, works: Sequence[Work]) -> None:
-        with self._writer.lock:
-            self._writer.wait_for_tool()
-            self._writer.try_commit(works, self._writer.busy_timeout_ms)
+        writer = self._writer
+        with writer.lock:
+            writer.wait_for_tool()
+            if len(works) != 1 or not writer.try_append(works[0]):
+                writer.try_commit(works, writer.busy_timeout_ms)
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         writer = self._writer

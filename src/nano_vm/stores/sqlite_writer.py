@@ -18,7 +18,8 @@ from typing import TypeVar
 
 from nano_vm.errors import NanoVMError, StoreError
 from nano_vm.stores import rules
-from nano_vm.stores.sqlite_batch import Batch, OwnedRun, Work, attempt
+from nano_vm.stores.segments import pack_lone
+from nano_vm.stores.sqlite_batch import INSERT_SEGMENT, Batch, OwnedRun, Work, attempt
 from nano_vm.stores.sqlite_errors import FAILURES, translate
 from nano_vm.stores.sqlite_schema import is_busy
 
@@ -53,6 +54,7 @@ class Writer:
         self._changed_version = self.data_version()
         self._synchronous: int = con.execute("PRAGMA synchronous").fetchone()[0]
         con.execute("PRAGMA busy_timeout=0")  # from here on we wait by ourselves, see `begin`
+        self._cursor = con.cursor()  # for statements that follow one another all the time
 
     # --- transactions -------------------------------------------------------------------------------------
     def write(self, work: Callable[[sqlite3.Connection], T], synced: bool = True) -> T:
@@ -117,6 +119,41 @@ class Writer:
                 raise
             return True
         batch.committed()
+        return True
+
+    def try_append(self, work: Work) -> bool:
+        """`try_commit` of one entry that its run's owner adds at the end: nearly every commit of a run that is alone.
+        False, and nothing is done, for anything else, when the database is locked, and when others have written.
+
+        The caller holds `lock`.
+        """
+        run = self.known.get(work.run_id)
+        entries = work.entries
+        if run is None or len(entries) != 1 or work.update is not None or run.fence != work.fence:
+            return False
+        entry = entries[0]
+        seq = run.length
+        packed = pack_lone(entry) if entry.seq == seq and seq else None
+        if packed is None:
+            return False
+        execute = self._cursor.execute
+        try:
+            execute("BEGIN IMMEDIATE")
+        except sqlite3.Error:
+            return False
+        try:
+            if execute("PRAGMA data_version").fetchone()[0] != self._data_version:
+                execute("ROLLBACK")
+                return False
+            execute(INSERT_SEGMENT, (run.no, seq, *packed))
+            execute("COMMIT")
+        except BaseException as error:
+            self._undo()
+            work.error = self._meaning((work,), error)
+            if not isinstance(error, Exception):
+                raise
+            return True
+        run.length = seq + 1
         return True
 
     def wait_for_tool(self) -> None:
