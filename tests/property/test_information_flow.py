@@ -8,12 +8,17 @@ To rerun a seed: `python -c "from property.flow_worlds import play; print(play(S
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from nano_vm.compiler import lower
+from nano_vm.kernel import outside, settle
+from nano_vm.policy import pins
+from nano_vm.runtime import compilations
 from property.flow_worlds import Verdict, play
 
-SEEDS = range(220)
+SEEDS = range(110)
 
 
 def campaign(
@@ -38,12 +43,38 @@ def test_the_proof_and_the_enforcement_agree_and_nothing_gets_through() -> None:
     assert [(seed, verdict) for seed, verdict in found if wrong(verdict)] == []
     verdicts = [verdict for _, verdict in found]
     # Programs of every kind were among them, or nothing has been shown.
-    assert len(verdicts) > 150
-    assert sum(verdict.safe and verdict.paid > 0 for verdict in verdicts) > 8
-    assert sum(verdict.blocked for verdict in verdicts) > 30
-    assert sum(not verdict.safe for verdict in verdicts) > 60
+    assert len(verdicts) > 80
+    assert sum(verdict.safe and verdict.paid > 0 for verdict in verdicts) > 4
+    assert sum(verdict.blocked for verdict in verdicts) > 15
+    assert sum(not verdict.safe for verdict in verdicts) > 30
 
 
 @pytest.mark.campaign
 def test_the_proof_and_the_enforcement_agree_in_many_programs() -> None:
     assert [(seed, verdict) for seed, verdict in campaign(range(10_000, 14_000)) if wrong(verdict)] == []
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+def _any_way(program: Any, found: list[Any]) -> None:
+    every = {pin for step in program.steps for pin in getattr(step.action, "pins_then", ())}
+    found[:] = [frozenset(every)] * len(found)
+
+
+# What is broken, how, and a seed that is known to show it: found by looking through the seeds from 0 on.
+MUTATIONS: dict[str, tuple[Any, str, Any, int]] = {
+    "the proof takes one way's guard for all ways'": (pins, "_along_dependencies", _any_way, 8),
+    "a model's text is trusted": (lower, "_adds", lambda step: 0, 57),
+    "the answer to a pending tool is trusted": (outside, "take_answer", _nothing, 262),
+    "what is said about a failure is trusted": (settle, "failure_label", lambda step, activity: 0, 55),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_broken_gate_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, attribute, broken, seed = MUTATIONS[name]
+    monkeypatch.setattr(owner, attribute, broken)
+    monkeypatch.setattr(compilations, "_compiled", {})
+    assert any(wrong(verdict) for _, verdict in campaign([seed, *range(300)], stop=wrong))
