@@ -109,8 +109,23 @@ def note_request(state: State, step: CompiledStep, activity: Activity) -> None:
     """Keep the labels of what has just been rendered for an activity, for as long as that is what it works with."""
     action = step.action
     if type(action) is ToolAction:
-        activity.label = label_of(state, action.args.refs)
-        activity.labels = part_labels(state, action.args)
+        # One pass over the arguments: nearly every step of a run that tracks labels comes here.
+        labels, together, found = state.labels, 0, None
+        for name, refs in action.args.parts:
+            label = 0
+            for slot, _ in refs:
+                label |= labels[slot]  # type: ignore[index]
+            if label:
+                if state.pins and label & UNTRUSTED:
+                    label = label_of(state, refs)
+                    if not label:
+                        continue
+                together |= label
+                if found is None:
+                    found = {name: label}
+                else:
+                    found[name] = label
+        activity.label, activity.labels = together, found
     elif isinstance(action, ModelAction):
         label = label_of(state, action.prompt.refs)
         for template in (action.system, action.model, action.params):
