@@ -79,7 +79,8 @@ def export(
     if key is not None:
         heads = [(run, entries[-1].digest) for run, entries in journals]
         contents.logs = _log_lines(store, journals, key, origin)
-        signed = sign(statement(made, heads, checkpoint=contents.logs[0].checkpoint), key)
+        held, note = container.contents_digest(contents), contents.logs[0].checkpoint
+        signed = sign(statement(made, heads, contents=held, checkpoint=note), key)
         contents.signature = SignatureLine(signed, key.public.text)
     count = sum(len(entries) for _, entries in journals)
     return Exported(
@@ -128,8 +129,9 @@ def export_steps(
     contents = Contents(kind=container.DISCLOSURE, run=run_id, shown=lines, receipt=canonical.encode(made))
     if key is not None:
         heads = [(run_id, entries[-1].digest)]
+        held = container.contents_digest(contents)
         contents.signature = SignatureLine(
-            sign(statement(made, heads, DISCLOSURE_TYPE), key), key.public.text
+            sign(statement(made, heads, DISCLOSURE_TYPE, contents=held), key), key.public.text
         )
     return Exported(container.write(contents), [run_id], len(lines), None if key is None else key.name)
 

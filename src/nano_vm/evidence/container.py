@@ -105,6 +105,7 @@ class Contents(msgspec.Struct, kw_only=True):
     journals: list[tuple[str, list[Entry]]] = []
     recall: dict[str, dict[str, Any]] = {}
     shown: list[ShownLine] = []
+    held: str = ""  # of a bundle that was read: SHA-256 of all lines before the receipt
     receipt: bytes = b""
     logs: list[LogLine] = []
     signature: SignatureLine | None = None
@@ -123,7 +124,21 @@ def write(contents: Contents) -> bytes:
     return body + canonical.encode(end) + b"\n"
 
 
+def contents_digest(contents: Contents) -> str:
+    """Digest of all lines before the receipt."""
+    return canonical.digest(b"".join(_held(contents)))
+
+
 def _lines(contents: Contents) -> Iterator[bytes]:
+    yield from _held(contents)
+    yield b'{"receipt":' + contents.receipt + b"}\n"
+    for log in contents.logs:
+        yield _line(msgspec.structs.asdict(log))
+    if contents.signature is not None:
+        yield _line(msgspec.structs.asdict(contents.signature))
+
+
+def _held(contents: Contents) -> Iterator[bytes]:
     yield _line({"bundle": "nano-vm", "kind": contents.kind, "run": contents.run, "version": VERSION})
     for program in contents.programs:
         yield b'{"program":' + program + b"}\n"
@@ -135,11 +150,6 @@ def _lines(contents: Contents) -> Iterator[bytes]:
             yield _entry_line(entry.digest, entry.facts, entry.payload, entry.salt)
     for shown in contents.shown:
         yield _shown_line(shown)
-    yield b'{"receipt":' + contents.receipt + b"}\n"
-    for log in contents.logs:
-        yield _line(msgspec.structs.asdict(log))
-    if contents.signature is not None:
-        yield _line(msgspec.structs.asdict(contents.signature))
 
 
 def _line(value: Any) -> bytes:
@@ -216,6 +226,7 @@ class _Reader:
             contents.journals.append(self._journal(contents))
         while self._at(b'{"digest":') and header.kind == DISCLOSURE:
             contents.shown.append(self._shown())
+        contents.held = sha256(b"\n".join(self.lines[: self.place]) + b"\n").hexdigest()
         contents.receipt = self._raw(_ReceiptLine, b'{"receipt":')
         while self._at(b'{"checkpoint":'):
             contents.logs.append(self._take(LogLine))

@@ -20,7 +20,7 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 RECEIPT_TYPE = "urn:nano-vm:receipt:v1"
 DISCLOSURE_TYPE = "urn:nano-vm:disclosure:v1"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
-CHECKPOINT_NAME = "/checkpoint"  # no run has such an id
+CONTENTS_NAME, CHECKPOINT_NAME = "/contents", "/checkpoint"  # no run has such an id
 _PREFIX = "sha256:"
 
 
@@ -28,6 +28,8 @@ def statement(
     receipt: dict[str, Any],
     heads: Sequence[tuple[str, str]],
     predicate_type: str = RECEIPT_TYPE,
+    *,
+    contents: str | None = None,
     checkpoint: str | None = None,
 ) -> bytes:
     """Canonical bytes of the statement.
@@ -35,13 +37,16 @@ def statement(
     Args:
         heads: (run id, digest of its last entry), the receipt's run first.
         predicate_type: DISCLOSURE_TYPE for the receipt of chosen steps.
-        checkpoint: the signed note that the runs are proved to stand under, in a bundle that has one; so that it
+        contents: of a bundle, the digest of all that it holds before the receipt: what nothing else in it proves, as
+            the ciphertext of a sealed value, is then vouched for.
+        checkpoint: of a bundle that has one, the signed note that the runs are proved to stand under, so that it
             cannot be left out without being missed.
     """
-    subjects = [
-        *heads,
-        *([] if checkpoint is None else [(CHECKPOINT_NAME, canonical.digest(checkpoint.encode()))]),
-    ]
+    subjects = list(heads)
+    if contents is not None:
+        subjects.append((CONTENTS_NAME, contents))
+    if checkpoint is not None:
+        subjects.append((CHECKPOINT_NAME, canonical.digest(checkpoint.encode())))
     return canonical.encode(
         {
             "_type": STATEMENT_TYPE,

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from nano_vm import canonical
-from nano_vm.errors import NanoVMError, VerificationError
+from nano_vm.errors import NanoVMError, RuntimeFault, VerificationError
 from nano_vm.evidence import container, note, sign
 from nano_vm.evidence.bundle import children_of, compile_stored, program_of
 from nano_vm.evidence.container import Contents, LogLine
@@ -21,7 +21,7 @@ from nano_vm.journal import merkle
 from nano_vm.journal.disclosure import Disclosure, verify_disclosure
 from nano_vm.journal.entry import Entry, open_events
 from nano_vm.journal.ledger import Ledger
-from nano_vm.journal.replay import verify_run
+from nano_vm.journal.replay import Verified, verify_run
 from nano_vm.journal.storelog import ANNEX, FINISH, START, LogLeaf
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
@@ -117,17 +117,13 @@ class _Checking:
             program = self._program_of(programs, entries)
             # The exported run is folded once, for its transitions and for its receipt.
             ledger = Ledger(program) if run == contents.run else None
-            verified = verify_run(
-                program,
-                None,
-                entries,
-                run,
-                on_transition=None if ledger is None else ledger.record,
-                notes=contents.recall.get(run),
-            )
+            verified = self._fold(contents, program, run, entries, ledger)
             if ledger is not None:
                 trace = Trace(program, run, partial(list, entries), folded=(verified.state, ledger))
-            self.checks += [Check(name, detail, run if several else None) for name, detail in verified.steps]
+            self.checks += [
+                Check(name, detail, run if several else None, name == "closed")
+                for name, detail in verified.steps
+            ]
             erased += sum(entry.payload is None and b'"commitment"' in entry.facts for entry in entries)
         self.run = None
         self._children(contents, programs)
@@ -139,6 +135,30 @@ class _Checking:
             self._passed(detail, warns=True)
         self._log(contents)
         return made
+
+    def _fold(
+        self,
+        contents: Contents,
+        program: CompiledProgram,
+        run: str,
+        entries: Sequence[Entry],
+        ledger: Ledger | None,
+    ) -> Verified:
+        try:
+            return verify_run(
+                program,
+                None,
+                entries,
+                run,
+                on_transition=None if ledger is None else ledger.record,
+                notes=contents.recall.get(run),
+            )
+        except RuntimeFault as fault:
+            if fault.code != "NO_KEYS":
+                raise
+            # Offline there are no keys: what the bundle says of its sealed values does not lead where the journal goes.
+            facts = {**fault.facts, "code": fault.code}
+            raise VerificationError("REPLAY_MISMATCH", fault.message, facts=facts) from None
 
     def _programs(self, contents: Contents) -> dict[str, CompiledProgram]:
         self.at = "programs"
@@ -300,9 +320,14 @@ class _Checking:
         kind = sign.RECEIPT_TYPE
         if contents.kind == container.DISCLOSURE:
             heads, kind = [(contents.run, made["hashes"]["head"])], sign.DISCLOSURE_TYPE
-        if payload != sign.statement(
-            made, heads, kind, contents.logs[0].checkpoint if contents.logs else None
-        ):
+        expected = sign.statement(
+            made,
+            heads,
+            kind,
+            contents=f"sha256:{contents.held}",
+            checkpoint=contents.logs[0].checkpoint if contents.logs else None,
+        )
+        if payload != expected:
             raise VerificationError("SIGNATURE_INVALID", "what was signed is not what the bundle holds")
         if self.signer is None:
             detail = (
