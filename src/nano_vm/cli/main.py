@@ -45,6 +45,7 @@ COMMANDS: dict[str, str] = {
     "worker": "take up runs and fire timers until stopped",
     "mcp": "serve programs and runs to MCP clients",
     "token": "make, list and revoke the gateway's tokens",
+    "chaos": "break the engine on purpose, and count what happened",
     "demo": "see a governed refund survive a kill",
     "completion": "print a completion script for your shell",
 }

@@ -1,0 +1,109 @@
+"""Break the engine on purpose: real processes on a real database, killed with SIGKILL, raced, flooded and lied to.
+
+scenarios: all thirteen by default; `simulate` runs seeded simulations instead, in virtual time.
+exit codes: 0 no promise was broken, 1 one was (it is named)
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from nano_vm.cli import exits
+from nano_vm.cli.console import Console
+from nano_vm.errors import InputError
+
+SIMULATE = "simulate"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="which; `list` names them")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="everything random follows from it")
+    parser.add_argument(
+        "--seeds", type=int, default=100, metavar="N", help="of `simulate`: how many simulations"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=0.1, help="of `simulate`: the chance of a fault at one moment"
+    )
+    parser.add_argument(
+        "--events", type=int, default=0, metavar="N", help="repeat until about this many events"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=120.0, metavar="S", help="the most time for all together"
+    )
+
+
+def execute(args: argparse.Namespace, console: Console) -> int:
+    from nano_vm.testing.chaos.campaign import SCENARIOS, run_campaign
+
+    if args.scenarios == ["list"]:
+        for one in SCENARIOS:
+            console.line(f"{one.name:<24} {one.about}")
+        console.document({"scenarios": [{"name": one.name, "about": one.about} for one in SCENARIOS]})
+        return exits.DONE
+    if args.scenarios == [SIMULATE]:
+        return _simulate(args, console)
+    known = {one.name for one in SCENARIOS}
+    for name in args.scenarios:
+        if name not in known:
+            raise InputError(
+                "USAGE",
+                f"unknown scenario `{name[:60]}`",
+                help=f"one of: {', '.join(sorted(known))}, {SIMULATE}",
+            )
+    console.line(
+        f"{'scenario':<24} {'runs':>6} {'events':>8} {'kills':>6} {'effects':>8} {'unknown':>8}  broken"
+    )
+    rows: list[dict[str, Any]] = []
+    for figures in run_campaign(args.scenarios, seed=args.seed, events=args.events, seconds=args.seconds):
+        rows.append(figures.to_dict())
+        broken = len(figures.violations)
+        console.line(
+            f"{figures.name:<24} {figures.runs:>6} {figures.events:>8} {figures.kills:>6} {figures.effects:>8} "
+            f"{figures.unknown:>8}  {broken or 'none'}",
+            "bad" if broken else None,
+        )
+        for violation in figures.violations[:5]:
+            console.line(f"    {violation}", "bad")
+    failed = any(row["violations"] for row in rows)
+    code = exits.FAILED if failed else exits.DONE
+    console.document({"seed": args.seed, "scenarios": rows, "exit_code": code})
+    total = sum(int(row["events"]) for row in rows)
+    console.line(
+        f"{total} events, {'PROMISES BROKEN' if failed else 'no promise broken'}", "bad" if failed else "good"
+    )
+    return code
+
+
+def _simulate(args: argparse.Namespace, console: Console) -> int:
+    from nano_vm.testing.simulator import simulate
+
+    transitions = crashes = faults = 0
+    broken: list[dict[str, Any]] = []
+    for seed in range(args.seed, args.seed + args.seeds):
+        (report,) = simulate([seed], rate=args.rate)
+        transitions += report.transitions
+        crashes += report.crashes
+        faults += len(report.faults)
+        if report.findings:
+            first = report.findings[0]
+            broken.append({"promise": first.promise, "what": first.what, "seed": seed, "rerun": report.rerun})
+            console.line(f"seed {seed}: {first.promise} {first.what}", "bad")
+            console.line(f"    again: {report.rerun}")
+    code = exits.FAILED if broken else exits.DONE
+    console.document(
+        {
+            "seeds": args.seeds,
+            "transitions": transitions,
+            "faults": faults,
+            "crashes": crashes,
+            "broken": broken,
+            "exit_code": code,
+        }
+    )
+    console.line(
+        f"{args.seeds} simulations, {transitions} transitions, {faults} faults, {crashes} crashes: "
+        f"{len(broken) or 'no'} promises broken",
+        "bad" if broken else "good",
+    )
+    return code
