@@ -14,11 +14,11 @@ _PAUSE_S = 0.005
 
 
 async def patiently(call: Callable[[], _T]) -> _T:
-    """`call()`, tried again while the store is locked: the transaction that locks it may be one of ours, which goes on
-    only while we wait.
+    """`call()`, tried again while a tool's transaction of this process locks the store: it goes on only while we wait.
 
     Raises:
-        StoreError: STORE_LOCKED after `PATIENCE_S`; everything else at once.
+        StoreError: STORE_LOCKED after `PATIENCE_S`, or at once when somebody else holds the database: for them the call
+            itself has waited as long as the store was told to. Everything else at once.
     """
     deadline = 0.0
     while True:
@@ -27,6 +27,6 @@ async def patiently(call: Callable[[], _T]) -> _T:
         except StoreError as error:
             now = asyncio.get_running_loop().time()
             deadline = deadline or now + PATIENCE_S
-            if error.code != "STORE_LOCKED" or now > deadline:
+            if error.code != "STORE_LOCKED" or "sqlite" in error.facts or now > deadline:
                 raise
         await asyncio.sleep(_PAUSE_S)
