@@ -16,9 +16,9 @@ _MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
 _RETRY_PAUSE_S = 0.002
 
-# The log is copied into the file every so many pages: large enough that a busy page is copied once for many
-# commits.
-_CHECKPOINT_PAGES = 4_000
+# The log is copied into the file every so many pages, SQLite's own default. Once it has wrapped it is overwritten in
+# place, and syncing that is cheaper than syncing a file that grows; a busy page is still copied once for many commits.
+_CHECKPOINT_PAGES = 1_000
 _CACHE_KIB = 16_384
 
 
