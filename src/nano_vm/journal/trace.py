@@ -35,14 +35,14 @@ class cached_property(Generic[_T]):
     """`functools.cached_property` without its lock, which costs more than most of what is computed here."""
 
     def __init__(self, compute: Callable[[Any], _T]) -> None:
-        self._compute = compute
+        self.func = compute
         self._name = compute.__name__
         self.__doc__ = compute.__doc__
 
     def __get__(self, trace: Any, owner: Any = None) -> _T:
         if trace is None:
             return self  # type: ignore[return-value]
-        value = trace.__dict__[self._name] = self._compute(trace)
+        value = trace.__dict__[self._name] = self.func(trace)
         return value
 
 

@@ -405,11 +405,6 @@ class Engine:
         chain = Chain(record.run_id)
         return Run(self, compiled, record, state, chain, 1, created=False, principal=who)
 
-    @property
-    def is_crowded(self) -> bool:
-        """Whether runs share their commits: then one that is ready waits for the others of the same tick."""
-        return self.groups and len(self.store.driven) > 1  # type: ignore[attr-defined]
-
     async def drive(self, run: Run) -> None:
         """Drive a run that this process owns until it ends, waits or is let go."""
         run_id = run.record.run_id

@@ -28,6 +28,7 @@ from nano_vm.runtime.tooling import PENDING
 
 if TYPE_CHECKING:
     from nano_vm.runtime.driver import Run
+    from nano_vm.runtime.engine import Engine
 
 _TURN = range(32)  # steps after which other runs get their turn, though no tool and no commit gave them one
 BATCH_MAX = 64  # entries that are gathered where nothing asks for a commit: pure steps, and stores in memory
@@ -69,7 +70,7 @@ async def drive_lane(run: Run) -> None:
     if not engine.lane or run.listener is not None or engine.listeners:
         return
     elsewhere = await _along(run, None)
-    while elsewhere and not engine.is_crowded:
+    while elsewhere and not _is_crowded(engine):
         # Plain functions may block. Handing each of them to a thread would cost more than all the rest of its step, so
         # the run goes to the thread, as long as it has such steps. (But where runs share commits it would have to
         # make its own there.)
@@ -99,6 +100,11 @@ async def _away(run: Run) -> bool:
         raise
     finally:
         run.hold = _FREE
+
+
+def _is_crowded(engine: Engine) -> bool:
+    """Whether runs share their commits: then one that is ready waits for the others of the same tick."""
+    return engine.groups and len(engine.store.driven) > 1  # type: ignore[attr-defined]
 
 
 def _finish(leg: Coroutine[Any, Any, bool]) -> bool:
@@ -166,7 +172,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                         durable = run.commit()
                         if durable is not None:
                             await durable
-                            if engine.groups and not engine.is_crowded:
+                            if engine.groups and not _is_crowded(engine):
                                 engine.store.alone = True  # type: ignore[attr-defined]
                 if not flat:
                     args = copy_arguments(args)
@@ -204,7 +210,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                 success = same if occurrence == 1 else success_of(step.id, events == 1, occurrence)
                 out, held, last, reached = False, True, plan, occurrence
                 index, occurrence, args, verdicts = go_on((data, at_ms, events))
-                if (run.stirred or away) and (run.disturbed or (away and engine.is_crowded)):
+                if (run.stirred or away) and (run.disturbed or (away and _is_crowded(engine))):
                     break
                 plan = plans[index] or _plan_for(plans, index, program, engine.tools)
                 if not plan:
