@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -47,6 +48,12 @@ def _forked() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
+
+
+def _close_all(*connections: sqlite3.Connection) -> None:
+    for con in connections:
+        with contextlib.suppress(sqlite3.Error):
+            con.close()
 
 
 class SqliteJournalStore:
@@ -97,6 +104,9 @@ class SqliteJournalStore:
             set()
         )  # the runs that engines of this process drive now; each has a mark of its own
         self._turnstile = Turnstile()
+        # Python 3.13 warns of connections that nobody closes, and whoever drops a store cannot close its connections.
+        self._dropped = weakref.finalize(self, _close_all, first, self._writer.con)
+        self._dropped.atexit = False
         self._sweep()
 
     def __enter__(self) -> SqliteJournalStore:
@@ -438,6 +448,7 @@ class SqliteJournalStore:
                 self._group.drain()
         finally:
             self._closed = True
+            self._dropped.detach()
             owned = self._owners_in_use()
             self._writer.close()
             self._group.close()

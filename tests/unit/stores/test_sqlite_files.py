@@ -1,5 +1,6 @@
 """Whatever lies at the path, the store opens it, or says what is wrong and leaves it as it was."""
 
+import gc
 import os
 import shutil
 import sqlite3
@@ -212,3 +213,12 @@ def test_many_processes_open_the_same_new_file_at_once(tmp_path: Path) -> None:
     with SqliteStore(path) as store:
         assert [len(store.read(f"r{number}")) for number in range(6)] == [11] * 6
         assert store.integrity() == []
+
+
+def test_a_store_that_is_dropped_closes_its_connections(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "runs.db")
+    writing = store._writer.con
+    del store
+    gc.collect()
+    with pytest.raises(sqlite3.ProgrammingError):
+        writing.execute("SELECT 1")
