@@ -131,28 +131,25 @@ class MemoryJournalStore:
     def append(
         self, run_id: str, fence: int, entries: Sequence[Entry], update: RunUpdate | None = None
     ) -> None:
-        run = self._runs.get(run_id)
-        if run is not None and run.open_fence == fence and entries:
-            # The path of nearly every append. Sealed entries are consecutive when their ends are.
-            journal, count = run.entries, len(entries)
-            if entries[0].seq == len(journal) == entries[-1].seq + 1 - count:
-                journal += entries
+        with self._lock:
+            run = self._runs.get(run_id)
+            # Nearly always sealed entries that follow: they are consecutive when their ends are.
+            count = len(entries)
+            if (
+                run is not None
+                and run.open_fence == fence
+                and count
+                and entries[0].seq == len(run.entries) == entries[-1].seq + 1 - count
+            ):
+                run.entries += entries
                 order = self._order
                 if order[-2] is run:  # runs that go on alone do not make the list grow
                     order[-1] += count  # type: ignore[operator]
                 else:
                     order += (run, count)
-                if update is not None:
-                    run.apply(update)
-                return
-        self._append_with_care(run_id, fence, entries, update)
-
-    def _append_with_care(
-        self, run_id: str, fence: int, entries: Sequence[Entry], update: RunUpdate | None
-    ) -> None:
-        with self._lock:
-            run = self._owned(run_id, fence, entries)
-            self._extend(run, rules.admit(run_id, len(run.entries), entries, run.digests))
+            else:
+                run = self._owned(run_id, fence, entries)
+                self._extend(run, rules.admit(run_id, len(run.entries), entries, run.digests))
             if update is not None:
                 run.apply(update)
 

@@ -154,3 +154,15 @@ async def test_an_intent_is_durable_before_a_function_is_called_in_a_thread(tmp_
     for place, facts in enumerate(found):
         assert sum(text.count('"StepStarted"') for text in facts) == place + 1
         assert sum(text.count('"StepSucceeded"') for text in facts) == place
+
+
+@in_a_loop
+async def test_runs_in_many_threads_append_to_one_store_in_memory() -> None:
+    """Each appends more than once from its thread."""
+    steps, runs = 150, 8
+    async with ExecutionVM(tools={"plain": lambda: 1}, store=MemoryStore()) as vm:
+        traces = await asyncio.gather(*[vm.run(_chain(*["plain"] * steps)) for _ in range(runs)])
+        _, tailed = vm.store.tail(0, 10_000)
+        for trace in traces:
+            assert [entry.seq for run, entry in tailed if run == trace.trace_id] == list(range(steps + 1))
+            vm.verify(trace.trace_id)
