@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from nano_vm.kernel.state import RunStatus as RunStatus
     from nano_vm.kernel.state import StepStatus as StepStatus
     from nano_vm.observe.analyzer import TraceAnalyzer as TraceAnalyzer
+    from nano_vm.planner.plan import Planner as Planner
+    from nano_vm.planner.plan import PlanRejected as PlanRejected
+    from nano_vm.planner.replan import replan_on_interrupt as replan_on_interrupt
     from nano_vm.policy.check import ProgramValidator as ProgramValidator
     from nano_vm.program.model import Program as Program
     from nano_vm.providers.cache import ModelCache as ModelCache
@@ -80,6 +83,8 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "NanoVMError": ("nano_vm.errors", "NanoVMError"),
     "NotFoundError": ("nano_vm.errors", "NotFoundError"),
     "OpenAICompatibleAdapter": ("nano_vm.providers.openai_compatible", "OpenAICompatibleAdapter"),
+    "PlanRejected": ("nano_vm.planner.plan", "PlanRejected"),
+    "Planner": ("nano_vm.planner.plan", "Planner"),
     "Program": ("nano_vm.program.model", "Program"),
     "ProgramError": ("nano_vm.errors", "ProgramError"),
     "ProgramValidator": ("nano_vm.policy.check", "ProgramValidator"),
@@ -91,8 +96,8 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "Report": ("nano_vm.compiler", "Report"),
     "RunStatus": ("nano_vm.kernel.state", "RunStatus"),
     "RuntimeFault": ("nano_vm.errors", "RuntimeFault"),
-    "SqliteStore": ("nano_vm.stores.sqlite", "SqliteJournalStore"),
     "Secret": ("nano_vm.runtime.tooling", "Secret"),
+    "SqliteStore": ("nano_vm.stores.sqlite", "SqliteJournalStore"),
     "StepStatus": ("nano_vm.kernel.state", "StepStatus"),
     "StoreError": ("nano_vm.errors", "StoreError"),
     "ToolCall": ("nano_vm.runtime.ports", "ToolCall"),
@@ -107,6 +112,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "VerificationError": ("nano_vm.errors", "VerificationError"),
     "Weights": ("nano_vm.providers.routing", "Weights"),
     "diff": ("nano_vm.journal.diff", "diff"),
+    "replan_on_interrupt": ("nano_vm.planner.replan", "replan_on_interrupt"),
     "tool": ("nano_vm.tools.registry", "tool"),
 }
 

@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "run": "run a program",
     "check": "check program files without running anything",
     "policy": "check a policy, or explain what it decides and why",
+    "plan": "have a model write a program, and check it",
     "resume": "give a waiting run its event or approval",
     "runs": "list runs",
     "trace": "show what a run did and what it waits for",

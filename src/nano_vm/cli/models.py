@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,11 @@ from nano_vm.cli.arguments import store_path
 from nano_vm.errors import InputError
 
 if TYPE_CHECKING:
+    from nano_vm.providers.cache import Answers
     from nano_vm.providers.model_store import ModelStore
     from nano_vm.runtime.ports import ModelClient
 
+CACHE_VARIABLE = "NANO_VM_CACHE_URL"  # redis://…; in the environment, because it may hold a password
 SUFFIX = "-models"  # beside the database: records of providers and cached answers
 
 
@@ -68,13 +71,22 @@ class Model:
         if args.cache:
             from nano_vm.providers.cache import ModelCache
 
-            assert self.store is not None
-            client = ModelCache(client, self.store)
+            client = ModelCache(client, self._answers())
         if args.record is not None:
             from nano_vm.providers.cassette import CassetteRecorder
 
             client = CassetteRecorder(client, args.record)
         return client
+
+    def _answers(self) -> Answers:
+        """Where answers are kept: beside the database, or in the Redis that the environment names."""
+        url = os.environ.get(CACHE_VARIABLE)
+        if url:
+            from nano_vm.providers.redis_answers import RedisAnswers
+
+            return RedisAnswers(url)
+        assert self.store is not None
+        return self.store
 
     def close(self) -> None:
         if self.store is not None:

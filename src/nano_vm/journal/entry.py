@@ -90,7 +90,7 @@ _READERS: dict[str, _Reader] = {
 }
 # Facts of these types may hold objects whose keys come from outside, which a plain encoder would leave in
 # their order.
-_OBJECTS = ("budgets", "forked", "labels", "parent", "principal", "programs", "recall", "waits")
+_OBJECTS = ("budgets", "forked", "labels", "parent", "principal", "programs", "recall", "replanned", "waits")
 _SHAPES: dict[Any, tuple[bool, bool]] = {
     kind: (
         "payload" in kind.__struct_fields__,

@@ -18,7 +18,7 @@ from nano_vm.journal.ledger import NANO, Ledger, TraceStep, Usage
 from nano_vm.journal.recall import Notes
 from nano_vm.journal.results import declared_outputs, outcome_hash, own, trace_hash
 from nano_vm.journal.snapshots import snapshots
-from nano_vm.kernel.events import Event, StepFailed, StepSucceeded
+from nano_vm.kernel.events import Event, ModelTurned, StepFailed, StepSucceeded
 from nano_vm.kernel.state import RunStatus, State, Waiting
 from nano_vm.kernel.transition import waiting
 from nano_vm.program.compiled import CompiledProgram
@@ -221,6 +221,14 @@ class Trace:
         return [(index, digests[place]) for index, place in enumerate(self._folded[1].settled)]
 
     @cached_property
+    def replanned(self) -> dict[str, Any] | None:
+        """{"run", "head", "program", "number"} of the interrupted run that this one goes on with by a plan: its id, the
+        digest of its last entry, its program's hash, and how many plans there have been."""
+        first = open_events(self.entries[0])[0] if self.entries else None
+        given = getattr(first, "replanned", None)
+        return dict(given) if isinstance(given, dict) else None
+
+    @cached_property
     def switch_events(self) -> list[dict[str, Any]]:
         """How model calls left providers, in the order of `steps`: {"step", "occurrence", "item"?, "attempt", "from",
         "to", "reason", "attempts", "error", "at_ms"}."""
@@ -240,7 +248,7 @@ class Trace:
             if b'"provider"' not in entry.facts:  # most entries name none, and need not be read
                 continue
             for event in open_events(entry):
-                if type(event) is StepSucceeded or type(event) is StepFailed:
+                if type(event) is StepSucceeded or type(event) is StepFailed or type(event) is ModelTurned:
                     answered = event.provider or answered
         return answered
 
@@ -286,6 +294,7 @@ class Trace:
             "total_cost_usd": self.total_cost_usd(),
             "path": self.path,
             "steps": [step.to_dict() for step in self.steps],
+            "replanned": self.replanned,
             "switch_events": self.switch_events,
             "provider_final": self.provider_final,
             "rollbacks": self.rollbacks,

@@ -67,6 +67,9 @@ class RunStarted(_Event, kw_only=True):
     principal: Principal | UnsetType = UNSET
     program: str  # "sha256:…"
     programs: dict[str, str] | UnsetType = UNSET  # called program -> hash, pinned for the whole tree
+    replanned: dict[str, Any] | UnsetType = (
+        UNSET  # {"run", "head", "program", "number"}: what this goes on with
+    )
     verdicts: list[Any] | UnsetType = UNSET
 
 

@@ -70,6 +70,13 @@ def _start_refused(program: CompiledProgram, event: ev.RunStarted) -> Rejection 
         seq = event.forked.get("seq")
         if type(seq) is not int or seq < 1:
             return Rejection("MALFORMED", "a fork shares at least the start of the other run")
+    if event.replanned is not ABSENT:
+        names = ("head", "number", "program", "run")
+        kinds = {name: type(event.replanned.get(name)) for name in names}
+        if event.replanned.keys() != kinds.keys() or kinds != dict.fromkeys(names, str) | {"number": int}:
+            return Rejection(
+                "MALFORMED", "what a run goes on with has a `run`, its `head` and `program`, and a `number`"
+            )
     return None
 
 

@@ -4,7 +4,8 @@ A tape is JSON lines. The first says what it is; each of the others is one call:
 of it - an answer, or a failure. Playing back gives the recorded answers to the same requests, in the order in which
 they were recorded; a request that is not on the tape (any more) is an error, never a call.
 
-A tape holds prompts and answers as they are. It never holds keys or headers: it is recorded above the adapter.
+A tape holds prompts and answers as they are. It never holds keys or headers: it is recorded above the adapter. Calls
+with private or secret values are not recorded.
 """
 
 from __future__ import annotations
@@ -107,7 +108,9 @@ class CassetteRecorder:
     async def complete(
         self, messages: list[Message], *, model_call: ModelCall | None = None, **params: Any
     ) -> Completion:
-        """The client's answer; it is on the tape before it is returned."""
+        """The client's answer; it is on the tape before it is returned, unless it is private."""
+        if model_call is not None and model_call.private:
+            return await self._client.ask(messages, params, model_call)
         digest = _digest(messages, params)
         call = _Call(digest=digest, messages=[dict(message) for message in messages], params=dict(params))
         try:

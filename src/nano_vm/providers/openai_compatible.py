@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["BODY_BYTES_MAX", "ModelError", "OpenAICompatibleAdapter"]
 
 KEEPALIVE_S = 2.0  # below what servers allow, so that they do not close a connection just as it is used again
+CALLS_PER_CLIENT = 16
 _RESERVED = ("messages", "model", "stream", "stream_options", "n")
 _KEY = re.compile(r"[!-~]+\Z")  # what a header can carry
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
@@ -91,9 +92,9 @@ class OpenAICompatibleAdapter:
         self._stream = stream
         self._prices = prices_from(prices)
         self._tls: ssl.SSLContext | None = None
-        self._clients: weakref.WeakKeyDictionary[
-            asyncio.AbstractEventLoop, tuple[httpx.AsyncClient, AsyncGenerator[httpx.AsyncClient, None]]
-        ] = weakref.WeakKeyDictionary()
+        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[_Connections]] = (
+            weakref.WeakKeyDictionary()
+        )
 
     def __repr__(self) -> str:
         return f"<OpenAICompatibleAdapter {self._host} {self._model or ''}>"
@@ -139,20 +140,20 @@ class OpenAICompatibleAdapter:
 
     async def aclose(self) -> None:
         """Close the connections that were made in the running loop. They close with it, too."""
-        kept = self._clients.pop(asyncio.get_running_loop(), None)
-        if kept is not None:
-            await kept[1].aclose()
+        for kept in self._clients.pop(asyncio.get_running_loop(), ()):
+            await kept.generator.aclose()
 
     # --- the request ------------------------------------------------------------------------------------------
 
     async def _post(self, body: bytes, *, offered: bool) -> Answer:
         import httpx
 
-        client = await self._client()
+        connections = await self._connections()
+        connections.busy += 1
         try:
             async with (
                 asyncio.timeout(self._timeout),
-                client.stream("POST", self._url, content=body, headers=self._headers) as response,
+                connections.client.stream("POST", self._url, content=body, headers=self._headers) as response,
             ):
                 if response.status_code != 200:
                     data = await self._body(response)
@@ -170,6 +171,8 @@ class OpenAICompatibleAdapter:
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:
             # Not from it: an HTTP error holds the request, and with it the key.
             raise ReplyFault("MODEL_HTTP", f"no contact ({type(error).__name__})", lost=True) from None
+        finally:
+            connections.busy -= 1
         return read_reply(data, offered=offered)
 
     async def _streamed(self, response: httpx.Response, offered: bool) -> Answer:
@@ -189,15 +192,18 @@ class OpenAICompatibleAdapter:
             chunks.append(chunk)
         return b"".join(chunks)
 
-    async def _client(self) -> httpx.AsyncClient:
-        """The connections of the running loop. A generator holds them, because a loop that ends closes its generators:
-        nobody has to remember to close an adapter."""
+    async def _connections(self) -> _Connections:
+        """Connections of the running loop that are not too busy. httpx looks at all connections of a client for every
+        request, so one client for hundreds of calls costs their square: each of ours takes a few.
+
+        A generator holds them, because a loop that ends closes its generators: nobody has to remember to close an
+        adapter."""
         import httpx
 
-        loop = asyncio.get_running_loop()
-        kept = self._clients.get(loop)
-        if kept is not None and not kept[0].is_closed:
-            return kept[0]
+        kept = self._clients.setdefault(asyncio.get_running_loop(), [])
+        for connections in kept:
+            if connections.busy < CALLS_PER_CLIENT and not connections.client.is_closed:
+                return connections
         if self._tls is None and self._url.startswith("https:"):
             self._tls = httpx.create_ssl_context()
 
@@ -211,9 +217,9 @@ class OpenAICompatibleAdapter:
                 yield client
 
         generator = hold()
-        client = await anext(generator)
-        self._clients[loop] = client, generator
-        return client
+        connections = _Connections(await anext(generator), generator)
+        kept.append(connections)
+        return connections
 
     # --- the reply --------------------------------------------------------------------------------------------
 
@@ -231,6 +237,17 @@ class OpenAICompatibleAdapter:
             usage=None if fault.tokens is None else self._usage(model, fault.tokens),
             lost=fault.lost,
         )
+
+
+class _Connections:
+    """A client, what holds it, and how many calls it has under way."""
+
+    __slots__ = ("busy", "client", "generator")
+
+    def __init__(self, client: httpx.AsyncClient, generator: AsyncGenerator[httpx.AsyncClient, None]) -> None:
+        self.client = client
+        self.generator = generator
+        self.busy = 0
 
 
 def _headers(further: Mapping[str, str], key: str | None) -> dict[str, str]:

@@ -8,6 +8,7 @@ the answer (`Completion.switches`), or with the error when nobody had one. What 
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -35,6 +36,7 @@ PROVIDERS_MAX = 32
 ATTEMPTS_MAX = 20
 REST_MS_MAX = 2_000  # a provider that wants to be left alone for longer is left for another one
 PAUSE_MS, PAUSE_MS_MAX = 200, 2_000  # between attempts; doubles
+SILENCE_MS_MIN = 1_000
 MINUTE_MS = 60_000
 _NOT_ADMITTED = frozenset({401, 402, 403, 404})  # this provider does not take us; another one may
 
@@ -278,6 +280,9 @@ class ProviderPool:
             provider.note_request(began)
             try:
                 answer = await provider.client.ask(_copies(messages), dict(given), model_call)
+            except asyncio.CancelledError:
+                self._note_silence(provider, began)
+                raise
             except Exception as error:
                 journey.pay(getattr(error, "usage", None))
                 fault = _Fault(error)
@@ -299,6 +304,14 @@ class ProviderPool:
                     self._note_success(provider, began)
                 return answer
         raise AssertionError("an attempt either returns or raises")
+
+    def _note_silence(self, provider: Provider, began: int) -> None:
+        """A call was given up: by the step's time-out, or because the run is ending. It counts against a provider that
+        has been silent for much longer than it usually is; otherwise one that hangs would be asked first for ever."""
+        now = self._clock.now_ms()
+        usual = self._memory.load().get(provider.name, Health()).latency_ms
+        if now - began >= max(SILENCE_MS_MIN, 3 * usual):
+            self._memory.update(provider.name, lambda known: failed(known, now, self._breaker, "SILENT"))
 
     def _note_success(self, provider: Provider, began: int) -> None:
         now = self._clock.now_ms()

@@ -221,6 +221,7 @@ class Engine:
         principal: str | Mapping[str, Any] | None = None,
         tenant: str = "default",
         listener: Callable[[Progress], None] | None = None,
+        replanned: Mapping[str, Any] | None = None,
     ) -> Trace:
         """Run a program to its end, or to where it waits.
 
@@ -232,6 +233,7 @@ class Engine:
             trace_id: id for the run; unique. A time-ordered one is made by default.
             principal: who starts it: an id, or {"id", "roles", "tenant"}.
             listener: called with every event as soon as it is journaled.
+            replanned: what the run goes on with ({"run", "head", "program", "number"}); see `replan_on_interrupt`.
 
         Returns:
             The trace. Its status is terminal, or SUSPENDED (then `trace.waiting` says for what), or RUNNING when the
@@ -241,7 +243,9 @@ class Engine:
             ProgramError: the program cannot be run. InputError: the context does not fit. ConflictError: KEY_CONFLICT
             or RUN_EXISTS. StoreError: the journal cannot be written; nothing is lost.
         """
-        run = await self._begin(program, context, idempotency_key, trace_id, principal, tenant, listener)
+        run = await self._begin(
+            program, context, idempotency_key, trace_id, principal, tenant, listener, replanned
+        )
         if isinstance(run, Trace):
             return run
         await self.drive(run)
@@ -311,6 +315,7 @@ class Engine:
         principal: str | Mapping[str, Any] | None,
         tenant: str,
         listener: Callable[[Progress], None] | None = None,
+        replanned: Mapping[str, Any] | None = None,
     ) -> Run | Trace:
         if self.draining:
             raise RuntimeFault("SHUTTING_DOWN", "the engine has been closed")
@@ -358,6 +363,7 @@ class Engine:
                 principal=_UNSET if who is None else who,
                 program=compiled.hash,
                 programs=pinned or _UNSET,
+                replanned=dict(replanned) if replanned else _UNSET,
             ),
             payload,
         )

@@ -61,7 +61,11 @@ def _among(action: ModelAction, text: str) -> GateResult:
 def _structured(schema: dict[str, Any] | bool, text: str) -> GateResult:
     fenced = _FENCE.match(text)
     try:
-        value = json.loads(fenced.group(1) if fenced else text, parse_constant=_refuse_constant)
+        value = json.loads(
+            fenced.group(1) if fenced else text,
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_refuse_duplicates,
+        )
     except (ValueError, RecursionError) as error:
         return GateResult(problem=f"the answer is not JSON: {error}")
     try:
@@ -75,6 +79,14 @@ def _structured(schema: dict[str, Any] | bool, text: str) -> GateResult:
     if faults:
         return GateResult(problem="; ".join(faults)[:FEEDBACK_CHARS_MAX])
     return GateResult(value)
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        # Of two members with one name every reader takes another one.
+        raise ValueError("an object has the same name twice")
+    return found
 
 
 def _refuse_constant(name: str) -> Any:

@@ -540,3 +540,29 @@ def test_a_program_runs_on_it_and_the_journal_holds_usage_but_no_key(server: Ser
     for path in tmp_path.iterdir():
         if path.is_file():
             assert KEY.encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["adapter", "pool"])
+def test_every_bad_answer_is_a_journaled_failure_of_its_type_and_no_byte_of_the_key_is_stored(
+    server: Server, tmp_path: Path, kind: str
+) -> None:
+    from nano_vm import ExecutionVM, Provider, ProviderPool, SqliteStore
+
+    header = "hdr-very-secret-too"
+    adapter = OpenAICompatibleAdapter(server.url, model="m", api_key=KEY, headers={"x-key": header})
+    program = {"name": "p", "steps": [{"id": "ask", "type": "llm", "prompt": "well?"}]}
+    shown = ""
+    with SqliteStore(tmp_path / "runs.db", durability="normal") as store:
+        for answer, code in BAD:
+            server.answers = [answer]
+            client = adapter if kind == "adapter" else ProviderPool([Provider("a", adapter)], attempts=1)
+            vm = ExecutionVM(llm=client, store=store)
+            trace = vm.run_sync(program)
+            assert trace.error is not None
+            assert (trace.status.value, trace.error["type"]) == ("FAILED", code)
+            assert vm.verify(trace.trace_id)
+            shown += json.dumps(trace.to_dict()) + repr(trace.events)
+    stored = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    for secret in (KEY, header):
+        assert secret not in shown
+        assert secret.encode() not in stored

@@ -468,6 +468,30 @@ def test_a_time_out_in_the_middle_tells_how_far_the_call_came(tmp_path: Any, fie
         assert trace.provider_final == "b"
 
 
+@pytest.mark.parametrize(("silent_ms", "failures"), [(999, 0), (1_000, 1)])
+def test_a_provider_whose_silence_was_waited_out_is_not_asked_first_for_ever(
+    silent_ms: int, failures: int
+) -> None:
+    class Silent:
+        async def complete(self, messages: list[dict[str, Any]]) -> str:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    clock, memory = VirtualClock(), VolatileMemory()
+    pool = ProviderPool([Provider("a", Silent())], clock=clock, memory=memory)
+
+    async def give_up() -> None:
+        task = asyncio.create_task(pool.complete(MESSAGES))
+        await asyncio.sleep(0)
+        clock.advance(silent_ms)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(give_up())
+    assert memory.load().get("a", Health()).failed == failures
+
+
 def test_the_mock_is_a_provider_like_any_other() -> None:
     pool = ProviderPool(
         [Provider("a", MockLLMAdapter(OSError("gone"))), Provider("b", MockLLMAdapter("yes"))]

@@ -221,3 +221,25 @@ def test_what_a_failed_attempt_has_cost_is_paid_for(opener: Opener) -> None:
     trace = play(vm.run(program(ask(on_error="retry", retry={"initial": 0.001})), {"q": "now?"}))
     assert (trace.final_output, trace.total_tokens(), trace.total_cost_usd()) == ("yes", 12, 0.25)
     sound(vm, trace)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"risk": "low", "risk": "high"}',
+        '{"risk": NaN}',
+        '{"risk": "low"} ',
+        "[" * 5_000,
+        "x" * (1024 * 1024 + 1),
+    ],
+)
+def test_what_readers_would_not_agree_on_misses_the_gate(opener: Opener, text: str) -> None:
+    schema = {"type": "object", "properties": {"risk": {"enum": ["low", "high"]}}, "required": ["risk"]}
+    vm = opener(llm=Bare(text))
+    trace = play(vm.run(program(ask(output_schema=schema)), {"q": "now?"}))
+    if text == '{"risk": "low"} ':
+        assert trace.final_output == {"risk": "low"}
+    else:
+        assert trace.error is not None
+        assert trace.error["type"] == "GATE"
+    sound(vm, trace)

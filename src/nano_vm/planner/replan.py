@@ -1,0 +1,133 @@
+"""Replanning: a run that was stopped by its budget, or that stalled, is gone on with - by another program.
+
+What ran stays as it is: the old run keeps its journal, its status and its program. A plan that takes up where it
+stopped becomes a run of its own, whose first entry names the old run, its head and its program by hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from nano_vm import canonical
+from nano_vm.errors import ConflictError, InputError, NotFoundError, RejectedError
+from nano_vm.journal.trace import Trace
+from nano_vm.kernel import events as ev
+from nano_vm.kernel.state import RunStatus, StepStatus
+from nano_vm.planner.plan import Planner
+
+if TYPE_CHECKING:
+    from nano_vm.runtime.engine import Engine
+
+REPLANS_MAX = 3
+INTERRUPTED = (RunStatus.BUDGET_EXCEEDED, RunStatus.STALLED)
+
+
+async def replan_on_interrupt(
+    engine: Engine,
+    planner: Planner,
+    trace_id: str,
+    intent: str,
+    *,
+    replans_max: int = REPLANS_MAX,
+    principal: str | Mapping[str, Any] | None = None,
+) -> Trace:
+    """Plan on after BUDGET_EXCEEDED or STALLED, and run the plan.
+
+    The new run's inputs are the old one's inputs and the results of its steps, under their output keys or step ids;
+    results that were undone are left out. The same run is gone on with once: a second call gets the first one's trace.
+
+    Args:
+        trace_id: the interrupted run.
+        intent: what is still to be done, in words.
+        replans_max: how many plans may follow one another.
+
+    Returns:
+        The new run's trace; `trace.replanned` names the old one.
+
+    Raises:
+        RejectedError: NOT_INTERRUPTED when the run did not end that way; REPLAN_LIMIT.
+        PlanRejected: the plan is none; nothing was run.
+        InputError: PLAN_SEALED for a run with private or secret values.
+        NotFoundError: RUN_NOT_FOUND.
+    """
+    old = engine.trace(trace_id)
+    record = engine.store.record(trace_id)
+    if old.status not in INTERRUPTED:
+        raise RejectedError(
+            "NOT_INTERRUPTED",
+            f"run {trace_id} is {old.status.value}",
+            help="plans take up runs that are BUDGET_EXCEEDED or STALLED",
+        )
+    number = _number(old) + 1
+    if number > replans_max:
+        raise RejectedError(
+            "REPLAN_LIMIT", f"{replans_max} plans have followed the first program", help="look at it"
+        )
+    new_id = f"{trace_id}~{number}"[-200:]
+    try:
+        return engine.trace(new_id)
+    except NotFoundError:
+        pass
+    known = _known(engine, old)
+    done = {
+        "status": old.status.value,
+        "program": old.program_name,
+        "steps": [{"id": step.id, "status": step.status.value} for step in old.steps],
+        "values": known,
+    }
+    program = await planner.generate(intent, inputs={name: {} for name in known}, done=done)
+    needed = engine.compile(program)[1].input_slots
+    replanned = {"head": old.head, "number": number, "program": old.program_hash, "run": trace_id}
+    try:
+        return await engine.run(
+            program,
+            {name: value for name, value in known.items() if name in needed},
+            trace_id=new_id,
+            principal=principal,
+            tenant=record.tenant,
+            replanned=replanned,
+        )
+    except ConflictError as error:
+        if error.code != "RUN_EXISTS":
+            raise
+        return engine.trace(new_id)  # somebody was faster
+
+
+def _number(trace: Trace) -> int:
+    """How many plans led to this run."""
+    number = (trace.replanned or {}).get("number")
+    return number if type(number) is int else 0
+
+
+def _known(engine: Engine, trace: Trace) -> dict[str, Any]:
+    """What the old run knows, by name: inputs, and results under their output keys or step ids. Results that were
+    undone are left out."""
+    if engine.load_program(trace.program_hash).sealed:
+        raise InputError(
+            "PLAN_SEALED",
+            "the run has private or secret values, and a planner would see them",
+            help="write the next program by hand, or fork the run",
+        )
+    first = trace.events[0]
+    assert type(first) is ev.RunStarted
+    inputs: dict[str, Any] = dict(first.payload) if type(first.payload) is dict else {}
+    document = canonical.decode(engine.store.program(trace.program_hash))["program"]
+    keys = dict(_output_keys(document["steps"]))
+    undone = {event.step for event in trace.events if type(event) is ev.CompensationSucceeded}
+    results = {
+        keys.get(step.id, step.id): step.output
+        for step in trace.steps
+        if step.status is StepStatus.SUCCESS
+        and step.type != "condition"
+        and step.item is None
+        and step.id not in undone
+    }
+    return {**inputs, **results}
+
+
+def _output_keys(steps: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    for step in steps:
+        if "output_key" in step:
+            yield step["id"], step["output_key"]
+        yield from _output_keys(step.get("parallel_steps", []))
