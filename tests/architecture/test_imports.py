@@ -54,7 +54,8 @@ def test_importing_the_package_loads_nothing_of_weight() -> None:
     ("name", "absent"),
     [
         ("Program", {"asyncio", "sqlite3", "rich", "httpx", "logging", "nano_vm.runtime.engine"}),
-        ("ExecutionVM", {"rich", "httpx", "argparse", "nano_vm.cli"}),
+        ("ExecutionVM", {"rich", "httpx", "argparse", "cryptography", "nano_vm.cli", "nano_vm.vault"}),
+        ("Vault", {"rich", "httpx", "argparse", "cryptography", "sqlite3", "asyncio", "nano_vm.cli"}),
         ("SqliteStore", {"rich", "httpx", "argparse", "nano_vm.cli", "nano_vm.runtime.engine"}),
         ("tool", {"sqlite3", "rich", "httpx", "argparse", "nano_vm.cli"}),
         ("NanoVMError", {"asyncio", "sqlite3", "yaml", "rich", "httpx", "jsonschema_rs", "msgspec"}),
@@ -89,6 +90,23 @@ def test_everything_but_the_http_adapter_works_without_the_extra() -> None:
         "except nano_vm.RuntimeFault as error:\n"
         "    assert error.code == 'EXTRA_MISSING', error.code\n"
         "    assert 'nano-vm[http]' in error.help, error.help\n"
+        "    print('refused')\n"
+    )
+    assert python(code).strip() == "refused"
+
+
+def test_only_what_is_encrypted_needs_the_vaults_extra() -> None:
+    code = BLOCKER.replace("{names!r}", "{'cryptography'}") + (
+        "import nano_vm\n"
+        "steps = [{'id': 'a', 'type': 'tool', 'tool': 'f'}]\n"
+        "vm = nano_vm.ExecutionVM(tools={'f': lambda: 1})\n"
+        "assert vm.run_sync({'name': 'p', 'steps': steps}).final_output == 1\n"
+        "steps[0]['private'] = True\n"
+        "try:\n"
+        "    vm.run_sync({'name': 'q', 'steps': steps})\n"
+        "except nano_vm.RuntimeFault as error:\n"
+        "    assert error.code == 'EXTRA_MISSING', error.code\n"
+        "    assert 'nano-vm[vault]' in error.help, error.help\n"
         "    print('refused')\n"
     )
     assert python(code).strip() == "refused"

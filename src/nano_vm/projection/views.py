@@ -126,9 +126,10 @@ def for_model(request: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[st
 def for_tool(args: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
     """TOOL: the arguments that its schema has, sharing nothing with what is recorded. Whoever calls has checked them; a
     tool that takes any further ones gets these, too."""
-    known = parameters.get("properties", {})
     if parameters.get("additionalProperties", True) is False:
-        args = {name: value for name, value in args.items() if name in known}
+        known = parameters.get("properties", {})
+        if not args.keys() <= known.keys():
+            args = {name: value for name, value in args.items() if name in known}
     for value in args.values():
         if type(value) is dict or type(value) is list:
             copied: dict[str, Any] = canonical.decode(canonical.encode(args))
