@@ -9,7 +9,8 @@ a program whose templates and conditions know which values are gone.
 A note for one entry has these members, each absent when there is nothing to note:
 
     "d"  what templates, lists, times and `accept` conditions came to, in the order they were asked; null is "rendered"
-    "p"  the shape of the payload, for the types whose shape the kernel reads
+    "p"  the shape of the payload, for the types whose shape the kernel reads, and what in it is neither private nor
+         secret: it was sealed for the company it came in
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from nano_vm.program.compiled import (
     ToolAction,
     WaitAction,
 )
+from nano_vm.program.labels import SEALED
 
 Notes = dict[str, dict[str, Any]]
 Take = Callable[[CompiledProgram, State, ev.Event, int], None]
@@ -376,7 +378,7 @@ class _Notes:
 
 def record(program: CompiledProgram, run_id: str, entries: Sequence[Entry]) -> Notes:
     """What a fold of this journal will have to be told once its payloads are gone: by sequence number. Holds counts,
-    times, booleans and codes, no text of any payload.
+    times, booleans and codes, and values that are neither private nor secret.
 
     Raises:
         VerificationError: JOURNAL_MALFORMED. A journal that is closed in part, or that the kernel does not take, is
@@ -386,6 +388,9 @@ def record(program: CompiledProgram, run_id: str, entries: Sequence[Entry]) -> N
     noting = _rebuilt(program, taker)
     before = Recall(program, entries)
     state = State(run=run_id)
+    kept: dict[
+        int, tuple[Any, str]
+    ] = {}  # events that a wait may take whose output is not private: payload, place
     notes: Notes = dict(before._notes)
     for entry in entries:
         facts = read_facts(entry)
@@ -394,17 +399,23 @@ def record(program: CompiledProgram, run_id: str, entries: Sequence[Entry]) -> N
         taker.decisions = []
         shape = None
         for event in open_events(entry, facts):
-            if facts.key is not None and event.type == facts.type:
-                shape = _shape(program, event)
             if type(apply(noting, state, event)) is not State:
                 return notes
+            if facts.key is not None and event.type == facts.type:
+                shape = _shape(program, state, event)
+                if type(event) is ev.EventReceived:
+                    kept[id(event.payload)] = event.payload, str(entry.seq)
+            for settled in state.settled if kept else ():
+                if id(settled.output) in kept and not settled.label & SEALED:
+                    payload, place = kept[id(settled.output)]
+                    notes[place] = {**notes.get(place, {}), "p": {"value": payload}}
         note: dict[str, Any] = {}
         if any(decision is not None for decision in taker.decisions):
             note["d"] = taker.decisions
         if shape is not None:
             note["p"] = shape
         if note:
-            notes[str(entry.seq)] = note
+            notes[str(entry.seq)] = {**note, **notes.get(str(entry.seq), {})}
     return notes
 
 
@@ -416,12 +427,17 @@ def _moment(value: Any) -> Any:
         return error.code
 
 
-def _shape(program: CompiledProgram, event: Any) -> Any:
+def _shape(program: CompiledProgram, state: State, event: Any) -> Any:
     """What the kernel reads of a payload's shape; None when it reads nothing."""
     payload = event.payload
     kind = type(event)
     if kind is ev.RunStarted and type(payload) is dict:
-        return sorted(payload)
+        return {
+            name: _open_value(state, program.input_slots.get(name), payload[name]) for name in sorted(payload)
+        }
+    if kind is ev.ValuesChanged and type(payload) is dict:
+        slots = {name: slot for slot, name in enumerate(program.slots)}
+        return {name: _open_value(state, slots.get(name), payload[name]) for name in sorted(payload)}
     if type(payload) is dict and kind in (ev.StepFailed, ev.ModelTurned):
         return _shape_of_talk(program, event, payload)
     if kind is ev.EventReceived and type(payload) is dict and type(payload.get("approved")) is bool:
@@ -429,8 +445,18 @@ def _shape(program: CompiledProgram, event: Any) -> Any:
     if kind is ev.ChildFinished and type(payload) is dict:
         found = payload.get("compensations")
         undone = found if type(found) is list else []
-        return [{name: value for name, value in undo.items() if name != "args"} for undo in undone]
+        shape = {"undo": [{name: value for name, value in undo.items() if name != "args"} for undo in undone]}
+        label = 0 if event.output_label is ev.UNSET else event.output_label
+        return shape if label & SEALED else {**shape, "output": payload.get("output")}
     return None
+
+
+def _open_value(state: State, slot: int | None, value: Any) -> Any:
+    """A value that is neither private nor secret, in a list of its own; else nothing of it."""
+    labels = state.labels
+    if slot is None or labels is None or labels[slot] & SEALED:
+        return None
+    return [value]
 
 
 def _shape_of_talk(program: CompiledProgram, event: Any, payload: dict[str, Any]) -> Any:
@@ -459,17 +485,20 @@ def _shape_of_talk(program: CompiledProgram, event: Any, payload: dict[str, Any]
 def _filled(program: CompiledProgram, event: Any, shape: Any) -> Any:
     """A closed payload in the shape that the kernel expects, every value of it gone."""
     kind = type(event)
-    if kind is ev.RunStarted:
-        return dict.fromkeys(program.input_slots if shape is None else shape, ERASED)
-    if kind is ev.ValuesChanged:
-        return dict.fromkeys(event.names, ERASED)
+    if kind in (ev.RunStarted, ev.ValuesChanged):
+        names = program.input_slots if kind is ev.RunStarted else event.names
+        known = dict.fromkeys(names) if shape is None else shape
+        return {name: ERASED if value is None else value[0] for name, value in known.items()}
     if kind is ev.EventReceived:
         if type(shape) is bool:
             return {"approved": shape}
+        if type(shape) is dict:
+            return shape["value"]
         return {"approved": True} if shape is None and _is_approval(program, event) else ERASED
     if kind is ev.ChildFinished:
-        undone = [{**undo, "args": ERASED} for undo in shape or ()]
-        return {"output": ERASED, "compensations": undone, "message": ERASED}
+        known = shape or {}
+        undone = [{**undo, "args": ERASED} for undo in known.get("undo", ())]
+        return {"output": known.get("output", ERASED), "compensations": undone, "message": ERASED}
     if kind in (ev.StepFailed, ev.ModelTurned):
         return _filled_talk(event, shape or {})
     if kind in (ev.CompensationFailed, ev.OutcomeUnknown, ev.ActionProposed):

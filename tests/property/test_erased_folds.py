@@ -1,0 +1,105 @@
+"""Random programs whose inputs are private tell the same before and after an erasure, but for the values (P5, P7).
+
+What a kernel takes from values that are gone - lengths, accepted events, failures of templates, who was asked - has
+to be noted somewhere, or a fold takes another way than the run did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+from typing import Any
+
+import pytest
+
+from nano_vm import ExecutionVM, MemoryStore, Program, ProgramError, Trace
+from nano_vm.testing.clock import VirtualClock
+from property.flow_worlds import World, _asked, _children_of, _sound
+
+PRIVATE = {
+    "type": "object",
+    "properties": {"msg": {"private": True}, "rows": {"private": True}, "limit": {"label": "trusted"}},
+}
+ERASURE = {"reason": "asked", "by": "ana"}
+OF_A_RUN = ("status", "outcome", "trace_hash", "outcome_hash", "total_tokens", "path", "rollbacks", "waiting")
+OF_A_STEP = ("id", "type", "occurrence", "item", "status", "verdict", "attempts", "substituted")
+
+
+def told(trace: Trace) -> Any:
+    plain = trace.to_dict()
+    steps = [
+        [*(step[name] for name in OF_A_STEP), None if step["error"] is None else step["error"]["type"]]
+        for step in plain["steps"]
+    ]
+    return [plain[name] for name in OF_A_RUN], steps, trace.state_snapshots
+
+
+async def live(vm: ExecutionVM, clock: VirtualClock, world: World, program: Program) -> Trace:
+    context = {"msg": world.words("a"), "rows": [world.words("a"), "a", world.words()], "limit": 5}
+    trace = await vm.run(program, context, trace_id="run")
+    for turn in range(8):
+        if trace.status != "SUSPENDED":
+            break
+        asked = [found for wait in trace.waiting if (found := _asked(wait.to_dict(), "")) is not None]
+        if asked:
+            step, item = asked[0]
+            trace = await vm.resume("run", world.words("a"), event_id=f"e{turn}", step=step, item=item)
+        else:
+            clock.advance(10_000)
+            await vm.recover()
+            trace = vm.trace("run")
+    if not trace.status.is_terminal:
+        trace = await vm.cancel("run", "enough")
+    return trace
+
+
+def play(seed: int) -> tuple[int, int] | None:
+    """Runs the program of a seed and erases it. How many payloads were erased and how many decisions rest on them; None
+    when no sound program came of it."""
+    rng = Random(seed)
+    child = _sound(rng, "one", {})
+    children = {} if child is None else {"one": child}
+    found = _sound(rng, "p", children)
+    if found is None:
+        return None
+    program = Program.from_dict({**found.to_dict(), "inputs": PRIVATE})
+    world, clock, store = World(rng), VirtualClock(), MemoryStore()
+    vm = ExecutionVM(llm=world, tools=world.tools(), store=store, clock=clock)  # type: ignore[arg-type]
+    vm.proves = False
+    try:
+        for one in children.values():
+            vm.save_program(one)
+        asyncio.run(live(vm, clock, world, program))
+    except ProgramError:
+        return None
+    runs = ["run", *(record.run_id for record in store.records(_children_of("run")))]
+    before = {run: told(vm.trace(run)) for run in runs}
+    receipt = asyncio.run(vm.erase(run="run", **ERASURE))
+    assert receipt["stage"] == "done"
+    closed = ""
+    for run in runs:
+        assert told(vm.trace(run)) == before[run], f"seed {seed}, run {run}"
+        checked = dict(vm.verify(run).steps)
+        if run in receipt["runs"]:
+            closed += checked["closed"]
+    return len(receipt["runs"]), closed.count("at entry")
+
+
+def campaign(first: int, count: int) -> None:
+    erased = rested = 0
+    for seed in range(first, first + count):
+        found = play(seed)
+        if found is not None:
+            erased += found[0]
+            rested += found[1]
+    assert erased > count // 2
+    assert rested > count // 2  # else the programs were too tame to show anything
+
+
+def test_random_programs_tell_the_same_after_an_erasure() -> None:
+    campaign(0, 60)
+
+
+@pytest.mark.campaign
+def test_many_random_programs_tell_the_same_after_an_erasure() -> None:
+    campaign(1_000, 3_000)
