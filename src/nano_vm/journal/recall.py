@@ -153,10 +153,13 @@ class _Raised(NamedTuple):
     """An evaluation that ended in an error."""
 
     code: str
+    error: NanoVMError | None = None  # as it was raised, if it was raised here
 
 
 def _given(outcome: Any) -> Any:
     if type(outcome) is _Raised:
+        if outcome.error is not None:
+            raise outcome.error
         raise NanoVMError(outcome.code, "as recorded; what it was is not readable any more")
     return outcome
 
@@ -189,7 +192,7 @@ def _evaluate(ask: Callable[[list[Any]], Any], slots: list[Any]) -> tuple[Any, b
     try:
         return ask(watched), watched.gone
     except NanoVMError as error:
-        return _Raised(error.code), watched.gone
+        return _Raised(error.code, error), watched.gone
 
 
 # --- the program that knows what is gone ----------------------------------------------------------------------
