@@ -332,6 +332,21 @@ def test_digests_of_private_content_tell_nothing_to_who_guesses(place: Place) ->
         place.vm.run_sync(description, {"who": "somebody else"}, idempotency_key="order-1")
 
 
+def test_no_cache_and_no_tape_keeps_a_private_prompt_or_its_answer(place: Place) -> None:
+    from nano_vm.providers.cassette import CassetteRecorder
+
+    place.close()
+    place.open(llm=CassetteRecorder(MockLLMAdapter(IBAN), place.directory / "tape.jsonl"))
+    steps = [
+        {"id": "a", "type": "llm", "prompt": "to $who"},
+        {"id": "b", "type": "llm", "prompt": "you", "private": True},
+    ]
+    assert place.run(program(*steps)).steps[0].output == IBAN
+    place.nowhere()
+    place.vm.run_sync({"name": "q", "steps": [{"id": "a", "type": "llm", "prompt": "hello"}]})
+    assert IBAN.encode() in (place.directory / "tape.jsonl").read_bytes()  # what is not private is recorded
+
+
 def test_a_private_action_keeps_its_key_over_retries_and_restarts(place: Place) -> None:
     place.run(program(act("a", tool="keyed", private=True), act("b", tool="ask")))
     first = place.effects[:]

@@ -182,7 +182,8 @@ def make_gateway(args: argparse.Namespace, config: GatewayConfig) -> tuple[Gatew
     model = Model(args)
     try:
         store = GatewayStore(path, durability="normal" if chosen == "normal" else "full")
-        engine = Engine(llm=model.client, tools=tools, store=store, secrets=open_vault(args))
+        vault = open_vault(args)
+        engine = Engine(llm=model.client, tools=tools, store=store, secrets=vault, keys=vault)
         state = GatewayState(path + SUFFIX)
         gateway = Gateway(engine, store, state, config)
         if config.mounts:
