@@ -70,6 +70,18 @@ def test_a_hold_forbids_replacing_a_secret(cli: Cli, put, place: Path) -> None:
     assert put("token", value="another").code == 0
 
 
+def test_an_erased_secret_is_gone(cli: Cli, put, place: Path) -> None:
+    cli("vault", "init")
+    put("token")
+    assert cli("vault", "erase", "token", "--reason", "old").code == 2  # by nobody
+    cli("run", "greeting.yaml", "--tools", "tools.py", "--model", "mock:no", "--input", "name=a")
+    done = cli("vault", "erase", "token", "--reason", "old", "--principal", "ana", "--json")
+    assert (done.code, done.json["stage"], done.json["target"]) == (0, "done", "vault://secret/token")
+    assert cli("vault", "list", "--json").json["secrets"] == []
+    assert cli("vault", "erase", "token", "--reason", "old", "--principal", "ana").code == 2
+    assert [path.name for path in (place / "nano-vm.db.keys" / "keys").iterdir()] == ["index"]
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -70,10 +70,28 @@ def execute(args: argparse.Namespace, console: Console) -> int:
                 tenant=args.tenant,
             ),
         )
+    return _conclude(console, receipt, args.receipt)
+
+
+def erase_secret(args: argparse.Namespace, console: Console) -> int:
+    """`nano-vm vault erase ID`."""
+    with Session(args, create=True) as session:
+        principal = session.principal
+        if principal is None:
+            raise InputError("USAGE", "an erasure is somebody's", help="--principal ID")
+        engine = session.engine
+        receipt = supervise(
+            session,
+            lambda: engine.erase(secret=args.id, reason=args.reason, by=principal, tenant=args.tenant),
+        )
+    return _conclude(console, receipt, None)
+
+
+def _conclude(console: Console, receipt: dict[str, Any], path: str | None) -> int:
     _show(console, receipt)
-    if args.receipt is not None:
-        _write(args.receipt, receipt)
-        console.note(f"receipt in {args.receipt}")
+    if path is not None:
+        _write(path, receipt)
+        console.note(f"receipt in {path}")
     console.document(receipt)
     return exits.DONE if receipt["stage"] == "done" else exits.FAILED
 

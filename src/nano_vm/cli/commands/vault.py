@@ -6,6 +6,7 @@
   nano-vm vault list
   nano-vm vault rotate card-token             a new data key for one secret; --subject ID for a data subject
   nano-vm vault rotate --kek                  a new key-encryption key; every data key is wrapped anew
+  nano-vm vault erase card-token --reason "no longer needed" --principal ana      for good
   nano-vm vault hold --subject ID --reason "case 17"      no erasure until `release`
   nano-vm vault release --subject ID
 
@@ -47,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("id", metavar="ID", nargs="?", help="a secret")
     what.add_argument("--subject", metavar="ID", help="a data subject: the key of its new values")
     what.add_argument("--kek", action="store_true", help="the key-encryption key")
+    erase = actions.add_parser("erase", help="destroy a secret's key: nothing brings it back")
+    erase.add_argument("id", metavar="ID", help="a secret; for data subjects: nano-vm erase")
+    erase.add_argument("--reason", metavar="TEXT", required=True, help="why; on record for good")
     for name, summary in (("hold", "forbid the erasure of something"), ("release", "allow it again")):
         holding = actions.add_parser(name, help=summary)
         held = holding.add_mutually_exclusive_group(required=True)
@@ -66,6 +70,10 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         return _init(args, console)
     if args.action == "rotate" and args.kek:
         return _rotate_kek(args, console)
+    if args.action == "erase":
+        from nano_vm.cli.commands.erase import erase_secret
+
+        return erase_secret(args, console)
     vault = require_vault(args)
     if args.action == "put":
         reference = vault.put(args.id, _value(args.id), tenant=args.tenant, tools=args.tool)
