@@ -391,9 +391,8 @@ def record(program: CompiledProgram, run_id: str, entries: Sequence[Entry]) -> N
     noting = _rebuilt(program, taker)
     before = Recall(program, entries)
     state = State(run=run_id)
-    kept: dict[
-        int, tuple[Any, str]
-    ] = {}  # events that a wait may take whose output is not private: payload, place
+    # Events that a wait may take whose output is not private: payload, place.
+    kept: list[tuple[Any, str]] = []
     notes: Notes = dict(before._notes)
     for entry in entries:
         facts = read_facts(entry)
@@ -407,11 +406,12 @@ def record(program: CompiledProgram, run_id: str, entries: Sequence[Entry]) -> N
             if facts.key is not None and event.type == facts.type:
                 shape = _shape(program, state, event)
                 if type(event) is ev.EventReceived:
-                    kept[id(event.payload)] = event.payload, str(entry.seq)
+                    kept.append((event.payload, str(entry.seq)))
             for settled in state.settled if kept else ():
-                if id(settled.output) in kept and not settled.label & SEALED:
-                    payload, place = kept[id(settled.output)]
-                    notes[place] = {**notes.get(place, {}), "p": {"value": payload}}
+                for payload, place in kept:
+                    # The same object: what was bound is the event's data, not merely equal to it.
+                    if settled.output is payload and not settled.label & SEALED:
+                        notes[place] = {**notes.get(place, {}), "p": {"value": payload}}
         note: dict[str, Any] = {}
         if any(decision is not None for decision in taker.decisions):
             note["d"] = taker.decisions
