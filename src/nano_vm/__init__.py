@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from nano_vm.kernel.state import RunStatus as RunStatus
     from nano_vm.kernel.state import StepStatus as StepStatus
     from nano_vm.observe.analyzer import TraceAnalyzer as TraceAnalyzer
+    from nano_vm.observe.baseline import Baseline as Baseline
+    from nano_vm.observe.baseline import learn as learn_baseline
+    from nano_vm.observe.drift import DriftMonitor as DriftMonitor
     from nano_vm.planner.plan import Planner as Planner
     from nano_vm.planner.plan import PlanRejected as PlanRejected
     from nano_vm.planner.replan import replan_on_interrupt as replan_on_interrupt
@@ -65,13 +68,14 @@ if TYPE_CHECKING:
 
 # Public name -> (module, name there). A subprocess test keeps this table and the imports above equal.
 _PUBLIC: dict[str, tuple[str, str]] = {
-    "PENDING": ("nano_vm.runtime.tooling", "PENDING"),
+    "Baseline": ("nano_vm.observe.baseline", "Baseline"),
     "Breaker": ("nano_vm.providers.health", "Breaker"),
     "CapabilityDeniedError": ("nano_vm.errors", "CapabilityDeniedError"),
     "CassettePlayer": ("nano_vm.providers.cassette", "CassettePlayer"),
     "CassetteRecorder": ("nano_vm.providers.cassette", "CassetteRecorder"),
     "Completion": ("nano_vm.runtime.ports", "Completion"),
     "ConflictError": ("nano_vm.errors", "ConflictError"),
+    "DriftMonitor": ("nano_vm.observe.drift", "DriftMonitor"),
     "ExecutionVM": ("nano_vm.vm", "ExecutionVM"),
     "InputError": ("nano_vm.errors", "InputError"),
     "LiteLLMAdapter": ("nano_vm.providers.litellm", "LiteLLMAdapter"),
@@ -83,6 +87,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "NanoVMError": ("nano_vm.errors", "NanoVMError"),
     "NotFoundError": ("nano_vm.errors", "NotFoundError"),
     "OpenAICompatibleAdapter": ("nano_vm.providers.openai_compatible", "OpenAICompatibleAdapter"),
+    "PENDING": ("nano_vm.runtime.tooling", "PENDING"),
     "PlanRejected": ("nano_vm.planner.plan", "PlanRejected"),
     "Planner": ("nano_vm.planner.plan", "Planner"),
     "Program": ("nano_vm.program.model", "Program"),
@@ -112,6 +117,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "VerificationError": ("nano_vm.errors", "VerificationError"),
     "Weights": ("nano_vm.providers.routing", "Weights"),
     "diff": ("nano_vm.journal.diff", "diff"),
+    "learn_baseline": ("nano_vm.observe.baseline", "learn"),
     "replan_on_interrupt": ("nano_vm.planner.replan", "replan_on_interrupt"),
     "tool": ("nano_vm.tools.registry", "tool"),
 }

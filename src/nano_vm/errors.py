@@ -277,6 +277,10 @@ CODES: dict[str, ErrorCode] = {
     "KEY_NOT_FOUND": ErrorCode(C, False, 2, "no key of that name"),
     "KEY_FILE": ErrorCode(E, False, 1, "a key file that cannot be used"),
     "KEY_PERMISSIONS": ErrorCode(E, False, 1, "a private key that others can read"),
+    # --- observing ----------------------------------------------------------------------------------------
+    "BAD_BASELINE": ErrorCode(C, False, 2, "a file that is no baseline, or one of another program"),
+    "BASELINE_FILE": ErrorCode(E, False, 1, "a baseline's file that cannot be read or written"),
+    "SMALL_BASELINE": ErrorCode(C, False, 2, "too few runs to learn from"),
     # --- stores -------------------------------------------------------------------------------------------
     "RUN_EXISTS": ErrorCode(C, False, 2, "the run id or idempotency key is taken"),
     "KEY_CONFLICT": ErrorCode(C, False, 2, "the same idempotency key was used with another context"),
@@ -333,6 +337,11 @@ CODES: dict[str, ErrorCode] = {
     "BUDGET_EXCEEDED": ErrorCode(A, False, 7, "a budget of the run is spent"),
     "STALLED": ErrorCode(A, False, 7, "no step changed a bound value for `max_stalled_steps` steps"),
     "CANCELLED": ErrorCode(C, False, 7, "somebody cancelled the run"),
+    "UNLISTED_TOOL": ErrorCode(E, False, 1, "a model proposed a tool that its agent does not list"),
+    "DUPLICATE_CALL": ErrorCode(E, False, 1, "a model proposed two calls under one id"),
+    "MAX_TURNS": ErrorCode(E, False, 1, "a model proposed a call in its last turn"),
+    "CONVERSATION_TOO_LARGE": ErrorCode(A, False, 1, "an agent's conversation has grown beyond its limit"),
+    "NO_TOOLS": ErrorCode(C, False, 1, "an agent's model adapter takes no tools"),
     # --- kernel: why an event was refused -----------------------------------------------------------------
     "OUT_OF_ORDER": ErrorCode(C, False, 1, "the event does not belong to what the run is doing now"),
     "DUPLICATE": ErrorCode(C, False, 1, "the same event was accepted before; its answer stands"),

@@ -3,6 +3,7 @@
 nano-vm trace ID
 nano-vm trace ID --events      the journal itself, entry by entry
 nano-vm trace ID --as receipt  what that audience may see, as JSON: trace, receipt (no values), operator
+nano-vm trace ID --metrics     how it went: churn, entropy, surprisal, …
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("trace", "receipt", "operator"),
         help="the view of one audience, as JSON: with values, without any, or the record alone",
     )
+    parser.add_argument("--metrics", action="store_true", help="measures of how the run went")
+    parser.add_argument(
+        "--baseline", metavar="FILE", help="with --metrics: what healthy runs are like (see `drift`)"
+    )
 
 
 def execute(args: argparse.Namespace, console: Console) -> int:
@@ -45,6 +50,8 @@ def execute(args: argparse.Namespace, console: Console) -> int:
             return _events(args, console, session)
         if args.audience is not None:
             return _view(args, console, session, trace)
+        if args.metrics:
+            return _metrics(args, console, trace)
         if console.json_only:
             record = session.store.record(args.run_id)
             extra = {
@@ -101,6 +108,32 @@ def _events(args: argparse.Namespace, console: Console, session: Session) -> int
             name = f"{line.step} " if line.step else ""
             console.line(f"{entry.seq:>5}  {moment(event.at_ms)}  {event.type:<21}  {name}{line.text}")
     return exits.DONE
+
+
+def _metrics(args: argparse.Namespace, console: Console, trace: Trace) -> int:
+    from nano_vm.cli.baselines import read_baseline
+    from nano_vm.observe.analyzer import TraceAnalyzer
+
+    baseline = read_baseline(args.baseline, trace.program_hash) if args.baseline else None
+    measured = TraceAnalyzer(trace).metrics(baseline)
+    console.document({"trace_id": trace.trace_id, **measured})
+    old = measured.pop("uncalibrated")
+    for name, value in measured.items():
+        shown = (
+            "needs --baseline" if value is None else f"{value:.3f}" if type(value) is float else str(value)
+        )
+        console.line(
+            f"  {name.replace('_', ' '):<20}  {shown}{_UNITS.get(name, '') if value is not None else ''}"
+        )
+    verdict = "over" if old["exceeded"] else "within"
+    console.line(
+        f"  {'absolute entropy':<20}  {old['bits']:.3f} bits, {verdict} the uncalibrated {old['limit']}",
+        "dim",
+    )
+    return exits.DONE
+
+
+_UNITS = {"transition_entropy": " bits", "mean_surprisal": " bits per move"}
 
 
 def _plain(event: Event) -> dict[str, Any]:

@@ -1,0 +1,127 @@
+"""Say whether the runs of a program still go as they went when they went well.
+
+nano-vm drift PROGRAM                      hold the newer half of its runs against the older
+nano-vm drift PROGRAM --baseline-runs 200 --save FILE
+nano-vm drift PROGRAM --baseline FILE      hold all runs against a baseline that was kept
+nano-vm drift PROGRAM --check              exit with 1 unless the runs are STABLE
+
+PROGRAM is a name or a hash. Runs that have not ended do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from nano_vm.cli import exits
+from nano_vm.cli.baselines import read_baseline, write_baseline
+from nano_vm.cli.console import Console, printable
+from nano_vm.cli.session import Session
+from nano_vm.errors import InputError, NotFoundError
+from nano_vm.journal.port import RunRecord
+from nano_vm.observe.baseline import Baseline, learn
+from nano_vm.observe.drift import RUNS_MIN, DriftMonitor, Health, Report, calibrate
+from nano_vm.observe.trajectory import Trajectory, of_trace
+
+RUNS_MAX = 10_000
+_MARKS = {Health.STABLE: ("good", "good"), Health.DRIFTING: ("wait", "warn"), Health.DEGRADED: ("bad", "bad")}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("program", metavar="PROGRAM", help="name or hash of the program")
+    parser.add_argument("--baseline", metavar="FILE", help="a baseline that --save has written")
+    parser.add_argument(
+        "--baseline-runs",
+        metavar="N",
+        type=int,
+        help="learn from the N oldest runs (default: the older half)",
+    )
+    parser.add_argument("--save", metavar="FILE", help="write the baseline that was learned")
+    parser.add_argument(
+        "--false-alarm",
+        metavar="P",
+        type=float,
+        default=0.05,
+        help="probability of an alarm within the horizon when nothing has changed (default: 0.05)",
+    )
+    parser.add_argument("--horizon", metavar="N", type=int, default=1_000, help="runs (default: 1000)")
+    parser.add_argument("--limit", metavar="N", type=int, default=RUNS_MAX, help="look at the N newest runs")
+    parser.add_argument("--check", action="store_true", help="exit with 1 unless the runs are STABLE")
+
+
+def execute(args: argparse.Namespace, console: Console) -> int:
+    if not 0 < args.limit <= RUNS_MAX:
+        raise InputError("USAGE", f"--limit is a number from 1 to {RUNS_MAX}", help="--limit 1000")
+    if args.baseline and (args.save or args.baseline_runs is not None):
+        raise InputError("USAGE", "a baseline is read or learned, not both", help="leave --baseline out")
+    with Session(args) as session:
+        runs = [of_trace(session.engine.trace(record.run_id)) for record in _records(session, args)]
+    if args.baseline:
+        baseline, watched = read_baseline(args.baseline, runs[0].program), runs
+    else:
+        baseline, watched = _learn(args, runs)
+    calibration = calibrate(baseline, false_alarm=args.false_alarm, horizon=args.horizon)
+    if args.save:
+        write_baseline(args.save, baseline)
+    monitor = DriftMonitor(baseline, calibration)
+    for run in watched:
+        monitor.observe(run)
+    report = monitor.report()
+    program = {"name": baseline.name, "hash": baseline.program}
+    console.document({"program": program, "baseline_runs": baseline.runs, **report.to_dict()})
+    _show(console, baseline, report)
+    return exits.FAILED if args.check and report.health is not Health.STABLE else exits.DONE
+
+
+def _records(session: Session, args: argparse.Namespace) -> list[RunRecord]:
+    """The ended runs of one version of the program, oldest first."""
+    by_hash = args.program.startswith("sha256:")
+    found = session.engine.runs(program=None if by_hash else args.program, limit=args.limit)
+    ended = [record for record in found if record.status not in ("RUNNING", "SUSPENDED")]
+    if by_hash:
+        ended = [record for record in ended if record.program_hash == args.program]
+    if not ended:
+        raise NotFoundError(
+            "RUN_NOT_FOUND",
+            f"there is no ended run of `{printable(args.program)}`",
+            help="`nano-vm runs` lists them",
+        )
+    newest = ended[0].program_hash  # another version is another program: it goes other ways by design
+    return [record for record in reversed(ended) if record.program_hash == newest]
+
+
+def _learn(args: argparse.Namespace, runs: list[Trajectory]) -> tuple[Baseline, list[Trajectory]]:
+    count = len(runs) // 2 if args.baseline_runs is None else args.baseline_runs
+    if count < RUNS_MIN or count > len(runs):
+        raise InputError(
+            "SMALL_BASELINE",
+            f"{len(runs)} runs have ended, and a baseline of {count} cannot be made of them",
+            help=f"a baseline needs at least {RUNS_MIN} runs: wait for more, or use --baseline-runs",
+        )
+    return learn(runs[:count]), runs[count:]
+
+
+def _show(console: Console, baseline: Baseline, report: Report) -> None:
+    symbol, style = _MARKS[report.health]
+    calibration = report.calibration
+    console.line(
+        f"{console.style(console.symbol(symbol), style)} {console.style(report.health.value, style)}  "
+        f"{printable(baseline.name)}"
+    )
+    console.line(f"  baseline      {baseline.runs} runs, surprisal {calibration.mean:.3f} bits per move")
+    console.line(
+        f"  since then    {report.runs} runs, surprisal {report.surprisal:.3f}, shift {report.shift:+.1f} sd"
+    )
+    console.line(
+        f"  CUSUM         {report.cusum:.1f} of {report.threshold:.1f} (false alarms: at most "
+        f"{calibration.false_alarm:g} in {calibration.horizon} runs)"
+    )
+    console.line(f"  change        probability {report.changed:.2f}")
+    if report.since is not None:
+        console.line(f"  began about   {report.since}")
+    if report.health is not Health.STABLE:
+        console.line(f"  success       {report.success[0]:.0%}, in the baseline {report.success[1]:.0%}")
+    for row in report.evidence:
+        console.line(
+            f"  surprises     {printable(row['from'])} -> {printable(row['to'])}: {row['seen']:.0%} of the time, "
+            f"expected {row['expected']:.1%}"
+        )

@@ -1,0 +1,145 @@
+"""A baseline: how runs of a program go when they go well, as a Markov model of moves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from math import log2
+from typing import Any
+
+import msgspec
+
+from nano_vm import canonical
+from nano_vm.errors import InputError
+from nano_vm.observe.measures import PATH_MAX
+from nano_vm.observe.trajectory import Trajectory
+
+FORMAT = 1
+SMOOTHING = 0.5  # what every possible move counts as having been seen, and one that nobody thought of
+VARIANTS_MAX = 50  # paths that are kept, the most frequent ones
+STATES_MAX = 100_000
+FILE_BYTES_MAX = 64 * 1024 * 1024
+
+
+class Baseline(msgspec.Struct, kw_only=True):
+    """Counts of moves over healthy runs of one program.
+
+    Attributes:
+        counts: state -> next move -> how often; `possible`: what the graph lets follow, seen or not.
+        variants: the most frequent paths, each with its count.
+        scores: mean surprisal of the runs it was learned from, each under a model learned from the others; empty
+            until it is calibrated.
+    """
+
+    program: str = ""
+    name: str = ""
+    runs: int = 0
+    successes: int = 0
+    counts: dict[str, dict[str, int]] = {}
+    possible: dict[str, list[str]] = {}
+    variants: list[tuple[list[str], int]] = []
+    scores: list[float] = []
+
+    def probability(self, state: str, following: str) -> float:
+        """P(following | state): (n + 1/2) / (N + (K + 1)/2), N moves having been seen from the state, n of them this
+        one; K is how many moves are known to be possible there, and one share is for whatever is not. From a state that
+        nobody has heard of: 1 / (V + 1), V being how many moves are known at all."""
+        seen = self.counts.get(state, {})
+        known = len(seen.keys() | set(self.possible.get(state, ())))
+        if not known:
+            return 1 / (self._vocabulary() + 1)
+        total = sum(seen.values())
+        return (seen.get(following, 0) + SMOOTHING) / (total + SMOOTHING * (known + 1))
+
+    def _vocabulary(self) -> int:
+        rows = [*self.counts.values(), *self.possible.values()]
+        return len({following for row in rows for following in row})
+
+    def surprisal(self, trajectory: Trajectory) -> float:
+        """Mean surprisal in bits per move: the mean of -log2 P(next | present) over the path, its end included."""
+        pairs = trajectory.pairs()
+        return -sum(log2(self.probability(*pair)) for pair in pairs) / len(pairs)
+
+    def add(self, trajectory: Trajectory) -> None:
+        """Count one run."""
+        self._count(trajectory, 1)
+
+    def _count(self, trajectory: Trajectory, times: int) -> None:
+        self.runs += times
+        self.successes += times * (trajectory.status in ("", "SUCCESS"))
+        for state, following in trajectory.pairs():
+            row = self.counts.setdefault(state, {})
+            row[following] = row.get(following, 0) + times
+            if not row[following]:
+                del row[following]
+
+    def without(self, trajectory: Trajectory) -> _Without:
+        """This baseline as if that run had not been seen; to be used as a context."""
+        return _Without(self, trajectory)
+
+    # --- as a file ------------------------------------------------------------------------------------------
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON."""
+        return canonical.encode({"format": FORMAT, **msgspec.to_builtins(self)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Baseline:
+        """The baseline that `to_bytes` wrote.
+
+        Raises:
+            InputError: BAD_BASELINE.
+        """
+        try:
+            if len(data) > FILE_BYTES_MAX:
+                raise ValueError("too large")
+            plain = msgspec.json.decode(data)
+            if type(plain) is not dict or plain.pop("format", None) != FORMAT:
+                raise ValueError("another format")
+            found: Baseline = msgspec.convert(plain, cls)
+            if len(found.counts) > STATES_MAX or any(
+                count < 1 for row in found.counts.values() for count in row.values()
+            ):
+                raise ValueError("counts")
+        except (ValueError, msgspec.MsgspecError, RecursionError):
+            raise InputError(
+                "BAD_BASELINE",
+                "the file is no baseline of this version",
+                help="write one with `nano-vm drift PROGRAM --save FILE`",
+            ) from None
+        return found
+
+
+class _Without:
+    def __init__(self, baseline: Baseline, trajectory: Trajectory) -> None:
+        self._baseline = baseline
+        self._trajectory = trajectory
+
+    def __enter__(self) -> Baseline:
+        self._baseline._count(self._trajectory, -1)
+        return self._baseline
+
+    def __exit__(self, *_: Any) -> None:
+        self._baseline._count(self._trajectory, 1)
+
+
+def learn(trajectories: Sequence[Trajectory]) -> Baseline:
+    """A baseline of these runs, all of one program, calibrated: every run is scored by what the others have taught."""
+    baseline = Baseline()
+    if trajectories:
+        baseline.program, baseline.name = trajectories[0].program, trajectories[0].name
+    for trajectory in trajectories:
+        for state, following in trajectory.graph.items():
+            baseline.possible.setdefault(state, list(following))
+        baseline.add(trajectory)
+    for trajectory in trajectories:
+        with baseline.without(trajectory) as others:
+            baseline.scores.append(others.surprisal(trajectory))
+    baseline.variants = _variants(trajectories)
+    return baseline
+
+
+def _variants(trajectories: Iterable[Trajectory]) -> list[tuple[list[str], int]]:
+    paths = Counter(tuple(trajectory.path[:PATH_MAX]) for trajectory in trajectories)
+    frequent = sorted(paths.items(), key=lambda item: (-item[1], item[0]))[:VARIANTS_MAX]
+    return [(list(path), count) for path, count in frequent]
