@@ -11,12 +11,13 @@ PROGRAM is a name or a hash. Runs that have not ended do not count.
 from __future__ import annotations
 
 import argparse
+import contextlib
 
 from nano_vm.cli import exits
 from nano_vm.cli.baselines import read_baseline, write_baseline
 from nano_vm.cli.console import Console, printable
 from nano_vm.cli.session import Session
-from nano_vm.errors import InputError, NotFoundError
+from nano_vm.errors import InputError, NanoVMError, NotFoundError
 from nano_vm.journal.port import RunRecord
 from nano_vm.observe.baseline import Baseline, learn
 from nano_vm.observe.drift import RUNS_MIN, DriftMonitor, Health, Report, calibrate
@@ -54,7 +55,11 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     if args.baseline and (args.save or args.baseline_runs is not None):
         raise InputError("USAGE", "a baseline is read or learned, not both", help="leave --baseline out")
     with Session(args) as session:
-        runs = [of_trace(session.engine.trace(record.run_id)) for record in _records(session, args)]
+        runs, skipped = _trajectories(session, _records(session, args))
+    if skipped:
+        console.note(f"{skipped} runs are left out: their journals cannot be read any more")
+    if not runs:
+        raise NotFoundError("RUN_NOT_FOUND", "none of the runs can be read", help="`nano-vm verify` says why")
     if args.baseline:
         baseline, watched = read_baseline(args.baseline, runs[0].program), runs
     else:
@@ -70,6 +75,15 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     console.document({"program": program, "baseline_runs": baseline.runs, **report.to_dict()})
     _show(console, baseline, report)
     return exits.FAILED if args.check and report.health is not Health.STABLE else exits.DONE
+
+
+def _trajectories(session: Session, records: list[RunRecord]) -> tuple[list[Trajectory], int]:
+    """The runs as trajectories, and how many of them cannot be read: parts of them are erased, or damaged."""
+    runs = []
+    for record in records:
+        with contextlib.suppress(NanoVMError):
+            runs.append(of_trace(session.engine.trace(record.run_id)))
+    return runs, len(records) - len(runs)
 
 
 def _records(session: Session, args: argparse.Namespace) -> list[RunRecord]:
