@@ -39,6 +39,8 @@ COMMANDS: dict[str, str] = {
     "diff": "compare two runs",
     "erase": "destroy what opens private values, for good",
     "watch": "follow runs as they go",
+    "eventlog": "write runs as an event log for process mining",
+    "graph": "draw a program or a run",
     "drift": "say whether the runs of a program still go as they should",
     "providers": "show the providers of a pool and their circuits",
     "schema": "print the JSON Schema of programs and policies",
