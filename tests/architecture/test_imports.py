@@ -110,3 +110,16 @@ def test_only_what_is_encrypted_needs_the_vaults_extra() -> None:
         "    print('refused')\n"
     )
     assert python(code).strip() == "refused"
+
+
+def test_telemetry_is_optional_and_named_when_it_is_missing() -> None:
+    code = BLOCKER.replace("{names!r}", repr({"opentelemetry"})) + (
+        "from nano_vm import ExecutionVM, NanoVMError\n"
+        "from nano_vm.observe.telemetry import Otlp, Telemetry\n"
+        "for make in (lambda vm: Telemetry(vm), lambda vm: Otlp(vm, 'http://127.0.0.1:1')):\n"
+        "    try:\n"
+        "        make(ExecutionVM())\n"
+        "    except NanoVMError as error:\n"
+        "        print(error.code, 'nano-vm[otel]' in (error.help or ''))\n"
+    )
+    assert python(code) == "EXTRA_MISSING True\n" * 2

@@ -18,6 +18,7 @@ from nano_vm.program.model import Program
 
 if TYPE_CHECKING:
     from nano_vm.cli.models import Model
+    from nano_vm.observe.telemetry import Otlp
     from nano_vm.runtime.engine import Engine
     from nano_vm.runtime.ports import ModelClient
     from nano_vm.stores.sqlite import SqliteJournalStore
@@ -94,11 +95,20 @@ class Session:
         self.engine: Engine = Engine(
             llm=self.model, tools=self.tools, store=self.store, secrets=self.vault, keys=self.vault
         )
+        self._otlp: Otlp | None = None
+        if drives:
+            try:
+                self._otlp = _telemetry(self.engine)
+            except BaseException:
+                self.__exit__()
+                raise
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._otlp is not None:
+            self._otlp.close()
         self.engine.threads.close()
         self.store.close()
         self._close_model()
@@ -141,6 +151,25 @@ class Session:
         if record.status in ("RUNNING", "SUSPENDED"):
             compiled = self.engine.load_program(record.program_hash)
             self.require(compiled, only_compensations=only_compensations)
+
+
+OTLP_ENDPOINT = "NANO_VM_OTLP_ENDPOINT"
+
+
+def _telemetry(engine: Engine) -> Otlp | None:
+    """What the environment asks for.
+
+    Raises:
+        InputError: USAGE. RuntimeFault: EXTRA_MISSING.
+    """
+    endpoint = os.environ.get(OTLP_ENDPOINT, "")
+    if not endpoint:
+        return None
+    if not endpoint.startswith(("http://", "https://")):
+        raise InputError("USAGE", f"{OTLP_ENDPOINT} is no address", help="http://127.0.0.1:4318")
+    from nano_vm.observe.telemetry import Otlp
+
+    return Otlp(engine, endpoint)
 
 
 class StoredPrograms(Mapping[str, Program]):
