@@ -227,7 +227,11 @@ def _class(name: str, kind: type) -> list[str]:
         static = inspect.getattr_static(kind, member)
         if isinstance(static, property) or type(static).__name__ == "cached_property":
             text = inspect.getdoc(static) or ""
-            getter = static.fget if isinstance(static, property) else static.func
+            getter = (
+                static.fget
+                if isinstance(static, property)
+                else getattr(static, "func", None) or static._compute
+            )
             hint = _plain(str(getter.__annotations__.get("return", "")))
             lines += [
                 "",
