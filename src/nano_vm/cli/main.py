@@ -40,6 +40,7 @@ COMMANDS: dict[str, str] = {
     "erase": "destroy what opens private values, for good",
     "watch": "follow runs as they go",
     "eventlog": "write runs as an event log for process mining",
+    "measure": "hold traces of other systems against the measures of runs",
     "graph": "draw a program or a run",
     "drift": "say whether the runs of a program still go as they should",
     "providers": "show the providers of a pool and their circuits",

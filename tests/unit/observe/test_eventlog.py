@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nano_vm import ExecutionVM, MockLLMAdapter, Program, SqliteStore, tool
@@ -43,6 +43,7 @@ TRAJECTORIES = st.builds(
 XES = "{http://www.xes-standard.org/}"
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(trajectories=st.lists(TRAJECTORIES, max_size=4))
 def test_jsonl_reads_back_as_what_it_was(trajectories: list[Trajectory]) -> None:
     lines = [line.encode() for line in eventlog.jsonl(trajectories)]
@@ -56,6 +57,7 @@ def test_a_line_that_is_no_trajectory_is_named(line: bytes) -> None:
         list(eventlog.read_jsonl([good, line]))
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(trajectories=st.lists(TRAJECTORIES, max_size=4))
 def test_xes_is_well_formed_and_has_every_move(trajectories: list[Trajectory]) -> None:
     root = ElementTree.fromstring("".join(eventlog.xes(trajectories)))
@@ -100,6 +102,7 @@ OCEL: dict[str, Any] = {
 }
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(trajectories=st.lists(TRAJECTORIES, max_size=4, unique_by=lambda t: t.id))
 def test_ocel_names_only_what_it_declares(trajectories: list[Trajectory]) -> None:
     import jsonschema_rs

@@ -6,7 +6,7 @@ from math import isclose, log2
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nano_vm import ExecutionVM, MockLLMAdapter, TraceAnalyzer, tool
@@ -55,6 +55,7 @@ def test_an_endless_alternation_is_no_uncertainty_but_churn() -> None:
     assert measures.tool_churn(run) == 0.98
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(path=NAMES, other=NAMES, rollbacks=st.integers(0, 3))
 def test_ranges_and_symmetry(path: list[str], other: list[str], rollbacks: int) -> None:
     run = trajectory(*path, actions=tuple(path), rollbacks=min(rollbacks, len(path)))
@@ -68,6 +69,7 @@ def test_ranges_and_symmetry(path: list[str], other: list[str], rollbacks: int) 
     assert (there == 0) is (path == other)
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(paths=st.lists(NAMES, min_size=1, max_size=8), strange=NAMES)
 def test_a_baseline_is_a_probability_and_what_it_has_seen_surprises_less(
     paths: list[list[str]], strange: list[str]
