@@ -25,6 +25,9 @@ from nano_vm.program import fields
 ROOT = Path(__file__).resolve().parents[1]
 # Public for the other rooms' sake; nothing for users.
 INSIDE = {
+    "find",
+    "govern",
+    "keep_policy",
     "announce",
     "answer",
     "claim_action",

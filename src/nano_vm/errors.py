@@ -247,6 +247,7 @@ CODES: dict[str, ErrorCode] = {
     "POLICY_CONTRADICTION": ErrorCode(A, False, 3, "rules of a policy that cannot both be meant"),
     "POLICY_REDUNDANT": ErrorCode(A, False, 3, "a rule that changes nothing"),
     "POLICY_EMPTY": ErrorCode(A, False, 3, "a policy without rules"),
+    "POLICY_NOT_FOUND": ErrorCode(C, False, 2, "no policy of that hash is stored"),
     "DUPLICATE_RULE": ErrorCode(A, False, 3, "two rules of the same id, or an id that is reserved"),
     "VALUE_SYNTAX": ErrorCode(C, False, 2, "bytes that are not JSON"),
     # --- journal ------------------------------------------------------------------------------------------
@@ -255,6 +256,7 @@ CODES: dict[str, ErrorCode] = {
     "CHAIN_BROKEN": ErrorCode(T, False, 5, "an entry is missing, moved or foreign"),
     "COMMITMENT_MISMATCH": ErrorCode(T, False, 5, "an entry's payload or salt was changed"),
     "REPLAY_MISMATCH": ErrorCode(T, False, 5, "the kernel would not take a recorded transition"),
+    "POLICY_UNKNOWN": ErrorCode(T, False, 5, "the policy that a decision names is not at hand"),
     "RECORD_MISMATCH": ErrorCode(T, False, 5, "a run's record does not say what its journal says"),
     "PAYLOAD_MISSING": ErrorCode(T, False, 5, "a payload is gone that no entry says was erased"),
     "PROOF_INVALID": ErrorCode(T, False, 5, "an inclusion or consistency proof does not lead to the root"),
@@ -363,11 +365,17 @@ CODES: dict[str, ErrorCode] = {
     "MALFORMED": ErrorCode(C, False, 1, "the event cannot be read"),
     "OVERSIZED": ErrorCode(C, False, 1, "the event is too large"),
     "POLICY": ErrorCode(C, False, 4, "the policy does not allow it"),
+    "APPROVAL_VOID": ErrorCode(C, False, 4, "the approval is for another action, or was used or replaced"),
+    "APPROVAL_EXPIRED": ErrorCode(C, False, 4, "an approval, or the request for it, has expired"),
+    "APPROVAL_DENIED": ErrorCode(C, False, 4, "an action was not approved"),
+    "SELF_APPROVAL": ErrorCode(C, False, 4, "another person has to approve"),
+    "CAPABILITY_DENIED": ErrorCode(C, False, 4, "the policy or the principal's role does not allow it"),
     "STATE_MALFORMED": ErrorCode(T, False, 5, "a snapshot that cannot be read"),
     # --- runtime ------------------------------------------------------------------------------------------
     "INPUT_MISSING": ErrorCode(C, False, 2, "an input that the program needs was not given"),
     "INPUT_UNKNOWN": ErrorCode(C, False, 2, "an input that the program does not declare"),
     "INPUT_INVALID": ErrorCode(C, False, 2, "an input that does not fit its schema"),
+    "TENANT": ErrorCode(C, False, 2, "a name that no tenant can have"),
     "PRINCIPAL": ErrorCode(C, False, 2, "a principal that cannot be read"),
     "EVENT_ID": ErrorCode(C, False, 2, "an event id that is empty or too long"),
     "TRACE_ID": ErrorCode(C, False, 2, "an id that a run cannot have"),
@@ -395,6 +403,7 @@ CODES: dict[str, ErrorCode] = {
     "NO_MODEL": ErrorCode(C, False, 1, "a model step without a model adapter"),
     "SHUTTING_DOWN": ErrorCode(C, True, 1, "the engine has been closed"),
     "PROGRAM_CHANGED": ErrorCode(T, False, 5, "a stored program is not the one its hash says"),
+    "POLICY_MISSING": ErrorCode(E, False, 1, "the policy that a run is pinned to is not in the store"),
     "ACTION_CONFLICT": ErrorCode(C, False, 1, "an author's idempotency key was used with other arguments"),
     # --- rejections ---------------------------------------------------------------------------------------
     # --- command line -------------------------------------------------------------------------------------

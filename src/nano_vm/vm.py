@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nano_vm.journal.port import JournalStore
+from nano_vm.policy.load import PolicySource
 from nano_vm.runtime.engine import Engine
 from nano_vm.runtime.ports import Clock, Entropy, ModelClient, SecretSource
 from nano_vm.stores.memory import MemoryJournalStore
@@ -26,6 +27,8 @@ class ExecutionVM(Engine):
         max_concurrent_runs: how many runs may be in progress at once; 0 for no limit.
         vault: where secrets, and the keys of private values, are kept.
         secrets: another source of secrets than the vault.
+        access: "required" lets nobody act who is not named with a role that allows it.
+        policy: what runs may do: a file, a dict or a `Policy`; without one, tools are called as programs say.
 
     Example:
         vm = ExecutionVM(llm=MockLLMAdapter("yes"), tools={"pay": pay}, store=SqliteStore("runs.db"))
@@ -45,6 +48,8 @@ class ExecutionVM(Engine):
         max_concurrent_runs: int = 0,
         vault: Vault | None = None,
         secrets: SecretSource | None = None,
+        policy: PolicySource | None = None,
+        access: str = "open",
     ) -> None:
         if not isinstance(tools, ToolSet):
             if tools is None or isinstance(tools, Mapping):
@@ -63,6 +68,8 @@ class ExecutionVM(Engine):
             secrets=secrets if secrets is not None else vault,
             keys=vault,
             make_keys=_vault_in_memory if getattr(store, "volatile", store is None) else None,
+            policy=policy,
+            access=access,
         )
         self.vault = vault
 

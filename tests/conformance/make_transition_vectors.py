@@ -60,6 +60,23 @@ def told(event_id: str, payload: Any, **facts: Any) -> dict[str, Any]:
 
 NO_JITTER = {"jitter": False}
 BOSS = {"id": "ann", "roles": ["boss"], "tenant": "default"}
+CAL = {"id": "cal", "roles": [], "tenant": "default"}
+ACTION = "sha256:" + "0" * 64
+
+
+def asks(step: str) -> dict[str, Any]:
+    facts = {"action": ACTION, "due_ms": 4_000, "four_eyes": step == "ok", "nonce": "1", "roles": [["boss"]]}
+    return at(step, rules=["program"], schema="", tool=step, **facts)
+
+
+def yes(nonce: str) -> dict[str, Any]:
+    return {"approved": True, "action": ACTION, "nonce": nonce}
+
+
+def decided(step: str, decision: str = "allow", **facts: Any) -> dict[str, Any]:
+    return {**at(step), "decision": decision, "reason": "RULE", "rule": "r", **facts}
+
+
 BRANCH = [
     tool("classify", output_key="verdict"),
     {
@@ -494,6 +511,94 @@ SCENARIOS: dict[str, tuple[dict[str, Any], list[Told]]] = {
             *do("x", None),
             *do("z", None),
             end("SUCCESS"),
+        ],
+    ),
+    "an approval is of one action, and is used by it": (
+        {
+            "steps": [
+                {"id": "ok", "type": "wait", "approvers": ["boss"], "approves": "pay"},
+                tool("pay", args={"n": "$n"}),
+            ]
+        },
+        [
+            start({"n": 5}, principal=CAL),
+            no("NOT_WAITING", "EventReceived", told("e1", yes("1"), step="ok", principal=BOSS)),
+            ok("ApprovalRequested", asks("ok")),
+            no("DUPLICATE", "ApprovalRequested", asks("ok")),
+            no("NOT_APPROVER", "EventReceived", told("e1", yes("1"), step="ok")),
+            no("NOT_APPROVAL", "EventReceived", told("e1", {"approved": 1}, step="ok", principal=BOSS)),
+            no("APPROVAL_VOID", "EventReceived", told("e1", {"approved": True}, step="ok", principal=BOSS)),
+            no("APPROVAL_VOID", "EventReceived", told("e1", yes("2"), step="ok", principal=BOSS)),
+            no(
+                "SELF_APPROVAL",
+                "EventReceived",
+                told("e1", yes("1"), step="ok", principal={**CAL, "roles": ["boss"]}),
+            ),
+            ok("EventReceived", told("e1", yes("1"), step="ok", principal=BOSS)),
+            no("POLICY", "StepStarted", at("pay")),
+            no("POLICY", "PolicyDecided", decided("pay")),
+            no("APPROVAL_VOID", "PolicyDecided", decided("pay", approval="2", action=ACTION)),
+            no("APPROVAL_VOID", "PolicyDecided", decided("pay", approval="1", action=ACTION[:-1] + "1")),
+            no("APPROVAL_EXPIRED", "PolicyDecided", decided("pay", approval="1", action=ACTION, at_ms=5_000)),
+            ok("PolicyDecided", decided("pay", approval="1", action=ACTION)),
+            *do("pay", "paid"),
+            end("SUCCESS"),
+        ],
+    ),
+    "in a governed run nothing starts undecided": (
+        {
+            "steps": [
+                tool("a", on_error="retry", retry=NO_JITTER),
+                tool("b"),
+                tool("c", on_failure="d"),
+                tool("d"),
+            ]
+        },
+        [
+            start(policy=ACTION),
+            no("POLICY", "StepStarted", at("a")),
+            no("POLICY", "StepSucceeded", at("a", payload=1, pure=True)),
+            no("MALFORMED", "PolicyDecided", decided("a", "maybe")),
+            ok("PolicyDecided", decided("a")),
+            ok("StepStarted", at("a")),
+            no("OUT_OF_ORDER", "PolicyDecided", decided("a")),
+            fail("a", "Odd"),
+            ok("TimerFired", at("a", attempt=2, at_ms=2_000)),
+            no("POLICY", "StepStarted", at("a", attempt=2)),
+            ok("PolicyDecided", decided("a", attempt=2)),
+            ok("StepSucceeded", at("a", attempt=2, payload=1, pure=True)),
+            ok("PolicyDecided", decided("b", "ask")),
+            no("POLICY", "StepStarted", at("b")),
+            ok("ApprovalRequested", asks("b")),
+            no("OUT_OF_ORDER", "StepStarted", at("b")),
+            no(
+                "APPROVAL_EXPIRED",
+                "EventReceived",
+                told("e1", yes("1"), step="b", principal=BOSS, at_ms=4_000),
+            ),
+            ok("EventReceived", told("e1", yes("1"), step="b", principal=BOSS)),
+            ok("PolicyDecided", decided("b", approval="1", action=ACTION)),
+            *do("b", None),
+            ok("PolicyDecided", decided("c", "deny")),
+            ok("StepFailed", at("c", draw=0, error="CapabilityDeniedError", pure=True, retryable=False)),
+            ok("PolicyDecided", decided("d", "ask")),
+            ok("ApprovalRequested", asks("d")),
+            ok("TimerFired", at("d", at_ms=4_000)),
+            end("FAILED"),
+        ],
+    ),
+    "undoing is decided as well": (
+        {"steps": [*SAGA[:1], tool("b", is_terminal=True, final_status="FAILED")]},
+        [
+            start(policy=ACTION),
+            ok("PolicyDecided", decided("flight")),
+            *do("flight", 7),
+            ok("PolicyDecided", decided("b")),
+            *do("b", None),
+            no("POLICY", "CompensationStarted", at("flight")),
+            no("OUT_OF_ORDER", "PolicyDecided", decided("b", "deny", compensation=True)),
+            ok("PolicyDecided", decided("flight", "deny", compensation=True)),
+            end("FAILED", incomplete=["flight"]),
         ],
     ),
 }

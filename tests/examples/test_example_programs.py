@@ -15,12 +15,15 @@ import pytest
 
 from nano_vm import ExecutionVM, MockLLMAdapter, Program, RejectedError, SqliteStore
 from nano_vm.compiler import check
+from nano_vm.policy import Policy, check_policy, load_policy
+from nano_vm.program.document import from_file
 from nano_vm.tools.registry import ToolSet
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TOOLS_OF = {
     "refund": "refund_tools",
     "refund_approval": "refund_tools",
+    "governed_refund": "refund_tools",
     "order_pipeline": "order_tools",
     "saga_booking": "booking_tools",
     "dunning": "dunning_tools",
@@ -75,6 +78,7 @@ class Bench:
         self.module = load_tools(TOOLS_OF[name])
         self.path = path / "runs.db"
         self.answer = answer
+        self.policy: Policy | None = None
         self.clock = SteppedClock()
 
     def call(self, method: str, *args: Any, **options: Any) -> Any:
@@ -84,6 +88,7 @@ class Bench:
                 tools=tool_set(self.module),
                 store=SqliteStore(self.path),
                 clock=self.clock,
+                policy=self.policy,
             ) as vm:
                 for child in self.children:
                     vm.save_program(child)
@@ -125,7 +130,42 @@ def test_every_example_checks_clean(name: str) -> None:
 
 
 def test_every_program_in_the_directory_is_covered() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.yaml")} == set(TOOLS_OF)
+    programs = {path.stem for path in EXAMPLES.glob("*.yaml") if not path.name.endswith(".policy.yaml")}
+    assert programs == set(TOOLS_OF)
+
+
+@pytest.mark.parametrize("policy", sorted(EXAMPLES.glob("*.policy.yaml")), ids=lambda path: path.name)
+def test_every_policy_checks_clean(policy: Path) -> None:
+    report = check_policy(from_file(policy), tool_set(load_tools("refund_tools")).schemas())
+    assert report.diagnostics == ()
+
+
+def test_a_small_refund_goes_out_and_a_large_one_by_four_eyes(tmp_path: Path, ledger: Path) -> None:
+    bench = Bench("governed_refund", tmp_path, "yes")
+    bench.policy = load_policy(EXAMPLES / "refund.policy.yaml")
+    ana = {"id": "ana", "roles": ["supervisor"]}
+    small = bench.call("run", bench.program, {"order_id": "A-1001", "message": "broken"}, principal=ana)
+    assert (small.outcome, effects(ledger)) == ("refunded", ["refund", "notify"])
+    large = bench.call("run", bench.program, {"order_id": "A-1002", "message": "broken"}, principal=ana)
+    assert (large.status.value, large.waiting[0].step) == ("SUSPENDED", "pay")
+    with pytest.raises(RejectedError) as caught:
+        bench.call("approve", large.trace_id, principal=ana)
+    assert caught.value.code == "SELF_APPROVAL"
+    large = bench.call("approve", large.trace_id, principal={"id": "eve", "roles": ["supervisor"]})
+    assert (large.outcome, effects(ledger)[2:]) == ("refunded", ["refund", "notify"])
+
+
+def test_nobody_pays_out_more_than_the_policy_says_for_a_day(tmp_path: Path, ledger: Path) -> None:
+    bench = Bench("governed_refund", tmp_path, "yes")
+    bench.policy = load_policy(EXAMPLES / "refund.policy.yaml")
+    outcomes = []
+    for _ in range(5):
+        trace = bench.call("run", bench.program, {"order_id": "A-1002", "message": "broken"}, principal="ana")
+        if trace.status.value == "SUSPENDED":
+            trace = bench.call("approve", trace.trace_id, principal={"id": "eve", "roles": ["supervisor"]})
+        outcomes.append(trace.outcome)
+    assert outcomes == ["refunded"] * 4 + ["not_paid"]  # 4 x 240 <= 1000
+    assert effects(ledger).count("refund") == 4
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from nano_vm.errors import InputError
 STORE_DEFAULT = "nano-vm.db"
 STORE_VARIABLE = "NANO_VM_STORE"
 # Options before the command that take a value: needed to find the command.
-VALUE_OPTIONS = ("--store", "--durability", "--principal", "--role", "--key-file")
+VALUE_OPTIONS = ("--store", "--durability", "--principal", "--as", "--role", "--tenant", "--key-file")
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,6 +43,7 @@ def global_defaults() -> argparse.Namespace:
         principal=None,
         role=[],
         key_file=None,
+        tenant=None,
     )
 
 
@@ -73,13 +74,24 @@ def add_global(parser: argparse.ArgumentParser) -> None:
         default=keep,
         help="the vault's key-encryption key (default: $NANO_VM_VAULT_KEY, else the database's name and `.key`)",
     )
-    group.add_argument("--principal", metavar="ID", default=keep, help="who acts; recorded in the journal")
+    # `trace --as` says for whom a run is shown.
+    short = [] if "--as" in parser._option_string_actions else ["--as"]
+    group.add_argument(
+        "--principal",
+        *short,
+        metavar="ID",
+        default=keep,
+        help="who acts; recorded in the journal. nano-vm does not authenticate: it takes your word for it",
+    )
+    group.add_argument(
+        "--tenant", metavar="NAME", default=keep, help="whose runs: nothing of other tenants is seen"
+    )
     group.add_argument(
         "--role",
         metavar="ROLE",
         action="append",
         default=keep,
-        help="a role the principal holds (repeatable)",
+        help="a role the principal holds (repeatable): one of yours, or viewer, operator, approver, auditor, admin",
     )
 
 
@@ -102,6 +114,11 @@ def add_tools(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", action="store_true", help="give kept answers to what was asked before")
     parser.add_argument("--record", metavar="TAPE", help="write the model's answers down")
     parser.add_argument("--replay", metavar="TAPE", help="answer from a recorded tape, without a model")
+    parser.add_argument(
+        "--policy",
+        metavar="FILE",
+        help="what runs may do: new runs are pinned to it, others have to be allowed by it as well as by their own",
+    )
 
 
 def store_path(args: argparse.Namespace) -> str:
@@ -121,7 +138,8 @@ def principal(args: argparse.Namespace) -> dict[str, Any] | None:
         return None
     if not args.principal:
         raise InputError("USAGE", "the principal is empty", help="--principal ID")
-    return {"id": args.principal, "roles": list(dict.fromkeys(args.role))}
+    tenant = {} if args.tenant is None else {"tenant": args.tenant}
+    return {"id": args.principal, "roles": list(dict.fromkeys(args.role)), **tenant}
 
 
 def json_value(text: str, option: str) -> Any:

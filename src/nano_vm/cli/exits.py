@@ -27,6 +27,12 @@ _OF_STATUS = {
 }
 
 
-def of_status(status: str) -> int:
-    """The exit code of a command that drove a run to this status."""
+# What ends a run FAILED because somebody, or the policy, did not allow it.
+_DENIALS = frozenset({"CapabilityDeniedError", "APPROVAL_DENIED", "APPROVAL_EXPIRED"})
+
+
+def of_status(status: str, error: str | None = None) -> int:
+    """The exit code of a command that drove a run to this status; `error` is the type of what ended it."""
+    if error in _DENIALS:
+        return DENIED
     return _OF_STATUS[status]

@@ -105,6 +105,16 @@ def _rare(event: Any) -> tuple[str, str]:
             return "dot", f"taken up by another worker (fence {event.fence})"
         case ev.ValuesChanged():
             return "dot", f"values changed: {', '.join(event.names)}"
+        case ev.PolicyDecided():
+            symbol = {"allow": "dot", "ask": "wait"}.get(event.decision, "bad")
+            said = {"allow": "allowed", "ask": "an approval is needed", "deny": "denied"}[event.decision]
+            covered = "" if event.approval is UNSET else ", as approved"
+            return symbol, f"{said} by `{event.rule}`{covered}"
+        case ev.ApprovalRequested():
+            return (
+                "wait",
+                f"asks for approval of {event.tool} by {' and '.join(' or '.join(r) for r in event.roles)}",
+            )
         case ev.CompensationSucceeded():
             return "good", "undone"
         case ev.CompensationFailed():

@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "policy": "check a policy, or explain what it decides and why",
     "plan": "have a model write a program, and check it",
     "resume": "give a waiting run its event or approval",
+    "approvals": "list what waits for somebody's approval",
     "runs": "list runs",
     "trace": "show what a run did and what it waits for",
     "replay": "fold a run's journal again and compare every transition",
@@ -88,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
         parser = command_parser(command, module)
         parser.parse_args(after, args)
         console = Console(json_only=args.json, quiet=args.quiet, debug=args.debug)
+        check_role(command, args)
         # With --json standard output holds JSON alone: what tools print goes elsewhere.
         with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
             code: int = module.execute(args, console)
@@ -102,6 +104,38 @@ def main(argv: Sequence[str]) -> int:
         return exits.FAILED
     except Exception as error:
         return failures.report(console, error)
+
+
+# What a command does with runs, for whoever acts in one of the roles of the house (`nano_vm.runtime.rights`).
+_RIGHTS = {
+    "run": "start",
+    "resume": "read",  # what is answered decides: the engine looks
+    "fork": "act",
+    "cancel": "act",
+    "recover": "act",
+    "worker": "act",
+    "resolve": "act",
+    "approvals": "read",
+    "runs": "read",
+    "trace": "read",
+    "receipt": "read",
+    "diff": "read",
+    "watch": "read",
+    "verify": "verify",
+    "replay": "verify",
+    "export": "verify",
+}
+
+
+def check_role(command: str, args: argparse.Namespace) -> None:
+    """Refuse what the roles that were named do not allow. Without such a role everything is allowed: the command line
+    does not know who sits before it."""
+    right = _RIGHTS.get(command)
+    if right is not None and args.role:
+        from nano_vm.cli.arguments import principal
+        from nano_vm.runtime.rights import check_right
+
+        check_right("open", principal(args), right)
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], str | None, list[str]]:

@@ -19,13 +19,16 @@ from nano_vm.program.model import Program
 if TYPE_CHECKING:
     from nano_vm.cli.models import Model
     from nano_vm.observe.telemetry import Otlp
+    from nano_vm.journal.port import JournalStore
+    from nano_vm.policy.model import Policy
     from nano_vm.runtime.engine import Engine
     from nano_vm.runtime.ports import ModelClient
     from nano_vm.stores.sqlite import SqliteJournalStore
+    from nano_vm.stores.tenants import TenantStore
     from nano_vm.tools.registry import ToolSet
 
 
-def open_store(args: argparse.Namespace, *, create: bool = False) -> SqliteJournalStore:
+def open_store(args: argparse.Namespace, *, create: bool = False) -> SqliteJournalStore | TenantStore:
     """The database. Only commands that begin something make a new one.
 
     Raises:
@@ -52,7 +55,16 @@ def open_store(args: argparse.Namespace, *, create: bool = False) -> SqliteJourn
         )
     from nano_vm.stores.sqlite import SqliteJournalStore
 
-    return SqliteJournalStore(path, durability=args.durability)
+    store = SqliteJournalStore(path, durability=args.durability)
+    if args.tenant is None:
+        return store
+    from nano_vm.stores.tenants import TenantStore
+
+    try:
+        return TenantStore(store, args.tenant, closes=True)
+    except InputError:
+        store.close()
+        raise
 
 
 class Session:
@@ -71,6 +83,11 @@ class Session:
         self.tools: ToolSet = ToolSet()
         self.model: ModelClient | None = None
         self._model: Model | None = None
+        policy: Policy | None = None
+        if getattr(args, "policy", None):
+            from nano_vm.policy.load import load_policy
+
+            policy = load_policy(args.policy)
         if drives:
             from nano_vm.cli.models import Model
 
@@ -93,7 +110,12 @@ class Session:
             self._close_model()
             raise
         self.engine: Engine = Engine(
-            llm=self.model, tools=self.tools, store=self.store, secrets=self.vault, keys=self.vault
+            llm=self.model,
+            tools=self.tools,
+            store=self.store,
+            secrets=self.vault,
+            keys=self.vault,
+            policy=policy,
         )
         self._otlp: Otlp | None = None
         if drives:
@@ -175,7 +197,7 @@ def _telemetry(engine: Engine) -> Otlp | None:
 class StoredPrograms(Mapping[str, Program]):
     """The stored programs by name or hash, read when they are asked for."""
 
-    def __init__(self, store: SqliteJournalStore) -> None:
+    def __init__(self, store: JournalStore) -> None:
         self._store = store
 
     def __getitem__(self, name: str) -> Program:
@@ -221,6 +243,8 @@ def command(args: argparse.Namespace, *words: str, drives: bool = False, acts: b
         parts += ["--store", shlex.quote(path)]
     if args.durability != "full":
         parts += ["--durability", args.durability]
+    if args.tenant is not None:
+        parts += ["--tenant", shlex.quote(args.tenant)]
     if drives:
         for name in getattr(args, "tools", ()):
             parts += ["--tools", shlex.quote(name)]
@@ -233,6 +257,8 @@ def command(args: argparse.Namespace, *words: str, drives: bool = False, acts: b
                 parts += [f"--{option}", shlex.quote(getattr(args, option))]
         if getattr(args, "cache", False):
             parts.append("--cache")
+        if getattr(args, "policy", None):
+            parts += ["--policy", shlex.quote(args.policy)]
     if acts and args.principal:
         parts += ["--principal", shlex.quote(args.principal)]
         for role in args.role:

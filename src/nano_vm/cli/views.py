@@ -213,7 +213,7 @@ def show_waits(console: Console, args: argparse.Namespace, program: CompiledProg
 
 def conclude(console: Console, args: argparse.Namespace, program: CompiledProgram, trace: Trace) -> int:
     """Show how a run that this command drove stands. Returns the exit code."""
-    code = exits.of_status(trace.status.value)
+    code = exits.of_status(trace.status.value, (trace.error or {}).get("type"))
     if console.json_only:
         console.document(as_json(args, program, trace, code))
         return code

@@ -70,6 +70,7 @@ def _step(step: CompiledStep, trees: dict[str, Any]) -> dict[str, Any]:
         name: msgspec.to_builtins(getattr(step, name))
         for name in step.__struct_fields__
         if name not in ("action", "kind", "compensation", "retry", "edges")
+        and (name != "approved_by" or step.approved_by)
     }
     compensation = None
     if step.compensation is not None:
@@ -89,6 +90,8 @@ def _action(step: CompiledStep, trees: dict[str, Any]) -> dict[str, Any]:
     action = step.action
     for name in action.__struct_fields__:
         value = getattr(action, name)
+        if name == "approves" and value < 0:
+            continue
         if isinstance(value, Template):
             shown[name] = _template(value)
         elif callable(value):

@@ -91,6 +91,7 @@ class _Lowering:
         for name, slot in _RESERVED_SLOTS.items():
             self.slot_names[slot] = name
         self.slots: dict[Symbol, int] = {}
+        self.approves = any("approves" in step.data for step in view.steps)
         self._assign_slots()
         # By step: the index of its first action; a step has as many as it has tools.
         counts = [len(step.data["tools"]) if step.type == "agent" else 0 for step in view.steps]
@@ -173,6 +174,7 @@ class _Lowering:
             sealed=any(label & SEALED for label in gathered),
             input_labels=labels,
             subject=self._subject(),
+            approves=self.approves,
         )
 
     def _subject(self) -> Template | None:
@@ -249,6 +251,9 @@ class _Lowering:
             edges=self._edges(step) if top else (),
             adds=_adds(step),
             keeps=_KEEPS.get(step.type, ALL),
+            approved_by=tuple(wait.index for wait in self.view.steps if wait.data.get("approves") == step.id)
+            if self.approves
+            else (),
         )
 
     def _next(self, step: Step) -> int:
@@ -353,6 +358,7 @@ class _Lowering:
             until=self._template(step, "until"),
             accept=self._test(step, "accept"),
             approvers=tuple(data.get("approvers", ())),
+            approves=self.view.by_id[data["approves"]].index if "approves" in data else NO_TARGET,
         )
 
     def _map(self, step: Step) -> Action:

@@ -79,12 +79,26 @@ class _Resolver:
             field = _EXPRESSIONS.get(step.type, "")
             if field in step.data:
                 self._expression(step, field, step.data[field])
+        self._approved()
         outputs = self.view.data.get("outputs")
         for name, value in (outputs if isinstance(outputs, dict) else {}).items():
             self._output(name, value)
         if "subject" in self.view.data:
             self._subject(self.view.data["subject"])
         return self.result
+
+    def _approved(self) -> None:
+        """What a wait approves is rendered when the wait is reached: what it refers to has to be there by then."""
+        for step in self.view.steps:
+            name = step.data.get("approves")
+            acting = self.view.by_id.get(name) if isinstance(name, str) else None
+            if acting is None or acting.type != "tool":
+                continue
+            for use in [use for use in self.result.uses if use.step is acting and use.field == "args"]:
+                ref = use.ref._replace(offset=0, length=len(acting.id))
+                self.result.uses.append(
+                    use._replace(ref=ref, step=step, field="approves", pointer=step.at("approves"))
+                )
 
     def _template(self, step: Step | None, field: str, value: Any, pointer: str, text: bool) -> None:
         def on_error(where: str, error: ExprError) -> None:

@@ -214,6 +214,8 @@ def _wait(view: View, step: Step) -> None:
     if "accept" in data and given and not set(given) & {"event", "approvers"}:
         message = "`accept` looks at an event, and this wait has none"
         view.add("FIELD_CONFLICT", step, step.at("accept"), message, "add `event:`", key=True, field="accept")
+    if "approves" in data:
+        _approves(view, step)
     until = data.get("until")
     if isinstance(until, str) and "$" not in until and not _is_time(until):
         message = f"{quote(until)} is not an RFC 3339 time"
@@ -229,6 +231,25 @@ def _wait(view: View, step: Step) -> None:
             "write digits without quotes",
             field="seconds",
         )
+
+
+def _approves(view: View, step: Step) -> None:
+    """An approval is of one action: that of a tool step which the run comes to once at a time."""
+    name, pointer = step.data["approves"], step.at("approves")
+    if "approvers" not in step.data and _complete(view, step):
+        help = "add `approvers:` with the roles that may approve"
+        view.add("MISSING_FIELD", step, step.pointer, "the wait does not say who approves", help)
+    found = view.by_id.get(name)
+    if found is None:
+        help = did_you_mean(name, view.by_id) or "name a tool step of this program"
+        view.add("MISSING_TARGET", step, pointer, f"there is no step {quote(name)}", help, field="approves")
+    elif found.type and found.type != "tool":
+        message = f"{quote(name)} is a {found.type} step, and only the action of a tool step can be approved"
+        view.add("FIELD_CONFLICT", step, pointer, message, "name the tool step that acts", field="approves")
+    elif found.parent is not None and found.parent.type == "map":
+        message = f"{quote(name)} runs once per element, and one approval is for one action"
+        help = "let the policy ask for approvals of it"
+        view.add("SUBSTEP_NOT_ALLOWED", step, pointer, message, help, field="approves")
 
 
 def _is_time(text: str) -> bool:

@@ -34,7 +34,9 @@ class GatewayStore(SqliteJournalStore):
 
     tenants: GatewayState | None = None
 
-    def put_program(self, program_hash: str, name: str, canonical_bytes: bytes, now_ms: int) -> None:
+    def put_program(
+        self, program_hash: str, name: str, canonical_bytes: bytes, now_ms: int, tenant: str = DEFAULT_TENANT
+    ) -> None:
         """Only `save_program` gives a program a name: a run of an unsaved one must not change what the name means."""
         if _NAMING.get():
             super().put_program(program_hash, name, canonical_bytes, now_ms)
@@ -45,10 +47,10 @@ class GatewayStore(SqliteJournalStore):
         """Name -> (hash, stored_at_ms) as everybody who uses the file without a gateway sees it."""
         return {name: (program_hash, at_ms) for name, program_hash, at_ms in self.names()}
 
-    def program_named(self, name: str) -> str | None:
+    def program_named(self, name: str, tenant: str = DEFAULT_TENANT) -> str | None:
         if self.tenants is None:
             return super().program_named(name)
-        tenant = TENANT.get()
+        tenant = TENANT.get()  # of whoever is being served, whatever the engine asks for
         own = self.tenants.name(tenant, name)
         if own is not None:
             return None if own[1] else own[0]

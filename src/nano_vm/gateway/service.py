@@ -24,7 +24,7 @@ from nano_vm.gateway.principals import ANSWER, PROVE, READ, RUN, WRITE, Principa
 from nano_vm.gateway.programs import TENANT, GatewayStore, Programs, inputs_schema
 from nano_vm.gateway.state import GatewayState
 from nano_vm.journal.entry import open_event
-from nano_vm.journal.port import RunQuery, RunRecord
+from nano_vm.journal.port import RunQuery, RunRecord, qualified
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.program.compiled import CompiledProgram
@@ -100,7 +100,7 @@ class Gateway:
         if args.get("paused"):
             token = TENANT.set(who.tenant)
             try:
-                run_id = self.engine.new_run_id(self.engine.clock.now_ms())
+                run_id = qualified(self.engine.new_run_id(self.engine.clock.now_ms()), who.tenant)
                 self.state.hold(run_id)
                 trace = await self.engine.start(
                     program,
@@ -135,7 +135,7 @@ class Gateway:
         self, who: Principal, program: Program, inputs: Any, key: str | None, tell: Tell | None = None
     ) -> tuple[str, asyncio.Task[Trace]]:
         """Start a run in a task of its own. With a key the run may be another than the one of this id."""
-        run_id = self.engine.new_run_id(self.engine.clock.now_ms())
+        run_id = qualified(self.engine.new_run_id(self.engine.clock.now_ms()), who.tenant)
         context = _context_for(who.tenant)
         run = self.engine.run(
             program,

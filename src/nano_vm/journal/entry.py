@@ -35,8 +35,10 @@ from nano_vm.kernel.events import EVENT_TYPES, Erased, Event
 SALT_BYTES = 16
 GENESIS = "sha256:" + "0" * 64  # `prev` of the first entry of every run
 
-# What may ride with another event: intents, and the end of the run.
-RIDER_TYPES = frozenset({"StepStarted", "ChildStarted", "CompensationStarted", "RunFinished"})
+# What may ride with another event: intents, the decisions that they follow from, and the end of the run.
+RIDER_TYPES = frozenset(
+    {"StepStarted", "ChildStarted", "CompensationStarted", "PolicyDecided", "RunFinished"}
+)
 
 _encode = msgspec.json.Encoder().encode
 

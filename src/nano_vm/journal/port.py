@@ -12,19 +12,41 @@ milliseconds and come from the caller, so that a store has no clock of its own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
+from nano_vm.errors import InputError
 from nano_vm.journal.entry import Entry
 
 BLOB_BYTES_MIN = 64 * 1024
 LEASE_MS = 30_000
 MAIL_MAX = 256  # unanswered messages per run
 
+DEFAULT_TENANT = "default"
+TENANT_SEPARATOR = "::"  # between a tenant and the name of one of its runs
+_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
 Durable: TypeAlias = Awaitable[None] | None
+
+
+def check_tenant(tenant: object) -> None:
+    """Raises InputError TENANT for what cannot be the name of a tenant."""
+    if type(tenant) is not str or not _TENANT.fullmatch(tenant):
+        raise InputError(
+            "TENANT", "a tenant has 1 to 100 letters, digits, `_`, `.` or `-`", help="for example `acme`"
+        )
+
+
+def qualified(run_id: str, tenant: str) -> str:
+    """A run's id as the store has it: names of tenants other than the default one begin with the tenant's, so that no
+    tenant can take a name from another, or find out whether it is taken."""
+    if tenant == DEFAULT_TENANT or run_id.startswith(tenant + TENANT_SEPARATOR):
+        return run_id
+    return f"{tenant}{TENANT_SEPARATOR}{run_id}"
 
 
 class RunRecord(msgspec.Struct, kw_only=True, gc=False):
@@ -145,11 +167,17 @@ class JournalStore(Protocol):
         Raises: ConflictError LEASE_LOST when somebody owns the run.
         """
 
-    def read(self, run_id: str, start: int = 0, limit: int | None = None) -> list[Entry]:
+    # Where a `tenant` is given, runs of others are as if they did not exist.
+
+    def read(
+        self, run_id: str, start: int = 0, limit: int | None = None, tenant: str | None = None
+    ) -> list[Entry]:
         """Entries from `start` in order of `seq`, at most `limit`. An unknown run is NotFoundError
         RUN_NOT_FOUND."""
 
-    def tail(self, cursor: int, limit: int = 1_000) -> tuple[int, list[tuple[str, Entry]]]:
+    def tail(
+        self, cursor: int, limit: int = 1_000, tenant: str | None = None
+    ) -> tuple[int, list[tuple[str, Entry]]]:
         """Entries of all runs in the order they were committed, after `cursor` (0: from the start): the new
         cursor and (run id, entry) pairs. For live views, and for the store's log (`journal.storelog`), which is a
         function of this order: it is the same whenever it is asked."""
@@ -159,24 +187,27 @@ class JournalStore(Protocol):
         whole journal: for erasures, which are rare."""
 
     # --- records ------------------------------------------------------------------------------------------
-    def record(self, run_id: str) -> RunRecord: ...
+    def record(self, run_id: str, tenant: str | None = None) -> RunRecord: ...
 
     def records(self, query: RunQuery) -> list[RunRecord]: ...
 
     def find_key(self, tenant: str, program_name: str, key: str) -> RunRecord | None: ...
 
     # --- programs -----------------------------------------------------------------------------------------
-    def put_program(self, program_hash: str, name: str, canonical_bytes: bytes, now_ms: int) -> None:
-        """Keep a program; a no-op when it is there. The name then means this program."""
+    def put_program(
+        self, program_hash: str, name: str, canonical_bytes: bytes, now_ms: int, tenant: str = DEFAULT_TENANT
+    ) -> None:
+        """Keep a program; a no-op when it is there. To the tenant the name then means this program."""
 
     def program(self, program_hash: str) -> bytes:
         """Canonical bytes of a program. Raises NotFoundError PROGRAM_NOT_FOUND."""
 
-    def program_named(self, name: str) -> str | None:
-        """Hash of the program last put under `name`."""
+    def program_named(self, name: str, tenant: str = DEFAULT_TENANT) -> str | None:
+        """Hash of the program that the tenant last put under `name`."""
 
-    def programs(self) -> list[tuple[str, str, int]]:
-        """(name, hash, stored_at_ms) of every program, by name, newest last."""
+    def programs(self, tenant: str | None = None) -> list[tuple[str, str, int]]:
+        """(name, hash, stored_at_ms) of every program, by name, newest last; of a tenant: of those that its
+        names mean now."""
 
     # --- ownership ----------------------------------------------------------------------------------------
     def claim(self, run_id: str, now_ms: int) -> int | None:
@@ -189,7 +220,7 @@ class JournalStore(Protocol):
     def release(self, run_id: str, fence: int) -> None:
         """Give a run up without appending. A no-op when it is no longer ours."""
 
-    def claimable(self, now_ms: int, limit: int = 100) -> list[str]:
+    def claimable(self, now_ms: int, limit: int = 100, tenant: str | None = None) -> list[str]:
         """Runs that somebody should take up: RUNNING without a live owner, or SUSPENDED with a due timer,
         unread mail or an owner that has died, top-level runs only, oldest first."""
 
@@ -200,6 +231,21 @@ class JournalStore(Protocol):
         Raises: ConflictError ACTION_CONFLICT (facts: run_id, the run that bound it) when it is bound to another
             digest.
         """
+
+    # --- policies -----------------------------------------------------------------------------------------
+    def put_policy(self, policy_hash: str, body: bytes, now_ms: int) -> None:
+        """Keep the canonical bytes of a policy; a no-op when they are there. Raises InputError USAGE when the hash is
+        not theirs."""
+
+    def policy(self, policy_hash: str) -> bytes:
+        """Canonical bytes of a policy. Raises NotFoundError POLICY_NOT_FOUND."""
+
+    def counted(self, keys: Sequence[str], action: str) -> list[int]:
+        """What all actions but this one have added to each key."""
+
+    def count(self, action: str, wanted: Sequence[tuple[str, int, int]], now_ms: int) -> bool:
+        """Add amounts to keys, durably and at once, unless one of them would exceed its maximum: then nothing is
+        added. `wanted` holds (key, amount, maximum). The same action is counted once."""
 
     # --- mail ---------------------------------------------------------------------------------------------
     def post(self, run_id: str, mail: Mail) -> None:

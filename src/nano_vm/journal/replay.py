@@ -4,7 +4,7 @@ P6)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from msgspec import UNSET
 
@@ -22,6 +22,14 @@ from nano_vm.program.compiled import CompiledProgram
 
 KEYED = "hmac-sha256:"  # of a digest that only who has the subject's key can compute
 _NAMED_MAX = 20  # decisions that are named one by one
+
+
+class Watcher(Protocol):
+    """Somebody who looks at every transition before and after it is taken, and raises when it is not as it must be."""
+
+    def before(self, entry: Entry, event: Event, state: State) -> None: ...
+
+    def after(self, entry: Entry, event: Event, state: State) -> None: ...
 
 
 class Verified(NamedTuple):
@@ -48,6 +56,7 @@ def verify_run(
     *,
     on_transition: OnTransition | None = None,
     notes: Notes | None = None,
+    watchers: Sequence[Watcher] = (),
 ) -> Verified:
     """Check everything that can be checked of one run without its store.
 
@@ -69,6 +78,7 @@ def verify_run(
         run_id: the run it has to be, where there is no record; by default the first entry's word is taken.
         on_transition: as in `fold`, for whoever wants to know more of a run than that it verifies.
         notes: what whoever has the keys noted of values that are sealed here (`recall.record`).
+        watchers: what else is held against the transitions, in step 3.
 
     Raises:
         VerificationError: what `verify_entry` and `fold` raise, and RECORD_MISMATCH (facts: `field`).
@@ -86,7 +96,9 @@ def verify_run(
             raise VerificationError("CHAIN_BROKEN", "the journal is empty", facts={"seq": 0})
         reader = ChainReader(run_id)
         recall = _closed(program, entries, notes)
-        replay = _Replay(program, run_id, record.length if record is not None else 0, on_transition, recall)
+        replay = _Replay(
+            program, run_id, record.length if record is not None else 0, on_transition, recall, watchers
+        )
         for entry in entries:
             replay.take(entry, reader.take(entry))
         replay.leave_stretch()
@@ -166,7 +178,9 @@ class _Replay:
         claimed: int,
         on_transition: OnTransition | None,
         recall: Recall | None = None,
+        watchers: Sequence[Watcher] = (),
     ) -> None:
+        self.watchers = watchers
         self.recall = recall
         self.program = program if recall is None else recall.program
         self.on_transition = on_transition
@@ -214,16 +228,20 @@ class _Replay:
         if recall is not None:
             events = recall.events(entry, read_facts(entry))
         for event in events:
+            for watcher in self.watchers:
+                watcher.before(entry, event, state)
             if recall is None:
                 take(self.program, state, event, entry.seq)
             else:
                 recall.take(take, state, event, entry.seq)
+            for watcher in self.watchers:
+                watcher.after(entry, event, state)
             self.verdicts += len(state.verdicts)
             if self.on_transition is not None:
                 self.on_transition(entry, event, state)
         if not self.ended and state.status.is_terminal:
             self.ended = entry.seq + 1
-        elif self.on_transition is None and recall is None:
+        elif self.on_transition is None and recall is None and not self.watchers:
             self.stretch = stretch_from(self.program, state)
 
     def leave_stretch(self) -> None:

@@ -94,6 +94,15 @@ class AwaitEvent(_Command, frozen=True, kw_only=True):
     due_ms: int = 0
 
 
+class RequestApproval(_Command, frozen=True, kw_only=True):
+    """Put down what a wait approves - the action of another step - and ask for it. `due_ms` is the wait's time-out, 0
+    without one."""
+
+    tool: str
+    args: Any
+    due_ms: int = 0
+
+
 class Reconcile(_Command, frozen=True, kw_only=True):
     """The outcome of this attempt is unknown: settle it under the tool's contract or wait for somebody."""
 
@@ -133,6 +142,7 @@ Command: TypeAlias = (
     | StopChild
     | StartTimer
     | AwaitEvent
+    | RequestApproval
     | Reconcile
     | Compensate
     | Finish

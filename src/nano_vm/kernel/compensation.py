@@ -19,6 +19,7 @@ from nano_vm.kernel.events import (
     CompensationSucceeded,
     OutcomeResolved,
     OutcomeUnknown,
+    PolicyDecided,
     TimerFired,
 )
 from nano_vm.kernel.find import advance_clock
@@ -46,6 +47,8 @@ def compensation_started(
         return Rejection("STALE_ATTEMPT", f"the compensation is at attempt {attempt}")
     if activity is not None and activity.phase is not _READY:
         return Rejection("OUT_OF_ORDER", f"the compensation is {activity.phase.name}")
+    if state.policy and state.undo_cleared != attempt:
+        return Rejection("POLICY", f"nothing allows attempt {attempt} of undoing `{undo.step}`")
     if event.payload is not ABSENT and event.payload != undo.args:
         return Rejection("MISMATCH", "the compensation has other arguments")
     advance_clock(state, event.at_ms)
@@ -62,6 +65,30 @@ def compensation_started(
         set_phase(state, activity, _STARTED)
     activity.effect = "" if event.effect is ABSENT else event.effect
     state.label = undo.label
+    return None
+
+
+def compensation_decided(state: State, event: PolicyDecided) -> Rejection | None:
+    """Undoing is an action like any other. What is denied, or would have to be approved first, stays undone, and is
+    named: nobody can be waited for while a run ends."""
+    if state.stage is not Stage.ENDING or not compensates(state):
+        return Rejection("OUT_OF_ORDER", "nothing is to be undone")
+    activity = state.active.get(COMPENSATION_KEY)
+    if (activity is None and state.active) or not _names(state, event):
+        return Rejection("OUT_OF_ORDER", f"`{state.undo[-1].step}` is to be undone next")
+    if event.attempt != (1 if activity is None else activity.attempt):
+        return Rejection("STALE_ATTEMPT", f"the compensation of `{event.step}` is at another attempt")
+    if activity is not None and activity.phase is not _READY:
+        return Rejection("OUT_OF_ORDER", f"the compensation is {activity.phase.name}")
+    advance_clock(state, event.at_ms)
+    if event.decision == "allow":
+        state.undo_cleared = event.attempt
+        return None
+    undo = state.undo.pop()
+    if activity is not None:
+        remove(state, activity)
+    state.undo_cleared = 0
+    state.incomplete.append(undo.step)
     return None
 
 
@@ -178,6 +205,7 @@ def _attempt_failed(state: State, activity: Activity, retryable: bool) -> None:
 
 def _settle(state: State, activity: Activity, undone: bool) -> None:
     undo = state.undo.pop()
+    state.undo_cleared = 0
     remove(state, activity)
     if not undone:
         state.incomplete.append(undo.step)

@@ -14,6 +14,7 @@ from nano_vm.kernel.commands import (
     Finish,
     JudgeAction,
     Reconcile,
+    RequestApproval,
     StartChild,
     StartTimer,
     StopChild,
@@ -213,6 +214,10 @@ def _parked(program: CompiledProgram, state: State, activity: Activity) -> Comma
             business_key=activity.business_key,
         )
     if phase is _WAITING:
+        if activity.ask is None and type(step.action) is WaitAction and step.action.approves >= 0:
+            action = program.steps[step.action.approves].action
+            assert type(action) is ToolAction
+            return RequestApproval(**where, tool=action.tool, args=activity.request, due_ms=activity.due_ms)
         if is_timer(step):
             return StartTimer(**where, due_ms=activity.due_ms)
         return AwaitEvent(**where, kind=waiting_kind(step, activity), due_ms=activity.due_ms)
@@ -251,6 +256,8 @@ def waiting_kind(step: CompiledStep | None, activity: Activity) -> str:
         return "outcome"
     if activity.phase is _CHILD_WAITING:
         return "child"
+    if activity.ask is not None:
+        return "approval"
     action = step.action if step is not None else None
     if type(action) is not WaitAction:
         return "tool"
@@ -283,6 +290,10 @@ def _waits_for(program: CompiledProgram, state: State, activity: Activity) -> Wa
     if step is not None and type(action) is WaitAction and (action.approvers or action.event is not None):
         approvers = action.approvers
         event = event_name(step, action)
+    ask = activity.ask
+    if ask is not None and step is not None:
+        event = step.id
+        approvers = tuple(dict.fromkeys(role for roles in ask["roles"] for role in roles))
     item = state.undo[-1].item if compensation else activity.item
     return Waiting(
         kind=waiting_kind(step, activity),
@@ -295,4 +306,7 @@ def _waits_for(program: CompiledProgram, state: State, activity: Activity) -> Wa
         due_ms=activity.due_ms,
         reason=activity.reason if activity.phase is _UNKNOWN else "",
         waits=tuple(activity.waits or ()),
+        action="" if ask is None else ask["action"],
+        nonce="" if ask is None else ask["nonce"],
+        tool="" if ask is None else ask["tool"],
     )

@@ -59,7 +59,11 @@ def abandon(program: CompiledProgram, state: State, activity: Activity, error: s
     step = program.steps[activity.step]
     phase = activity.phase
     status: StepStatus | None = None
-    if phase is Phase.UNKNOWN or activity.reason or (phase is Phase.WAITING and step.kind is _TOOL):
+    if (
+        phase is Phase.UNKNOWN
+        or activity.reason
+        or (phase is Phase.WAITING and step.kind is _TOOL and activity.ask is None)
+    ):
         status = StepStatus.UNKNOWN
         if step.compensation is not None:
             state.incomplete.append(step.id)

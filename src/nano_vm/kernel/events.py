@@ -64,6 +64,7 @@ class RunStarted(_Event, kw_only=True):
     labels: dict[str, int] | UnsetType = UNSET  # of inputs, as the parent had them; trusted ones are left out
     parent: dict[str, Any] | UnsetType = UNSET  # {"run", "step", "occurrence", "item"?}
     payload: Any = UNSET
+    policy: str | UnsetType = UNSET  # "sha256:…" of the policy this run is pinned to
     principal: Principal | UnsetType = UNSET
     program: str  # "sha256:…"
     programs: dict[str, str] | UnsetType = UNSET  # called program -> hash, pinned for the whole tree
@@ -473,6 +474,65 @@ class CompensationFailed(_Event, kw_only=True):
     step: str
 
 
+class PolicyDecided(_Event, kw_only=True):
+    """What was decided about an attempt before it was dispatched: `decision` allow, ask or deny, by `rule` of
+    `policy` (absent: the program itself asks for an approval), for the `reason` in spec/policy.md.
+
+    `action` is the digest of what is to be done, `schema` that of the tool's definition; `approval` the nonce of the
+    approval that covers it; `counts` what the decision saw: [key, so far, added]. `current` is the policy in force
+    where it is not the one the run is pinned to: both have decided."""
+
+    type: ClassVar[str] = "PolicyDecided"
+
+    action: str | UnsetType = UNSET
+    approval: str | UnsetType = UNSET
+    at_ms: int
+    attempt: int
+    compensation: bool | UnsetType = UNSET
+    counts: list[list[Any]] | UnsetType = UNSET
+    current: str | UnsetType = UNSET
+    decision: str
+    detail: str | UnsetType = UNSET
+    item: int | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    occurrence: int
+    policy: str | UnsetType = UNSET
+    reason: str
+    rule: str
+    schema: str | UnsetType = UNSET
+    step: str
+    tool: str | UnsetType = UNSET
+
+
+class ApprovalRequested(_Event, kw_only=True):
+    """Somebody is asked to approve one exact action. Payload: what approvers are shown.
+
+    `action` digests tool, definition (`schema`), arguments and policy. An approver holds one role of each list in
+    `roles`; `count` different people must approve until `due_ms`, which also ends what was approved. `rules` are the
+    rules that it satisfies. `reason` says why an earlier approval does not serve."""
+
+    type: ClassVar[str] = "ApprovalRequested"
+
+    action: str
+    at_ms: int
+    attempt: int
+    count: int | UnsetType = UNSET
+    due_ms: int
+    four_eyes: bool | UnsetType = UNSET
+    item: int | UnsetType = UNSET
+    label: int | UnsetType = UNSET
+    nonce: str
+    occurrence: int
+    payload: Any = UNSET
+    policy: str | UnsetType = UNSET
+    reason: str | UnsetType = UNSET
+    roles: list[list[str]]
+    rules: list[str]
+    schema: str
+    step: str
+    tool: str
+
+
 class RunFinished(_Event, kw_only=True):
     """The terminal status. `incomplete` names steps whose compensation did not succeed."""
 
@@ -509,6 +569,8 @@ Event: TypeAlias = (
     | CompensationStarted
     | CompensationSucceeded
     | CompensationFailed
+    | PolicyDecided
+    | ApprovalRequested
     | RunFinished
 )
 
@@ -539,6 +601,8 @@ EVENT_TYPES: dict[str, type[Event]] = {
         CompensationStarted,
         CompensationSucceeded,
         CompensationFailed,
+        PolicyDecided,
+        ApprovalRequested,
         RunFinished,
     )
 }

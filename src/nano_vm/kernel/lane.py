@@ -55,7 +55,13 @@ def lane(program: CompiledProgram, state: State) -> Activity | None:
         return None
     if activity.item >= 0 or not is_plain(program.steps[activity.step]):
         return None
-    if state.tokens_max or state.cost_nanousd_max or state.duration_ms_max or state.stalled_steps_max:
+    if (
+        state.governed
+        or state.tokens_max
+        or state.cost_nanousd_max
+        or state.duration_ms_max
+        or state.stalled_steps_max
+    ):
         return None
     return activity
 

@@ -39,6 +39,8 @@ def run_started(program: CompiledProgram, state: State, event: ev.RunStarted) ->
     state.depth = 0 if event.depth is ABSENT else event.depth
     state.fork_seq = 0 if event.forked is ABSENT else event.forked["seq"]
     state.programs = {} if event.programs is ABSENT else dict(event.programs)
+    state.policy = "" if event.policy is ABSENT else event.policy
+    state.governed = bool(state.policy) or program.approves
     state.started_ms = state.now_ms = event.at_ms
     state.slots = _first_slots(program, state, event)
     state.labels = first_labels(program, event)

@@ -6,7 +6,7 @@ from typing import Any
 
 from nano_vm.errors import NanoVMError
 from nano_vm.kernel.activity import set_phase
-from nano_vm.kernel.labels import note_request
+from nano_vm.kernel.labels import label_of, note_request
 from nano_vm.kernel.settle import fail, succeed
 from nano_vm.kernel.state import Activity, Phase, State, activity_key
 from nano_vm.kernel.waits import due_ms, event_output, take_letter
@@ -80,10 +80,19 @@ def prepare(
             return
         assert type(action) is WaitAction
         activity.due_ms = due_ms(state, step, action, activity.entered_ms)
+        if action.approves >= 0:
+            # What is shown to the approver: the other step's action as it would be now.
+            approved: ToolAction = program.steps[action.approves].action  # type: ignore[assignment]
+            if state.labels is not None:
+                activity.label = label_of(state, approved.args.refs)
+            activity.request = approved.args.render(state.slots)
+            activity.ask = None
     except NanoVMError as error:
         fail(program, state, step, activity, error.code, error.message, False, 0, todo)
         return
     set_phase(state, activity, Phase.WAITING)
+    if action.approves >= 0:
+        return  # an approval of an action cannot have come before the action was put down
     if state.inbox and (action.event is not None or action.approvers):
         letter = take_letter(state, step, action, activity)
         if letter is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import UNSET as ABSENT
 
 from nano_vm import canonical
+from nano_vm.kernel.approvals import approval_fault, take_approval, waits_for_action
 from nano_vm.kernel.events import EventReceived
 from nano_vm.kernel.find import advance_clock
 from nano_vm.kernel.flow import move
@@ -62,7 +63,7 @@ def event_received(program: CompiledProgram, state: State, event: EventReceived)
     candidates = _candidates(program, state, letter)
     if not candidates:
         return _keep(program, state, event, letter, digest)
-    chosen = _choose(program, state, letter, candidates)
+    chosen = _choose(program, state, letter, candidates, event.at_ms)
     if type(chosen) is Rejection:
         return chosen
     assert type(chosen) is Activity
@@ -73,7 +74,10 @@ def event_received(program: CompiledProgram, state: State, event: EventReceived)
     if state.labels is not None:
         take_answer(state, step, chosen)
     todo: list[int] = []
-    succeed(program, state, step, chosen, event_output(action, letter), todo)
+    if chosen.ask is not None:
+        take_approval(program, state, step, chosen, letter, todo)
+    else:
+        succeed(program, state, step, chosen, event_output(action, letter), todo)
     state.stalled = 0
     move(program, state, todo)
     return None
@@ -91,18 +95,20 @@ def _candidates(program: CompiledProgram, state: State, letter: Letter) -> list[
             continue
         if letter["item"] is not None and activity.item != letter["item"]:
             continue
-        if letter["name"] is not None and _name_of(step) != letter["name"]:
+        if letter["name"] is not None and _name_of(step, activity) != letter["name"]:
             continue
         found.append(activity)
     return found
 
 
-def _name_of(step: CompiledStep) -> str | None:
+def _name_of(step: CompiledStep, activity: Activity) -> str | None:
+    if activity.ask is not None:
+        return step.id
     return event_name(step, step.action) if type(step.action) is WaitAction else None
 
 
 def _choose(
-    program: CompiledProgram, state: State, letter: Letter, candidates: list[Activity]
+    program: CompiledProgram, state: State, letter: Letter, candidates: list[Activity], at_ms: int
 ) -> Activity | Rejection:
     """The wait that takes the event.
 
@@ -117,6 +123,8 @@ def _choose(
         step = program.steps[activity.step]
         action = step.action
         why = event_fault(state, step, action, activity, letter) if type(action) is WaitAction else None
+        if why is None and (activity.ask is not None or waits_for_action(step)):
+            why = approval_fault(state, activity, letter, at_ms)
         if why is None:
             taking.append(activity)
         elif fault is None:

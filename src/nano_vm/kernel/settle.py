@@ -14,7 +14,18 @@ from nano_vm.kernel.activity import release_reservation, remove, set_phase
 from nano_vm.kernel.dag import settle_edges
 from nano_vm.kernel.ending import drop_group, end, leave_group, place_of
 from nano_vm.kernel.labels import bind, failure_label, label_of, output_label, part_labels
-from nano_vm.kernel.state import STATUSES, Activity, Phase, RunStatus, Settled, Stage, State, StepStatus, Undo
+from nano_vm.kernel.state import (
+    STATUSES,
+    Activity,
+    Phase,
+    RunStatus,
+    Settled,
+    Stage,
+    State,
+    StepStatus,
+    Undo,
+    activity_key,
+)
 from nano_vm.program.compiled import (
     SLOT_INDEX,
     SLOT_ITEM,
@@ -48,6 +59,8 @@ def succeed(
     status: StepStatus = _SUCCESS,
 ) -> None:
     """A step has its result (SKIPPED steps have `null`): bind it and move on."""
+    if state.grants:
+        _use_up(state, activity)
     if (
         activity.phase is _STARTED
         and activity.item < 0
@@ -138,6 +151,11 @@ def _bind_label(
     if step.error_slot >= 0:
         bind(state, step.error_slot, 0)
     return label
+
+
+def _use_up(state: State, activity: Activity) -> None:
+    """An approval is good for one occurrence of one step: whatever came of it, it is not used again."""
+    state.grants.pop(activity_key(activity.step, activity.item), None)
 
 
 def end_here(program: CompiledProgram, state: State, step: CompiledStep) -> None:
@@ -300,6 +318,8 @@ def fail_for_good(
     status: RunStatus = RunStatus.FAILED,
 ) -> None:
     """No attempt is left. The activity has been taken out already. `status` is the run's if nobody handles it."""
+    if state.grants:
+        _use_up(state, activity)
     if step.on_error == "skip" and state.stage is _GOING:
         _settle_value(program, state, step, activity, None, todo, False, _SKIPPED)
         return

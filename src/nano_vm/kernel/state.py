@@ -111,6 +111,10 @@ class Activity(msgspec.Struct, kw_only=True, gc=False):
     declared: str = ""  # what the tool said of its output when it answered PENDING
     turns: int = 0
     said: int = 0
+    cleared: int = 0  # the attempt that was decided to be allowed
+    ask: dict[str, Any] | None = (
+        None  # the approval that is asked for, as ApprovalRequested says, and who gave it
+    )
 
 
 class Group(msgspec.Struct, kw_only=True):
@@ -168,6 +172,9 @@ class Waiting(msgspec.Struct, kw_only=True, frozen=True):
     due_ms: int = 0
     reason: str = ""
     waits: tuple[dict[str, Any], ...] = ()
+    action: str = ""  # of an approval that is bound to one: its digest,
+    nonce: str = ""  # which an answer names with this,
+    tool: str = ""  # and the tool that is to be called
 
     def to_dict(self) -> dict[str, Any]:
         facts: dict[str, Any] = {
@@ -188,6 +195,8 @@ class Waiting(msgspec.Struct, kw_only=True, frozen=True):
             facts["reason"] = self.reason
         if self.waits:
             facts["waits"] = list(self.waits)
+        if self.action:
+            facts["action"], facts["nonce"], facts["tool"] = self.action, self.nonce, self.tool
         return facts
 
 
@@ -234,6 +243,9 @@ REJECTIONS: dict[str, str] = {
     "MALFORMED": "the event cannot be read",
     "OVERSIZED": "the event is too large",
     "POLICY": "the policy does not allow it",
+    "APPROVAL_VOID": "the approval is for another action, or has been used or replaced",
+    "APPROVAL_EXPIRED": "the approval, or the request for it, has expired",
+    "SELF_APPROVAL": "another person than this one has to approve",
 }
 
 
@@ -286,6 +298,11 @@ class State(msgspec.Struct, kw_only=True, gc=False):
     pins: dict[
         int, list[tuple[str, ...]]
     ] = {}  # by slot: paths to what a guard has pinned down since it was bound
+    # governance
+    policy: str = ""  # hash of the policy the run is pinned to
+    governed: bool = False  # whether anything needs a decision before it is dispatched
+    undo_cleared: int = 0  # the attempt of the compensation that was decided to be allowed
+    grants: dict[int, dict[str, Any]] = {}  # approvals that were given and not used up, by activity key
     # declarative DAG
     unmet: list[int] = []
     taken: list[bool] = []

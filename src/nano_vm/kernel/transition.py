@@ -18,6 +18,7 @@ from nano_vm.expr.reference import ERASED
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.activity import key_of, set_phase, spend, spend_reservation
 from nano_vm.kernel.agents import action_proposed, are_messages, model_turned, out_of_turns, take_feedback
+from nano_vm.kernel.approvals import approval_requested, expire, is_cleared, policy_decided
 from nano_vm.kernel.children import (
     child_finished,
     child_resumed,
@@ -113,6 +114,8 @@ def _step_started(program: CompiledProgram, state: State, event: ev.StepStarted)
         return wrong_phase(event, activity.phase)
     if program.steps[activity.step].kind is _CALL:
         return Rejection("OUT_OF_ORDER", f"`{event.step}` starts a child")
+    if state.governed and not is_cleared(state, activity, program.steps[activity.step]):
+        return _undecided(event)
     payload = event.payload
     same = payload is activity.request or payload is ABSENT or payload == activity.request
     # The prefix of a fork was recorded under another run id, which requests may hold.
@@ -133,6 +136,10 @@ def _step_started(program: CompiledProgram, state: State, event: ev.StepStarted)
     state.label = activity.label
     del state.ready[activity.step if activity.item < 0 else key_of(activity)]
     return None
+
+
+def _undecided(event: Any) -> Rejection:
+    return Rejection("POLICY", f"nothing allows attempt {event.attempt} of `{event.step}`")
 
 
 def _reserve(state: State, activity: Activity, event: ev.StepStarted) -> Rejection | None:
@@ -162,6 +169,8 @@ def _step_succeeded(program: CompiledProgram, state: State, event: ev.StepSuccee
     if event.pure is True:
         if phase is not _READY or kind is not _TOOL:
             return wrong_phase(event, phase)
+        if state.governed and not is_cleared(state, activity, step):
+            return _undecided(event)
     elif phase is not _STARTED and phase is not _UNKNOWN:
         return wrong_phase(event, phase)
     if kind is not _TOOL and kind is not _LLM and kind is not _AGENT:
@@ -254,6 +263,8 @@ def _step_pending(program: CompiledProgram, state: State, event: ev.StepPending)
         return wrong_phase(event, phase)
     if step.kind is not _TOOL:
         return Rejection("OUT_OF_ORDER", f"`{event.step}` is no tool")
+    if event.pure is True and state.governed and not is_cleared(state, activity, step):
+        return _undecided(event)
     advance_clock(state, event.at_ms)
     activity.reason = ""
     activity.declared = "" if event.declared is ABSENT else event.declared
@@ -392,6 +403,8 @@ def _timer_fired(program: CompiledProgram, state: State, event: ev.TimerFired) -
         time_out_group(program, state, step, activity, todo)
     elif phase is not _WAITING:
         stop_child(state, activity)
+    elif activity.ask is not None and step.kind is _TOOL:
+        expire(program, state, step, activity, todo)
     elif is_timer(step):
         succeed(program, state, step, activity, None, todo)
     else:
@@ -425,6 +438,8 @@ _HANDLERS: dict[type[Any], Callable[[CompiledProgram, State, Any], Rejection | N
     ev.CompensationStarted: compensation_started,
     ev.CompensationSucceeded: compensation_succeeded,
     ev.CompensationFailed: compensation_failed,
+    ev.PolicyDecided: policy_decided,
+    ev.ApprovalRequested: approval_requested,
     ev.RunFinished: run_finished,
 }
 

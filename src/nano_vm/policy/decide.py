@@ -63,10 +63,16 @@ class Counter(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """An approval that a rule asks for."""
+    """An approval that a rule of a policy asks for; `policy` is empty where the program itself does."""
 
     rule: str
     approval: Approval
+    policy: str = ""
+
+    @property
+    def name(self) -> str:
+        """What an approval that was given for it is on record for."""
+        return f"{self.policy}/{self.rule}" if self.policy else self.rule
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -206,7 +212,7 @@ def _hold(policy: Policy, applying: list[Rule], request: Request) -> Decision:
                     return Decision(DENY, rule.id, policy.hash, LIMIT, _words(rule.limits[number]))
             taken += counted
         if rule.approval is not None:
-            asks.append(Asked(rule.id, rule.approval))
+            asks.append(Asked(rule.id, rule.approval, policy.hash))
     if asks:
         return Decision(ASK, asks[0].rule, policy.hash, RULE, "", tuple(asks), tuple(taken))
     return Decision(ALLOW, applying[0].id, policy.hash, RULE, "", (), tuple(taken))

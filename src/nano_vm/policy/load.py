@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -74,12 +74,18 @@ def check_policy(document: Document, tools: Mapping[str, ToolSchema] | None = No
     return _Reader(document, tools).report()
 
 
-def load_policy(source: Document | Mapping[str, Any] | str | Path) -> Policy:
+PolicySource: TypeAlias = Policy | Document | Mapping[str, Any] | str | Path
+"""What a policy can be given as; text is the name of a file."""
+
+
+def load_policy(source: PolicySource) -> Policy:
     """A policy from a document, a dict, or a file.
 
     Raises:
         PolicyError: POLICY_UNREADABLE; the code of the only finding, or INVALID_POLICY; `diagnostics` lists all.
     """
+    if isinstance(source, Policy):
+        return source
     report = check_policy(read_policy(source))
     if report.policy is None:
         raise policy_error(report)

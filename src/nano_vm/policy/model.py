@@ -126,6 +126,10 @@ class Policy:
     def has_requirements(self) -> bool:
         return any(rule.requires for rule in self.rules)
 
+    @property
+    def has_limits(self) -> bool:
+        return any(rule.limits for rule in self.rules)
+
     def to_dict(self) -> dict[str, Any]:
         """A copy of the author's fields."""
         from nano_vm import canonical

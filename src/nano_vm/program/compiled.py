@@ -135,6 +135,7 @@ class WaitAction(msgspec.Struct, frozen=True):
     until: Template | None = None  # renders to an RFC 3339 string or to epoch seconds (number)
     accept: Test | None = None  # reads SLOT_EVENT
     approvers: tuple[str, ...] = ()
+    approves: int = NO_TARGET  # index of the tool step whose rendered action the approval is bound to
 
 
 class MapAction(msgspec.Struct, frozen=True):
@@ -205,6 +206,7 @@ class CompiledStep(msgspec.Struct, frozen=True):
     edges: tuple[Edge, ...] = ()  # DAG: who waits for this step
     adds: int = 0  # label bits of the output, whatever it is made of
     keeps: int = 7  # label bits that the output takes over from what it is made of
+    approved_by: tuple[int, ...] = ()  # waits that `approves` this tool step
 
 
 def same_value(old: Any, new: Any) -> bool:
@@ -255,3 +257,4 @@ class CompiledProgram(msgspec.Struct, frozen=True):
     input_labels: dict[str, int] = {}  # by name
     subject: Template | None = None  # whose data it is; the run's own without it
     unchanged: Callable[[Any, Any], bool] = same_value  # whether a step changed what was bound
+    approves: bool = False  # whether some wait approves the action of a step

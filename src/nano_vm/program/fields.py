@@ -20,7 +20,7 @@ LANE_TYPES = {  # what may stand inside parallel and map
 
 # Known parts of the language that nothing enforces yet. They are refused rather than ignored; removing a name
 # here (and giving it a row below) switches it on.
-UNAVAILABLE_FIELDS = frozenset({"approves"})
+UNAVAILABLE_FIELDS: frozenset[str] = frozenset()
 
 RESERVED_NAMES = frozenset({"event", "args", "principal", "run", "item", "index"})
 
@@ -223,6 +223,13 @@ _ROWS: tuple[Field, ...] = (
         {"type": "string", "enum": ["trusted", "untrusted", "secret"]},
         "What the event's content counts as.",
         default="untrusted",
+    ),
+    Field(
+        "approves",
+        ("wait",),
+        _IDENTIFIER,
+        "The tool step whose exact action is approved; anything else about it then needs a new approval.",
+        places=(_LIST, _PARALLEL),
     ),
     # --- map
     Field(

@@ -85,6 +85,8 @@ async def _create(engine: Engine, parent: Run, command: StartChild) -> Run:
         fence=1,
     )
     run = engine.new_run(record, compiled, parent.facts.principal)
+    pinned = None if parent.gate is None else parent.gate.pinned
+    await engine.govern(run, pinned)
     link: dict[str, Any] = {
         "run": parent.record.run_id,
         "step": command.step_id,
@@ -104,6 +106,7 @@ async def _create(engine: Engine, parent: Run, command: StartChild) -> Run:
             labels=_UNSET if labels is None else labels,
             parent=link,
             payload=inputs,
+            policy=_UNSET if pinned is None else pinned.hash,
             principal=_UNSET if parent.facts.principal is None else parent.facts.principal,
             program=compiled.hash,
             programs=parent.state.programs or _UNSET,

@@ -42,7 +42,7 @@ async def resume(
     principal: str | Mapping[str, Any] | None,
 ) -> Trace:
     """See `Engine.resume`."""
-    from nano_vm.runtime.engine import principal_of
+    from nano_vm.runtime.rights import principal_of
 
     data, encoded = canonical.normalize(data)
     if len(encoded) > PAYLOAD_BYTES_MAX:
@@ -69,7 +69,7 @@ async def cancel(
     engine: Engine, trace_id: str, reason: str, principal: str | Mapping[str, Any] | None
 ) -> Trace:
     """See `Engine.cancel`."""
-    from nano_vm.runtime.engine import principal_of
+    from nano_vm.runtime.rights import principal_of
 
     letter = {"reason": reason, "principal": principal_of(principal)}
     return await _deliver(engine, trace_id, "cancel", letter)
@@ -85,7 +85,7 @@ async def resolve(
     principal: str | Mapping[str, Any] | None,
 ) -> Trace:
     """See `Engine.resolve`."""
-    from nano_vm.runtime.engine import principal_of
+    from nano_vm.runtime.rights import principal_of
 
     if resolution not in ("succeeded", "failed", "repeat"):
         raise InputError(

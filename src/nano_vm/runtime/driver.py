@@ -283,6 +283,8 @@ class Run(JournaledRun):
         seq = self.state.seq
         stage = self.state.stage
         for command in decide(self.program, self.state):
+            if self.gate is not None:
+                await self.gate.ahead(command)
             prepare(self, command, launches)
             if self.state.stage is not stage or (self.transitions_left == 1 and launches):
                 break  # the other commands were for a run that went on
@@ -334,6 +336,8 @@ class Run(JournaledRun):
         outcome = None
         if command.business_key is not None:
             outcome = await self._action_conflict(command, spec)
+        if outcome is None and self.gate is not None:
+            outcome = await self.gate.recheck(command, spec)
         if outcome is None:
             outcome = await engine.calls.tool(self.facts, step, command, spec, alone=True)
         self.conclude(outcome)
@@ -345,6 +349,12 @@ class Run(JournaledRun):
             conflict = await self._action_conflict(command, spec)
             if conflict is not None:
                 self.record_event(conflict.event, conflict.payload)
+                self._count_outcome()
+                return
+        if type(command) is CallTool and self.gate is not None:
+            refused = await self.gate.recheck(command, spec)
+            if refused is not None:
+                self.record_event(refused.event, refused.payload)
                 self._count_outcome()
                 return
         try:
@@ -394,11 +404,16 @@ class Run(JournaledRun):
                 step = self.program.steps[command.step]
                 if command.business_key is not None:
                     outcome = await self._action_conflict(command, spec)
+                if outcome is None and self.gate is not None:
+                    outcome = await self.gate.recheck(command, spec)
                 if outcome is None:
                     outcome = await calls.tool(self.facts, step, command, spec)
             elif type(command) is CallModel:
                 offered = definitions(self.engine.tools, command.tools)
-                outcome = await calls.model(self.program.steps[command.step], command, limit, offered)
+                if self.gate is not None:
+                    outcome = await self.gate.recheck(command, None)
+                if outcome is None:
+                    outcome = await calls.model(self.program.steps[command.step], command, limit, offered)
             elif type(command) is Compensate:
                 assert spec is not None
                 outcome = await calls.compensation(self.facts, command, spec)
@@ -424,7 +439,8 @@ class Run(JournaledRun):
         problem = await self.engine.claim_action(self, command, spec)
         if problem is None:
             return None
-        return self.engine.calls.failed(command, problem.code, problem.message, False)
+        pure = True if spec.effect == "pure" else _UNSET  # such a call has no intent
+        return self.engine.calls.failed(command, problem.code, problem.message, False, pure=pure)
 
     def _take_arrivals(self) -> None:
         while self.arrivals:

@@ -15,7 +15,14 @@ from nano_vm import canonical
 from nano_vm.errors import ConflictError, InputError, NanoVMError, NotFoundError, RuntimeFault
 from nano_vm.expr.reference import UNSET as UNASSIGNED
 from nano_vm.journal.entry import Chain, Entry
-from nano_vm.journal.port import JournalStore, RunQuery, RunRecord
+from nano_vm.journal.port import (
+    DEFAULT_TENANT,
+    TENANT_SEPARATOR,
+    JournalStore,
+    RunQuery,
+    RunRecord,
+    qualified,
+)
 from nano_vm.journal.replay import KEYED, Verified, verify_run
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
@@ -23,9 +30,13 @@ from nano_vm.kernel.commands import CallTool, StartChild
 from nano_vm.kernel.labels import FEATURE
 from nano_vm.kernel.limits import PAYLOAD_BYTES_MAX
 from nano_vm.kernel.state import RunStatus, State
+from nano_vm.policy.load import PolicySource, load_policy
+from nano_vm.policy.model import Policy
+from nano_vm.policy.recheck import Recheck
 from nano_vm.program.compiled import SLOT_PRINCIPAL, CompiledProgram
 from nano_vm.program.model import Program
-from nano_vm.runtime import children, control, erasure, forks, recovery
+from nano_vm.runtime import approvals, children, control, erasure, forks, governing, recovery
+from nano_vm.runtime.approvals import PendingApproval
 from nano_vm.runtime.calls import Calls, Outcome, action_key
 from nano_vm.runtime.compilations import compiled_before, compiled_for
 from nano_vm.runtime.driver import Run
@@ -44,6 +55,17 @@ from nano_vm.runtime.ports import (
     SubjectKeys,
     ToolInvoker,
     ToolSpec,
+)
+from nano_vm.runtime.rights import (
+    ACCESS,
+    ACT,
+    APPROVE,
+    READ,
+    START,
+    VERIFY,
+    check_right,
+    principal_of,
+    tenant_of,
 )
 from nano_vm.runtime.sealing import inputs_digest, keyed_content, open_entries
 from nano_vm.runtime.system import SystemClock, SystemEntropy
@@ -78,6 +100,10 @@ class Engine:
         secrets: what opens `vault://secret/…` for the tool parameters that are entitled to it.
         keys: the keys that private and secret values are stored under; `make_keys` makes them when they are first
             needed, where they may be gone with the process.
+        policy: what runs may do: a `Policy`, a dict, or a file. Runs that are started here are pinned to it; those that
+            are taken up here have to be allowed by it as well as by their own.
+        access: "required": whoever acts has to be named and to hold a role that allows it; "open": whoever holds none
+            of the roles in `nano_vm.runtime.rights` may do everything.
     """
 
     def __init__(
@@ -92,14 +118,20 @@ class Engine:
         secrets: SecretSource | None = None,
         keys: SubjectKeys | None = None,
         make_keys: Callable[[], SubjectKeys] | None = None,
+        policy: PolicySource | None = None,
+        access: str = "open",
     ) -> None:
         self.secrets = secrets
         self.keys = keys
         self.make_keys = make_keys
         self.erasures_replayed = False  # since this engine was made
+        if access not in ACCESS:
+            raise InputError("USAGE", f"unknown access `{access}`", help=f"one of: {', '.join(ACCESS)}")
+        self.access = access
         self.llm = llm
         self.tools = tools
         self.store = store
+        self.tenant: str | None = getattr(store, "tenant", None)  # of a store that holds one tenant's runs
         self.clock: Clock = clock or SystemClock()
         self.entropy: Entropy = entropy or SystemEntropy()
         self.threads = ToolThreads()
@@ -115,9 +147,14 @@ class Engine:
         self.proves = True  # off in the tests of what happens where nothing was proved
         self.needs: dict[str, Needs] = {}  # by program hash
         self.lanes: dict[str, Lane] = {}  # program hash -> how the lane takes its steps
+        self.policy: Policy | None = None
+        self._policies: dict[str, Policy] = {}  # those that runs are pinned to, by hash
+        self._policies_stored: set[str] = set()
+        if policy is not None:
+            self.set_policy(policy)
         self._compiled: dict[str, CompiledProgram] = {}
         self._checked: set[str] = set()  # hashes of programs that were checked against the tools
-        self._stored: set[str] = set()
+        self._stored: set[tuple[str, str]] = set()  # hashes of programs, and whose name for them is known
         self._max_concurrent_runs = max_concurrent_runs
         self._slots: asyncio.Semaphore | None = None
         self._slots_loop: asyncio.AbstractEventLoop | None = None
@@ -155,12 +192,15 @@ class Engine:
         if len(self._stored) > 10 * most:
             self._stored.clear()
 
-    def save_program(self, program: Program | Mapping[str, Any]) -> str:
-        """Store a program under its name, so that `call` steps and other processes find it. Returns its hash."""
+    def save_program(self, program: Program | Mapping[str, Any], *, tenant: str | None = None) -> str:
+        """Store a program under its name, so that `call` steps and other processes of the tenant find it. Returns its
+        hash."""
         program, compiled = self.compile(program)
-        if program.hash not in self._stored:
-            self.store.put_program(program.hash, compiled.name, program.canonical, self.clock.now_ms())
-            self._stored.add(program.hash)
+        whose = self._tenant(None, tenant) or DEFAULT_TENANT
+        if (program.hash, whose) not in self._stored:
+            now = self.clock.now_ms()
+            self.store.put_program(program.hash, compiled.name, program.canonical, now, whose)
+            self._stored.add((program.hash, whose))
         return program.hash
 
     def load_program(self, program_hash: str) -> CompiledProgram:
@@ -178,7 +218,41 @@ class Engine:
             self._compiled[program_hash] = compiled
         return compiled
 
-    def pin_calls(self, compiled: CompiledProgram) -> dict[str, str]:
+    # --- policies ---------------------------------------------------------------------------------------------
+
+    def set_policy(self, policy: PolicySource | None) -> None:
+        """Put another policy in force, for all that is dispatched from now on. Runs stay pinned to theirs.
+
+        Raises:
+            PolicyError: it cannot be accepted; the one in force stays.
+        """
+        if policy is not None and not isinstance(policy, Policy):
+            policy = load_policy(policy)
+        self.policy = policy
+
+    def load_policy(self, policy_hash: str) -> Policy:
+        """The policy that a run is pinned to. Raises RuntimeFault POLICY_MISSING."""
+        policy = self._policies.get(policy_hash)
+        if policy is None:
+            policy = self._policies[policy_hash] = governing.read_policy(self, policy_hash)
+        return policy
+
+    async def keep_policy(self, policy: Policy) -> None:
+        """Store a policy that something is decided by, so that it can be decided again."""
+        if policy.hash not in self._policies_stored:
+            now = self.clock.now_ms()
+            await patiently(lambda: self.store.put_policy(policy.hash, policy.canonical, now))
+            self._policies_stored.add(policy.hash)
+            self._policies[policy.hash] = policy
+
+    async def govern(self, run: Run, pinned: Policy | None) -> None:
+        """Put the gate in front of a run that is about to start, and keep what it is pinned to."""
+        if pinned is not None:
+            await self.keep_policy(pinned)
+        if pinned is not None or self.policy is not None or run.program.approves:
+            run.gate = governing.Gate(run, pinned)
+
+    def pin_calls(self, compiled: CompiledProgram, tenant: str = DEFAULT_TENANT) -> dict[str, str]:
         """Resolve the programs that `call` steps name, through the whole tree, to hashes.
 
         Raises:
@@ -186,16 +260,16 @@ class Engine:
         """
         pinned: dict[str, str] = {}
         for name in compiled.calls:
-            self._pin(name, (compiled.hash,), pinned)
+            self._pin(name, (compiled.hash,), pinned, tenant)
         return pinned
 
-    def _pin(self, name: str, above: tuple[str, ...], pinned: dict[str, str]) -> None:
+    def _pin(self, name: str, above: tuple[str, ...], pinned: dict[str, str], tenant: str) -> None:
         if name in pinned:
             program_hash = pinned[name]
         elif name.startswith("sha256:"):
             program_hash = name
         else:
-            found = self.store.program_named(name)
+            found = self.store.program_named(name, tenant)
             if found is None:
                 raise NotFoundError(
                     "PROGRAM_NOT_FOUND",
@@ -207,7 +281,7 @@ class Engine:
             raise RuntimeFault("CALL_RECURSION", f"the program `{name}` calls itself")
         pinned[name] = program_hash
         for called in self.load_program(program_hash).calls:
-            self._pin(called, (*above, program_hash), pinned)
+            self._pin(called, (*above, program_hash), pinned, tenant)
 
     # --- running ----------------------------------------------------------------------------------------------
 
@@ -219,7 +293,7 @@ class Engine:
         idempotency_key: str | None = None,
         trace_id: str | None = None,
         principal: str | Mapping[str, Any] | None = None,
-        tenant: str = "default",
+        tenant: str | None = None,
         listener: Callable[[Progress], None] | None = None,
         replanned: Mapping[str, Any] | None = None,
     ) -> Trace:
@@ -283,7 +357,7 @@ class Engine:
         idempotency_key: str | None = None,
         trace_id: str | None = None,
         principal: str | Mapping[str, Any] | None = None,
-        tenant: str = "default",
+        tenant: str | None = None,
     ) -> Trace:
         """Create a run without driving it: `step`, `recover` or a worker takes it on."""
         run = await self._begin(program, context, idempotency_key, trace_id, principal, tenant)
@@ -313,7 +387,7 @@ class Engine:
         key: str | None,
         trace_id: str | None,
         principal: str | Mapping[str, Any] | None,
-        tenant: str,
+        tenant: str | None,
         listener: Callable[[Progress], None] | None = None,
         replanned: Mapping[str, Any] | None = None,
     ) -> Run | Trace:
@@ -321,11 +395,15 @@ class Engine:
             raise RuntimeFault("SHUTTING_DOWN", "the engine has been closed")
         program, compiled = self.compile(program)
         inputs, payload = take_inputs(compiled, context)
+        if principal is not None or tenant is not None or self.tenant is not None or self.access != "open":
+            check_right(self.access, principal, START)
+            tenant = self._tenant(principal, tenant)
+        tenant = tenant or DEFAULT_TENANT
         who = None if principal is None else principal_of(principal, tenant)
         if trace_id is not None or key is not None:
-            check_names(trace_id, key)
+            check_names(trace_id, key, tenant)
         digest = ""
-        pinned = self.pin_calls(compiled) if compiled.calls else {}
+        pinned = self.pin_calls(compiled, tenant) if compiled.calls else {}
         needs = needs_of(self, compiled, pinned.values())
         if needs.sealed:
             require_keys(self, needs)
@@ -334,12 +412,12 @@ class Engine:
             existing = self.store.find_key(tenant, compiled.name, key)
             if existing is not None:
                 return await self._first_result(existing, digest)
-        if program.hash not in self._stored:
-            await patiently(lambda: self.save_program(program))
+        if (program.hash, tenant) not in self._stored:
+            await patiently(lambda: self.save_program(program, tenant=tenant))
         if needs.labels and pinned and self.proves:
             prove_calls(self, program, compiled, pinned)
         now = self.clock.now_ms()
-        run_id = trace_id or self.new_run_id(now)
+        run_id = qualified(trace_id or self.new_run_id(now), tenant)
         record = RunRecord(
             run_id=run_id,
             tenant=tenant,
@@ -354,12 +432,16 @@ class Engine:
         )
         run = self.new_run(record, compiled, who)
         run.listener = listener
+        policy = self.policy
+        if policy is not None or compiled.approves:
+            await self.govern(run, policy)
         run.record_event(
             ev.RunStarted(
                 at_ms=now,
                 features=[FEATURE] if needs.labels else _UNSET,
                 key=_UNSET if key is None else canonical.digest_value(key),
                 payload=inputs,
+                policy=_UNSET if policy is None else policy.hash,
                 principal=_UNSET if who is None else who,
                 program=compiled.hash,
                 programs=pinned or _UNSET,
@@ -399,6 +481,27 @@ class Engine:
             slots[slot] = inputs.get(name, compiled.optional_inputs.get(name, UNASSIGNED))
         slots[SLOT_PRINCIPAL] = UNASSIGNED if who is None else who
         return self.keys.subject_key(tenant, compiled.subject.render(slots))
+
+    def _tenant(self, principal: str | Mapping[str, Any] | None, given: str | None) -> str | None:
+        """The tenant that a call is about; None when it is about all of them, which only the embedding program is."""
+        tenant = tenant_of(principal, self.tenant if given is None else given)
+        if self.tenant is not None and tenant != self.tenant:
+            tenant_of({"tenant": tenant}, self.tenant)  # refuses
+        if tenant is None and self.access == "required":
+            return DEFAULT_TENANT
+        return tenant
+
+    def find(
+        self, trace_id: str, principal: str | Mapping[str, Any] | None, right: str, tenant: str | None = None
+    ) -> RunRecord:
+        """The record of a run, for somebody who may do with it what `right` says.
+
+        Raises:
+            CapabilityDeniedError: CAPABILITY_DENIED. NotFoundError: RUN_NOT_FOUND, also for other tenants' runs.
+        """
+        check_right(self.access, principal, right)
+        tenant = self._tenant(principal, tenant)
+        return self.store.record(trace_id if tenant is None else qualified(trace_id, tenant), tenant)
 
     def new_run_id(self, now_ms: int) -> str:
         """A UUIDv7: time-ordered, so that stores keep young runs together."""
@@ -475,15 +578,15 @@ class Engine:
 
     # --- looking ----------------------------------------------------------------------------------------------
 
-    def trace(self, trace_id: str) -> Trace:
+    def trace(self, trace_id: str, *, principal: str | Mapping[str, Any] | None = None) -> Trace:
         """The trace of a stored run. Raises NotFoundError RUN_NOT_FOUND."""
-        live = self.live.get(trace_id)
-        if live is not None and self.volatile:
-            with live.hold:
-                live.commit()
-        record = self.store.record(trace_id)
+        if self.volatile:
+            for live in [run for run_id, run in self.live.items() if run_id.endswith(trace_id)]:
+                with live.hold:
+                    live.commit()
+        record = self.find(trace_id, principal, READ)
         program = self.load_program(record.program_hash)
-        return Trace(program, trace_id, lambda: self.read(trace_id))
+        return Trace(program, record.run_id, lambda: self.read(record.run_id))
 
     def trace_of(self, run: Run) -> Trace:
         run_id = run.record.run_id
@@ -498,7 +601,7 @@ class Engine:
         """Whether runs of a program may have values that are stored encrypted only."""
         compiled = self.load_program(program_hash)
         try:
-            pinned = self.pin_calls(compiled) if compiled.calls else {}
+            pinned = self.pin_calls(compiled, self.tenant or DEFAULT_TENANT) if compiled.calls else {}
             return needs_of(self, compiled, pinned.values()).sealed
         except NanoVMError:
             return True  # nobody knows what it calls
@@ -510,25 +613,35 @@ class Engine:
         program: str | None = None,
         tenant: str | None = None,
         limit: int = 100,
+        principal: str | Mapping[str, Any] | None = None,
     ) -> list[RunRecord]:
         """Records of top-level runs, newest first."""
+        check_right(self.access, principal, READ)
+        tenant = self._tenant(principal, tenant)
         return self.store.records(
             RunQuery(tenant=tenant, status=status, program_name=program, parent="", limit=limit)
         )
 
-    def verify(self, trace_id: str) -> Verified:
+    def verify(self, trace_id: str, *, principal: str | Mapping[str, Any] | None = None) -> Verified:
         """Check a run's journal: chain, commitments, every transition, and the record against them. No effects.
 
         Raises:
             VerificationError: naming the first bad entry.
         """
-        record = self.store.record(trace_id)
-        return verify_run(self.load_program(record.program_hash), record, self.read(trace_id))
+        record = self.find(trace_id, principal, VERIFY)
+        program = self.load_program(record.program_hash)
+        recheck = Recheck(program, self.load_policy, record.tenant)
+        entries = self.read(record.run_id)
+        watchers = (recheck,) if Recheck.concerns(entries) else ()
+        verified = verify_run(program, record, entries, watchers=watchers)
+        if recheck.decisions:
+            verified.steps.append(("decisions", f"{recheck.decisions} made again"))
+        return verified
 
-    def replay(self, trace_id: str) -> Trace:
+    def replay(self, trace_id: str, *, principal: str | Mapping[str, Any] | None = None) -> Trace:
         """Fold the journal again, comparing every transition with what was recorded, and return the trace."""
-        self.verify(trace_id)
-        return self.trace(trace_id)
+        self.verify(trace_id, principal=principal)
+        return self.trace(trace_id, principal=principal)
 
     # --- acting on runs (each in a module of its own) ----------------------------------------------------------
 
@@ -556,13 +669,60 @@ class Engine:
             RejectedError: the kernel does not admit the event (code says why); the refusal is journaled.
             NotFoundError: RUN_NOT_FOUND.
         """
-        return await control.resume(self, trace_id, event, event_id, name, step, item, principal)
+        record = self.find(trace_id, principal, READ)
+        right = APPROVE if approvals.only_approvals(record, step, name) else ACT
+        check_right(self.access, principal, right)
+        who = principal_of(principal, record.tenant)
+        return await control.resume(self, record.run_id, event, event_id, name, step, item, who)
+
+    def approvals(
+        self,
+        *,
+        tenant: str | None = None,
+        limit: int = 1_000,
+        principal: str | Mapping[str, Any] | None = None,
+    ) -> list[PendingApproval]:
+        """Everything that waits for somebody's approval, of the newest `limit` suspended runs."""
+        check_right(self.access, principal, READ)
+        return approvals.all_pending(self, self._tenant(principal, tenant), limit)
+
+    async def approve(
+        self,
+        trace_id: str,
+        approved: bool = True,
+        *,
+        step: str | None = None,
+        item: int | None = None,
+        action: str | None = None,
+        comment: str | None = None,
+        principal: str | Mapping[str, Any] | None = None,
+        event_id: str | None = None,
+    ) -> Trace:
+        """Approve, or refuse, what a run waits for, and drive it on. The approval is of the action as it is shown by
+        `approvals` at this moment: it serves no other, and serves once.
+
+        Args:
+            step, item: which approval is meant, when there are several; for a called program's `call/step`.
+            action: digest of the action that was seen: when the run has come to ask for another one since, the
+                approval is refused (APPROVAL_VOID).
+            comment: kept with the answer.
+            principal: who approves; needs the roles that are asked for.
+
+        Raises:
+            RejectedError: NOT_APPROVER, SELF_APPROVAL, APPROVAL_VOID, APPROVAL_EXPIRED, NOT_WAITING, …: the refusal
+            is journaled.
+        """
+        run_id = self.find(trace_id, principal, APPROVE).run_id
+        return await approvals.approve(
+            self, run_id, approved, step, item, action, comment, principal, event_id
+        )
 
     async def cancel(
         self, trace_id: str, reason: str = "", *, principal: str | Mapping[str, Any] | None = None
     ) -> Trace:
         """End a run: effects under way settle, compensations run, then it is CANCELLED."""
-        return await control.cancel(self, trace_id, reason, principal)
+        record = self.find(trace_id, principal, ACT)
+        return await control.cancel(self, record.run_id, reason, principal_of(principal, record.tenant))
 
     async def resolve(
         self,
@@ -576,11 +736,13 @@ class Engine:
     ) -> Trace:
         """Say what became of an unknown outcome: "succeeded" (`value` is the output), "failed" (`value` is the
         message) or "repeat" (it did not happen, or may happen again), and drive the run on."""
-        return await control.resolve(self, trace_id, step, resolution, value, item, principal)
+        record = self.find(trace_id, principal, ACT)
+        who = principal_of(principal, record.tenant)
+        return await control.resolve(self, record.run_id, step, resolution, value, item, who)
 
-    async def step(self, trace_id: str) -> Trace:
+    async def step(self, trace_id: str, *, principal: str | Mapping[str, Any] | None = None) -> Trace:
         """Take one step of a run that nobody drives: one outcome, and what follows from it at once."""
-        return await recovery.step(self, trace_id)
+        return await recovery.step(self, self.find(trace_id, principal, ACT).run_id)
 
     async def recover(
         self, *, limit: int = 100, on_error: Callable[[str, Exception], None] | None = None
@@ -609,7 +771,8 @@ class Engine:
     ) -> Trace:
         """A new run that shares the history of this one up to `at_step` (its last occurrence by default), with
         `changes` to the values it had there. Steps before it are not repeated."""
-        return await forks.fork(self, trace_id, at_step, changes, occurrence, principal, new_trace_id)
+        run_id = self.find(trace_id, principal, ACT).run_id
+        return await forks.fork(self, run_id, at_step, changes, occurrence, principal, new_trace_id)
 
     async def erase(
         self,
@@ -737,28 +900,17 @@ _VARIANT = {
 }  # two bits of an RFC 9562 id are fixed
 
 
-def principal_of(principal: str | Mapping[str, Any] | None, tenant: str = "default") -> dict[str, Any] | None:
-    """A principal as it is journaled: {"id", "roles", "tenant"}."""
-    if principal is None:
-        return None
-    if isinstance(principal, str):
-        return {"id": principal, "roles": [], "tenant": tenant}
-    who = dict(principal) if isinstance(principal, Mapping) else {}
-    unknown = set(who) - {"id", "roles", "tenant"}
-    roles = who.get("roles", [])
-    if unknown or type(who.get("id")) is not str or not all(type(role) is str for role in roles):
-        raise InputError(
-            "PRINCIPAL",
-            "a principal is an id, or an object of `id`, `roles` and `tenant`",
-            help='{"id": "ana"}',
-        )
-    return {"id": who["id"], "roles": list(roles), "tenant": who.get("tenant", tenant)}
-
-
-def check_names(trace_id: str | None, key: str | None) -> None:
-    """Ids below another one with `/` belong to the children of that run: nobody else may take them."""
+def check_names(trace_id: str | None, key: str | None, tenant: str = DEFAULT_TENANT) -> None:
+    """Ids below another one with `/` belong to the children of that run, those with `::` to a tenant: nobody else may
+    take them."""
     if trace_id is not None:
         text = trace_id if type(trace_id) is str else ""
+        if TENANT_SEPARATOR in text.removeprefix(
+            f"{tenant}{TENANT_SEPARATOR}" if tenant != DEFAULT_TENANT else ""
+        ):
+            raise InputError(
+                "TRACE_ID", f"a trace id holds no `{TENANT_SEPARATOR}`", help="use another separator"
+            )
         if not 0 < len(text) <= TRACE_ID_CHARS_MAX or "/" in text or not text.isprintable() or text.isspace():
             raise InputError(
                 "TRACE_ID",
@@ -815,4 +967,4 @@ def take_inputs(program: CompiledProgram, context: Mapping[str, Any] | None) -> 
     return inputs, payload
 
 
-__all__ = ["Engine", "Progress", "principal_of", "take_inputs"]
+__all__ = ["Engine", "Progress", "take_inputs"]

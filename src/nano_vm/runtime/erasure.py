@@ -47,7 +47,7 @@ async def erase(
     tenant: str = "default",
 ) -> dict[str, Any]:
     """See `Engine.erase`."""
-    from nano_vm.runtime.engine import principal_of
+    from nano_vm.runtime.rights import principal_of
 
     keys = erasable(engine)
     if sum(target is not None for target in (subject, secret, run)) != 1:

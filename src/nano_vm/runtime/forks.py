@@ -9,7 +9,7 @@ from nano_vm import canonical
 from nano_vm.errors import InputError, NotFoundError
 from nano_vm.journal.entry import Entry, is_closed, open_event, open_events, read_facts
 from nano_vm.journal.fold import fold
-from nano_vm.journal.port import RunRecord
+from nano_vm.journal.port import RunRecord, qualified
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.state import State
@@ -38,10 +38,11 @@ async def fork(
     A step is entered by the entry before it: everything up to that entry is shared. When `at_step` is a condition, it
     was evaluated by that entry; then the changes come before it, so that they bear on the verdict.
     """
-    from nano_vm.runtime.engine import check_names, principal_of
+    from nano_vm.runtime.engine import check_names
+    from nano_vm.runtime.rights import principal_of
 
-    check_names(new_trace_id, None)
     source = engine.store.record(trace_id)
+    check_names(new_trace_id, None, source.tenant)
     program = engine.load_program(source.program_hash)
     index = program.step_index.get(at_step)
     if index is None or program.steps[index].parent >= 0:
@@ -59,7 +60,7 @@ async def fork(
     who = principal_of(principal, source.tenant)
     now = engine.clock.now_ms()
     record = RunRecord(
-        run_id=new_trace_id or engine.new_run_id(now),
+        run_id=qualified(new_trace_id or engine.new_run_id(now), source.tenant),
         tenant=source.tenant,
         program_hash=source.program_hash,
         program_name=source.program_name,
@@ -77,6 +78,10 @@ async def fork(
     start.key = _UNSET
     start.parent = _UNSET
     start.principal = _UNSET if who is None else who
+    # What the other run was pinned to stays in force; one that was pinned to nothing is pinned now.
+    pinned = engine.policy if start.policy is _UNSET else engine.load_policy(start.policy)
+    start.policy = _UNSET if pinned is None else pinned.hash
+    await engine.govern(run, pinned)
     for part in early:
         _copy(run, part)
     if changed:

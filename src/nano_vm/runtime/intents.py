@@ -16,6 +16,7 @@ from nano_vm.kernel.commands import (
     Finish,
     JudgeAction,
     Reconcile,
+    RequestApproval,
     StartChild,
     StartTimer,
     StopChild,
@@ -70,6 +71,10 @@ def prepare(run: Run, command: Command, launches: Launches) -> None:
                 status=command.status,
             )
         )
+    elif kind is RequestApproval:
+        assert type(command) is RequestApproval
+        assert run.gate is not None  # the program has such a wait
+        run.gate.request(command)
     elif kind is Reconcile:
         _reconcile(run, command, launches)  # type: ignore[arg-type]
     elif kind is StartChild:
@@ -127,8 +132,12 @@ def _tool(run: Run, command: CallTool, launches: Launches) -> None:
         run.record_event(outcome.event, outcome.payload)
         return
     if spec.effect == "pure":
-        if (activity_key(command.step, command.item), command.attempt) not in run.tasks:
+        if (activity_key(command.step, command.item), command.attempt) in run.tasks:
+            return
+        if run.gate is None or run.gate.admit(command, spec):
             launches.append((command, spec, 0))
+        return
+    if run.gate is not None and not run.gate.admit(command, spec):
         return
     event = ev.StepStarted(
         at_ms=engine.clock.now_ms(),
@@ -145,6 +154,8 @@ def _tool(run: Run, command: CallTool, launches: Launches) -> None:
 
 def _model(run: Run, command: CallModel, launches: Launches) -> None:
     engine = run.engine
+    if run.gate is not None and not run.gate.admit(command, None):
+        return
     state = run.state
     if state.active[activity_key(command.step, command.item)].label & SECRET:
         message = "what the prompt was made of holds a secret, and no model is told one"
@@ -229,6 +240,8 @@ def _child(run: Run, command: StartChild, launches: Launches) -> None:
 def _compensation(run: Run, command: Compensate, launches: Launches) -> None:
     engine = run.engine
     spec = engine.tools.spec(command.tool)
+    if run.gate is not None and not run.gate.admit(command, spec):
+        return
     fault: Refusal | None = None
     if spec is None:
         fault = Refusal("UNKNOWN_TOOL", f"no tool `{command.tool}` is registered")

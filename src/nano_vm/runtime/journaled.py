@@ -18,6 +18,7 @@ from nano_vm.runtime.sealing import is_sealed, seal_entry
 
 if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
+    from nano_vm.runtime.governing import Gate
 
 
 _SUSPENDED = RunStatus.SUSPENDED.value
@@ -42,6 +43,7 @@ class JournaledRun:
         "created",
         "engine",
         "fence",
+        "gate",
         "heard",
         "key_id",
         "listener",
@@ -69,6 +71,7 @@ class JournaledRun:
         self.state = state
         self.chain = chain
         self.fence = fence
+        self.gate: Gate | None = None  # what governs the run
         self.listener: Any = None
         self.heard: list[tuple[Entry, ev.Event]] = []  # journaled, not yet told to the listeners
         self.batch: list[Entry] = []
@@ -91,6 +94,8 @@ class JournaledRun:
             event.verdicts = self.state.verdicts  # type: ignore[union-attr]
         if self.state.label:
             event.label = self.state.label  # type: ignore[union-attr]
+        if self.gate is not None and self.state.settled:
+            self.gate.progress.note(self.state.settled)
         if self._open is not None:
             self._seal()
         self._open = event

@@ -136,8 +136,8 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
     while a tool is out, and where nothing is awaited. True when the next step is one for the other place."""
     program, state, engine = run.program, run.state, run.engine
     activity = lane(program, state)
-    if activity is None:
-        return False
+    if activity is None or run.gate is not None:
+        return False  # what is governed is decided step by step
     known = engine.lanes.get(program.hash)
     if known is None:
         known = engine.lanes[program.hash] = Lane(Rows(program), [None] * len(program.steps))

@@ -13,8 +13,10 @@ from nano_vm.journal.port import RunRecord
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.state import Phase, State
+from nano_vm.policy.progress import Progress
 from nano_vm.program.compiled import CallAction, CompiledProgram
 from nano_vm.runtime.driver import Run
+from nano_vm.runtime.governing import gate_of
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.sealing import key_named_in
 
@@ -33,8 +35,19 @@ def load(engine: Engine, run_id: str, fence: int) -> Run:
     program = engine.load_program(record.program_hash)
     entries = engine.read(run_id)
     _require_readable(run_id, entries)
-    state = fold(program, run_id, entries, verify=True)
-    return run_from(engine, program, record, state, entries, fence)
+    progress = Progress(program)
+    state = fold(
+        program,
+        run_id,
+        entries,
+        verify=True,
+        on_transition=lambda entry, event, state: progress.note(state.settled),
+    )
+    run = run_from(engine, program, record, state, entries, fence)
+    run.gate = gate_of(run)
+    if run.gate is not None:
+        run.gate.progress = progress
+    return run
 
 
 def _require_readable(run_id: str, entries: Sequence[Entry]) -> None:

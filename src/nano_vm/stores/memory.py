@@ -8,7 +8,6 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from itertools import islice
 from typing import Any
 
 import msgspec
@@ -16,7 +15,7 @@ import msgspec
 from nano_vm import canonical
 from nano_vm.errors import InputError, StoreError
 from nano_vm.journal.entry import GENESIS, Entry
-from nano_vm.journal.port import LEASE_MS, Mail, RunQuery, RunRecord, RunUpdate, Transaction
+from nano_vm.journal.port import DEFAULT_TENANT, LEASE_MS, Mail, RunQuery, RunRecord, RunUpdate, Transaction
 from nano_vm.stores import rules
 from nano_vm.stores.guarded import GuardedConnection, Turnstile, inside_tool
 
@@ -79,8 +78,10 @@ class MemoryJournalStore:
             _Run | int
         ] = []  # of commits: the run and the number of its new entries, alternating
         self._programs: dict[str, tuple[str, int, bytes]] = {}
-        self._names: dict[str, str] = {}
+        self._names: dict[tuple[str, str], str] = {}  # by tenant and name
         self._actions: dict[str, tuple[str, str]] = {}
+        self._policies: dict[str, bytes] = {}
+        self._counts: dict[str, dict[str, int]] = {}  # key -> action -> amount
         self._lock = threading.RLock()
         self._turnstile = Turnstile()
         self._database: GuardedConnection | None = None
@@ -164,16 +165,20 @@ class MemoryJournalStore:
                 raise rules.journal_conflict(run_id, entries[0].seq, "an annex begins at the end")
             self._extend(run, entries)
 
-    def read(self, run_id: str, start: int = 0, limit: int | None = None) -> list[Entry]:
-        entries = self._run(run_id).entries
+    def read(
+        self, run_id: str, start: int = 0, limit: int | None = None, tenant: str | None = None
+    ) -> list[Entry]:
+        entries = self._run(run_id, tenant).entries
         start = max(start, 0)
         return entries[start:] if limit is None else entries[start : start + max(limit, 0)]
 
-    def tail(self, cursor: int, limit: int = 1_000) -> tuple[int, list[tuple[str, Entry]]]:
+    def tail(
+        self, cursor: int, limit: int = 1_000, tenant: str | None = None
+    ) -> tuple[int, list[tuple[str, Entry]]]:
         self._check_open()
         found: list[tuple[str, Entry]] = []
         ends: dict[int, int] = {}
-        position = 0
+        position, passed = 0, cursor
         with self._lock:
             for at in range(0, len(self._order), 2):
                 run, count = self._order[at], self._order[at + 1]
@@ -183,12 +188,15 @@ class MemoryJournalStore:
                 ends[run.no] = first + count
                 if position + count > cursor:
                     skip = max(cursor - position, 0)
-                    new = islice(run.entries, first + skip, first + count)
-                    found += [(run.record.run_id, entry) for entry in islice(new, limit - len(found))]
+                    passed = position + count
+                    if tenant in (None, run.record.tenant):
+                        new = run.entries[first + skip : first + count][: limit - len(found)]
+                        found += [(run.record.run_id, entry) for entry in new]
+                        passed = position + skip + len(new)
                 position += count
                 if len(found) >= limit:
                     break
-        return cursor + len(found), found
+        return passed, found
 
     def holding(self, fragment: bytes) -> list[str]:
         self._check_open()
@@ -200,8 +208,8 @@ class MemoryJournalStore:
             ]
 
     # --- records ------------------------------------------------------------------------------------------
-    def record(self, run_id: str) -> RunRecord:
-        return self._run(run_id).copy_of_record()
+    def record(self, run_id: str, tenant: str | None = None) -> RunRecord:
+        return self._run(run_id, tenant).copy_of_record()
 
     def records(self, query: RunQuery) -> list[RunRecord]:
         self._check_open()
@@ -226,10 +234,12 @@ class MemoryJournalStore:
         return None if run_id is None else self.record(run_id)
 
     # --- programs -----------------------------------------------------------------------------------------
-    def put_program(self, program_hash: str, name: str, canonical_bytes: bytes, now_ms: int) -> None:
+    def put_program(
+        self, program_hash: str, name: str, canonical_bytes: bytes, now_ms: int, tenant: str = DEFAULT_TENANT
+    ) -> None:
         """As the port says. Raises InputError USAGE when the hash is not that of the bytes."""
         self._check_open()
-        if self._names.get(name) == program_hash:
+        if self._names.get((tenant, name)) == program_hash:
             return
         if canonical.digest(canonical_bytes) != program_hash:
             raise InputError(
@@ -237,7 +247,7 @@ class MemoryJournalStore:
             )
         with self._lock:
             self._programs.setdefault(program_hash, (name, now_ms, canonical_bytes))
-            self._names[name] = program_hash
+            self._names[tenant, name] = program_hash
 
     def program(self, program_hash: str) -> bytes:
         self._check_open()
@@ -246,12 +256,18 @@ class MemoryJournalStore:
             raise rules.program_not_found(program_hash)
         return held[2]
 
-    def program_named(self, name: str) -> str | None:
+    def program_named(self, name: str, tenant: str = DEFAULT_TENANT) -> str | None:
         self._check_open()
-        return self._names.get(name)
+        return self._names.get((tenant, name))
 
-    def programs(self) -> list[tuple[str, str, int]]:
+    def programs(self, tenant: str | None = None) -> list[tuple[str, str, int]]:
         self._check_open()
+        if tenant is not None:
+            return [
+                (name, program, self._programs[program][1])
+                for (whose, name), program in sorted(self._names.items())
+                if whose == tenant
+            ]
         rows = [(name, program, stored_at) for program, (name, stored_at, _) in self._programs.items()]
         return sorted(rows, key=lambda row: row[0])  # stable: what was stored later stays later
 
@@ -287,13 +303,15 @@ class MemoryJournalStore:
             if run is not None and run.open_fence == fence:
                 run.disown()
 
-    def claimable(self, now_ms: int, limit: int = 100) -> list[str]:
+    def claimable(self, now_ms: int, limit: int = 100, tenant: str | None = None) -> list[str]:
         self._check_open()
         found: list[str] = []
         for run in list(self._runs.values()):
             record = run.record
             if len(found) >= limit:
                 break
+            if tenant not in (None, record.tenant):
+                continue
             if record.parent is not None or (record.owner is not None and now_ms < record.lease_until_ms):
                 continue
             if record.status == "RUNNING" or (
@@ -313,6 +331,39 @@ class MemoryJournalStore:
         bound, holder = self._actions.setdefault(key, (digest, run_id))
         if bound != digest:
             raise rules.action_conflict(holder)
+
+    # --- policies -----------------------------------------------------------------------------------------
+    def put_policy(self, policy_hash: str, body: bytes, now_ms: int) -> None:
+        self._check_open()
+        rules.check_policy(policy_hash, body)
+        self._policies.setdefault(policy_hash, body)
+
+    def policy(self, policy_hash: str) -> bytes:
+        self._check_open()
+        body = self._policies.get(policy_hash)
+        if body is None:
+            raise rules.policy_not_found(policy_hash)
+        return body
+
+    def counted(self, keys: Sequence[str], action: str) -> list[int]:
+        self._check_open()
+        with self._lock:
+            return [
+                sum(amount for by, amount in self._counts.get(key, {}).items() if by != action)
+                for key in keys
+            ]
+
+    def count(self, action: str, wanted: Sequence[tuple[str, int, int]], now_ms: int) -> bool:
+        self._check_open()
+        with self._lock:
+            so_far = self.counted([key for key, _, _ in wanted], action)
+            if any(
+                found + amount > maximum for found, (_, amount, maximum) in zip(so_far, wanted, strict=True)
+            ):
+                return False
+            for key, amount, _ in wanted:
+                self._counts.setdefault(key, {}).setdefault(action, amount)
+        return True
 
     # --- mail ---------------------------------------------------------------------------------------------
     def post(self, run_id: str, mail: Mail) -> None:
@@ -400,9 +451,9 @@ class MemoryJournalStore:
         if self._closed:
             raise rules.closed()
 
-    def _run(self, run_id: str) -> _Run:
+    def _run(self, run_id: str, tenant: str | None = None) -> _Run:
         run = self._runs.get(run_id)
-        if run is None:
+        if run is None or (tenant is not None and run.record.tenant != tenant):
             self._check_open()
             raise rules.run_not_found(run_id)
         return run

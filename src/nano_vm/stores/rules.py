@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from nano_vm import canonical
 from nano_vm.errors import ConflictError, InputError, NotFoundError, StoreError
 from nano_vm.journal.entry import Entry
 from nano_vm.journal.port import MAIL_MAX, Mail, RunRecord, RunUpdate
@@ -85,6 +86,17 @@ def run_exists(wanted: str, holder: str) -> ConflictError:
 
 def run_not_found(run_id: str) -> NotFoundError:
     return NotFoundError("RUN_NOT_FOUND", f"there is no run `{run_id}`", facts={"run_id": run_id})
+
+
+def check_policy(policy_hash: str, body: bytes) -> None:
+    if canonical.digest(body) != policy_hash:
+        raise InputError("USAGE", f"`{policy_hash}` is not the hash of the policy")
+
+
+def policy_not_found(policy_hash: str) -> NotFoundError:
+    return NotFoundError(
+        "POLICY_NOT_FOUND", f"no policy `{policy_hash}` is stored", facts={"policy": policy_hash}
+    )
 
 
 def program_not_found(program_hash: str) -> NotFoundError:

@@ -20,8 +20,17 @@ from typing import Literal, TypeVar
 from nano_vm import canonical
 from nano_vm.errors import InputError, NotFoundError, StoreError
 from nano_vm.journal.entry import Entry
-from nano_vm.journal.port import LEASE_MS, Durable, Mail, RunQuery, RunRecord, RunUpdate, Transaction
-from nano_vm.stores import rules, sqlite_integrity
+from nano_vm.journal.port import (
+    DEFAULT_TENANT,
+    LEASE_MS,
+    Durable,
+    Mail,
+    RunQuery,
+    RunRecord,
+    RunUpdate,
+    Transaction,
+)
+from nano_vm.stores import rules, sqlite_integrity, sqlite_policies
 from nano_vm.stores.guarded import Turnstile, inside_tool, refuse_inside
 from nano_vm.stores.owners import OwnerLock
 from nano_vm.stores.sqlite_batch import Work
@@ -157,22 +166,26 @@ class SqliteJournalStore:
     def annex(self, run_id: str, build: Callable[[int, str], Sequence[Entry]]) -> Durable:
         return self._submit(Work(run_id, build=build))
 
-    def read(self, run_id: str, start: int = 0, limit: int | None = None) -> list[Entry]:
+    def read(
+        self, run_id: str, start: int = 0, limit: int | None = None, tenant: str | None = None
+    ) -> list[Entry]:
         self._check_open()
-        return self._reader.read(run_id, start, limit)
+        return self._reader.read(run_id, start, limit, tenant)
 
-    def tail(self, cursor: int, limit: int = 1_000) -> tuple[int, list[tuple[str, Entry]]]:
+    def tail(
+        self, cursor: int, limit: int = 1_000, tenant: str | None = None
+    ) -> tuple[int, list[tuple[str, Entry]]]:
         self._check_open()
-        return self._reader.tail(cursor, limit)
+        return self._reader.tail(cursor, limit, tenant)
 
     def holding(self, fragment: bytes) -> list[str]:
         self._check_open()
         return self._reader.holding(fragment)
 
     # --- records ------------------------------------------------------------------------------------------
-    def record(self, run_id: str) -> RunRecord:
+    def record(self, run_id: str, tenant: str | None = None) -> RunRecord:
         self._check_open()
-        return self._reader.record(run_id)
+        return self._reader.record(run_id, tenant)
 
     def records(self, query: RunQuery) -> list[RunRecord]:
         self._check_open()
@@ -183,11 +196,13 @@ class SqliteJournalStore:
         return self._reader.find_key(tenant, program_name, key)
 
     # --- programs -----------------------------------------------------------------------------------------
-    def put_program(self, program_hash: str, name: str, canonical_bytes: bytes, now_ms: int) -> None:
+    def put_program(
+        self, program_hash: str, name: str, canonical_bytes: bytes, now_ms: int, tenant: str = DEFAULT_TENANT
+    ) -> None:
         """As the port says. Raises InputError USAGE when the hash is not that of the bytes."""
         self._check_open()
-        if self._reader.program_named(name) != program_hash:
-            self._put_program(program_hash, name, canonical_bytes, now_ms, named=True)
+        if self._reader.program_named(name, tenant) != program_hash:
+            self._put_program(program_hash, name, canonical_bytes, now_ms, tenant)
 
     def keep_program(self, program_hash: str, name: str, canonical_bytes: bytes, now_ms: int) -> None:
         """Keep a program as `put_program` does, but leave what the name means as it is."""
@@ -195,10 +210,10 @@ class SqliteJournalStore:
         try:
             self._reader.program(program_hash)
         except NotFoundError:
-            self._put_program(program_hash, name, canonical_bytes, now_ms, named=False)
+            self._put_program(program_hash, name, canonical_bytes, now_ms, None)
 
     def _put_program(
-        self, program_hash: str, name: str, canonical_bytes: bytes, now_ms: int, *, named: bool
+        self, program_hash: str, name: str, canonical_bytes: bytes, now_ms: int, tenant: str | None
     ) -> None:
         if canonical.digest(canonical_bytes) != program_hash:
             raise InputError(
@@ -212,10 +227,16 @@ class SqliteJournalStore:
                     "INSERT INTO nvm_programs (hash, name, stored_at_ms, body, seal) VALUES (?,?,?,?,?)",
                     (program_hash, name, now_ms, canonical_bytes, seal),
                 )
-            if named:
+            if tenant == DEFAULT_TENANT:
                 con.execute(
                     "INSERT INTO nvm_names VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET hash = ?2",
                     (name, program_hash),
+                )
+            elif tenant is not None:
+                con.execute(
+                    """INSERT INTO nvm_tenant_names VALUES (?1, ?2, ?3)
+                        ON CONFLICT (tenant, name) DO UPDATE SET hash = ?3""",
+                    (tenant, name, program_hash),
                 )
 
         self._write(work)
@@ -224,13 +245,13 @@ class SqliteJournalStore:
         self._check_open()
         return self._reader.program(program_hash)
 
-    def program_named(self, name: str) -> str | None:
+    def program_named(self, name: str, tenant: str = DEFAULT_TENANT) -> str | None:
         self._check_open()
-        return self._reader.program_named(name)
+        return self._reader.program_named(name, tenant)
 
-    def programs(self) -> list[tuple[str, str, int]]:
+    def programs(self, tenant: str | None = None) -> list[tuple[str, str, int]]:
         self._check_open()
-        return self._reader.programs()
+        return self._reader.programs(tenant)
 
     def names(self) -> list[tuple[str, str, int]]:
         """(name, hash, stored_at_ms) of what each name means now, by name."""
@@ -281,11 +302,11 @@ class SqliteJournalStore:
 
         self._write(work)
 
-    def claimable(self, now_ms: int, limit: int = 100) -> list[str]:
+    def claimable(self, now_ms: int, limit: int = 100, tenant: str | None = None) -> list[str]:
         self._check_open()
         dead: dict[str, bool] = {}
         found: list[str] = []
-        for run_id, owner, lease_until_ms in self._reader.takeable(now_ms):
+        for run_id, owner, lease_until_ms in self._reader.takeable(now_ms, tenant):
             if len(found) >= limit:
                 break
             if owner is not None and now_ms < lease_until_ms:
@@ -313,6 +334,22 @@ class SqliteJournalStore:
         bound, holder = self._write(work)
         if bound != digest:
             raise rules.action_conflict(holder)
+
+    # --- policies -----------------------------------------------------------------------------------------
+    def put_policy(self, policy_hash: str, body: bytes, now_ms: int) -> None:
+        rules.check_policy(policy_hash, body)
+        self._write(lambda con: sqlite_policies.put_policy(con, policy_hash, body, now_ms))
+
+    def policy(self, policy_hash: str) -> bytes:
+        self._check_open()
+        return self._reader.query(lambda con: sqlite_policies.find_policy(con, policy_hash))
+
+    def counted(self, keys: Sequence[str], action: str) -> list[int]:
+        self._check_open()
+        return self._reader.query(lambda con: sqlite_policies.counted(con, keys, action))
+
+    def count(self, action: str, wanted: Sequence[tuple[str, int, int]], now_ms: int) -> bool:
+        return self._write(lambda con: sqlite_policies.count(con, action, wanted, now_ms))
 
     # --- mail ---------------------------------------------------------------------------------------------
     def post(self, run_id: str, mail: Mail) -> None:

@@ -32,6 +32,7 @@ def examine(con: sqlite3.Connection) -> list[str]:
             _records,
             _ownership,
             _actions,
+            _policies,
             _mail,
             _segments,
             _gaps,
@@ -86,6 +87,12 @@ def _programs(con: sqlite3.Connection) -> Iterator[str]:
             WHERE p.name IS NOT a.name"""
     ):
         yield f"programs: the name `{name}` means `{hash_}`, which was stored under another name"
+
+
+def _policies(con: sqlite3.Connection) -> Iterator[str]:
+    for hash_, body in con.execute("SELECT hash, body FROM nvm_policies ORDER BY n"):
+        if not isinstance(body, bytes) or canonical.digest(body) != hash_:
+            yield f"policies: `{hash_}` is not what its hash says"
 
 
 def _records(con: sqlite3.Connection) -> Iterator[str]:

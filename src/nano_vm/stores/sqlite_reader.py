@@ -17,7 +17,7 @@ import msgspec
 
 from nano_vm import canonical
 from nano_vm.journal.entry import Entry
-from nano_vm.journal.port import Mail, RunQuery, RunRecord
+from nano_vm.journal.port import DEFAULT_TENANT, Mail, RunQuery, RunRecord
 from nano_vm.stores import rules
 from nano_vm.stores.segments import Segment, unpack
 from nano_vm.stores.sqlite_errors import FAILURES, translate
@@ -53,11 +53,13 @@ class Reader:
             self._con.close()
 
     # --- journal ------------------------------------------------------------------------------------------
-    def read(self, run_id: str, start: int, limit: int | None) -> list[Entry]:
-        return self.query(lambda con: self._read(con, run_id, start, limit))
+    def read(self, run_id: str, start: int, limit: int | None, tenant: str | None = None) -> list[Entry]:
+        return self.query(lambda con: self._read(con, run_id, start, limit, tenant))
 
-    def _read(self, con: sqlite3.Connection, run_id: str, start: int, limit: int | None) -> list[Entry]:
-        no = run_number(con, run_id)
+    def _read(
+        self, con: sqlite3.Connection, run_id: str, start: int, limit: int | None, tenant: str | None
+    ) -> list[Entry]:
+        no = run_number(con, run_id, tenant)
         start = max(start, 0)
         stop = 1 << 62 if limit is None else start + max(limit, 0)
         rows = con.execute(
@@ -75,15 +77,18 @@ class Reader:
             entries += found
         return entries
 
-    def tail(self, cursor: int, limit: int) -> tuple[int, list[tuple[str, Entry]]]:
-        return self.query(lambda con: self._tail(con, cursor, limit))
+    def tail(self, cursor: int, limit: int, tenant: str | None = None) -> tuple[int, list[tuple[str, Entry]]]:
+        return self.query(lambda con: self._tail(con, cursor, limit, tenant))
 
-    def _tail(self, con: sqlite3.Connection, cursor: int, limit: int) -> tuple[int, list[tuple[str, Entry]]]:
+    def _tail(
+        self, con: sqlite3.Connection, cursor: int, limit: int, tenant: str | None
+    ) -> tuple[int, list[tuple[str, Entry]]]:
         n, seen = cursor >> _CURSOR_SHIFT, cursor & ((1 << _CURSOR_SHIFT) - 1)
         rows = con.execute(
             """SELECT s.n, r.run_id, s.seq, s.digests, s.facts, s.payloads FROM nvm_segments s
-                JOIN nvm_runs r ON r.no = s.run WHERE s.n >= ? ORDER BY s.n LIMIT ?""",
-            (n, limit + 1),
+                JOIN nvm_runs r ON r.no = s.run WHERE s.n >= ?1 AND (?3 IS NULL OR r.tenant = ?3)
+                ORDER BY s.n LIMIT ?2""",
+            (n, limit + 1, tenant),
         )
         found: list[tuple[str, Entry]] = []
         find = blob_finder(con)
@@ -104,8 +109,8 @@ class Reader:
         return self.query(lambda con: [run_id for (run_id,) in con.execute(sql, (fragment,))])
 
     # --- records ------------------------------------------------------------------------------------------
-    def record(self, run_id: str) -> RunRecord:
-        return self.query(lambda con: find_record(con, run_id))
+    def record(self, run_id: str, tenant: str | None = None) -> RunRecord:
+        return self.query(lambda con: find_record(con, run_id, tenant))
 
     def records(self, query: RunQuery) -> list[RunRecord]:
         conditions, values = ["1"], list[object]()
@@ -135,16 +140,16 @@ class Reader:
         row = self.query(lambda con: con.execute(sql, (tenant, program_name, key)).fetchone())
         return None if row is None else to_record(row)
 
-    def takeable(self, now_ms: int) -> list[tuple[str, str | None, int]]:
+    def takeable(self, now_ms: int, tenant: str | None = None) -> list[tuple[str, str | None, int]]:
         """(run id, owner, lease_until_ms) of top-level runs that may be in need of an owner, oldest first."""
         sql = """SELECT run_id, owner, lease_until_ms FROM nvm_runs WHERE parent IS NULL AND no IN (
             SELECT no FROM nvm_runs WHERE status = 'RUNNING'
             UNION SELECT no FROM nvm_runs WHERE status = 'SUSPENDED' AND owner IS NOT NULL
-            UNION SELECT no FROM nvm_runs WHERE status = 'SUSPENDED' AND wake_at_ms > 0 AND wake_at_ms <= ?
+            UNION SELECT no FROM nvm_runs WHERE status = 'SUSPENDED' AND wake_at_ms > 0 AND wake_at_ms <= ?1
             UNION SELECT m.run FROM nvm_mail m JOIN nvm_runs r ON r.no = m.run
                 WHERE m.answer IS NULL AND r.status = 'SUSPENDED'
-            ) ORDER BY no"""
-        return self.query(lambda con: con.execute(sql, (now_ms,)).fetchall())
+            ) AND (?2 IS NULL OR tenant = ?2) ORDER BY no"""
+        return self.query(lambda con: con.execute(sql, (now_ms, tenant)).fetchall())
 
     # --- programs -----------------------------------------------------------------------------------------
     def program(self, program_hash: str) -> bytes:
@@ -159,12 +164,19 @@ class Reader:
             )
         return body
 
-    def program_named(self, name: str) -> str | None:
-        sql = "SELECT hash FROM nvm_names WHERE name = ?"
-        row = self.query(lambda con: con.execute(sql, (name,)).fetchone())
+    def program_named(self, name: str, tenant: str = DEFAULT_TENANT) -> str | None:
+        sql, values = "SELECT hash FROM nvm_names WHERE name = ?", (name,)
+        if tenant != DEFAULT_TENANT:
+            sql, values = "SELECT hash FROM nvm_tenant_names WHERE name = ? AND tenant = ?", (name, tenant)  # type: ignore[assignment]
+        row = self.query(lambda con: con.execute(sql, values).fetchone())
         return None if row is None else row[0]
 
-    def programs(self) -> list[tuple[str, str, int]]:
+    def programs(self, tenant: str | None = None) -> list[tuple[str, str, int]]:
+        if tenant is not None:
+            names = "SELECT 'default' AS tenant, name, hash FROM nvm_names UNION ALL SELECT * FROM nvm_tenant_names"
+            sql = f"""SELECT n.name, n.hash, p.stored_at_ms FROM ({names}) n JOIN nvm_programs p ON p.hash = n.hash
+                WHERE n.tenant = ? ORDER BY n.name"""
+            return self.query(lambda con: con.execute(sql, (tenant,)).fetchall())
         sql = "SELECT name, hash, stored_at_ms FROM nvm_programs ORDER BY name, n"
         return self.query(lambda con: con.execute(sql).fetchall())
 
@@ -186,8 +198,9 @@ class Reader:
         return None if mail is None else mail.answer
 
 
-def run_number(con: sqlite3.Connection, run_id: str) -> int:
-    row = con.execute("SELECT no FROM nvm_runs WHERE run_id = ?", (run_id,)).fetchone()
+def run_number(con: sqlite3.Connection, run_id: str, tenant: str | None = None) -> int:
+    sql = "SELECT no FROM nvm_runs WHERE run_id = ?1 AND (?2 IS NULL OR tenant = ?2)"
+    row = con.execute(sql, (run_id, tenant)).fetchone()
     if row is None:
         raise rules.run_not_found(run_id)
     no: int = row[0]
@@ -207,8 +220,9 @@ def change_owner(
     )
 
 
-def find_record(con: sqlite3.Connection, run_id: str) -> RunRecord:
-    row = con.execute(f"SELECT {_RECORD} FROM nvm_runs WHERE run_id = ?", (run_id,)).fetchone()
+def find_record(con: sqlite3.Connection, run_id: str, tenant: str | None = None) -> RunRecord:
+    sql = f"SELECT {_RECORD} FROM nvm_runs WHERE run_id = ?1 AND (?2 IS NULL OR tenant = ?2)"
+    row = con.execute(sql, (run_id, tenant)).fetchone()
     if row is None:
         raise rules.run_not_found(run_id)
     return to_record(row)

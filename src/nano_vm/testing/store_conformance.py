@@ -639,6 +639,69 @@ class StoreConformance:
         store.answer("r1", "m0", b"ok")
         store.post("r1", last)
 
+    # --- policies -----------------------------------------------------------------------------------------
+
+    @on_one_store
+    async def test_a_policy_is_kept_by_its_hash(self, store: JournalStore) -> None:
+        body = canonical.encode({"ast": {}, "policy": {"policy": "p"}})
+        digest = canonical.digest(body)
+        with refusal("POLICY_NOT_FOUND"):
+            store.policy(digest)
+        store.put_policy(digest, body, NOW)
+        store.put_policy(digest, body, NOW + 1)
+        assert store.policy(digest) == body
+        with refusal("USAGE"):
+            store.put_policy(digest, body + b" ", NOW)
+
+    @on_one_store
+    async def test_what_would_exceed_a_limit_is_not_counted_at_all(self, store: JournalStore) -> None:
+        assert store.count("a1", [("calls", 1, 2), ("sum", 60, 100)], NOW)
+        assert not store.count("a2", [("calls", 1, 2), ("sum", 41, 100)], NOW)
+        assert store.counted(["calls", "sum", "other"], "a2") == [1, 60, 0]
+        assert store.count("a2", [("calls", 1, 2), ("sum", 40, 100)], NOW)
+        assert store.counted(["calls", "sum"], "") == [2, 100]
+        assert not store.count("a3", [("calls", 1, 2)], NOW)
+
+    @on_one_store
+    async def test_an_action_is_counted_once(self, store: JournalStore) -> None:
+        for _ in range(3):
+            assert store.count("a1", [("calls", 1, 1)], NOW)
+        assert store.counted(["calls"], "a1") == [0]
+        assert store.counted(["calls"], "a2") == [1]
+
+    # --- tenants ------------------------------------------------------------------------------------------
+    @on_one_store
+    async def test_runs_of_other_tenants_are_as_if_they_did_not_exist(self, store: JournalStore) -> None:
+        for run_id, tenant in (("a1", "a"), ("b1", "b"), ("a2", "a")):
+            draft = Draft(run_id, tenant=tenant)
+            await settle(store.create(draft.record, draft.entries(2)))
+        assert store.record("a1", "a").tenant == "a"
+        assert len(store.read("a1", tenant="a")) == 2
+        for run_id in ("b1", "nobody"):
+            with refusal("RUN_NOT_FOUND"):
+                store.record(run_id, "a")
+            with refusal("RUN_NOT_FOUND"):
+                store.read(run_id, tenant="a")
+        assert [record.run_id for record in store.records(RunQuery(tenant="a"))] == ["a2", "a1"]
+        assert store.claimable(NOW, tenant="b") == ["b1"]
+        cursor, found = store.tail(0, tenant="a")
+        assert {run_id for run_id, _ in found} == {"a1", "a2"}
+        assert store.tail(cursor, tenant="a")[1] == []
+        later = Draft("a3", tenant="a")
+        await settle(store.create(later.record, later.entries(1)))
+        assert [run_id for run_id, _ in store.tail(cursor, tenant="a")[1]] == ["a3"]
+
+    @on_one_store
+    async def test_a_name_means_to_a_tenant_what_that_tenant_put_under_it(self, store: JournalStore) -> None:
+        bodies = [canonical.encode({"program": number}) for number in range(3)]
+        ours, theirs, everybodys = [canonical.digest(body) for body in bodies]
+        store.put_program(ours, "p", bodies[0], NOW, "a")
+        store.put_program(theirs, "p", bodies[1], NOW, "b")
+        store.put_program(everybodys, "p", bodies[2], NOW)
+        assert (store.program_named("p", "a"), store.program_named("p", "b")) == (ours, theirs)
+        assert (store.program_named("p"), store.program_named("p", "c")) == (everybodys, None)
+        assert [(name, program) for name, program, _ in store.programs("a")] == [("p", ours)]
+
     # --- transactions -------------------------------------------------------------------------------------
     @on_one_store
     async def test_a_tools_writes_and_entries_commit_together(self, store: JournalStore) -> None:

@@ -86,3 +86,113 @@ def test_a_missing_file_is_said_to_be(cli: Cli, place: Path) -> None:
 
 def test_the_schema_of_policies_is_printed(cli: Cli, place: Path) -> None:
     assert json.loads(cli("schema", "policy").out)["title"] == "nano-vm policy"
+
+
+# --- approvals of actions -----------------------------------------------------------------------------------
+
+PAYING = """
+name: paying
+steps:
+  - {id: pay, type: tool, tool: greet, args: {name: $name}}
+"""
+ASKING = """
+policy: paying
+rules:
+  - {id: ask, tools: [greet], approval: {roles: [boss]}}
+"""
+
+
+@pytest.fixture
+def paying(place: Path) -> list[str]:
+    (place / "paying.yaml").write_text(PAYING)
+    (place / "asking.yaml").write_text(ASKING)
+    return [
+        "run",
+        "paying.yaml",
+        "--tools",
+        "tools.py",
+        "--policy",
+        "asking.yaml",
+        "--input",
+        "name=ann",
+        "--as",
+        "ana",
+    ]
+
+
+def test_what_waits_for_an_approval_is_listed_and_approved_as_it_was_seen(
+    cli: Cli, place: Path, paying: list[str]
+) -> None:
+    run = cli(*paying, "--json")
+    assert run.code == 6
+    run_id = run.json["trace_id"]
+    (found,) = cli("approvals", "--json").json["approvals"]
+    assert (found["run_id"], found["tool"], found["shown"]["args"]) == (run_id, "greet", {"name": "ann"})
+    assert found["action"] in cli("approvals", run_id).out
+    eve = ["--as", "eve", "--role", "boss", "--tools", "tools.py"]
+    for words, code in (
+        (["--as", "ana", "--role", "boss", "--tools", "tools.py"], "SELF_APPROVAL"),
+        (["--as", "eve", "--tools", "tools.py"], "NOT_APPROVER"),
+        ([*eve, "--action", "sha256:" + "0" * 64], "APPROVAL_VOID"),
+    ):
+        refused = cli("resume", run_id, "--approve", *words, "--json")
+        assert (refused.code, refused.json["error"]["code"]) == (4, code)
+    assert not (place / "effects.txt").exists()
+    done = cli("resume", run_id, "--approve", "--action", found["action"], "--comment", "ok", *eve)
+    assert done.code == 0
+    assert found["action"] in done.err  # what is approved is shown before it is
+    assert (place / "effects.txt").read_text() == "ann\n"
+    assert cli("verify", run_id).code == 0
+    assert "nothing waits" in cli("approvals").out
+
+
+def test_a_denied_action_ends_with_its_own_exit_code(cli: Cli, place: Path, paying: list[str]) -> None:
+    run_id = cli(*paying, "--json").json["trace_id"]
+    done = cli("resume", run_id, "--deny", "--as", "eve", "--role", "boss", "--tools", "tools.py", "--json")
+    assert (done.code, done.json["error"]["type"]) == (4, "APPROVAL_DENIED")
+    (place / "none.yaml").write_text("policy: none\nmodels: [default]\n")
+    paying[5] = "none.yaml"
+    done = cli(*paying, "--json")
+    assert (done.code, done.json["error"]["type"]) == (4, "CapabilityDeniedError")
+
+
+def test_a_wrong_policy_stops_a_run_before_anything_is_made(cli: Cli, place: Path, paying: list[str]) -> None:
+    (place / "asking.yaml").write_text("policy: p\nrulez: []\n")
+    done = cli(*paying)
+    assert done.code == 3
+    assert "did you mean `rules`?" in done.err
+    assert not (place / "nano-vm.db").exists()
+
+
+# --- roles and tenants --------------------------------------------------------------------------------------
+
+
+def test_roles_of_the_house_bind_whoever_names_one(cli: Cli, place: Path, paying: list[str]) -> None:
+    refused = cli(*paying, "--role", "viewer", "--json")
+    assert (refused.code, refused.json["error"]["code"]) == (4, "CAPABILITY_DENIED")
+    assert not (place / "nano-vm.db").exists()
+    run_id = cli(*paying, "--role", "operator", "--json").json["trace_id"]
+    for words, code in (
+        (["trace", run_id, "--principal", "vic", "--role", "viewer"], 0),
+        (["verify", run_id, "--as", "vic", "--role", "viewer"], 4),
+        (["verify", run_id, "--as", "aud", "--role", "auditor"], 0),
+        (["cancel", run_id, "--as", "aud", "--role", "auditor", "--tools", "tools.py"], 4),
+    ):
+        assert cli(*words).code == code, words
+
+
+def test_a_tenant_sees_its_own_runs_alone(cli: Cli, place: Path, paying: list[str]) -> None:
+    run_id = cli(*paying, "--tenant", "acme", "--trace-id", "one", "--json").json["trace_id"]
+    assert run_id == "acme::one"
+    assert cli("trace", "one", "--tenant", "acme").code == 0
+    assert [run["trace_id"] for run in cli("runs", "--tenant", "acme", "--json").json["runs"]] == [run_id]
+    assert cli("runs", "--tenant", "bolt", "--json").json["runs"] == []
+    for words in (
+        ["trace", run_id],
+        ["verify", run_id],
+        ["cancel", run_id, "--tools", "tools.py"],
+        ["approvals", run_id],
+    ):
+        refused = cli(*words, "--tenant", "bolt", "--json")
+        assert (refused.code, refused.json["error"]["code"]) == (2, "RUN_NOT_FOUND"), words
+    assert cli("runs", "--tenant", "no/name").code == 2

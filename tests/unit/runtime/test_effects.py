@@ -394,3 +394,23 @@ def test_transactions_of_many_runs_and_siblings_do_not_stall_each_other(opener: 
             sound(vm, trace)
 
     play(main())
+
+
+def test_a_pure_tool_under_a_key_that_was_used_for_other_arguments_fails_like_any_other(
+    opener: Opener,
+) -> None:
+    @tool(effect="pure")
+    def act(n: int) -> int:
+        return n
+
+    flow = program(
+        tool_step("a", args={"n": 1}, idempotency_key="k"), tool_step("b", args={"n": 2}, idempotency_key="k")
+    )
+
+    async def main() -> None:
+        vm = opener(tools={"act": act})
+        trace = await vm.run(flow)
+        assert (trace.status, trace.error["type"]) == (RunStatus.FAILED, "ACTION_CONFLICT")
+        sound(vm, trace)
+
+    play(main())

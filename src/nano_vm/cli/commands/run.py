@@ -2,7 +2,7 @@
 
   nano-vm run refund.yaml --tools refund_tools.py --input order_id=A-1 --input amount=40
 
-exit codes: 0 SUCCESS, 1 FAILED, 2 usage, 3 invalid program, 6 suspended, 7 budget, stall or cancel
+exit codes: 0 SUCCESS, 1 FAILED, 2 usage, 3 invalid program or policy, 4 denied, 6 suspended, 7 budget, stall or cancel
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
                 run_id = started[0] if started else None
                 return interrupted_exit(console, session, interrupted, run_id, lines=args.stream)
         if args.stream:
-            code = exits.of_status(trace.status.value)
+            code = exits.of_status(trace.status.value, (trace.error or {}).get("type"))
             console.json_line({"result": as_json(args, compiled, trace, code)})
             return code
         return conclude(console, args, compiled, trace)

@@ -23,7 +23,6 @@ from nano_vm.gateway.views import moment
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("create", "list", "revoke"))
     parser.add_argument("id", nargs="?", metavar="ID", help="of the token that is revoked")
-    parser.add_argument("--tenant", metavar="TENANT", default="default", help="whose runs it opens")
     parser.add_argument("--label", metavar="TEXT", default="", help="what it is for")
     parser.add_argument(
         "--days", metavar="N", type=float, default=90.0, help="how long it is valid (default: 90)"
@@ -41,7 +40,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
             if args.principal is None:
                 raise InputError("USAGE", "whose token?", help="--principal ID --role operator")
             token, row = tokens.create(
-                state, args.principal, tuple(args.role), args.tenant, args.label, args.days
+                state, args.principal, tuple(args.role), args.tenant or "default", args.label, args.days
             )
             console.document({"token": token, **row})
             console.line(token)

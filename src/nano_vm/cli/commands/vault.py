@@ -61,11 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 "--reason", metavar="TEXT", required=True, help="why; shown to who is refused"
             )
     for action in actions.choices.values():
-        action.add_argument("--tenant", metavar="NAME", default="default", help="whose (default: default)")
         add_global(action)
 
 
 def execute(args: argparse.Namespace, console: Console) -> int:
+    args.tenant = args.tenant or "default"
     if args.action == "init":
         return _init(args, console)
     if args.action == "rotate" and args.kek:

@@ -1,0 +1,42 @@
+"""What a run has met of what policies require: gathered from what its transitions settle, live or in a fold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from nano_vm.kernel.state import Settled, StepStatus
+from nano_vm.program.compiled import CompiledProgram, ToolAction, WaitAction
+
+
+class Progress:
+    """The requirements that are met, as `Request.done` has them."""
+
+    __slots__ = ("_done", "_frozen", "program")
+
+    def __init__(self, program: CompiledProgram) -> None:
+        self.program = program
+        self._done: set[str] = set()
+        self._frozen: frozenset[str] | None = None
+
+    def note(self, settled: Iterable[Settled]) -> None:
+        """Take note of what a transition settled. Only real successes count: no substitute for an answer, no step
+        that was passed over, and no approval that was refused."""
+        for result in settled:
+            if result.status is not StepStatus.SUCCESS or result.substituted:
+                continue
+            step = self.program.steps[result.step]
+            action = step.action
+            if type(action) is WaitAction and action.approvers:
+                answer = result.output
+                if type(answer) is not dict or answer.get("approved") is not True:
+                    continue
+            self._done.add(f"step:{step.id}")
+            if type(action) is ToolAction:
+                self._done.add(f"tool:{action.tool}")
+            self._frozen = None
+
+    @property
+    def done(self) -> frozenset[str]:
+        if self._frozen is None:
+            self._frozen = frozenset(self._done)
+        return self._frozen

@@ -1,0 +1,186 @@
+"""Deciding again what a journal says was decided: from the policies as they are stored, and from nothing else.
+
+The kernel sees to it that nothing governed was dispatched without a decision and that approvals were used once, for
+the action they name. Whether the decision was the policy's is found out here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from msgspec import UNSET
+
+from nano_vm.errors import NanoVMError, VerificationError
+from nano_vm.expr.reference import UNSET as UNASSIGNED
+from nano_vm.journal.entry import Entry
+from nano_vm.kernel.events import ApprovalRequested, Event, PolicyDecided
+from nano_vm.kernel.state import State, activity_key
+from nano_vm.policy.decide import ALLOW, ASK, DENY, Decision, Request, action_digest, counters, decide_all
+from nano_vm.policy.model import Policy
+from nano_vm.policy.progress import Progress
+from nano_vm.program.compiled import SLOT_PRINCIPAL, SLOT_RUN, CompiledProgram, WaitAction
+from nano_vm.program.labels import SEALED
+
+# Why the runtime stopped something that policies alone would not have: the approval was gone when it was used.
+_STOPPED = frozenset({"APPROVAL_EXPIRED", "APPROVAL_VOID"})
+
+
+class Recheck:
+    """Watches a fold: `before` and `after` every transition.
+
+    Args:
+        find: gives a policy by its hash; NanoVMError when it cannot.
+        tenant: the run's.
+    """
+
+    def __init__(
+        self, program: CompiledProgram, find: Callable[[str], Policy], tenant: str = "default"
+    ) -> None:
+        self.program = program
+        self.find = find
+        self.tenant = tenant
+        self.decisions = 0
+        self.progress = Progress(program)
+
+    @staticmethod
+    def concerns(entries: Iterable[Entry]) -> bool:
+        """Whether there is anything in a journal to be decided again."""
+        return any(
+            b'"PolicyDecided"' in entry.facts or b'"ApprovalRequested"' in entry.facts for entry in entries
+        )
+
+    def after(self, entry: Entry, event: Event, state: State) -> None:
+        self.progress.note(state.settled)
+
+    def before(self, entry: Entry, event: Event, state: State) -> None:
+        """Hold a recorded decision or request against what it has to be.
+
+        Raises:
+            VerificationError: REPLAY_MISMATCH (facts: `seq`, `code` POLICY).
+        """
+        if state.seq < state.fork_seq:
+            return  # decided in another run, with its id
+        if type(event) is PolicyDecided:
+            self.decisions += 1
+            self._decided(entry, event, state)
+        elif type(event) is ApprovalRequested:
+            self._requested(entry, event, state)
+
+    def _decided(self, entry: Entry, event: PolicyDecided, state: State) -> None:
+        policies = self._policies(entry, event, state)
+        args, kind, name = self._action(event, state)
+        if kind == "tool":
+            schema = "" if event.schema is UNSET else event.schema
+            if not self._is_private(event, state) and event.action != action_digest(
+                name, schema, args, state.policy
+            ):
+                raise _mismatch(entry, "is about another action than the one at hand")
+        if event.reason in _STOPPED:
+            if event.decision != DENY:
+                raise _mismatch(entry, "gives a reason to stop and does not stop")
+            return
+        request = self._request(event, state, kind, name, args)
+        found = decide_all(policies, request) if policies else Decision(ALLOW, "program", "")
+        asked = self._asked_by_program(event)
+        expected = found.decision
+        if event.decision == ALLOW and event.approval is not UNSET:
+            # The kernel has checked that the approval is of this action; without a question there is none.
+            if expected == DENY or (expected == ALLOW and not asked):
+                raise _mismatch(entry, f"is `{event.decision}`, and the policy says `{expected}`")
+        elif event.decision == ASK and expected == ALLOW and asked:
+            return
+        elif event.decision != expected or (expected == ALLOW and asked):
+            raise _mismatch(entry, f"is `{event.decision}`, and the policy says `{expected}`")
+        rule = found.rule or "program"
+        if event.rule != rule or (event.policy or "") != found.policy:
+            raise _mismatch(entry, f"names the rule `{event.rule}`, and `{rule}` decides")
+        recorded = [] if event.counts is UNSET else event.counts
+        wanted = {
+            (counter.key, counter.amount) for policy in policies for counter in counters(policy, request)
+        }
+        if {(key, amount) for key, _, amount in recorded} != wanted:
+            raise _mismatch(entry, "does not count what the policy counts")
+
+    def _requested(self, entry: Entry, event: ApprovalRequested, state: State) -> None:
+        activity = state.active.get(self._key(event))
+        if activity is None:
+            return  # the kernel refuses it
+        private = activity.label & SEALED
+        if not private and event.action != action_digest(
+            event.tool, event.schema, activity.request, state.policy
+        ):
+            raise _mismatch(entry, "asks for another action than the one at hand")
+        shown = event.payload
+        if type(shown) is dict and (shown.get("tool") != event.tool or shown.get("args") != activity.request):
+            raise _mismatch(entry, "shows another action than it asks for")
+
+    def _is_private(self, event: PolicyDecided, state: State) -> bool:
+        """Whether only who has the subject's key can digest what it is about."""
+        if event.compensation is True:
+            return bool(state.undo and state.undo[-1].label & SEALED)
+        activity = state.active.get(self._key(event))
+        return activity is not None and bool(activity.label & SEALED)
+
+    def _policies(self, entry: Entry, event: PolicyDecided, state: State) -> list[Policy]:
+        hashes = [state.policy] if state.policy else []
+        if event.current is not UNSET:
+            hashes.append(event.current)
+        try:
+            return [self.find(policy_hash) for policy_hash in hashes]
+        except NanoVMError as error:
+            raise VerificationError(
+                "POLICY_UNKNOWN",
+                f"entry {entry.seq}: the policy it was decided by is not at hand",
+                help="keep policies beside the journals that name them",
+                facts={"seq": entry.seq, "policies": hashes},
+            ) from error
+
+    def _key(self, event: PolicyDecided | ApprovalRequested) -> int:
+        index = self.program.step_index.get(event.step, -1)
+        return activity_key(index, -1 if event.item is UNSET else event.item)
+
+    def _action(self, event: PolicyDecided, state: State) -> tuple[Any, str, str]:
+        if event.compensation is True:
+            undo = state.undo[-1] if state.undo else None
+            return (None, "tool", "") if undo is None else (undo.args, "tool", undo.tool)
+        activity = state.active.get(self._key(event))
+        request = None if activity is None else activity.request
+        if event.model is not UNSET:
+            given = request if type(request) is dict else {}
+            model = given.get("model", "default")
+            name = model if type(model) is str else "default"
+            return {"model": name, "params": given.get("params") or {}}, "model", name
+        index = self.program.step_index.get(event.step)
+        tool = getattr(self.program.steps[index].action, "tool", "") if index is not None else ""
+        return request, "tool", tool
+
+    def _request(self, event: PolicyDecided, state: State, kind: str, name: str, args: Any) -> Request:
+        principal, run = state.slots[SLOT_PRINCIPAL], state.slots[SLOT_RUN]
+        recorded = [] if event.counts is UNSET else event.counts
+        return Request(
+            kind=kind,
+            name=name,
+            args=args,
+            principal=None if principal is UNASSIGNED else principal,
+            run={} if run is UNASSIGNED else run,
+            done=self.progress.done,
+            counts={key: so_far for key, so_far, _ in recorded},
+            at_ms=event.at_ms,
+            tenant=self.tenant,
+        )
+
+    def _asked_by_program(self, event: PolicyDecided) -> bool:
+        index = self.program.step_index.get(event.step)
+        if index is None or event.compensation is True:
+            return False
+        waits = [self.program.steps[wait].action for wait in self.program.steps[index].approved_by]
+        return any(type(action) is WaitAction for action in waits)
+
+
+def _mismatch(entry: Entry, what: str) -> VerificationError:
+    return VerificationError(
+        "REPLAY_MISMATCH",
+        f"entry {entry.seq}: the decision {what}",
+        facts={"seq": entry.seq, "code": "POLICY"},
+    )

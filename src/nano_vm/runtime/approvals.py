@@ -1,0 +1,146 @@
+"""What waits for somebody's approval, and giving or refusing it: always of the action that was shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from nano_vm.errors import RejectedError
+from nano_vm.journal.entry import open_events, read_facts
+from nano_vm.journal.port import RunQuery, RunRecord
+from nano_vm.journal.trace import Trace
+from nano_vm.kernel import events as ev
+from nano_vm.kernel.transition import child_run_id
+from nano_vm.runtime.rights import principal_of
+
+if TYPE_CHECKING:
+    from nano_vm.runtime.engine import Engine
+
+
+class PendingApproval(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that waits for an approval.
+
+    `step` is the step that waits, for one of a called program the way to it: `call/step`. `action` and `nonce` are
+    what an answer names; both are empty for a wait that is bound to no action. `shown` is what the journal holds as
+    shown to approvers. `due_ms` is 0 where nothing expires.
+    """
+
+    run_id: str
+    tenant: str
+    program: str
+    step: str
+    item: int | None = None
+    roles: tuple[str, ...] = ()
+    tool: str = ""
+    action: str = ""
+    nonce: str = ""
+    due_ms: int = 0
+    shown: dict[str, Any] = {}
+
+
+def pending(engine: Engine, record: RunRecord) -> list[PendingApproval]:
+    """What a run waits for somebody to approve, its children included."""
+    return [
+        PendingApproval(
+            run_id=record.run_id,
+            tenant=record.tenant,
+            program=record.program_name,
+            step=way,
+            item=wait.get("item"),
+            roles=tuple(wait.get("approvers", ())),
+            tool=wait.get("tool", ""),
+            action=wait.get("action", ""),
+            nonce=wait.get("nonce", ""),
+            due_ms=wait.get("due_ms", 0),
+            shown=_shown(engine, run_id, wait["nonce"]) if wait.get("nonce") else {},
+        )
+        for run_id, way, wait in _waits(record.run_id, record.waits)
+    ]
+
+
+def only_approvals(record: RunRecord, step: str | None, name: str | None) -> bool:
+    """Whether an event could only be the answer to something that waits for an approval."""
+    kinds = [
+        wait["kind"]
+        for way, wait in _all_waits(record.waits)
+        if step in (None, way) and name in (None, wait.get("event"))
+    ]
+    return bool(kinds) and all(kind == "approval" for kind in kinds)
+
+
+def _all_waits(waits: list[dict[str, Any]], way: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    for wait in waits:
+        if wait["kind"] == "child":
+            yield from _all_waits(list(wait.get("waits", ())), f"{way}{wait['step']}/")
+        else:
+            yield way + wait["step"], wait
+
+
+def all_pending(engine: Engine, tenant: str | None, limit: int) -> list[PendingApproval]:
+    """See `Engine.approvals`."""
+    query = RunQuery(tenant=tenant, status="SUSPENDED", parent="", limit=limit)
+    return [found for record in engine.store.records(query) for found in pending(engine, record)]
+
+
+def _waits(
+    run_id: str, waits: list[dict[str, Any]], way: str = ""
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for wait in waits:
+        if wait["kind"] == "approval":
+            yield run_id, way + wait["step"], wait
+        elif wait["kind"] == "child":
+            item = wait.get("item", -1)
+            child = child_run_id(run_id, wait["step"], wait["occurrence"], item, wait["attempt"])
+            yield from _waits(child, list(wait.get("waits", ())), f"{way}{wait['step']}/")
+
+
+def _shown(engine: Engine, run_id: str, nonce: str) -> dict[str, Any]:
+    for entry in reversed(engine.read(run_id)):
+        if read_facts(entry).type != ev.ApprovalRequested.type:
+            continue
+        for event in open_events(entry):
+            if type(event) is ev.ApprovalRequested and event.nonce == nonce and type(event.payload) is dict:
+                return event.payload
+    return {}
+
+
+async def approve(
+    engine: Engine,
+    trace_id: str,
+    approved: bool,
+    step: str | None,
+    item: int | None,
+    action: str | None,
+    comment: str | None,
+    principal: str | Mapping[str, Any] | None,
+    event_id: str | None,
+) -> Trace:
+    """See `Engine.approve`."""
+    from nano_vm.runtime import control
+
+    record = engine.store.record(trace_id)
+    found = [
+        one
+        for one in pending(engine, record)
+        if step in (None, one.step) and item in (None, one.item) and action in (None, one.action)
+    ]
+    if len(found) > 1:
+        names = ", ".join(f"`{one.step}`" for one in found)
+        raise RejectedError(
+            "AMBIGUOUS",
+            f"run {trace_id} waits for several approvals: {names}",
+            help="name the step, and inside a map the item",
+            facts={"run_id": trace_id},
+        )
+    data: dict[str, Any] = {"approved": approved}
+    if comment is not None:
+        data["comment"] = comment
+    if found and found[0].action:
+        data |= {"action": found[0].action, "nonce": found[0].nonce}
+        step, item = found[0].step, found[0].item
+    elif action is not None:
+        data |= {"action": action, "nonce": ""}  # gone: the run refuses it, and keeps that it was sent
+    who = principal_of(principal, record.tenant)
+    return await control.resume(engine, trace_id, data, event_id, None, step, item, who)

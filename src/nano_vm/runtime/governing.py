@@ -1,0 +1,406 @@
+"""The gate of a governed run: what is to be dispatched is decided first, and the decision is journaled.
+
+A run is governed by the policy it is pinned to and by the one that the engine has now: both must allow. Decisions are
+pure (`nano_vm.policy`); what they need to know is gathered here. The registry is another gate, which asks nothing of
+this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import msgspec
+
+from nano_vm import canonical
+from nano_vm.errors import NanoVMError, RuntimeFault
+from nano_vm.expr.reference import UNSET as UNASSIGNED
+from nano_vm.journal.replay import KEYED
+from nano_vm.kernel import events as ev
+from nano_vm.kernel.commands import CallModel, CallTool, Command, Compensate, RequestApproval
+from nano_vm.kernel.state import activity_key
+from nano_vm.policy.decide import ALLOW, ASK, DENY, Asked, Decision, Request, action_digest, decide_all
+from nano_vm.policy.decide import counters as counters_of
+from nano_vm.policy.load import stored_policy
+from nano_vm.policy.model import Approval, Policy
+from nano_vm.policy.progress import Progress
+from nano_vm.program.compiled import SLOT_RUN, CompiledProgram, WaitAction
+from nano_vm.runtime.patience import patiently
+from nano_vm.runtime.sealing import keyed_content
+
+if TYPE_CHECKING:
+    from nano_vm.runtime.calls import Outcome
+    from nano_vm.runtime.driver import Run
+    from nano_vm.runtime.engine import Engine
+    from nano_vm.runtime.ports import ToolSpec
+
+_UNSET = ev.UNSET
+DENIED = "CapabilityDeniedError"  # what `$step.error.type` says of an action that is not allowed
+APPROVAL_EXPIRY_MS = 7 * 86_400_000  # of an approval for which neither policy nor wait says how long
+DEFAULT_MODEL = "default"
+
+Dispatch: TypeAlias = CallTool | CallModel | Compensate
+Action: TypeAlias = Dispatch | RequestApproval
+
+
+class Verdict(NamedTuple):
+    """A decision about one action, and what it was made of: `counts` are [key, so far, added]."""
+
+    decision: Decision
+    action: str
+    asks: tuple[Asked, ...]
+    counts: list[list[Any]]
+    at_ms: int
+
+
+class Gate:
+    """What governs one run."""
+
+    __slots__ = ("_ahead", "_cleared", "engine", "pinned", "progress", "run")
+
+    def __init__(self, run: Run, pinned: Policy | None) -> None:
+        self.run = run
+        self.engine: Engine = run.engine
+        self.pinned = pinned
+        self.progress = Progress(run.program)
+        self._cleared: dict[tuple[int, int], tuple[Policy | None, int]] = {}
+        self._ahead: tuple[str, Verdict] | None = None  # a dispatch whose limits have been counted
+
+    @property
+    def policies(self) -> list[Policy]:
+        """Those that must allow: the pinned one, then the current one where it is another."""
+        current = self.engine.policy
+        if self.pinned is None:
+            return [] if current is None else [current]
+        if current is None or current.hash == self.pinned.hash:
+            return [self.pinned]
+        return [self.pinned, current]
+
+    # --- deciding ---------------------------------------------------------------------------------------------
+
+    def admit(self, command: Dispatch, spec: ToolSpec | None) -> bool:
+        """Decide about a dispatch and journal the decision; False when it must not happen now. What becomes of the
+        step is journaled too: it fails, or it waits for an approval."""
+        policies = self.policies
+        key = (activity_key(command.step, command.item), command.attempt)
+        if type(command) is CallModel and self._stands(key):
+            return True  # it waits for its budget, and nothing has changed
+        step = self.run.program.steps[command.step] if command.step >= 0 else None
+        compensates = type(command) is Compensate
+        if not policies and (compensates or step is None or not step.approved_by):
+            return True
+        ahead, self._ahead = self._ahead, None
+        verdict = (
+            ahead[1] if ahead is not None and ahead[0] == command.id else self.judge(policies, command, spec)
+        )
+        decision, approval, reason = verdict.decision, None, ""
+        if verdict.asks and decision.decision != DENY and not compensates:
+            approval, reason = self._approval(command, verdict)
+            if approval is not None:
+                decision = _as(decision, ALLOW)
+            elif decision.decision == ALLOW:
+                decision = Decision(ASK, verdict.asks[0].rule, "")
+        self._record(command, spec, verdict, decision, approval)
+        if decision.decision == ALLOW:
+            due_ms = 0 if approval is None else approval["due_ms"]
+            self._cleared[key] = (self.engine.policy, due_ms)
+            return True
+        self._cleared.pop(key, None)
+        if isinstance(command, Compensate):
+            return False  # the kernel names it as not undone
+        if decision.decision == ASK:
+            assert type(command) is CallTool
+            self._ask(command, command.tool, spec, command.args, verdict, 0, reason)
+        else:
+            outcome = self.refused(command, decision, pure=True)
+            self.run.record_event(outcome.event, outcome.payload)
+        return False
+
+    async def ahead(self, command: Command) -> None:
+        """What has to be written before a dispatch can be decided: the policy in force, and what limits count. The
+        check of a limit and its counting are one transaction of the store, so runs at once never exceed it together."""
+        if not isinstance(command, CallTool | CallModel | Compensate):
+            return
+        spec = None if isinstance(command, CallModel) else self.engine.tools.spec(command.tool)
+        while True:
+            current = self.engine.policy
+            if current is not None:
+                await self.engine.keep_policy(current)
+            policies = self.policies
+            if not any(policy.has_limits for policy in policies):
+                return
+            verdict = self.judge(policies, command, spec)
+            decision = verdict.decision
+            waits = bool(verdict.asks) and self._approval(command, verdict)[0] is None
+            if decision.decision != DENY and decision.counters and not waits:
+                place = self._place(command)
+                wanted = [(counter.key, counter.amount, counter.maximum) for counter in decision.counters]
+                if not await self._add(place, wanted, verdict.at_ms):
+                    continue  # others were quicker: the policy decides again, with what they have counted
+            if self.policies == policies:
+                self._ahead = (command.id, verdict)
+                return
+
+    async def _add(self, place: str, wanted: list[tuple[str, int, int]], at_ms: int) -> bool:
+        return await patiently(lambda: self.engine.store.count(place, wanted, at_ms))
+
+    def _stands(self, key: tuple[int, int]) -> bool:
+        known = self._cleared.get(key)
+        return known is not None and known[0] is self.engine.policy
+
+    def judge(
+        self,
+        policies: Sequence[Policy],
+        command: CallTool | CallModel | Compensate | RequestApproval,
+        spec: ToolSpec | None,
+    ) -> Verdict:
+        """What the policies, and the program, say of an action as it stands now."""
+        request, counts = self._request(policies, command)
+        decision = decide_all(policies, request) if policies else Decision(ALLOW, "", "")
+        asks = [] if decision.decision == DENY else list(decision.asks)
+        if type(command) is CallTool or type(command) is RequestApproval:
+            asks += _asked_by_program(self.run.program, command)
+        action = ""
+        if not isinstance(command, CallModel):
+            action = self.action(command, "" if spec is None else spec.digest)
+        return Verdict(decision, action, tuple(dict.fromkeys(asks)), counts, request.at_ms)
+
+    def action(self, command: CallTool | Compensate | RequestApproval, schema: str) -> str:
+        """Digest of an action: what an approval covers. Of private arguments only who has the subject's key can make
+        it, so that nobody can guess at them."""
+        digest = action_digest(
+            command.tool, schema, command.args, "" if self.pinned is None else self.pinned.hash
+        )
+        keyed = keyed_content(self.run, command)
+        return digest if keyed is None else KEYED + keyed(digest.encode())
+
+    def _request(self, policies: Sequence[Policy], command: Action) -> tuple[Request, list[list[Any]]]:
+        run = self.run
+        if type(command) is CallModel:
+            model = command.request.get("model", DEFAULT_MODEL)
+            kind, name = "model", model if type(model) is str else DEFAULT_MODEL
+            args: Any = {"model": name, "params": command.request.get("params") or {}}
+        else:
+            kind, name, args = "tool", command.tool, command.args  # type: ignore[union-attr]
+        facts = run.state.slots[SLOT_RUN]
+        request = Request(
+            kind=kind,
+            name=name,
+            args=args,
+            principal=run.facts.principal,
+            run={} if facts is UNASSIGNED else facts,
+            done=self.progress.done,
+            at_ms=self.engine.clock.now_ms(),
+            tenant=run.record.tenant,
+        )
+        amounts = {c.key: c.amount for policy in policies for c in counters_of(policy, request)}
+        if not amounts:
+            return request, []
+        so_far = dict(
+            zip(amounts, self.engine.store.counted(list(amounts), self._place(command)), strict=True)
+        )
+        counts = [[key, so_far[key], amount] for key, amount in amounts.items()]
+        return msgspec.structs.replace(request, counts=so_far), counts
+
+    def _place(self, command: Any) -> str:
+        """Identity of a dispatch for counting: attempts of one occurrence are one action."""
+        kind = "undo" if type(command) is Compensate else "step"
+        place = [self.run.record.run_id, kind, command.step_id, command.occurrence, command.item]
+        return canonical.digest_value(place)
+
+    # --- approvals --------------------------------------------------------------------------------------------
+
+    def _approval(self, command: Dispatch, verdict: Verdict) -> tuple[dict[str, Any] | None, str]:
+        """The approval that covers this very action now, or why the one that was given does not."""
+        grant = self.run.state.grants.get(activity_key(command.step, command.item))
+        if grant is None:
+            return None, ""
+        if grant["action"] != verdict.action or not {ask.name for ask in verdict.asks} <= set(grant["rules"]):
+            return None, "APPROVAL_VOID"
+        if self.engine.clock.now_ms() >= grant["due_ms"]:
+            return None, "APPROVAL_EXPIRED"
+        return grant, ""
+
+    def request(self, command: RequestApproval) -> None:
+        """Put down what a wait approves: the other step's action as it would be now."""
+        # A tool that is not registered here has no definition yet: once it has one, the approval is void.
+        spec = self.engine.tools.spec(command.tool)
+        verdict = self.judge(self.policies, command, spec)
+        self._ask(command, command.tool, spec, command.args, verdict, command.due_ms, "")
+
+    def _ask(
+        self,
+        command: CallTool | RequestApproval,
+        tool: str,
+        spec: ToolSpec | None,
+        args: Any,
+        verdict: Verdict,
+        due_ms: int,
+        reason: str,
+    ) -> None:
+        now = self.engine.clock.now_ms()
+        approvals = [ask.approval for ask in verdict.asks]
+        expiry = min(
+            (approval.expiry_ms for approval in approvals if approval.expiry_ms), default=APPROVAL_EXPIRY_MS
+        )
+        until = now + expiry if not due_ms else min(due_ms, now + expiry)
+        roles = list(dict.fromkeys(approval.roles for approval in approvals))
+        shown = {
+            "tool": tool,
+            "args": args,
+            "step": command.step_id,
+            "run": self.run.record.run_id,
+            "program": self.run.program.name,
+            "rules": [ask.rule for ask in verdict.asks],
+            "version": "" if spec is None else spec.digest,
+            "started_by": None if self.run.facts.principal is None else self.run.facts.principal["id"],
+        }
+        shown, payload = canonical.normalize(shown)
+        count = max((approval.count for approval in approvals), default=1)
+        self.run.record_event(
+            ev.ApprovalRequested(
+                action=verdict.action,
+                at_ms=now,
+                attempt=command.attempt,
+                count=count if count > 1 else _UNSET,
+                due_ms=until,
+                four_eyes=True if any(approval.four_eyes for approval in approvals) else _UNSET,
+                item=command.item if command.item >= 0 else _UNSET,
+                nonce=self.engine.entropy.salt().hex(),
+                occurrence=command.occurrence,
+                payload=shown,
+                policy=_UNSET if self.pinned is None else self.pinned.hash,
+                reason=reason or _UNSET,
+                roles=[list(each) for each in roles],
+                rules=[ask.name for ask in verdict.asks],
+                schema="" if spec is None else spec.digest,
+                step=command.step_id,
+                tool=tool,
+            ),
+            payload,
+        )
+
+    # --- what is journaled ------------------------------------------------------------------------------------
+
+    def _record(
+        self,
+        command: Dispatch,
+        spec: ToolSpec | None,
+        verdict: Verdict,
+        decision: Decision,
+        approval: dict[str, Any] | None,
+    ) -> None:
+        current = self.engine.policy
+        if current is not None and self.pinned is not None and current.hash == self.pinned.hash:
+            current = None
+        is_model = type(command) is CallModel
+        self.run.intend(
+            ev.PolicyDecided(
+                action=verdict.action or _UNSET,
+                approval=_UNSET if approval is None else approval["nonce"],
+                at_ms=verdict.at_ms,
+                attempt=command.attempt,
+                compensation=True if type(command) is Compensate else _UNSET,
+                counts=verdict.counts or _UNSET,
+                current=_UNSET if current is None else current.hash,
+                decision=decision.decision,
+                detail=decision.detail or _UNSET,
+                item=command.item if command.item >= 0 else _UNSET,
+                model=command.request.get("model", DEFAULT_MODEL) if is_model else _UNSET,  # type: ignore[union-attr]
+                occurrence=command.occurrence,
+                policy=decision.policy or _UNSET,
+                reason=decision.reason,
+                rule=decision.rule or "program",
+                schema=_UNSET if spec is None else spec.digest,
+                step=command.step_id,
+                tool=_UNSET if is_model else command.tool,  # type: ignore[union-attr]
+            )
+        )
+
+    def refused(self, command: CallTool | CallModel, decision: Decision, *, pure: bool) -> Outcome:
+        """The failure of a step whose action is not allowed. It is not tried again."""
+        what = command.tool if type(command) is CallTool else "the model"
+        where = f"rule `{decision.rule}`" if decision.rule != "default" else "the policy's default"
+        detail = (
+            f" ({decision.reason} {decision.detail})".replace(" )", ")") if decision.reason != "RULE" else ""
+        )
+        return self.engine.calls.failed(
+            command, DENIED, f"{what} is denied by {where}{detail}", False, pure=True if pure else _UNSET
+        )
+
+    # --- at the instant of dispatch ---------------------------------------------------------------------------
+
+    async def recheck(self, command: CallTool | CallModel, spec: ToolSpec | None) -> Outcome | None:
+        """Look again just before the call, the intent being durable: a policy that was tightened in the meantime, or
+        an approval that has expired, still stops it. None when nothing has changed."""
+        key = (activity_key(command.step, command.item), command.attempt)
+        known = self._cleared.pop(key, None)
+        if known is None:
+            return None  # it was not asked about: nothing governs it
+        policy, due_ms = known
+        expired = bool(due_ms) and self.engine.clock.now_ms() >= due_ms
+        if policy is self.engine.policy and not expired:
+            return None
+        verdict = self.judge(self.policies, command, spec)
+        decision = verdict.decision
+        if expired:
+            decision = Decision(DENY, decision.rule, decision.policy, "APPROVAL_EXPIRED")
+        elif decision.decision == ALLOW or (decision.decision == ASK and due_ms):
+            return None
+        elif decision.decision == ASK:
+            decision = Decision(DENY, decision.rule, decision.policy, "APPROVAL_VOID")
+        pure = spec is not None and spec.effect == "pure"
+        if self.engine.policy is not None:
+            await self.engine.keep_policy(self.engine.policy)
+        self._record(command, spec, verdict, decision, None)
+        return self.refused(command, decision, pure=pure)
+
+
+def gate_of(run: Run) -> Gate | None:
+    """The gate of a run whose state is known; None when nothing governs it.
+
+    Raises:
+        RuntimeFault: POLICY_MISSING when the policy it is pinned to is not in the store: nobody can then say what it
+            may do.
+    """
+    pinned = run.state.policy
+    if not pinned and run.engine.policy is None and not run.program.approves:
+        return None
+    return Gate(run, run.engine.load_policy(pinned) if pinned else None)
+
+
+def read_policy(engine: Engine, policy_hash: str) -> Policy:
+    """The stored policy of that hash."""
+    try:
+        policy = stored_policy(engine.store.policy(policy_hash))
+    except NanoVMError as error:
+        if error.code not in ("POLICY_NOT_FOUND", "INVALID_POLICY"):
+            raise
+        raise RuntimeFault(
+            "POLICY_MISSING",
+            f"the policy `{policy_hash}` that the run is pinned to cannot be read",
+            help="put it back: `nano-vm policy check` prints the hash of a file",
+            facts={"policy": policy_hash},
+        ) from error
+    if policy.hash != policy_hash:
+        raise RuntimeFault("POLICY_MISSING", f"the stored policy is not `{policy_hash}`")
+    return policy
+
+
+def _asked_by_program(program: CompiledProgram, command: CallTool | RequestApproval) -> list[Asked]:
+    """The approvals that waits of the program demand for the step that acts."""
+    if type(command) is RequestApproval:
+        waits: tuple[int, ...] = (command.step,)
+    else:
+        waits = program.steps[command.step].approved_by
+    asked = []
+    for index in waits:
+        wait = program.steps[index]
+        assert type(wait.action) is WaitAction
+        approval = Approval(roles=wait.action.approvers, four_eyes=False, expiry_ms=0)
+        asked.append(Asked("program", approval))
+    return asked[:1]
+
+
+def _as(decision: Decision, said: str) -> Decision:
+    return msgspec.structs.replace(decision, decision=said)

@@ -1,0 +1,145 @@
+"""What a journal says was decided is decided again: a decision that the policy does not make is found."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from nano_vm import ExecutionVM, MemoryStore, VerificationError
+from nano_vm.journal.entry import Chain, Entry, open_events
+from nano_vm.journal.replay import verify_run
+from nano_vm.kernel.events import PolicyDecided
+from nano_vm.policy import load_policy
+from nano_vm.policy.recheck import Recheck
+
+POLICY = {
+    "policy": "p",
+    "tools": ["check"],
+    "rules": [
+        {"id": "few", "tools": ["act"], "when": "$args.n < 5", "limits": [{"max_calls": 9, "per": ["run"]}]},
+        {
+            "id": "many",
+            "tools": ["act"],
+            "when": "$args.n >= 5",
+            "requires": ["check"],
+            "approval": {"roles": ["boss"]},
+        },
+    ],
+}
+FLOW = {
+    "name": "p",
+    "steps": [
+        {"id": "c", "type": "tool", "tool": "check"},
+        {"id": "a", "type": "tool", "tool": "act", "args": {"n": 1}},
+        {"id": "b", "type": "tool", "tool": "act", "args": {"n": 7}},
+    ],
+}
+
+
+def journal() -> tuple[ExecutionVM, str]:
+    async def main() -> tuple[ExecutionVM, str]:
+        vm = ExecutionVM(
+            tools={"act": lambda n: n, "check": lambda: True}, policy=POLICY, store=MemoryStore()
+        )
+        trace = await vm.run(FLOW, principal="ana")
+        trace = await vm.approve(trace.trace_id, principal={"id": "eve", "roles": ["boss"]})
+        assert trace.status == "SUCCESS"
+        return vm, trace.trace_id
+
+    return asyncio.run(main())
+
+
+def rewritten(run_id: str, entries: list[Entry], change: Callable[[PolicyDecided], Any]) -> list[Entry]:
+    """The journal as somebody would write it who can write all of it: sealed anew, decisions changed."""
+    chain = Chain(run_id)
+    found = []
+    for entry in entries:
+        events = open_events(entry)
+        for number, event in enumerate(events):
+            if type(event) is PolicyDecided:
+                events[number] = change(event)
+        found.append(chain.seal(events[0], entry.salt, entry.payload, events[1:]))
+    return found
+
+
+def verify(vm: ExecutionVM, run_id: str, entries: list[Entry]) -> None:
+    program = vm.load_program(vm.store.record(run_id).program_hash)
+    verify_run(program, None, entries, run_id, watchers=(Recheck(program, vm.load_policy),))
+
+
+def test_what_was_decided_is_decided_again() -> None:
+    vm, run_id = journal()
+    assert dict(vm.verify(run_id).steps)["decisions"].startswith("4 ")
+    verify(vm, run_id, rewritten(run_id, vm.store.read(run_id), lambda event: event))
+
+
+@pytest.mark.parametrize(
+    ("step", "change"),
+    [
+        ("a", {"rule": "tools"}),
+        ("a", {"rule": "many"}),
+        ("c", {"rule": "default"}),
+        ("a", {"counts": msgspec.UNSET}),
+        ("a", {"counts": [["sha256:" + "0" * 64, 0, 1]]}),
+        ("a", {"action": "sha256:" + "0" * 64}),
+        ("a", {"policy": "sha256:" + "0" * 64}),
+        ("a", {"schema": "sha256:" + "0" * 64}),
+        ("b", {"rule": "few"}),
+    ],
+)
+def test_a_decision_that_the_policy_does_not_make_is_found(step: str, change: dict[str, Any]) -> None:
+    vm, run_id = journal()
+
+    def falsify(event: PolicyDecided) -> PolicyDecided:
+        return msgspec.structs.replace(event, **change) if event.step == step else event
+
+    with pytest.raises(VerificationError) as caught:
+        verify(vm, run_id, rewritten(run_id, vm.store.read(run_id), falsify))
+    assert caught.value.code == "REPLAY_MISMATCH"
+
+
+def test_an_allowance_in_place_of_a_question_is_found() -> None:
+    """Under the pinned policy the second call needs an approval: a journal in which it was simply allowed fails."""
+    vm, _ = journal()
+    loose = load_policy({"policy": "p", "tools": ["check", "act"]})
+
+    async def main() -> str:
+        other = ExecutionVM(tools=vm.tools, policy=loose, store=vm.store)
+        return (await other.run(FLOW, principal="ana")).trace_id
+
+    other = asyncio.run(main())
+    entries = vm.store.read(other)
+    pinned = vm.policy
+    assert pinned is not None
+
+    def claim(event: PolicyDecided) -> PolicyDecided:
+        return msgspec.structs.replace(event, policy=pinned.hash)
+
+    forged = rewritten(other, entries, claim)
+    chain, found = Chain(other), []
+    for entry in forged:
+        events = open_events(entry)
+        if entry.seq == 0:
+            events[0] = msgspec.structs.replace(events[0], policy=pinned.hash)
+        found.append(chain.seal(events[0], entry.salt, entry.payload, events[1:]))
+    with pytest.raises(VerificationError) as caught:
+        verify(vm, other, found)
+    assert (caught.value.code, caught.value.facts["code"]) == ("REPLAY_MISMATCH", "POLICY")
+
+
+def test_a_policy_that_is_not_at_hand_is_said_to_be() -> None:
+    vm, run_id = journal()
+    program = vm.load_program(vm.store.record(run_id).program_hash)
+
+    def find(policy_hash: str) -> Any:
+        from nano_vm.stores.rules import policy_not_found
+
+        raise policy_not_found(policy_hash)
+
+    with pytest.raises(VerificationError) as caught:
+        verify_run(program, None, vm.store.read(run_id), run_id, watchers=(Recheck(program, find),))
+    assert caught.value.code == "POLICY_UNKNOWN"

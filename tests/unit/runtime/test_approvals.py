@@ -1,0 +1,496 @@
+"""An approval is of one exact action: shown, named by digest and nonce, used once, by somebody else, in time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from runtime_stage import Counter, Opener, kinds, play, program, refused, sound, tool_step, wait_step
+
+from nano_vm import ExecutionVM, RunStatus, Trace, tool
+from nano_vm.kernel.events import ApprovalRequested, EventRefused, PolicyDecided
+from nano_vm.testing.clock import VirtualClock
+
+ANA = {"id": "ana", "roles": ["clerk", "boss"]}
+EVE = {"id": "eve", "roles": ["boss"]}
+BOB = {"id": "bob", "roles": ["boss"]}
+DAY = 86_400_000
+
+ASKING = {
+    "policy": "p",
+    "rules": [
+        {"id": "few", "tools": ["act"], "when": "$args.effect < 5"},
+        {
+            "id": "many",
+            "tools": ["act"],
+            "when": "$args.effect >= 5",
+            "approval": {"roles": ["boss"], "expiry_seconds": 3600},
+        },
+    ],
+}
+ACT = program(tool_step("a", args={"effect": "$n"}))
+BOUND = program(
+    {"id": "ok", "type": "wait", "approvers": ["boss"], "approves": "a"},
+    {"id": "go", "type": "condition", "condition": "$ok.output.approved", "then": "a", "otherwise": "no"},
+    tool_step("a", args={"effect": "$n"}, is_terminal=True),
+    tool_step("no", args={"effect": 0}),
+)
+
+
+async def asked(vm: ExecutionVM, flow: dict[str, Any] = ACT, n: int = 7) -> str:
+    trace = await vm.run(flow, {"n": n}, principal=ANA)
+    assert trace.status is RunStatus.SUSPENDED, trace.error
+    (wait,) = trace.waiting
+    assert (wait.kind, wait.approvers, wait.tool) == ("approval", ("boss",), "act")
+    sound(vm, trace)
+    return trace.trace_id
+
+
+def codes(trace: Trace) -> list[str]:
+    return [event.code for event in trace.events if type(event) is EventRefused]
+
+
+def machine(opener: Opener, count: Counter, policy: Any = ASKING, **options: Any) -> ExecutionVM:
+    async def act(effect: int) -> int:  # in no thread: virtual time waits for it
+        count(effect)
+        return effect
+
+    return opener(tools={"act": act}, policy=policy, **options)
+
+
+def test_a_rule_that_asks_suspends_the_run_until_somebody_approves(opener: Opener) -> None:
+    count = Counter()
+
+    async def main() -> None:
+        vm = machine(opener, count)
+        run_id = await asked(vm)
+        assert count.effects == []
+        (found,) = vm.approvals()
+        assert (found.run_id, found.step, found.tool, found.shown["args"]) == (
+            run_id,
+            "a",
+            "act",
+            {"effect": 7},
+        )
+        trace = await machine(opener, count).approve(run_id, principal=EVE)
+        assert (trace.status, count.effects) == (RunStatus.SUCCESS, [7])
+        assert vm.approvals() == []
+        allowed = [e for e in trace.events if type(e) is PolicyDecided]
+        assert [(e.decision, e.rule) for e in allowed] == [("ask", "many"), ("allow", "many")]
+        assert allowed[1].approval == found.nonce
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_a_refused_action_is_never_done(opener: Opener) -> None:
+    count = Counter()
+
+    async def main() -> None:
+        vm = machine(opener, count)
+        trace = await vm.approve(await asked(vm), False, principal=EVE)
+        assert (trace.status, trace.error["type"], count.effects) == (RunStatus.FAILED, "APPROVAL_DENIED", [])
+        sound(vm, trace)
+
+    play(main())
+
+
+@pytest.mark.parametrize(
+    ("answer", "principal", "code"),
+    [
+        ({}, {"id": "eve", "roles": ["clerk"]}, "NOT_APPROVER"),
+        ({}, None, "NOT_APPROVER"),
+        ({}, ANA, "SELF_APPROVAL"),
+        ({"action": "sha256:" + "0" * 64}, EVE, "APPROVAL_VOID"),
+        ({"nonce": "00"}, EVE, "APPROVAL_VOID"),
+        ({"action": None}, EVE, "APPROVAL_VOID"),
+        ({"approved": "yes"}, EVE, "NOT_APPROVAL"),
+    ],
+)
+def test_an_answer_that_does_not_count_is_refused_by_name_and_kept(
+    opener: Opener, answer: dict[str, Any], principal: Any, code: str
+) -> None:
+    count = Counter()
+
+    async def main() -> None:
+        vm = machine(opener, count)
+        run_id = await asked(vm)
+        (found,) = vm.approvals()
+        right = {"approved": True, "action": found.action, "nonce": found.nonce}
+        with refused(code):
+            await vm.resume(run_id, {**right, **answer}, principal=principal)
+        trace = vm.trace(run_id)
+        assert (trace.status, codes(trace), count.effects) == (RunStatus.SUSPENDED, [code], [])
+        trace = await vm.resume(run_id, right, principal=EVE)
+        assert (trace.status, count.effects) == (RunStatus.SUCCESS, [7])
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_an_answer_that_names_no_action_approves_nothing(opener: Opener) -> None:
+    count = Counter()
+
+    async def main() -> None:
+        vm = machine(opener, count)
+        run_id = await asked(vm)
+        with refused("APPROVAL_VOID"):
+            await vm.resume(run_id, {"approved": True}, principal=EVE)
+        assert count.effects == []
+
+    play(main())
+
+
+def test_an_approval_of_another_run_is_worth_nothing(opener: Opener) -> None:
+    count = Counter()
+
+    async def main() -> None:
+        vm = machine(opener, count)
+        first, second = await asked(vm), await asked(vm)
+        shown = {found.run_id: found for found in vm.approvals()}
+        assert shown[first].action == shown[second].action
+        replayed = {"approved": True, "action": shown[first].action, "nonce": shown[first].nonce}
+        with refused("APPROVAL_VOID"):
+            await vm.resume(second, replayed, principal=EVE)
+        assert count.effects == []
+
+    play(main())
+
+
+def test_an_approval_serves_once(opener: Opener) -> None:
+    """A loop comes to the same step with the same arguments: the approval of the first time is used up."""
+    count = Counter()
+    flow = program(
+        tool_step("a", args={"effect": "$n"}),
+        wait_step("again"),
+        {
+            "id": "more",
+            "type": "condition",
+            "condition": "$again.output.more",
+            "then": "a",
+            "otherwise": "end",
+        },
+        tool_step("end", args={"effect": 0}),
+        max_steps=20,
+    )
+
+    async def main() -> None:
+        vm = machine(opener, count)
+        run_id = await asked(vm, flow)
+        (first,) = vm.approvals()
+        yes = {"approved": True, "action": first.action, "nonce": first.nonce}
+        await vm.resume(run_id, yes, event_id="e1", principal=EVE)
+        trace = await vm.resume(run_id, {"more": True}, name="go")
+        assert [wait.kind for wait in trace.waiting] == ["approval"]
+        assert trace.waiting[0].nonce != first.nonce
+        trace = await vm.resume(run_id, yes, event_id="e1", principal=EVE)  # a repetition: the stored answer
+        assert trace.status is RunStatus.SUSPENDED
+        with refused("APPROVAL_VOID"):
+            await vm.resume(run_id, yes, event_id="e2", principal=EVE)
+        assert count.effects == [7]
+        sound(vm, vm.trace(run_id))
+
+    play(main())
+
+
+def test_retries_of_a_known_failure_are_the_same_action(opener: Opener) -> None:
+    count = Counter()
+
+    def act(effect: int) -> int:
+        count(effect)
+        if len(count.effects) < 2:
+            raise ValueError("not yet")
+        return effect
+
+    async def main() -> None:
+        vm = opener(tools={"act": act}, policy=ASKING)
+        run_id = await asked(vm, program(tool_step("a", args={"effect": "$n"}, on_error="retry")))
+        trace = await vm.approve(run_id, principal=EVE)
+        assert (trace.status, count.effects) == (RunStatus.SUCCESS, [7, 7])
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_an_approval_does_not_outlive_its_expiry(opener: Opener, clock: VirtualClock) -> None:
+    """The back-off is longer than the approval is good for: the second attempt has to be approved anew."""
+    count = Counter()
+
+    def act(effect: int) -> int:
+        count(effect)
+        raise ValueError("not yet")
+
+    flow = program(
+        tool_step("a", args={"effect": "$n"}, on_error="retry", retry={"initial": 7200, "cap": 7200})
+    )
+
+    async def main() -> None:
+        vm = opener(tools={"act": act}, policy=ASKING)
+        trace = await vm.approve(await asked(vm, flow), principal=EVE)
+        assert (trace.status, count.effects) == (RunStatus.SUSPENDED, [7])
+        requests = [e for e in trace.events if type(e) is ApprovalRequested]
+        assert [e.reason for e in requests[1:]] == ["APPROVAL_EXPIRED"]
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_nobody_answering_blocks(opener: Opener, clock: VirtualClock) -> None:
+    count = Counter()
+
+    async def main() -> None:
+        vm = machine(opener, count)
+        run_id = await asked(vm)
+        (found,) = vm.approvals()
+        assert found.due_ms == clock.now_ms() + 3_600_000
+        clock.advance(3_600_000)
+        with refused("APPROVAL_EXPIRED"):
+            await vm.approve(run_id, principal=EVE)
+        (trace,) = await vm.recover() or [vm.trace(run_id)]
+        assert (trace.status, trace.error["type"], count.effects) == (
+            RunStatus.FAILED,
+            "APPROVAL_EXPIRED",
+            [],
+        )
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_two_people_where_two_are_asked_for(opener: Opener) -> None:
+    count = Counter()
+    policy = {
+        "policy": "p",
+        "rules": [{"id": "r", "tools": ["act"], "approval": {"roles": ["boss"], "count": 2}}],
+    }
+
+    async def main() -> None:
+        vm = machine(opener, count, policy)
+        run_id = await asked(vm)
+        trace = await vm.approve(run_id, principal=EVE)
+        assert (trace.status, count.effects) == (RunStatus.SUSPENDED, [])
+        with refused("SELF_APPROVAL"):
+            await vm.approve(run_id, principal=EVE, event_id="again")
+        trace = await vm.approve(run_id, principal=BOB)
+        assert (trace.status, count.effects) == (RunStatus.SUCCESS, [7])
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_four_eyes_need_somebody_known_to_have_started_it(opener: Opener) -> None:
+    count = Counter()
+
+    async def main() -> None:
+        vm = machine(opener, count)
+        trace = await vm.run(ACT, {"n": 7})
+        with refused("SELF_APPROVAL"):
+            await vm.approve(trace.trace_id, principal=EVE)
+        assert count.effects == []
+
+    play(main())
+
+
+# --- waits that are bound to an action ----------------------------------------------------------------------
+
+
+def test_a_wait_may_be_bound_to_the_action_of_a_step(opener: Opener) -> None:
+    count = Counter()
+
+    async def main() -> None:
+        vm = machine(opener, count, policy=None)
+        run_id = await asked(vm, BOUND)
+        trace = await vm.approve(run_id, comment="fine", principal=EVE)
+        assert (trace.status, count.effects) == (RunStatus.SUCCESS, [7])
+        assert trace.step("ok").output == {"approved": True, "comment": "fine", "by": "eve"}
+        sound(vm, trace)
+        again = await machine(opener, count, policy=None).run(BOUND, {"n": 7}, principal=ANA)
+        again = await vm.approve(again.trace_id, comment="fine", principal=EVE)
+        assert again.trace_hash == trace.trace_hash
+
+    play(main())
+
+
+def test_a_no_takes_the_programs_other_way(opener: Opener) -> None:
+    count = Counter()
+
+    async def main() -> None:
+        vm = machine(opener, count, policy=None)
+        trace = await vm.approve(await asked(vm, BOUND), False, principal=EVE)
+        assert (trace.status, count.effects) == (RunStatus.SUCCESS, [0])
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_what_has_changed_since_it_was_approved_has_to_be_approved_again(opener: Opener) -> None:
+    """Between the request and the call the tool comes to be another one: the approval is void."""
+    count = Counter()
+    flow = program(
+        tool_step("price", "next"),
+        {"id": "ok", "type": "wait", "approvers": ["boss"], "approves": "a"},
+        tool_step("a", args={"effect": "$price.output"}, is_terminal=True),
+    )
+    prices = iter([5])
+
+    async def main() -> None:
+        vm = opener(tools={"act": lambda effect: count(effect), "next": lambda: next(prices)})
+        trace = await vm.run(flow, principal=ANA)
+        first = trace.waiting[0]
+
+        # The definition of the tool changes while the approver thinks.
+        @tool(version="2")
+        def act(effect: int) -> None:
+            count(effect)
+
+        other = opener(tools={"act": act, "next": vm.tools.spec("next").function})
+        trace = await other.approve(trace.trace_id, principal=EVE)
+        assert (trace.status, count.effects) == (RunStatus.SUSPENDED, [])
+        (again,) = trace.waiting
+        assert (again.step, again.kind) == ("a", "approval")
+        assert again.action != first.action
+        assert [e.reason for e in trace.events if type(e) is ApprovalRequested][1] == "APPROVAL_VOID"
+        trace = await other.approve(trace.trace_id, principal=EVE)
+        assert (trace.status, count.effects) == (RunStatus.SUCCESS, [5])
+        sound(other, trace)
+
+    play(main())
+
+
+def test_a_way_around_the_wait_leads_to_the_same_question(opener: Opener) -> None:
+    count = Counter()
+    flow = program(
+        {"id": "skip", "type": "condition", "condition": "$n > 5", "then": "a", "otherwise": "ok"},
+        {"id": "ok", "type": "wait", "approvers": ["boss"], "approves": "a", "next_step": "a"},
+        tool_step("a", args={"effect": "$n"}),
+    )
+
+    async def main() -> None:
+        vm = machine(opener, count, policy=None)
+        trace = await vm.run(flow, {"n": 7}, principal=ANA)
+        assert (trace.status, trace.waiting[0].step, count.effects) == (RunStatus.SUSPENDED, "a", [])
+        trace = await vm.approve(trace.trace_id, principal=EVE)
+        assert (trace.status, count.effects) == (RunStatus.SUCCESS, [7])
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_the_wait_asks_for_what_the_policy_asks_for_too(opener: Opener) -> None:
+    count = Counter()
+
+    async def main() -> None:
+        vm = machine(opener, count)  # four eyes: the program does not say so, the policy does
+        run_id = await asked(vm, BOUND)
+        with refused("SELF_APPROVAL"):
+            await vm.approve(run_id, principal=ANA)
+        trace = await vm.approve(run_id, principal=EVE)
+        assert (trace.status, count.effects) == (RunStatus.SUCCESS, [7])
+        assert kinds(trace).count("ApprovalRequested") == 1
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_a_fork_cannot_use_what_its_run_was_approved(opener: Opener) -> None:
+    count = Counter()
+
+    async def main() -> None:
+        vm = machine(opener, count, policy=None)
+        trace = await vm.approve(await asked(vm, BOUND), principal=EVE)
+        fork = await vm.fork(trace.trace_id, "a", principal=ANA)
+        assert (fork.status, fork.waiting[0].step, count.effects) == (RunStatus.SUSPENDED, "a", [7])
+        sound(vm, fork)
+
+    play(main())
+
+
+def test_a_child_asks_through_its_parent(opener: Opener) -> None:
+    count = Counter()
+    child = program(tool_step("a", args={"effect": "$n"}), name="child")
+    flow = program({"id": "k", "type": "call", "program": "child", "inputs": {"n": "$n"}})
+
+    async def main() -> None:
+        vm = machine(opener, count)
+        vm.save_program(child)
+        trace = await vm.run(flow, {"n": 7}, principal=ANA)
+        (found,) = vm.approvals()
+        assert (found.run_id, found.step, found.shown["args"]) == (trace.trace_id, "k/a", {"effect": 7})
+        trace = await vm.approve(trace.trace_id, principal=EVE)
+        assert (trace.status, count.effects) == (RunStatus.SUCCESS, [7])
+        sound(vm, trace)
+        sound(vm, vm.trace(f"{trace.trace_id}/k.1.1"))
+
+    play(main())
+
+
+def test_lanes_are_approved_one_by_one(opener: Opener) -> None:
+    count = Counter()
+    flow = program(
+        {"id": "m", "type": "map", "over": "$n", "step": tool_step("each", "act", args={"effect": "$item"})}
+    )
+
+    async def main() -> None:
+        vm = machine(opener, count)
+        trace = await vm.run(flow, {"n": [6, 1, 8]}, principal=ANA)
+        assert (trace.status, count.effects) == (RunStatus.SUSPENDED, [1])
+        with refused("AMBIGUOUS"):
+            await vm.approve(trace.trace_id, principal=EVE)
+        await vm.approve(trace.trace_id, item=2, principal=EVE)
+        trace = await vm.approve(trace.trace_id, False, item=0, principal=EVE)
+        assert (trace.status, count.effects) == (RunStatus.FAILED, [1, 8])
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_cancelling_while_an_approval_is_asked_for_leaves_nothing_unknown(opener: Opener) -> None:
+    count = Counter()
+
+    async def main() -> None:
+        vm = machine(opener, count)
+        run_id = await asked(vm)
+        trace = await vm.cancel(run_id)
+        assert (trace.status, trace.steps, count.effects) == (RunStatus.CANCELLED, [], [])
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_tightening_between_approval_and_dispatch_wins(opener: Opener) -> None:
+    count = Counter()
+    tight = {"policy": "p", "rules": [{"id": "no", "tools": ["act"], "decision": "deny"}]}
+
+    async def main() -> None:
+        vm = machine(opener, count)
+        run_id = await asked(vm)
+        trace = await machine(opener, count, tight).approve(run_id, principal=EVE)
+        assert (trace.status, trace.error["type"], count.effects) == (
+            RunStatus.FAILED,
+            "CapabilityDeniedError",
+            [],
+        )
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_many_answers_at_once_lead_to_one_action(opener: Opener) -> None:
+    count = Counter()
+
+    async def main() -> None:
+        vm = machine(opener, count)
+        run_id = await asked(vm)
+        people = [{"id": f"p{n}", "roles": ["boss"]} for n in range(8)]
+        answers = [
+            vm.approve(run_id, n % 3 != 2, principal=who, event_id=f"e{n}") for n, who in enumerate(people)
+        ]
+        results = await asyncio.gather(*answers, return_exceptions=True)
+        trace = vm.trace(run_id)
+        assert trace.status.is_terminal
+        assert count.effects in ([], [7])
+        assert sum(not isinstance(result, Exception) for result in results) == 1
+        sound(vm, trace)
+
+    play(main())
