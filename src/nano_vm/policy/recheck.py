@@ -32,11 +32,19 @@ class Recheck:
     Args:
         find: gives a policy by its hash; NanoVMError when it cannot.
         tenant: the run's.
+        closed: whether payloads are missing, erased or without their key: what was decided from them cannot be decided
+            again, and is counted as `unchecked`.
     """
 
     def __init__(
-        self, program: CompiledProgram, find: Callable[[str], Policy], tenant: str = "default"
+        self,
+        program: CompiledProgram,
+        find: Callable[[str], Policy],
+        tenant: str = "default",
+        closed: bool = False,
     ) -> None:
+        self.closed = closed
+        self.unchecked = 0
         self.program = program
         self.find = find
         self.tenant = tenant
@@ -62,9 +70,12 @@ class Recheck:
         if state.seq < state.fork_seq:
             return  # decided in another run, with its id
         if type(event) is PolicyDecided:
+            if self.closed and self._is_private(event, state):
+                self.unchecked += 1
+                return
             self.decisions += 1
             self._decided(entry, event, state)
-        elif type(event) is ApprovalRequested:
+        elif type(event) is ApprovalRequested and not self.closed:
             self._requested(entry, event, state)
 
     def _decided(self, entry: Entry, event: PolicyDecided, state: State) -> None:

@@ -630,12 +630,14 @@ class Engine:
         """
         record = self.find(trace_id, principal, VERIFY)
         program = self.load_program(record.program_hash)
-        recheck = Recheck(program, self.load_policy, record.tenant)
         entries = self.read(record.run_id)
+        closed = any(not entry.salt and b'"commitment"' in entry.facts for entry in entries)
+        recheck = Recheck(program, self.load_policy, record.tenant, closed)
         watchers = (recheck,) if Recheck.concerns(entries) else ()
         verified = verify_run(program, record, entries, watchers=watchers)
         if recheck.decisions:
-            verified.steps.append(("decisions", f"{recheck.decisions} made again"))
+            rest = f", {recheck.unchecked} about what is erased or closed" if recheck.unchecked else ""
+            verified.steps.append(("decisions", f"{recheck.decisions} made again{rest}"))
         return verified
 
     def replay(self, trace_id: str, *, principal: str | Mapping[str, Any] | None = None) -> Trace:

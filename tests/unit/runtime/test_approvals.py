@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from runtime_stage import Counter, Opener, kinds, play, program, refused, sound, tool_step, wait_step
 
-from nano_vm import ExecutionVM, RunStatus, Trace, tool
+from nano_vm import ExecutionVM, RunStatus, SqliteStore, Trace, tool
 from nano_vm.kernel.events import ApprovalRequested, EventRefused, PolicyDecided
 from nano_vm.testing.clock import VirtualClock
+from nano_vm.vault.local import Vault
 
 ANA = {"id": "ana", "roles": ["clerk", "boss"]}
 EVE = {"id": "eve", "roles": ["boss"]}
@@ -492,5 +495,41 @@ def test_many_answers_at_once_lead_to_one_action(opener: Opener) -> None:
         assert count.effects in ([], [7])
         assert sum(not isinstance(result, Exception) for result in results) == 1
         sound(vm, trace)
+
+    play(main())
+
+
+def test_private_arguments_are_neither_shown_in_clear_nor_open_to_guesses(tmp_path: Path) -> None:
+    """What approvers are shown of private arguments is stored encrypted, and the action's digest is keyed."""
+    flow = {
+        "name": "p",
+        "inputs": {
+            "type": "object",
+            "properties": {"n": {"type": "integer", "private": True}, "who": {"type": "string"}},
+            "required": ["n", "who"],
+        },
+        "subject": "$who",
+        "steps": [
+            {"id": "ok", "type": "wait", "approvers": ["boss"], "approves": "a"},
+            {"id": "a", "type": "tool", "tool": "act", "args": {"effect": "$n"}},
+        ],
+    }
+    count = Counter()
+
+    async def main() -> None:
+        for policy in (None, ASKING):
+            path = tmp_path / f"{policy is None}.db"
+            store, vault = SqliteStore(path), Vault.in_memory()
+            vm = machine(partial(ExecutionVM, store=store, vault=vault), count, policy)
+            trace = await vm.run(flow, {"n": 99_999_777, "who": "s-1"}, principal=ANA)
+            (asked,) = vm.approvals()
+            assert asked.shown["args"] == {"effect": 99_999_777}
+            assert asked.action.startswith("hmac-sha256:")
+            trace = await vm.approve(trace.trace_id, principal=EVE)
+            assert trace.status is RunStatus.SUCCESS
+            vm.verify(trace.trace_id)
+            store.close()
+            assert b"99999777" not in path.read_bytes()
+        assert count.effects == [99_999_777] * 2
 
     play(main())
