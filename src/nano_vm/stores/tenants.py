@@ -50,8 +50,8 @@ class TenantStore:
         self._known: set[str] = set()  # a run's tenant never changes
 
     def __getattr__(self, name: str) -> Any:
-        # What stores have beside the port and the engine asks for: `volatile`, `alone`, `path`.
-        if name in ("volatile", "alone", "path"):
+        # What stores have beside the port, and the engine asks for.
+        if name in ("volatile", "alone", "driven", "path"):
             return getattr(self.store, name)
         raise AttributeError(name)
 
