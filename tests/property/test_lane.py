@@ -145,16 +145,38 @@ def _tool_step(draw: st.DrawFn, values: list[str]) -> dict[str, Any]:
     return step
 
 
-async def _play(store: Any, program: dict[str, Any], x: int, lane: bool) -> tuple[list[Any], Any, bytes, Any]:
+ALL_NAMED = {"policy": "p", "tools": ["*"]}
+POLICIES = [
+    ALL_NAMED,
+    {
+        "policy": "p",
+        "tools": ["add_*", "tick"],
+        "rules": [{"id": "r", "tools": ["box*", "l*"], "when": "$run.id == 'run'"}],
+    },
+    {
+        "policy": "p",
+        "default": "allow",
+        "rules": [{"id": "no", "tools": ["spoil*", "fail_pure"], "decision": "deny"}],
+    },
+    {"policy": "p", "tools": ["add*"], "rules": [{"id": "r", "tools": ["*"], "requires": ["add_pure"]}]},
+]
+
+
+async def _play(
+    store: Any, program: dict[str, Any], x: int, lane: bool, policy: Any = None
+) -> tuple[list[Any], Any, bytes, Any]:
     ticks = count(1)
 
     async def tick() -> int:
         return next(ticks)
 
-    vm = ExecutionVM(tools=[*TOOLS, tick], store=store, clock=StillClock(), entropy=CountedEntropy())
+    vm = ExecutionVM(
+        tools=[*TOOLS, tick], store=store, clock=StillClock(), entropy=CountedEntropy(), policy=policy
+    )
     vm.lane = lane
     async with vm:
         trace = await vm.run(program, context={"x": x}, trace_id="run")
+        vm.verify("run")
         state = trace._state
         record = store.record("run")
         record.owner = None
@@ -178,6 +200,20 @@ def test_a_run_is_the_same_with_and_without_the_lane(program: dict[str, Any], x:
     assert with_lane == without
 
 
+@settings(max_examples=150, deadline=None)
+@given(programs(), st.integers(-1, 5), st.sampled_from(POLICIES))
+def test_a_governed_run_is_the_same_with_and_without_the_lane(
+    program: dict[str, Any], x: int, policy: Any
+) -> None:
+    try:
+        with_lane = asyncio.run(_play(MemoryStore(), program, x, True, policy))
+    except ProgramError:
+        return
+    without = asyncio.run(_play(MemoryStore(), program, x, False, policy))
+    assert _shown(with_lane[0]) == _shown(without[0])
+    assert with_lane == without
+
+
 LOOP: dict[str, Any] = {
     "name": "loop",
     "inputs": {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]},
@@ -194,12 +230,13 @@ LOOP: dict[str, Any] = {
 
 @pytest.mark.parametrize("program", [LOOP, {**LOOP, "max_steps": 100}], ids=["ends", "budget"])
 @pytest.mark.parametrize("durable", [False, True], ids=["memory", "sqlite"])
+@pytest.mark.parametrize("policy", [None, ALL_NAMED], ids=["free", "governed"])
 def test_a_long_loop_is_the_same_with_and_without_the_lane(
-    program: dict[str, Any], durable: bool, tmp_path: Any
+    program: dict[str, Any], durable: bool, policy: Any, tmp_path: Any
 ) -> None:
     found = []
     for lane in (True, False):
         store = SqliteStore(str(tmp_path / f"{lane}.db")) if durable else MemoryStore()
-        found.append(asyncio.run(_play(store, program, 0, lane)))
+        found.append(asyncio.run(_play(store, program, 0, lane, policy)))
     assert found[0] == found[1]
     assert found[0][1].status == ("SUCCESS" if program is LOOP else "BUDGET_EXCEEDED")

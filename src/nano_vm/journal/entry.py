@@ -30,7 +30,7 @@ from msgspec import UNSET
 from nano_vm import canonical
 from nano_vm.errors import InputError, VerificationError
 from nano_vm.expr.reference import ERASED
-from nano_vm.kernel.events import EVENT_TYPES, Erased, Event
+from nano_vm.kernel.events import EVENT_TYPES, Erased, Event, PolicyDecided
 
 SALT_BYTES = 16
 GENESIS = "sha256:" + "0" * 64  # `prev` of the first entry of every run
@@ -212,6 +212,20 @@ def intent_of(step_id: str, effect: str, occurrence: int) -> tuple[str, str]:
     """A StepStarted of a first attempt that rides with a success: what comes before and after its time."""
     members = f',"attempt":1,"effect":"{effect}","occurrence":{occurrence},"step":"{step_id}"'
     return ',"then":[{"event":{"at_ms":', members + '},"type":"StepStarted"}]' + _LAST
+
+
+def decision_of(decided: PolicyDecided) -> str:
+    """The encoded members of a decision after its time, which has to be 0 and the first of them."""
+    return _encode(decided).decode().removeprefix('{"at_ms":0')
+
+
+def decided_of(members: str, intended: str | None) -> tuple[str, str]:
+    """A decision that rides with a success, and the intent after it where there is one: what comes before its time, and
+    between that and the time of the intent (or after, without one)."""
+    before = ',"then":[{"event":{"at_ms":'
+    if intended is None:
+        return before, members + ',"type":"PolicyDecided"}]' + _LAST
+    return before, members + ',"type":"PolicyDecided"},{"event":{"at_ms":'
 
 
 def end_of(status: str, outcome: str | None) -> tuple[str, str]:

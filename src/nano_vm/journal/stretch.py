@@ -118,8 +118,8 @@ class Stretch:
 
 def stretch_from(program: CompiledProgram, state: State) -> Stretch | None:
     """The plain stretch that begins here, if one does: all that is in progress is a plain tool at its first attempt."""
-    if len(state.active) != 1:
-        return None
+    if len(state.active) != 1 or state.governed:
+        return None  # in a governed run every dispatch has its decision
     (activity,) = state.active.values()
     if activity.step < 0 or not is_plain(program.steps[activity.step]):
         return None

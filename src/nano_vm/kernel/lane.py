@@ -55,13 +55,7 @@ def lane(program: CompiledProgram, state: State) -> Activity | None:
         return None
     if activity.item >= 0 or not is_plain(program.steps[activity.step]):
         return None
-    if (
-        state.governed
-        or state.tokens_max
-        or state.cost_nanousd_max
-        or state.duration_ms_max
-        or state.stalled_steps_max
-    ):
+    if state.tokens_max or state.cost_nanousd_max or state.duration_ms_max or state.stalled_steps_max:
         return None
     return activity
 
@@ -74,6 +68,7 @@ def is_plain(step: CompiledStep) -> bool:
         and step.compensation is None
         and type(step.action) is ToolAction
         and step.action.idempotency_key is None
+        and not step.approved_by
     )
 
 

@@ -139,6 +139,14 @@ def settled(policy: Policy, kind: str, name: str) -> Decision | None:
     return Decision(ALLOW, rules[0].id, policy.hash) if rules else _by_default(policy)
 
 
+def settled_by_all(policies: Sequence[Policy], kind: str, name: str) -> Decision | None:
+    """`settled` of several policies, where all of them allow; None where something has to be looked at."""
+    found = [settled(policy, kind, name) for policy in policies]
+    if not found or any(decision is None or decision.decision != ALLOW for decision in found):
+        return None
+    return found[0]
+
+
 def counters(policy: Policy, request: Request) -> tuple[Counter, ...]:
     """What the request would add to, where the policy has limits about it: ask the store for these keys."""
     rules = policy.rules_for(request.kind, request.name)

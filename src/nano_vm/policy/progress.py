@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nano_vm.kernel.state import Settled, StepStatus
-from nano_vm.program.compiled import CompiledProgram, ToolAction, WaitAction
+from nano_vm.program.compiled import CompiledProgram, Kind, ToolAction, WaitAction
 
 
 class Progress:
@@ -26,6 +26,8 @@ class Progress:
                 continue
             step = self.program.steps[result.step]
             action = step.action
+            if step.kind is Kind.CONDITION:
+                continue  # that something was asked is no reason to allow anything
             if type(action) is WaitAction and action.approvers:
                 answer = result.output
                 if type(answer) is not dict or answer.get("approved") is not True:
@@ -34,6 +36,14 @@ class Progress:
             if type(action) is ToolAction:
                 self._done.add(f"tool:{action.tool}")
             self._frozen = None
+
+    def passed(self, indexes: Iterable[int]) -> None:
+        """Take note of tool steps that have succeeded, by index."""
+        for index in indexes:
+            step = self.program.steps[index]
+            if type(step.action) is ToolAction:
+                self._done |= {f"step:{step.id}", f"tool:{step.action.tool}"}
+        self._frozen = None
 
     @property
     def done(self) -> frozenset[str]:

@@ -16,7 +16,17 @@ from nano_vm.expr.reference import UNSET as UNASSIGNED
 from nano_vm.journal.entry import Entry
 from nano_vm.kernel.events import ApprovalRequested, Event, PolicyDecided
 from nano_vm.kernel.state import State, activity_key
-from nano_vm.policy.decide import ALLOW, ASK, DENY, Decision, Request, action_digest, counters, decide_all
+from nano_vm.policy.decide import (
+    ALLOW,
+    ASK,
+    DENY,
+    Decision,
+    Request,
+    action_digest,
+    counters,
+    decide_all,
+    settled_by_all,
+)
 from nano_vm.policy.model import Policy
 from nano_vm.policy.progress import Progress
 from nano_vm.program.compiled import SLOT_PRINCIPAL, SLOT_RUN, CompiledProgram, WaitAction
@@ -81,7 +91,11 @@ class Recheck:
     def _decided(self, entry: Entry, event: PolicyDecided, state: State) -> None:
         policies = self._policies(entry, event, state)
         args, kind, name = self._action(event, state)
-        if kind == "tool":
+        if event.action is UNSET and kind == "tool":
+            # Allowed by its name alone: nothing about the action has been looked at.
+            if event.decision != ALLOW or settled_by_all(policies, kind, name) is None:
+                raise _mismatch(entry, "names no action")
+        elif kind == "tool":
             schema = "" if event.schema is UNSET else event.schema
             if not self._is_private(event, state) and event.action != action_digest(
                 name, schema, args, state.policy

@@ -150,6 +150,9 @@ class Engine:
         self.policy: Policy | None = None
         self._policies: dict[str, Policy] = {}  # those that runs are pinned to, by hash
         self._policies_stored: set[str] = set()
+        self.rulings: dict[
+            tuple[str, ...], dict[int, governing.Ruling | None]
+        ] = {}  # by program and policies: see `Gate`
         if policy is not None:
             self.set_policy(policy)
         self._compiled: dict[str, CompiledProgram] = {}
@@ -229,6 +232,7 @@ class Engine:
         if policy is not None and not isinstance(policy, Policy):
             policy = load_policy(policy)
         self.policy = policy
+        self.rulings.clear()
 
     def load_policy(self, policy_hash: str) -> Policy:
         """The policy that a run is pinned to. Raises RuntimeFault POLICY_MISSING."""
@@ -244,6 +248,9 @@ class Engine:
             await patiently(lambda: self.store.put_policy(policy.hash, policy.canonical, now))
             self._policies_stored.add(policy.hash)
             self._policies[policy.hash] = policy
+
+    def is_kept(self, policy: Policy) -> bool:
+        return policy.hash in self._policies_stored
 
     async def govern(self, run: Run, pinned: Policy | None) -> None:
         """Put the gate in front of a run that is about to start, and keep what it is pinned to."""

@@ -15,16 +15,27 @@ import msgspec
 from nano_vm import canonical
 from nano_vm.errors import NanoVMError, RuntimeFault
 from nano_vm.expr.reference import UNSET as UNASSIGNED
+from nano_vm.journal.entry import decided_of, decision_of
 from nano_vm.journal.replay import KEYED
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import CallModel, CallTool, Command, Compensate, RequestApproval
 from nano_vm.kernel.state import activity_key
-from nano_vm.policy.decide import ALLOW, ASK, DENY, Asked, Decision, Request, action_digest, decide_all
+from nano_vm.policy.decide import (
+    ALLOW,
+    ASK,
+    DENY,
+    Asked,
+    Decision,
+    Request,
+    action_digest,
+    decide_all,
+    settled_by_all,
+)
 from nano_vm.policy.decide import counters as counters_of
 from nano_vm.policy.load import stored_policy
 from nano_vm.policy.model import Approval, Policy
 from nano_vm.policy.progress import Progress
-from nano_vm.program.compiled import SLOT_RUN, CompiledProgram, WaitAction
+from nano_vm.program.compiled import SLOT_RUN, CompiledProgram, CompiledStep, ToolAction, WaitAction
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.sealing import keyed_content
 
@@ -53,10 +64,19 @@ class Verdict(NamedTuple):
     at_ms: int
 
 
+class Ruling(NamedTuple):
+    """A decision that stands by a tool's name alone, and how that of a step's first attempt rides: before an intent, and
+    without one."""
+
+    decision: Decision
+    rides: tuple[str, str]
+    alone: tuple[str, str]
+
+
 class Gate:
     """What governs one run."""
 
-    __slots__ = ("_ahead", "_cleared", "engine", "pinned", "progress", "run")
+    __slots__ = ("_ahead", "_cleared", "_ruled_under", "_rulings", "engine", "pinned", "progress", "run")
 
     def __init__(self, run: Run, pinned: Policy | None) -> None:
         self.run = run
@@ -64,6 +84,10 @@ class Gate:
         self.pinned = pinned
         self.progress = Progress(run.program)
         self._cleared: dict[tuple[int, int], tuple[Policy | None, int]] = {}
+        self._rulings: dict[int, Ruling | None] | None = (
+            None  # by step, for all runs of the program and policies
+        )
+        self._ruled_under: Policy | None = None
         self._ahead: tuple[str, Verdict] | None = None  # a dispatch whose limits have been counted
 
     @property
@@ -89,6 +113,12 @@ class Gate:
         compensates = type(command) is Compensate
         if not policies and (compensates or step is None or not step.approved_by):
             return True
+        if type(command) is CallTool and step is not None and not step.approved_by:
+            settled = settled_by_all(policies, "tool", command.tool)
+            if settled is not None:
+                self.run.intend(self._settled_event(step, settled, command.occurrence, command))
+                self._cleared[key] = (self.engine.policy, 0)
+                return True
         ahead, self._ahead = self._ahead, None
         verdict = (
             ahead[1] if ahead is not None and ahead[0] == command.id else self.judge(policies, command, spec)
@@ -115,6 +145,72 @@ class Gate:
             outcome = self.refused(command, decision, pure=True)
             self.run.record_event(outcome.event, outcome.payload)
         return False
+
+    # --- what is decided by the name alone --------------------------------------------------------------------
+
+    def _settled_event(
+        self, step: CompiledStep, decision: Decision, occurrence: int, command: CallTool | None = None
+    ) -> ev.PolicyDecided:
+        """The decision about a tool that all policies allow whatever it is called with."""
+        current = self._other()
+        return ev.PolicyDecided(
+            at_ms=0 if command is None else self.engine.clock.now_ms(),
+            attempt=1 if command is None else command.attempt,
+            current=_UNSET if current is None else current.hash,
+            decision=decision.decision,
+            item=_UNSET if command is None or command.item < 0 else command.item,
+            occurrence=occurrence,
+            policy=decision.policy,
+            reason=decision.reason,
+            rule=decision.rule,
+            step=step.id,
+            tool=step.action.tool,  # type: ignore[union-attr]
+        )
+
+    def along(self, step: CompiledStep, occurrence: int) -> ev.PolicyDecided | None:
+        """The decision (of the time 0) about a plain step's first attempt, where it stands before the step is reached;
+        None where something has to be looked at."""
+        ruling = self._ruling(step)
+        return self._settled_event(step, ruling.decision, occurrence) if ruling is not None else None
+
+    def rides(self, step: CompiledStep, occurrence: int, intended: str | None) -> tuple[str, str] | None:
+        """`along`, encoded as `decided_of` does."""
+        ruling = self._ruling(step)
+        if ruling is None or occurrence == 1:
+            return None if ruling is None else ruling.rides if intended is not None else ruling.alone
+        members = decision_of(self._settled_event(step, ruling.decision, occurrence))
+        return decided_of(members, intended)
+
+    def _ruling(self, step: CompiledStep) -> Ruling | None:
+        if self._rulings is None or self._ruled_under is not self.engine.policy:
+            self._ruled_under = self.engine.policy
+            under = (self.run.program.hash, *(policy.hash for policy in self.policies))
+            self._rulings = self.engine.rulings.setdefault(under, {})
+        try:
+            return self._rulings[step.index]
+        except KeyError:
+            pass
+        ruling, action = None, step.action
+        if type(action) is ToolAction and not step.approved_by:
+            decision = settled_by_all(self.policies, "tool", action.tool)
+            if decision is not None:
+                members = decision_of(self._settled_event(step, decision, 1))
+                ruling = Ruling(decision, decided_of(members, ""), decided_of(members, None))
+        self._rulings[step.index] = ruling
+        return ruling
+
+    @property
+    def may_go_along(self) -> bool:
+        """Whether the lane may be tried: the policy in force has been stored."""
+        current = self._other()
+        return bool(self.policies) and (current is None or self.engine.is_kept(current))
+
+    def _other(self) -> Policy | None:
+        """The policy in force, where it is another than the one the run is pinned to."""
+        current = self.engine.policy
+        if current is None or (self.pinned is not None and current.hash == self.pinned.hash):
+            return None
+        return current
 
     async def ahead(self, command: Command) -> None:
         """What has to be written before a dispatch can be decided: the policy in force, and what limits count. The
@@ -290,9 +386,7 @@ class Gate:
         decision: Decision,
         approval: dict[str, Any] | None,
     ) -> None:
-        current = self.engine.policy
-        if current is not None and self.pinned is not None and current.hash == self.pinned.hash:
-            current = None
+        current = self._other()
         is_model = type(command) is CallModel
         self.run.intend(
             ev.PolicyDecided(
@@ -329,6 +423,11 @@ class Gate:
         )
 
     # --- at the instant of dispatch ---------------------------------------------------------------------------
+
+    async def recheck_changed(self, command: CallTool, spec: ToolSpec) -> Outcome | None:
+        """`recheck` of a call that was decided along the lane."""
+        self._cleared[activity_key(command.step, command.item), command.attempt] = (None, 0)
+        return await self.recheck(command, spec)
 
     async def recheck(self, command: CallTool | CallModel, spec: ToolSpec | None) -> Outcome | None:
         """Look again just before the call, the intent being durable: a policy that was tightened in the meantime, or

@@ -136,8 +136,13 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
     while a tool is out, and where nothing is awaited. True when the next step is one for the other place."""
     program, state, engine = run.program, run.state, run.engine
     activity = lane(program, state)
-    if activity is None or run.gate is not None:
-        return False  # what is governed is decided step by step
+    gate, policy = run.gate, engine.policy
+    if activity is None or (gate is not None and (away is not None or not gate.may_go_along)):
+        return False
+    ruling = 0 if gate is None else 1  # events that decisions add to a success
+    decided = False  # the tool that was reached has its decision in the journal
+    tightened = False  # the policy changed while an intent was being made durable
+    passed: list[int] = []
     known = engine.lanes.get(program.hash)
     if known is None:
         known = engine.lanes[program.hash] = Lane(Rows(program), [None] * len(program.steps))
@@ -160,6 +165,14 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
         walker.close()
         return plan is not None and plan.way == barred
     step, spec, function, problems, flat, events, way, same, intent, intended = plan
+    if gate is not None:
+        ruled = gate.along(step, occurrence)
+        if ruled is None:
+            walker.close()
+            return False
+        ruled.at_ms = state.now_ms
+        run.ride(ruled)
+        decided = True
     if events != 1:
         run.ride(_started(state.now_ms, spec, step, occurrence))
     run.seal_open()  # what came before the lane comes before it in the journal
@@ -174,6 +187,9 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                             await durable
                             if engine.groups and not _is_crowded(engine):
                                 engine.store.alone = True  # type: ignore[attr-defined]
+                            if gate is not None and engine.policy is not policy:
+                                tightened = True
+                                break
                 if not flat:
                     args = copy_arguments(args)
                 try:
@@ -209,8 +225,16 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                     at_ms, at = moment, str(moment)
                 success = same if occurrence == 1 else success_of(step.id, events == 1, occurrence)
                 out, held, last, reached = False, True, plan, occurrence
+<<<<<<< HEAD
                 index, occurrence, args, verdicts = go_on((data, at_ms, events))
                 if (run.stirred or away) and (run.disturbed or (away and _is_crowded(engine))):
+=======
+                if gate is not None:
+                    decided = False
+                    passed.append(step.index)
+                index, occurrence, args, verdicts = go_on((data, at_ms, events + ruling))
+                if (run.stirred or away) and (run.disturbed or (away and engine.is_crowded)):
+>>>>>>> 9c4b82f (Tools that are allowed by name alone keep to the lane: decided once, journaled each time)
                     break
                 plan = plans[index] or _plan_for(plans, index, program, engine.tools)
                 if not plan:
@@ -219,6 +243,19 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                 if way == barred or (problems is not None and problems(args)):
                     elsewhere = way == barred
                     break
+                if gate is not None:
+                    if engine.policy is not policy:
+                        break
+                    rides = gate.rides(step, occurrence, None if events == 1 else intended)
+                    if rides is None:
+                        break
+                    held, decided = False, True
+                    if occurrence != 1 and events != 1:
+                        intended = intent_of(step.id, spec.effect, occurrence)[1]
+                    before, between = rides
+                    after = between if events == 1 else f"{between}{at}{intended}"
+                    take((at, success, verdicts, payload, before, at, after))
+                    continue
                 held = False
                 if events == 1:
                     take((at, success, verdicts, payload, *ALONE))
@@ -240,11 +277,22 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
         verdicts = state.verdicts
     finally:
         walker.close()
+        if gate is not None:
+            gate.progress.passed(passed)
+            activity.cleared = 1 if decided else 0
+            state.seq += decided
         if out:
             begin(state, activity, spec.effect)
     if pending:
         run.seal_pending()
-    if failure is not None:
+    if tightened:
+        assert gate is not None
+        command = _command(step, activity)
+        outcome = await gate.recheck_changed(command, spec)
+        if outcome is None:
+            outcome = await engine.calls.tool(run.facts, step, command, spec, alone=True)
+        run.conclude(outcome)
+    elif failure is not None:
         command = _command(step, activity)
         if type(failure) is _NotPlain:
             run.conclude(engine.calls.concluded(command, spec, value))
