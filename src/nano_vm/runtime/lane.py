@@ -225,16 +225,11 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                     at_ms, at = moment, str(moment)
                 success = same if occurrence == 1 else success_of(step.id, events == 1, occurrence)
                 out, held, last, reached = False, True, plan, occurrence
-<<<<<<< HEAD
-                index, occurrence, args, verdicts = go_on((data, at_ms, events))
-                if (run.stirred or away) and (run.disturbed or (away and _is_crowded(engine))):
-=======
                 if gate is not None:
                     decided = False
                     passed.append(step.index)
                 index, occurrence, args, verdicts = go_on((data, at_ms, events + ruling))
-                if (run.stirred or away) and (run.disturbed or (away and engine.is_crowded)):
->>>>>>> 9c4b82f (Tools that are allowed by name alone keep to the lane: decided once, journaled each time)
+                if (run.stirred or away) and (run.disturbed or (away and _is_crowded(engine))):
                     break
                 plan = plans[index] or _plan_for(plans, index, program, engine.tools)
                 if not plan:
