@@ -2,8 +2,8 @@
 
     python benchmarks/policies.py [--runs 200] [--rounds 5]
 
-Prints, for three policies, the processor time of a run relative to the same run without a policy, interleaved: `static` allows
-the tools by name, `conditions` looks at arguments, `limits` counts in the store. The journal is written either way.
+Prints the processor time of a run relative to the same run without a policy, interleaved: `static` allows the tools by
+name, `conditions` looks at arguments, `limits` counts in the store. The journal is written either way.
 """
 
 from __future__ import annotations

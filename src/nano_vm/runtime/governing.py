@@ -65,8 +65,8 @@ class Verdict(NamedTuple):
 
 
 class Ruling(NamedTuple):
-    """A decision that stands by a tool's name alone, and how that of a step's first attempt rides: before an intent, and
-    without one."""
+    """A decision that stands by a tool's name alone, and how that of a step's first attempt rides: before an intent,
+    and without one."""
 
     decision: Decision
     rides: tuple[str, str]
