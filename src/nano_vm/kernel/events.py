@@ -476,7 +476,8 @@ class CompensationFailed(_Event, kw_only=True):
 
 class PolicyDecided(_Event, kw_only=True):
     """What was decided about an attempt before it was dispatched: `decision` allow, ask or deny, by `rule` of
-    `policy` (absent: the program itself asks for an approval), for the `reason` in spec/policy.md.
+    `policy` (absent: the program itself asks for an approval; where no `action` is named either, that the run is pinned
+    to), for the `reason` in spec/policy.md.
 
     `action` is the digest of what is to be done, `schema` that of the tool's definition; `approval` the nonce of the
     approval that covers it; `counts` what the decision saw: [key, so far, added]. `current` is the policy in force

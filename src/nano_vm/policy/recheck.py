@@ -118,7 +118,8 @@ class Recheck:
         elif event.decision != expected or (expected == ALLOW and asked):
             raise _mismatch(entry, f"is `{event.decision}`, and the policy says `{expected}`")
         rule = found.rule or "program"
-        if event.rule != rule or (event.policy or "") != found.policy:
+        named = event.policy or (state.policy if event.action is UNSET and kind == "tool" else "")
+        if event.rule != rule or named != found.policy:
             raise _mismatch(entry, f"names the rule `{event.rule}`, and `{rule}` decides")
         recorded = [] if event.counts is UNSET else event.counts
         wanted = {

@@ -160,11 +160,13 @@ class Gate:
             decision=decision.decision,
             item=_UNSET if command is None or command.item < 0 else command.item,
             occurrence=occurrence,
-            policy=decision.policy,
+            # Everything that the journal says already is left out: these are most of what a governed run adds.
+            policy=_UNSET
+            if self.pinned is not None and decision.policy == self.pinned.hash
+            else decision.policy,
             reason=decision.reason,
             rule=decision.rule,
             step=step.id,
-            tool=step.action.tool,  # type: ignore[union-attr]
         )
 
     def along(self, step: CompiledStep, occurrence: int) -> ev.PolicyDecided | None:
