@@ -18,8 +18,8 @@ from nano_vm.program.model import Program
 
 if TYPE_CHECKING:
     from nano_vm.cli.models import Model
-    from nano_vm.observe.telemetry import Otlp
     from nano_vm.journal.port import JournalStore
+    from nano_vm.observe.telemetry import Otlp
     from nano_vm.policy.model import Policy
     from nano_vm.runtime.engine import Engine
     from nano_vm.runtime.ports import ModelClient
