@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
@@ -72,6 +72,12 @@ def export(
         kind=container.RUN,
         run=run_id,
         programs=[programs[program_hash] for program_hash in sorted(programs)],
+        policies=[store.policy(policy_hash) for policy_hash in policies_of(journals)],
+        tenants={
+            run: tenant
+            for run, entries in journals
+            if (tenant := store.record(run).tenant) != tenant_of(entries) and counts(entries)
+        },
         journals=journals,
         recall=recall,
         receipt=canonical.encode(made),
@@ -189,6 +195,30 @@ def children_of(entries: Sequence[Entry]) -> dict[str, str]:
             if type(event) is ev.ChildStarted:
                 found[event.child] = event.program
     return found
+
+
+def policies_of(journals: Iterable[tuple[str, Sequence[Entry]]]) -> list[str]:
+    """Hashes of the policies that the runs are pinned to, or that decided anything in them; sorted."""
+    found: set[str] = set()
+    for _, entries in journals:
+        for entry in entries:
+            if b'"policy":' in entry.facts or b'"current":' in entry.facts:
+                for event in open_events(entry):
+                    named = (getattr(event, "policy", None), getattr(event, "current", None))
+                    found.update(name for name in named if type(name) is str)
+    return sorted(found)
+
+
+def tenant_of(entries: Sequence[Entry]) -> str:
+    """The tenant of a run, as far as its journal says: that of whoever started it."""
+    principal = getattr(open_events(entries[0])[0], "principal", None)
+    tenant = principal.get("tenant") if isinstance(principal, dict) else None
+    return tenant if type(tenant) is str else "default"
+
+
+def counts(entries: Sequence[Entry]) -> bool:
+    """Whether a decision counted something, under a key that names the tenant."""
+    return any(b'"counts":' in entry.facts for entry in entries)
 
 
 def _journals(store: JournalStore, run_id: str) -> Iterator[tuple[str, list[Entry]]]:

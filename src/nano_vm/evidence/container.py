@@ -2,6 +2,7 @@
 
     {"bundle":"nano-vm","kind":"run","run":"…","version":1}
     {"program":{…}}                                              one per program, by hash
+    {"policy":{…}}                                               one per policy that decided anything, by hash
     {"entries":2,"journal":"…"}                                  a run; then its entries
     {"digest":"sha256:…","facts":{…},"payload":…,"salt":"…"}
     {"receipt":{…}}
@@ -38,11 +39,13 @@ class Header(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class JournalLine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The head of a run's journal; `entries` lines of it follow."""
+    """The head of a run's journal; `entries` lines of it follow. `tenant` is there when decisions rest on it and the
+    journal does not say it."""
 
     entries: int
     journal: str
     recall: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    tenant: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ShownLine(msgspec.Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
@@ -87,6 +90,10 @@ class _ProgramLine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     program: msgspec.Raw
 
 
+class _PolicyLine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    policy: msgspec.Raw
+
+
 class _ReceiptLine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     receipt: msgspec.Raw
 
@@ -102,6 +109,8 @@ class Contents(msgspec.Struct, kw_only=True):
     kind: str
     run: str
     programs: list[bytes] = []
+    policies: list[bytes] = []
+    tenants: dict[str, str] = {}  # run id -> tenant, where the journal does not say it
     journals: list[tuple[str, list[Entry]]] = []
     recall: dict[str, dict[str, Any]] = {}
     shown: list[ShownLine] = []
@@ -142,10 +151,14 @@ def _held(contents: Contents) -> Iterator[bytes]:
     yield _line({"bundle": "nano-vm", "kind": contents.kind, "run": contents.run, "version": VERSION})
     for program in contents.programs:
         yield b'{"program":' + program + b"}\n"
+    for policy in contents.policies:
+        yield b'{"policy":' + policy + b"}\n"
     for run_id, entries in contents.journals:
         notes = contents.recall.get(run_id)
-        noted = {"recall": notes} if notes else {}
-        yield _line({"entries": len(entries), "journal": run_id, **noted})
+        told: dict[str, Any] = {"recall": notes} if notes else {}
+        if run_id in contents.tenants:
+            told["tenant"] = contents.tenants[run_id]
+        yield _line({"entries": len(entries), "journal": run_id, **told})
         for entry in entries:
             yield _entry_line(entry.digest, entry.facts, entry.payload, entry.salt)
     for shown in contents.shown:
@@ -222,6 +235,8 @@ class _Reader:
         contents = Contents(kind=header.kind, run=header.run)
         while self._at(b'{"program":'):
             contents.programs.append(self._raw(_ProgramLine, b'{"program":'))
+        while self._at(b'{"policy":'):
+            contents.policies.append(self._raw(_PolicyLine, b'{"policy":'))
         while self._at(b'{"entries":') and header.kind == RUN:
             contents.journals.append(self._journal(contents))
         while self._at(b'{"digest":') and header.kind == DISCLOSURE:
@@ -253,10 +268,10 @@ class _Reader:
             raise _malformed(self.place, "the line is not in canonical form")
         return found
 
-    def _raw(self, kind: type[_ProgramLine] | type[_ReceiptLine], start: bytes) -> bytes:
+    def _raw(self, kind: type[_ProgramLine] | type[_PolicyLine] | type[_ReceiptLine], start: bytes) -> bytes:
         line = self._next()
-        found = _decode(kind, line, self.place)
-        raw = bytes(found.program if isinstance(found, _ProgramLine) else found.receipt)
+        (held,) = msgspec.structs.astuple(_decode(kind, line, self.place))
+        raw = bytes(held)
         if line != start + raw + b"}" or not canonical.is_canonical(raw):
             raise _malformed(self.place, "the line is not in canonical form")
         return raw
@@ -267,6 +282,8 @@ class _Reader:
             if not head.recall or not all(type(note) is dict for note in head.recall.values()):
                 raise _malformed(self.place, "what it says of sealed values cannot be read")
             contents.recall[head.journal] = head.recall
+        if head.tenant is not msgspec.UNSET:
+            contents.tenants[head.journal] = head.tenant
         if not 0 < head.entries <= len(self.lines) - self.place:
             raise _malformed(self.place, "the journal does not have the entries it should have")
         first = self.place

@@ -61,8 +61,7 @@ class _Gathered:
 
     def settle(self, entry: Entry, event: Event, settled: Sequence[Settled], digest: str) -> None:
         if type(event) is RunStarted:
-            policy = getattr(event, "policy", UNSET)
-            self.policy = None if policy is UNSET else policy
+            self.policy = None if event.policy is UNSET else event.policy
         for result in settled:
             if result.status is StepStatus.SUCCESS:
                 self.found.append(self._envelope(entry, event, result, digest))

@@ -50,6 +50,14 @@ def _sentences(receipt: dict[str, Any]) -> Iterable[str]:
         yield f"It shares its first {forked['seq']} entries with run {forked['run']}, from which it was forked."
     yield _ending(receipt)
     yield from _what_happened(receipt)
+    if receipt["policy"] or receipt["decisions"]:
+        decided = ", ".join(f"{decision} {count}" for decision, count in sorted(receipt["decisions"].items()))
+        named = (
+            f"It ran under the policy {receipt['policy']}"
+            if receipt["policy"]
+            else "It had no policy of its own"
+        )
+        yield f"{named}; decisions: {decided or 'none'}."
     yield from _outsiders(receipt)
     yield _cost(receipt)
     yield _health(receipt["health"])

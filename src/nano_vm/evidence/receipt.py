@@ -38,6 +38,7 @@ def receipt(trace: Trace) -> dict[str, Any]:
     return {
         "compensated": trace.rollbacks,
         "cost_nanousd": trace.total_cost_nanousd(),
+        "decisions": facts.decisions,
         "duration_ms": int(trace.duration_ms),
         "entries": len(trace.entries),
         "erased": facts.erased,
@@ -57,6 +58,7 @@ def receipt(trace: Trace) -> dict[str, Any]:
         "outcome": trace.outcome,
         "parent": facts.parent,
         "path": trace.path,
+        "policy": facts.policy,
         "principal": facts.principal,
         "program": {"hash": trace.program_hash, "name": trace.program_name},
         "provider_final": trace.provider_final,
@@ -91,17 +93,24 @@ class _Facts:
         self.forked: dict[str, Any] | None = None
         self.parent: dict[str, Any] | None = None
         self.principal: dict[str, Any] | None = None
+        self.policy: str | None = None
+        self.decisions: dict[str, int] = {}
         for entry in entries:
             facts = read_facts(entry)
             if facts.commitment is not None and entry.payload is None:
                 self.erased.append(entry.seq)
             if facts.type in _NOTED:
                 self._take(entry.seq, open_events(entry, facts)[0])
+            if b'"PolicyDecided"' in entry.facts:
+                for event in open_events(entry, facts):
+                    if type(event) is ev.PolicyDecided:
+                        self.decisions[event.decision] = self.decisions.get(event.decision, 0) + 1
 
     def _take(self, seq: int, event: ev.Event) -> None:
         if type(event) is ev.RunStarted:
             self.forked = _given(event.forked)
             self.parent = _given(event.parent)
+            self.policy = _given(event.policy)
             self.principal = _given(event.principal)
         elif type(event) is ev.EventRefused:
             self.refused.append({"code": event.code, **_outside(seq, event)})

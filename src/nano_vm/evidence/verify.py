@@ -11,9 +11,16 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from nano_vm import canonical
-from nano_vm.errors import NanoVMError, RuntimeFault, VerificationError
+from nano_vm.errors import NanoVMError, NotFoundError, RuntimeFault, VerificationError
 from nano_vm.evidence import container, note, sign
-from nano_vm.evidence.bundle import children_of, compile_stored, program_of
+from nano_vm.evidence.bundle import (
+    children_of,
+    compile_stored,
+    counts,
+    policies_of,
+    program_of,
+    tenant_of,
+)
 from nano_vm.evidence.container import Contents, LogLine
 from nano_vm.evidence.keys import PublicKey, key_of_text
 from nano_vm.evidence.receipt import receipt
@@ -25,6 +32,9 @@ from nano_vm.journal.replay import Verified, verify_run
 from nano_vm.journal.storelog import ANNEX, FINISH, START, LogLeaf
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
+from nano_vm.policy.load import stored_policy
+from nano_vm.policy.model import Policy
+from nano_vm.policy.recheck import Recheck
 from nano_vm.program.compiled import CompiledProgram
 
 
@@ -104,6 +114,7 @@ class _Checking:
     # --- a whole run --------------------------------------------------------------------------------------------------
     def _run(self, contents: Contents) -> dict[str, Any]:
         programs = self._programs(contents)
+        policies = self._policies(contents)
         if not contents.journals or contents.journals[0][0] != contents.run:
             raise VerificationError(
                 "BUNDLE_MALFORMED", "the exported run is not the first", facts={"line": 1}
@@ -117,7 +128,10 @@ class _Checking:
             program = self._program_of(programs, entries)
             # The exported run is folded once, for its transitions and for its receipt.
             ledger = Ledger(program) if run == contents.run else None
-            verified = self._fold(contents, program, run, entries, ledger)
+            recheck = self._recheck(contents, program, policies, run, entries)
+            verified = self._fold(contents, program, run, entries, ledger, recheck)
+            if recheck is not None:
+                verified.steps.append(("decisions", f"{recheck.decisions} made again from the policies"))
             if ledger is not None:
                 trace = Trace(program, run, partial(list, entries), folded=(verified.state, ledger))
             self.checks += [
@@ -143,6 +157,7 @@ class _Checking:
         run: str,
         entries: Sequence[Entry],
         ledger: Ledger | None,
+        recheck: Recheck | None,
     ) -> Verified:
         try:
             return verify_run(
@@ -151,6 +166,7 @@ class _Checking:
                 entries,
                 run,
                 on_transition=None if ledger is None else ledger.record,
+                watchers=() if recheck is None else (recheck,),
                 notes=contents.recall.get(run),
             )
         except RuntimeFault as fault:
@@ -176,6 +192,48 @@ class _Checking:
             )
         self._passed(", ".join(f"`{program.name}` is {key}" for key, program in programs.items()))
         return programs
+
+    def _policies(self, contents: Contents) -> dict[str, Policy]:
+        self.at = "policies"
+        hashes = [canonical.digest(body) for body in contents.policies]
+        if hashes != policies_of(contents.journals):
+            raise VerificationError("POLICY_UNKNOWN", "the policies are not those that the journals name")
+        policies: dict[str, Policy] = {}
+        for policy_hash, body in zip(hashes, contents.policies, strict=True):
+            try:
+                policies[policy_hash] = stored_policy(body)
+            except NanoVMError:
+                raise VerificationError(
+                    "POLICY_UNKNOWN",
+                    f"what is kept as {policy_hash} is no policy",
+                    facts={"policy": policy_hash},
+                ) from None
+        if policies:
+            self._passed(", ".join(policies))
+        return policies
+
+    def _recheck(
+        self,
+        contents: Contents,
+        program: CompiledProgram,
+        policies: dict[str, Policy],
+        run: str,
+        entries: Sequence[Entry],
+    ) -> Recheck | None:
+        """Who decides again what the run's policies decided; None where nothing was decided."""
+        told = tenant_of(entries)
+        tenant = contents.tenants.get(run, told)
+        if run in contents.tenants and (tenant == told or not counts(entries)):
+            raise VerificationError(
+                "BUNDLE_MALFORMED", "a tenant is named that nothing rests on", facts={"line": 1}
+            )
+
+        def find(policy_hash: str) -> Policy:
+            if policy_hash not in policies:
+                raise NotFoundError("POLICY_NOT_FOUND", f"the bundle has no policy {policy_hash}")
+            return policies[policy_hash]
+
+        return Recheck(program, find, tenant) if Recheck.concerns(entries) else None
 
     def _program_of(self, programs: dict[str, CompiledProgram], entries: Sequence[Entry]) -> CompiledProgram:
         return programs[program_of(entries)]

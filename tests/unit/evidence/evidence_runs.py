@@ -25,9 +25,14 @@ class Seeded:
         return self.random.randrange(1_000_000)
 
 
-def machine(**tools: Callable[..., Any]) -> ExecutionVM:
+def machine(policy: Any = None, **tools: Callable[..., Any]) -> ExecutionVM:
     return ExecutionVM(
-        llm=MockLLMAdapter("yes"), tools=tools, store=MemoryStore(), clock=VirtualClock(), entropy=Seeded()
+        llm=MockLLMAdapter("yes"),
+        tools=tools,
+        store=MemoryStore(),
+        policy=policy,
+        clock=VirtualClock(),
+        entropy=Seeded(),
     )
 
 
@@ -111,6 +116,43 @@ OUTER = Program.from_dict(
 )
 
 
+POLICY = {
+    "policy": "money",
+    "rules": [
+        {"id": "small", "tools": ["pay"], "when": "$args.amount < 100"},
+        {
+            "id": "large",
+            "tools": ["pay"],
+            "when": "$args.amount >= 100",
+            "approval": {"roles": ["boss"], "expiry_seconds": 3600},
+            "limits": [{"max_sum": 5000, "of": "$args.amount", "per": ["principal", "day"]}],
+        },
+        {"id": "rest", "tools": ["tell"]},
+        {"id": "any", "models": ["*"]},
+    ],
+}
+
+
+def governed() -> tuple[ExecutionVM, str]:
+    """A policy asks for an approval and counts; the tenant is not the default one."""
+
+    async def main() -> ExecutionVM:
+        vm = machine(POLICY, pay=pay, tell=tell)
+        ana = {"id": "ana", "roles": ["clerk"], "tenant": "acme"}
+        await vm.run(REFUND, {"amount": 410}, trace_id="governed-1", principal=ana)
+        await vm.approve("governed-1", principal={"id": "eve", "roles": ["boss"], "tenant": "acme"})
+        return vm
+
+    return asyncio.run(main()), "governed-1"
+
+
+def denied() -> tuple[ExecutionVM, str]:
+    """What the limit does not allow."""
+    vm = machine(POLICY, pay=pay, tell=tell)
+    vm.run_sync(REFUND, context={"amount": 6_000}, trace_id="denied-1", principal={"id": "ana", "roles": []})
+    return vm, "denied-1"
+
+
 def pay(amount: int) -> dict[str, Any]:
     return {"paid": amount, "note": "to A-1001"}
 
@@ -192,4 +234,6 @@ KINDS: dict[str, Callable[[], tuple[ExecutionVM, str]]] = {
     "shaky": shaky,
     "family": family,
     "forked": forked,
+    "governed": governed,
+    "denied": denied,
 }

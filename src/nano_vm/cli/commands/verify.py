@@ -36,6 +36,7 @@ _MEANINGS = {
     "record": "the run's record agrees with its journal",
     "container": "the bundle is written in the one way it can be",
     "programs": "the programs are those that the runs are pinned to",
+    "policies": "the policies are those that the journals name",
     "children": "the child runs are those that their parents know",
     "receipt": "the receipt is what the journal comes to",
     "log": "the runs are in the store's log, under a signed checkpoint",
