@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import random
 import subprocess
@@ -9,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from evidence_runs import APPROVAL, INNER, KINDS, REFUND, family, refund, shaky, waiting
+from evidence_runs import APPROVAL, INNER, KINDS, POLICY, REFUND, family, machine, refund, shaky, waiting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,8 @@ from nano_vm.evidence.bundle import Exported, export, export_steps
 from nano_vm.evidence.keys import KeyFiles, PublicKey, SigningKey
 from nano_vm.evidence.receipt import receipt
 from nano_vm.evidence.verify import VerifiedBundle, verify_bundle
-from nano_vm.journal.entry import Entry
+from nano_vm.journal.entry import Chain, Entry, open_events
+from nano_vm.kernel.events import UNSET
 
 SOURCES = Path(__file__).resolve().parents[3] / "src"
 
@@ -262,6 +264,65 @@ def test_a_child_that_ended_cannot_be_left_out_or_exchanged() -> None:
     ]
     with_stray = [*whole[:-1], *stray, whole[-1]]
     assert refused(resealed(with_stray)).code == "CHILD_MISMATCH"
+
+
+# --- policies --------------------------------------------------------------------------------------------------------
+def test_decisions_are_made_again_from_the_policies_in_the_bundle(key: SigningKey) -> None:
+    made = exported("governed", key)
+    verified = verify_bundle(made.data, [key.public])
+    (decided,) = [check for check in verified.checks if check.name == "decisions"]
+    assert decided.detail.startswith("3 ")
+    assert verified.receipt["decisions"] == {"allow": 2, "ask": 1}
+    lines = body_of(made.data)
+    without = [line for line in lines if not line.startswith(b'{"policy"')]
+    assert refused(resealed(without), key.public).code == "POLICY_UNKNOWN"
+    twice = [line for line in lines for _ in range(2 if line.startswith(b'{"policy"') else 1)]
+    assert refused(resealed(twice), key.public).code == "POLICY_UNKNOWN"
+
+
+def test_a_policy_that_would_have_decided_otherwise_is_found() -> None:
+    """The same hash cannot be had; but a history made under no policy, claiming one, can be written."""
+    vm, run = KINDS["governed"]()
+    entries = vm.store.read(run)
+    other = machine(
+        {**POLICY, "rules": [{"id": "none", "tools": ["pay"], "decision": "deny"}, *POLICY["rules"][2:]]}
+    )
+    policy = other.policy
+    assert policy is not None
+    chain = Chain(run)
+    forged = []
+    for entry in entries:
+        event, *then = open_events(entry)
+        for part in (event, *then):
+            if getattr(part, "policy", UNSET) is not UNSET:
+                part.policy = policy.hash
+        forged.append(chain.seal(event, entry.salt, entry.payload, then))
+    vm.store._runs[run].entries[:] = forged
+    vm.store.put_policy(policy.hash, policy.canonical, 0)
+    with pytest.raises(VerificationError) as raised:
+        verify_bundle(export(vm.store, run).data)
+    assert raised.value.code == "REPLAY_MISMATCH"
+
+
+def test_a_tenant_that_nothing_rests_on_has_no_place() -> None:
+    for kind in ("governed", "refund"):
+        lines = body_of(exported(kind).data)
+        at = next(place for place, line in enumerate(lines) if line.startswith(b'{"entries"'))
+        lines[at] = lines[at][:-1] + b',"tenant":"evil"}'
+        assert refused(resealed(lines)).code in ("BUNDLE_MALFORMED", "REPLAY_MISMATCH")
+
+
+def test_a_tenant_that_the_journal_does_not_say_comes_along() -> None:
+    async def main() -> object:
+        vm = machine(POLICY, pay=lambda amount: amount, tell=lambda: "told")
+        who = {"id": "ana", "roles": []}
+        await vm.run(REFUND, {"amount": 410}, trace_id="t", principal=who, tenant="acme")
+        return vm
+
+    vm = asyncio.run(main())
+    assert vm.store.record("t").tenant == "acme"
+    data = export(vm.store, "t").data
+    verify_bundle(data)
 
 
 # --- signatures ------------------------------------------------------------------------------------------------------
