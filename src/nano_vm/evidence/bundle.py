@@ -20,7 +20,7 @@ from nano_vm.evidence.receipt import receipt
 from nano_vm.evidence.sign import DISCLOSURE_TYPE, sign, statement
 from nano_vm.journal.disclosure import disclose
 from nano_vm.journal.entry import Entry, erased_keys, open_events, read_facts
-from nano_vm.journal.port import JournalStore
+from nano_vm.journal.port import DEFAULT_TENANT, TENANT_SEPARATOR, JournalStore
 from nano_vm.journal.recall import Notes, record
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
@@ -62,6 +62,7 @@ def export(
     Raises:
         NotFoundError: RUN_NOT_FOUND. VerificationError: when a journal cannot be folded.
     """
+    run_id = store.record(run_id).run_id  # a tenant may leave its own name out
     journals = list(_journals(store, run_id))
     programs = {program_of(entries): b"" for _, entries in journals}
     for program_hash in programs:
@@ -73,11 +74,6 @@ def export(
         run=run_id,
         programs=[programs[program_hash] for program_hash in sorted(programs)],
         policies=[store.policy(policy_hash) for policy_hash in policies_of(journals)],
-        tenants={
-            run: tenant
-            for run, entries in journals
-            if (tenant := store.record(run).tenant) != tenant_of(entries) and counts(entries)
-        },
         journals=journals,
         recall=recall,
         receipt=canonical.encode(made),
@@ -111,6 +107,7 @@ def export_steps(
     Raises:
         NotFoundError: RUN_NOT_FOUND, UNKNOWN_STEP for a step that the run did not come to.
     """
+    run_id = store.record(run_id).run_id  # a tenant may leave its own name out
     entries = _portable(store.read(run_id))
     program_hash = program_of(entries)
     programs = {program_hash: store.program(program_hash)}
@@ -209,16 +206,10 @@ def policies_of(journals: Iterable[tuple[str, Sequence[Entry]]]) -> list[str]:
     return sorted(found)
 
 
-def tenant_of(entries: Sequence[Entry]) -> str:
-    """The tenant of a run, as far as its journal says: that of whoever started it."""
-    principal = getattr(open_events(entries[0])[0], "principal", None)
-    tenant = principal.get("tenant") if isinstance(principal, dict) else None
-    return tenant if type(tenant) is str else "default"
-
-
-def counts(entries: Sequence[Entry]) -> bool:
-    """Whether a decision counted something, under a key that names the tenant."""
-    return any(b'"counts":' in entry.facts for entry in entries)
+def tenant_of(run_id: str) -> str:
+    """The tenant that a run belongs to: its id says so."""
+    tenant, separator, _ = run_id.partition(TENANT_SEPARATOR)
+    return tenant if separator else DEFAULT_TENANT
 
 
 def _journals(store: JournalStore, run_id: str) -> Iterator[tuple[str, list[Entry]]]:

@@ -39,13 +39,11 @@ class Header(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class JournalLine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The head of a run's journal; `entries` lines of it follow. `tenant` is there when decisions rest on it and the
-    journal does not say it."""
+    """The head of a run's journal; `entries` lines of it follow."""
 
     entries: int
     journal: str
     recall: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
-    tenant: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ShownLine(msgspec.Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
@@ -110,7 +108,6 @@ class Contents(msgspec.Struct, kw_only=True):
     run: str
     programs: list[bytes] = []
     policies: list[bytes] = []
-    tenants: dict[str, str] = {}  # run id -> tenant, where the journal does not say it
     journals: list[tuple[str, list[Entry]]] = []
     recall: dict[str, dict[str, Any]] = {}
     shown: list[ShownLine] = []
@@ -156,8 +153,6 @@ def _held(contents: Contents) -> Iterator[bytes]:
     for run_id, entries in contents.journals:
         notes = contents.recall.get(run_id)
         told: dict[str, Any] = {"recall": notes} if notes else {}
-        if run_id in contents.tenants:
-            told["tenant"] = contents.tenants[run_id]
         yield _line({"entries": len(entries), "journal": run_id, **told})
         for entry in entries:
             yield _entry_line(entry.digest, entry.facts, entry.payload, entry.salt)
@@ -282,8 +277,6 @@ class _Reader:
             if not head.recall or not all(type(note) is dict for note in head.recall.values()):
                 raise _malformed(self.place, "what it says of sealed values cannot be read")
             contents.recall[head.journal] = head.recall
-        if head.tenant is not msgspec.UNSET:
-            contents.tenants[head.journal] = head.tenant
         if not 0 < head.entries <= len(self.lines) - self.place:
             raise _malformed(self.place, "the journal does not have the entries it should have")
         first = self.place

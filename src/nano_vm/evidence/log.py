@@ -11,6 +11,7 @@ from nano_vm.journal.port import JournalStore
 from nano_vm.journal.storelog import LogFold, LogLeaf
 
 PAGE = 2_000
+ORIGIN = "nano-vm/log-"  # of a log that nobody has named
 
 
 def leaves(store: JournalStore) -> Iterator[LogLeaf]:
@@ -29,6 +30,8 @@ class Log:
     """The log as it is now: leaves and their hashes."""
 
     def __init__(self, store: JournalStore) -> None:
+        # A view of one tenant's runs is a log of its own.
+        self.tenant: str | None = getattr(store, "tenant", None)
         self.leaves = list(leaves(store))
         self.hashes = [leaf.hash for leaf in self.leaves]
 
@@ -40,7 +43,8 @@ class Log:
         """What the log is called when nobody names it: after its first leaf, so that two databases never share a
         name."""
         first = self.hashes[0] if self.hashes else merkle.EMPTY_ROOT
-        return f"nano-vm/log-{first.hex()[:16]}"
+        whose = "" if self.tenant is None else f"/{self.tenant}"
+        return f"{ORIGIN}{first.hex()[:16]}{whose}"
 
     def checkpoint(self, origin: str | None = None) -> Checkpoint:
         return Checkpoint(origin or self.origin, len(self.hashes), merkle.root(self.hashes))
@@ -68,6 +72,8 @@ class Log:
             VerificationError: CHECKPOINT_MISMATCH (facts: size, length) when the log is not what `old` says it was: a
                 run has vanished, or was changed or replaced.
         """
+        if old.origin.startswith(ORIGIN) and old.origin != self.origin:
+            raise _mismatch(old, len(self.hashes), f"this is `{self.origin}`, and that was `{old.origin}`")
         if old.size > len(self.hashes):
             raise _mismatch(old, len(self.hashes), f"it has {len(self.hashes)} leaves left")
         if merkle.root(self.hashes[: old.size]) != old.root:

@@ -16,7 +16,6 @@ from nano_vm.evidence import container, note, sign
 from nano_vm.evidence.bundle import (
     children_of,
     compile_stored,
-    counts,
     policies_of,
     program_of,
     tenant_of,
@@ -128,7 +127,7 @@ class _Checking:
             program = self._program_of(programs, entries)
             # The exported run is folded once, for its transitions and for its receipt.
             ledger = Ledger(program) if run == contents.run else None
-            recheck = self._recheck(contents, program, policies, run, entries)
+            recheck = self._recheck(program, policies, run, entries)
             verified = self._fold(contents, program, run, entries, ledger, recheck)
             if recheck is not None:
                 verified.steps.append(("decisions", f"{recheck.decisions} made again from the policies"))
@@ -214,26 +213,19 @@ class _Checking:
 
     def _recheck(
         self,
-        contents: Contents,
         program: CompiledProgram,
         policies: dict[str, Policy],
         run: str,
         entries: Sequence[Entry],
     ) -> Recheck | None:
         """Who decides again what the run's policies decided; None where nothing was decided."""
-        told = tenant_of(entries)
-        tenant = contents.tenants.get(run, told)
-        if run in contents.tenants and (tenant == told or not counts(entries)):
-            raise VerificationError(
-                "BUNDLE_MALFORMED", "a tenant is named that nothing rests on", facts={"line": 1}
-            )
 
         def find(policy_hash: str) -> Policy:
             if policy_hash not in policies:
                 raise NotFoundError("POLICY_NOT_FOUND", f"the bundle has no policy {policy_hash}")
             return policies[policy_hash]
 
-        return Recheck(program, find, tenant) if Recheck.concerns(entries) else None
+        return Recheck(program, find, tenant_of(run)) if Recheck.concerns(entries) else None
 
     def _program_of(self, programs: dict[str, CompiledProgram], entries: Sequence[Entry]) -> CompiledProgram:
         return programs[program_of(entries)]

@@ -155,6 +155,25 @@ def test_the_log_is_kept_and_compared(cli: Cli, waiting: str) -> None:
     assert cli("log", "verify", "one.note", "--store", "other.db").code == 5
 
 
+def test_a_tenant_exports_its_own_runs_and_has_a_log_of_its_own(cli: Cli) -> None:
+    cli(*RUN, "--trace-id", "ours", "--tenant", "acme")
+    cli(*RUN, "--trace-id", "theirs", "--tenant", "umbrella")
+    cli("keys", "generate")
+    assert cli("export", "ours", "-o", "ours.bundle", "--tenant", "acme").code == 0
+    done = cli("verify", "ours.bundle", "--json")
+    assert (done.code, done.json["runs"][0]["trace_id"]) == (0, "acme::ours")
+    for words in (["export", "theirs", "-o", "x"], ["receipt", "theirs"], ["envelopes", "theirs"]):
+        assert cli(*words, "--tenant", "acme").code == 2
+    assert cli("log", "prove", "theirs", "--tenant", "acme").code == 2
+    assert cli("log", "prove", "ours", "--tenant", "acme").code == 0
+    mine = cli("log", "show", "--json", "--tenant", "acme").json
+    assert [leaf["run"] for leaf in mine["leaves"]] == ["acme::ours"]
+    assert mine["origin"] != cli("log", "show", "--json").json["origin"]
+    assert cli("log", "checkpoint", "-o", "acme.note", "--tenant", "acme").code == 0
+    assert cli("log", "verify", "acme.note", "--tenant", "acme").code == 0
+    assert cli("log", "verify", "acme.note").code == 5
+
+
 def test_what_needs_no_signature_needs_no_extra(tmp_path: Path, cli: Cli, waiting: str) -> None:
     """Without the extra `sign` receipts, bundles and their verification work; what signs says what is missing."""
     cli("export", waiting, "-o", "plain.bundle")

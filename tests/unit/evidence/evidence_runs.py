@@ -140,10 +140,10 @@ def governed() -> tuple[ExecutionVM, str]:
         vm = machine(POLICY, pay=pay, tell=tell)
         ana = {"id": "ana", "roles": ["clerk"], "tenant": "acme"}
         await vm.run(REFUND, {"amount": 410}, trace_id="governed-1", principal=ana)
-        await vm.approve("governed-1", principal={"id": "eve", "roles": ["boss"], "tenant": "acme"})
+        await vm.approve("acme::governed-1", principal={"id": "eve", "roles": ["boss"], "tenant": "acme"})
         return vm
 
-    return asyncio.run(main()), "governed-1"
+    return asyncio.run(main()), "acme::governed-1"
 
 
 def denied() -> tuple[ExecutionVM, str]:

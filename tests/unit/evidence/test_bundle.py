@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import random
 import subprocess
@@ -302,27 +301,6 @@ def test_a_policy_that_would_have_decided_otherwise_is_found() -> None:
     with pytest.raises(VerificationError) as raised:
         verify_bundle(export(vm.store, run).data)
     assert raised.value.code == "REPLAY_MISMATCH"
-
-
-def test_a_tenant_that_nothing_rests_on_has_no_place() -> None:
-    for kind in ("governed", "refund"):
-        lines = body_of(exported(kind).data)
-        at = next(place for place, line in enumerate(lines) if line.startswith(b'{"entries"'))
-        lines[at] = lines[at][:-1] + b',"tenant":"evil"}'
-        assert refused(resealed(lines)).code in ("BUNDLE_MALFORMED", "REPLAY_MISMATCH")
-
-
-def test_a_tenant_that_the_journal_does_not_say_comes_along() -> None:
-    async def main() -> object:
-        vm = machine(POLICY, pay=lambda amount: amount, tell=lambda: "told")
-        who = {"id": "ana", "roles": []}
-        await vm.run(REFUND, {"amount": 410}, trace_id="t", principal=who, tenant="acme")
-        return vm
-
-    vm = asyncio.run(main())
-    assert vm.store.record("t").tenant == "acme"
-    data = export(vm.store, "t").data
-    verify_bundle(data)
 
 
 # --- signatures ------------------------------------------------------------------------------------------------------

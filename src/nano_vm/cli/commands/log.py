@@ -50,13 +50,14 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     store = open_store(args)
     try:
         log = Log(store)
+        run = store.record(args.subjects[0]).run_id if args.action == "prove" else None
     finally:
         store.close()
     if args.action == "show":
         return _show(log, console)
     if args.action in ("verify", "consistency"):
         return _compare(args, console, log)
-    return _sign(args, console, log)
+    return _sign(args, console, log, run)
 
 
 def _check_usage(args: argparse.Namespace) -> None:
@@ -72,11 +73,11 @@ def _check_usage(args: argparse.Namespace) -> None:
         raise InputError("USAGE", f"`log {args.action}` takes {what}", help="see `nano-vm log --help`")
 
 
-def _sign(args: argparse.Namespace, console: Console, log: Log) -> int:
+def _sign(args: argparse.Namespace, console: Console, log: Log, run: str | None) -> int:
     """A checkpoint of the log as it is, alone or behind a proof (C2SP tlog-proof)."""
     if args.key and len(args.key) > 1:
         raise InputError("USAGE", "one key signs", help="name one --key")
-    index = log.last_of(args.subjects[0]) if args.action == "prove" else -1
+    index = -1 if run is None else log.last_of(run)
     key = evidence_files.key_files(args).signing(args.key[0] if args.key else None)
     checkpoint = log.checkpoint(None if args.origin is None else check_origin(args.origin))
     text = note = sign_checkpoint(checkpoint, key)

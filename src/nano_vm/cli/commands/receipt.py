@@ -40,7 +40,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
 
         key = evidence_files.signing_key(args, required=True)
         assert key is not None
-        made = sign(statement(made, [(args.run_id, head)]), key)
+        made = sign(statement(made, [(made["trace_id"], head)]), key)
     if console.json_only:
         console.document(made)
     elif args.narrative:
