@@ -130,7 +130,10 @@ class _Checking:
             recheck = self._recheck(program, policies, run, entries)
             verified = self._fold(contents, program, run, entries, ledger, recheck)
             if recheck is not None:
-                verified.steps.append(("decisions", f"{recheck.decisions} made again from the policies"))
+                rest = f", {recheck.unchecked} about what cannot be read" if recheck.unchecked else ""
+                verified.steps.append(
+                    ("decisions", f"{recheck.decisions} made again from the policies{rest}")
+                )
             if ledger is not None:
                 trace = Trace(program, run, partial(list, entries), folded=(verified.state, ledger))
             self.checks += [
@@ -225,7 +228,8 @@ class _Checking:
                 raise NotFoundError("POLICY_NOT_FOUND", f"the bundle has no policy {policy_hash}")
             return policies[policy_hash]
 
-        return Recheck(program, find, tenant_of(run)) if Recheck.concerns(entries) else None
+        closed = any(not entry.salt and b'"commitment"' in entry.facts for entry in entries)
+        return Recheck(program, find, tenant_of(run), closed) if Recheck.concerns(entries) else None
 
     def _program_of(self, programs: dict[str, CompiledProgram], entries: Sequence[Entry]) -> CompiledProgram:
         return programs[program_of(entries)]
