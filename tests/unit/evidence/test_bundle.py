@@ -18,6 +18,7 @@ from nano_vm.errors import NanoVMError, NotFoundError, VerificationError
 from nano_vm.evidence.bundle import Exported, export, export_steps
 from nano_vm.evidence.keys import KeyFiles, PublicKey, SigningKey
 from nano_vm.evidence.receipt import receipt
+from nano_vm.evidence.sign import sign, statement
 from nano_vm.evidence.verify import VerifiedBundle, verify_bundle
 from nano_vm.journal.entry import Chain, Entry, open_events
 from nano_vm.kernel.events import UNSET
@@ -328,6 +329,24 @@ def test_a_signature_that_was_taken_off_is_missed(key: SigningKey) -> None:
 def test_a_signature_does_not_fit_another_bundle(key: SigningKey) -> None:
     one, other = body_of(exported("refund", key).data), body_of(exported("waiting", key).data)
     assert refused(resealed([*one[:-1], other[-1]]), key.public).code == "SIGNATURE_INVALID"
+
+
+def test_a_signed_receipt_is_verified_by_itself(key: SigningKey, tmp_path: Path) -> None:
+    vm, run = refund()
+    trace = vm.trace(run)
+    data = canonical.encode(sign(statement(receipt(trace), [(run, trace.head)]), key))
+    verified = verify_bundle(data + b"\n", [key.public])
+    assert (verified.kind, verified.run, verified.signer) == ("receipt", run, key.public)
+    assert verified.receipt == receipt(trace)
+    assert refused(data).code == "SIGNER_UNKNOWN"
+    assert refused(data, KeyFiles(tmp_path).generate("other").public).code == "SIGNER_UNKNOWN"
+    choose = random.Random(9)
+    for place in range(len(data)):
+        edited = bytearray(data)
+        edited[place] ^= choose.choice((1, 2, 4, 8, 16, 32, 64, 128))
+        refused(bytes(edited), key.public)
+    for junk in (b'{"payload":', b'{"payload":1}', b'{"payload":' + b"[" * 5_000):
+        refused(junk, key.public)
 
 
 # --- chosen steps ----------------------------------------------------------------------------------------------------

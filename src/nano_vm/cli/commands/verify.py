@@ -2,7 +2,8 @@
 
   nano-vm verify            every run, and the database itself
   nano-vm verify ID…        these runs
-  nano-vm verify FILE…      evidence bundles (`nano-vm export`), offline: no database is opened
+  nano-vm verify FILE…      evidence bundles (`nano-vm export`) and signed receipts (`nano-vm receipt --sign`), offline:
+                            no database is opened
 
 exit codes: 0 everything verifies, 5 something does not (the first bad entry is named)
 """
