@@ -328,27 +328,23 @@ class Otlp:
 
     def __init__(self, engine: Engine, endpoint: str, *, content: bool = False) -> None:
         try:
-            # By name: the package is optional, and whoever does not use it need not know its types.
-            from importlib import import_module
-
-            resources = import_module("opentelemetry.sdk.resources")
-            traces = import_module("opentelemetry.sdk.trace")
-            batches = import_module("opentelemetry.sdk.trace.export")
-            meters = import_module("opentelemetry.sdk.metrics")
-            readers = import_module("opentelemetry.sdk.metrics.export")
-            spans_out = import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
-            metrics_out = import_module("opentelemetry.exporter.otlp.proto.http.metric_exporter")
+            from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.metrics import MeterProvider
+            from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ImportError:
             raise _missing() from None
         base = endpoint.rstrip("/")
-        resource = resources.Resource.create({"service.name": "nano-vm"})
-        self._tracers = traces.TracerProvider(resource=resource)
-        exporter = spans_out.OTLPSpanExporter(endpoint=f"{base}/v1/traces", timeout=10)
-        self._tracers.add_span_processor(batches.BatchSpanProcessor(exporter))
-        reader = readers.PeriodicExportingMetricReader(
-            metrics_out.OTLPMetricExporter(endpoint=f"{base}/v1/metrics", timeout=10)
+        resource = Resource.create({"service.name": "nano-vm"})
+        self._tracers = TracerProvider(resource=resource)
+        self._tracers.add_span_processor(
+            BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{base}/v1/traces", timeout=10))
         )
-        self._meters = meters.MeterProvider(resource=resource, metric_readers=[reader])
+        reader = PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=f"{base}/v1/metrics", timeout=10))
+        self._meters = MeterProvider(resource=resource, metric_readers=[reader])
         self._telemetry = Telemetry(
             engine, tracer_provider=self._tracers, meter_provider=self._meters, content=content
         )
