@@ -33,6 +33,8 @@ def key_of(wait: dict[str, Any]) -> str:
     parts = [wait["step"], str(wait.get("occurrence", 1)), str(wait.get("attempt", 1))]
     if "item" in wait:
         parts.append(str(wait["item"]))
+    if wait.get("nonce"):
+        parts.append(wait["nonce"])  # the action may have changed since the question
     return ".".join(parts)
 
 
@@ -62,7 +64,8 @@ def _request(view: dict[str, Any], wait: dict[str, Any]) -> types.ElicitRequest:
     properties: dict[str, Any]
     required = []
     if kind == "approval":
-        message = f"{where} for an approval by {' or '.join(wait.get('approvers', ()))}."
+        called = f" of a call of `{wait['tool']}`" if wait.get("tool") else ""
+        message = f"{where} for an approval{called} by {' or '.join(wait.get('approvers', ()))}."
         properties = {
             "approved": {"type": "boolean", "title": "Approve", "description": "Whether the run may go on."},
             "comment": {"type": "string", "title": "Comment", "description": "Kept with the decision."},
@@ -85,8 +88,8 @@ def _request(view: dict[str, Any], wait: dict[str, Any]) -> types.ElicitRequest:
         properties = {"data": {"type": "string", "title": "Data of the event", "description": "As JSON."}}
     if wait.get("due_at"):
         message += f" It waits until {wait['due_at']}."
-    shown = wait.get("shown", wait.get("action"))
-    if shown is not None:
+    shown = wait.get("shown")
+    if shown:
         message += "\n" + json.dumps(shown, ensure_ascii=False, indent=1)
     return types.ElicitRequest(
         params=types.ElicitRequestFormParams(
@@ -108,6 +111,8 @@ def arguments(run_id: str, wait: dict[str, Any], answer: Any) -> dict[str, Any] 
         if type(content.get("approved")) is not bool:
             return None
         found["approve"] = content["approved"]
+        if wait.get("action"):
+            found["action"] = wait["action"]
         if content.get("comment"):
             found["comment"] = str(content["comment"])[:2_000]
     elif wait["kind"] == "outcome":

@@ -128,6 +128,10 @@ CATALOG: tuple[ToolEntry, ...] = (
                 "trace_id": _TRACE_ID,
                 "event": {"description": "Data of the event; becomes the step's output."},
                 "approve": {**_FLAG, "description": "Approve or deny what the run asks."},
+                "action": {
+                    "type": "string",
+                    "description": "With approve: digest of the action you have seen; no other is approved.",
+                },
                 "comment": {
                     "type": "string",
                     "maxLength": 2000,

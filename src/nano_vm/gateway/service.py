@@ -29,6 +29,7 @@ from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.model import Program
+from nano_vm.runtime.approvals import PendingApproval, pending
 from nano_vm.runtime.engine import Engine, Progress
 from nano_vm.runtime.gates import validator
 
@@ -199,6 +200,11 @@ class Gateway:
 
     def shown(self, trace: Trace) -> dict[str, Any]:
         view = views.run_view(trace)
+        if any(wait.get("nonce") for wait in view["waiting"]):
+            shown = {each.nonce: each.shown for each in self.asked(trace.trace_id)}
+            for wait in view["waiting"]:
+                if wait.get("nonce"):
+                    wait["shown"] = shown.get(wait["nonce"], {})
         message = _MESSAGES.get(view["status"])
         if message is not None:
             view["message"] = message
@@ -232,15 +238,21 @@ class Gateway:
                 item=args.get("item"),
                 principal=principal,
             )
+        elif "approve" in args:
+            work = engine.approve(
+                run_id,
+                args["approve"],
+                step=args.get("step"),
+                item=args.get("item"),
+                action=args.get("action"),
+                comment=args.get("comment"),
+                principal=principal,
+                event_id=args.get("event_id"),
+            )
         else:
-            data = args.get("event")
-            if "approve" in args:
-                data = {"approved": args["approve"]}
-                if "comment" in args:
-                    data["comment"] = args["comment"]
             work = engine.resume(
                 run_id,
-                data,
+                args["event"],
                 event_id=args.get("event_id"),
                 name=args.get("name"),
                 step=args.get("step"),
@@ -323,6 +335,10 @@ class Gateway:
     async def view(self, run_id: str) -> dict[str, Any]:
         """How a run stands."""
         return self.shown(await self._trace(run_id))
+
+    def asked(self, run_id: str) -> list[PendingApproval]:
+        """What exactly the run waits for somebody to approve, as the journal holds it."""
+        return pending(self.engine, self.store.record(run_id))
 
     async def trace(
         self, who: Principal, run_id: str, offset: int, limit: int, outputs: bool

@@ -83,6 +83,8 @@ def _answer_with(run_id: str, wait: dict[str, Any]) -> dict[str, Any] | None:
         return None  # the gateway fires it
     if kind == "approval":
         arguments["approve"] = True
+        if wait.get("action"):
+            arguments["action"] = wait["action"]
     elif kind == "outcome":
         arguments["resolution"] = "succeeded"
         arguments["value"] = None

@@ -154,6 +154,8 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
         changes["model"] = args.model
     if args.base_url is not None:
         changes["base_url"] = args.base_url
+    if args.policy is not None:
+        changes["policy"] = args.policy
     if args.principal is not None:
         roles = tuple(args.role) or config.principal.roles
         changes["principal"] = msgspec.structs.replace(config.principal, id=args.principal, roles=roles)
@@ -183,7 +185,14 @@ def make_gateway(args: argparse.Namespace, config: GatewayConfig) -> tuple[Gatew
     try:
         store = GatewayStore(path, durability="normal" if chosen == "normal" else "full")
         vault = open_vault(args)
-        engine = Engine(llm=model.client, tools=tools, store=store, secrets=vault, keys=vault)
+        engine = Engine(
+            llm=model.client,
+            tools=tools,
+            store=store,
+            secrets=vault,
+            keys=vault,
+            policy=config.policy,
+        )
         state = GatewayState(path + SUFFIX)
         gateway = Gateway(engine, store, state, config)
         if config.mounts:
