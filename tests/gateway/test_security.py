@@ -170,6 +170,15 @@ def test_a_session_belongs_to_whoever_opened_it(guarded: Served) -> None:
     body = json.dumps({"jsonrpc": "2.0", "id": 2, "method": "tools/list"}).encode()
     head = {**JSON, "Mcp-Session-Id": session, "MCP-Protocol-Version": "2025-11-25"}
     assert guarded.http("/mcp", body, {**head, "Authorization": f"Bearer {other}"})[0] == 404
+    # In a session every call has the rights of its own token, not those of the one that opened it.
+    more = guarded.token("s1", "operator")
+    call = {"name": "save_program", "arguments": {"program": ADDER}}
+    body = json.dumps({"jsonrpc": "2.0", "id": 3, "method": "tools/call", "params": call}).encode()
+    ready = json.dumps({"jsonrpc": "2.0", "method": "notifications/initialized"}).encode()
+    assert guarded.http("/mcp", ready, {**head, "Authorization": f"Bearer {one}"})[0] == 202
+    for token, allowed in ((one, False), (more, True), (one, False)):
+        status, _, text = guarded.http("/mcp", body, {**head, "Authorization": f"Bearer {token}"})
+        assert (status, "ROLE_REQUIRED" in text) == (200, not allowed)
 
 
 def test_foreign_hosts_origins_and_bodies_are_turned_away(tmp_path: Path) -> None:

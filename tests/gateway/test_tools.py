@@ -235,6 +235,12 @@ def test_saved_names_and_inline_runs_do_not_mix(served: Served) -> None:
             await call(client, "run_program", program=other, inputs={"a": 1})
             kept = await call(client, "get_program", program="mine")
             assert "description" not in kept["program"]
+            await call(client, "get_program", program="no such")
+        metrics = served.http("/metrics")[2]
+        for outcome in ("ok", "error"):
+            assert f'nano_vm_tool_calls_total{{tool="get_program",outcome="{outcome}"}}' in metrics
+        for line in metrics.splitlines():
+            assert line.startswith("# ") or float(line.rpartition(" ")[2]) >= 0
         assert served.cli("verify")["ok"] is True
 
     run(session())
