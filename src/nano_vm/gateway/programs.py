@@ -39,22 +39,23 @@ class GatewayStore(SqliteJournalStore):
     ) -> None:
         """Only `save_program` gives a program a name: a run of an unsaved one must not change what the name means."""
         if _NAMING.get():
-            super().put_program(program_hash, name, canonical_bytes, now_ms)
+            super().put_program(program_hash, name, canonical_bytes, now_ms, tenant)
         else:
             self.keep_program(program_hash, name, canonical_bytes, now_ms)
 
-    def named_here(self) -> dict[str, tuple[str, int]]:
+    def named_here(self, tenant: str) -> dict[str, tuple[str, int]]:
         """Name -> (hash, stored_at_ms) as everybody who uses the file without a gateway sees it."""
-        return {name: (program_hash, at_ms) for name, program_hash, at_ms in self.names()}
+        return {name: (program_hash, at_ms) for name, program_hash, at_ms in self.programs(tenant)}
 
     def program_named(self, name: str, tenant: str = DEFAULT_TENANT) -> str | None:
         if self.tenants is None:
-            return super().program_named(name)
-        tenant = TENANT.get()  # of whoever is being served, whatever the engine asks for
+            return super().program_named(name, tenant)
+        if tenant == DEFAULT_TENANT:
+            tenant = TENANT.get()  # of whoever is being served
         own = self.tenants.name(tenant, name)
         if own is not None:
             return None if own[1] else own[0]
-        return super().program_named(name) if tenant == DEFAULT_TENANT else None
+        return super().program_named(name, tenant)
 
 
 class Programs:
@@ -149,9 +150,8 @@ class Programs:
 
     def hash_of(self, who: Principal, reference: str) -> str:
         if reference.startswith("sha256:"):
-            known = self._state.has_program(who.tenant, reference) or (
-                who.tenant == DEFAULT_TENANT
-                and any(each[0] == reference for each in self._store.named_here().values())
+            known = self._state.has_program(who.tenant, reference) or any(
+                each[0] == reference for each in self._store.named_here(who.tenant).values()
             )
             found = reference if known else None
         else:
@@ -179,10 +179,10 @@ class Programs:
             raise InputError(
                 "GATEWAY_ARGUMENT", "a name does not begin with `sha256:`", help="choose another"
             )
-        naming = _NAMING.set(who.tenant == DEFAULT_TENANT)
+        naming = _NAMING.set(True)
         try:
             now_ms = self._engine.clock.now_ms()
-            self._engine.store.put_program(program.hash, program.name, program.canonical, now_ms)
+            self._store.put_program(program.hash, program.name, program.canonical, now_ms, who.tenant)
         finally:
             _NAMING.reset(naming)
         self._state.save_name(who.tenant, program.name, program.hash, who.id)
@@ -197,7 +197,7 @@ class Programs:
 
     def listing(self, who: Principal) -> list[tuple[str, str, int]]:
         """(name, hash, saved_at_ms) of what the tenant can name, by name."""
-        found = self._store.named_here() if who.tenant == DEFAULT_TENANT else {}
+        found = self._store.named_here(who.tenant)
         for name, program_hash, at_ms, _, hidden in self._state.names(who.tenant):
             if hidden:
                 found.pop(name, None)

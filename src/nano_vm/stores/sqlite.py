@@ -253,11 +253,6 @@ class SqliteJournalStore:
         self._check_open()
         return self._reader.programs(tenant)
 
-    def names(self) -> list[tuple[str, str, int]]:
-        """(name, hash, stored_at_ms) of what each name means now, by name."""
-        self._check_open()
-        return self._reader.names()
-
     # --- ownership ----------------------------------------------------------------------------------------
     def claim(self, run_id: str, now_ms: int) -> int | None:
         self._check_open()

@@ -180,13 +180,6 @@ class Reader:
         sql = "SELECT name, hash, stored_at_ms FROM nvm_programs ORDER BY name, n"
         return self.query(lambda con: con.execute(sql).fetchall())
 
-    def names(self) -> list[tuple[str, str, int]]:
-        sql = (
-            "SELECT a.name, a.hash, p.stored_at_ms FROM nvm_names a JOIN nvm_programs p ON p.hash = a.hash "
-            "ORDER BY a.name"
-        )
-        return self.query(lambda con: con.execute(sql).fetchall())
-
     # --- mail ---------------------------------------------------------------------------------------------
     def mail(self, run_id: str) -> list[Mail]:
         sql = f"SELECT {_MAIL} FROM nvm_mail WHERE run = ? AND answer IS NULL ORDER BY n"
