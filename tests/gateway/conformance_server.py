@@ -38,7 +38,9 @@ from nano_vm.runtime.engine import Engine
 from nano_vm.tools.registry import ToolSet
 
 warnings.simplefilter("ignore", MCPDeprecationWarning)
-logging.disable(logging.CRITICAL)  # the fixture's errors are wanted, and drawing their tracebacks takes seconds
+logging.disable(
+    logging.CRITICAL
+)  # the fixture's errors are wanted, and drawing their tracebacks takes seconds
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
