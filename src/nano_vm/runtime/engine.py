@@ -529,8 +529,8 @@ class Engine:
         if self.groups:
             driven: set[int] = self.store.driven  # type: ignore[attr-defined]
             driven.add(id(run))
-            if len(driven) > 1:
-                self.store.alone = False  # type: ignore[attr-defined]
+            # Others may be about to start in this very tick: the first commit waits for them.
+            self.store.alone = False  # type: ignore[attr-defined]
         self.keeper.keep()
         slots = self._concurrency() if self._max_concurrent_runs else None
         try:

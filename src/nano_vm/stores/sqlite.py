@@ -139,12 +139,12 @@ class SqliteJournalStore:
     @property
     def alone(self) -> bool:
         """Whoever drives a single run sets this, and its appends are committed at once: there is no group to wait
-        for. A wrong hint costs a group its commit, nothing else."""
+        for. Where others were in the last group it stays unset. A wrong hint costs a group its commit, nothing else."""
         return self._group.alone
 
     @alone.setter
     def alone(self, alone: bool) -> None:
-        self._group.alone = alone
+        self._group.alone = alone and self._group.lone
 
     # --- journal ------------------------------------------------------------------------------------------
     def create(self, record: RunRecord, entries: Sequence[Entry]) -> Durable:

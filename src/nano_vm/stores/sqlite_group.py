@@ -35,6 +35,7 @@ class GroupCommit:
         self._scheduled = False
         self._job: Future[None] | None = None  # a group waits in the thread
         self._executor: ThreadPoolExecutor | None = None
+        self.lone = False  # the last group was a single work
         self.alone = False  # one run is being driven and no other is ready: there is no group to wait for
 
     def submit(self, work: Work) -> asyncio.Future[None] | None:
@@ -171,6 +172,7 @@ class GroupCommit:
             works = self._take()
         if not works:
             return
+        self.lone = len(works) == 1
         done = False
         if writer.lock.acquire(timeout=INLINE_PATIENCE_MS / 1000):
             try:
