@@ -224,3 +224,31 @@ def test_a_refused_event_leaves_no_label_behind() -> None:
     run.must(refused)
     assert run.state.label == UNTRUSTED | PRIVATE
     assert refused.label is ABSENT  # the driver writes it, not the kernel
+
+
+def test_what_a_guard_pinned_down_is_carried_and_forgotten_when_its_name_is_bound_anew() -> None:
+    again = {"id": "z", "type": "condition", "condition": "$b.output == 1", "then": "a", "otherwise": "end"}
+    run = drive(
+        tool("a", args={"n": "$user"}),
+        {
+            "id": "g",
+            "type": "condition",
+            "condition": "$a.output.k in [1, 2]",
+            "then": "b",
+            "otherwise": "end",
+        },
+        tool("b", args={"n": "$a.output.k", "m": "$a.output"}),
+        again,
+        tool("end"),
+        max_steps=30,
+    )
+    run.do("a", {"k": 1, "x": "words"})
+    run.state = restore(snapshot(run.state))
+    activity = run.activity("b")
+    assert activity is not None
+    assert activity.labels == {"m": UNTRUSTED}
+    assert run.state.pins != {}
+    run.do("b", 1)
+    run.begin("a").succeed("a", {"k": 7})
+    assert run.program.slots.index("a.output") not in run.state.pins
+    assert label(run, "a.output") == UNTRUSTED
