@@ -44,12 +44,24 @@ def check(
     Returns:
         The report; `compiled` is there when nothing is an error.
     """
+    return _check(program, tools, programs, policy, held=True)
+
+
+def _check(
+    program: Program | Document,
+    tools: Mapping[str, ToolSchema] | None,
+    programs: Programs | None,
+    policy: Policy | None,
+    *,
+    held: bool,
+) -> Report:
+    """`held`: what the policy itself has against the program is found too, not only what its approvals let through."""
     report = check_alone(program, tools, programs)
     if report.compiled is None:
         return report
     document = program.document if isinstance(program, Program) else program
-    found = list(governance(document, report.compiled, tools, lookup_in(programs, tools)))
-    if policy is not None:
+    found = list(governance(document, report.compiled, tools, lookup_in(programs, tools), policy))
+    if policy is not None and held:
         found += under(policy, document, tools)
     if not found:
         return report
@@ -79,6 +91,7 @@ def governance(
     compiled: CompiledProgram,
     tools: Mapping[str, ToolSchema] | None,
     lookup: Lookup,
+    policy: Policy | None = None,
 ) -> Iterator[Diagnostic]:
     """What flows to where it must not, with every station of its way.
 
@@ -88,7 +101,7 @@ def governance(
     if not _concerns(compiled, schemas, lookup, set()):
         return
     places = _Places(document)
-    for number, finding in enumerate(Analysis(compiled, schemas, lookup).findings()):
+    for number, finding in enumerate(Analysis(compiled, schemas, lookup, policy=policy).findings()):
         if number >= FINDINGS_MAX:
             return
         yield places.diagnostic(finding)
@@ -207,14 +220,17 @@ def _inside(finding: Finding) -> str:
 
 
 def compile_checked(
-    program: Program, tools: Mapping[str, ToolSchema] | None = None, programs: Programs | None = None
+    program: Program,
+    tools: Mapping[str, ToolSchema] | None = None,
+    programs: Programs | None = None,
+    policy: Policy | None = None,
 ) -> CompiledProgram:
-    """The compiled form of a program in which nothing is wrong.
+    """The compiled form of a program in which nothing is wrong. What a policy denies is decided when it is to be done.
 
     Raises:
         ProgramError: as `nano_vm.compiler.compile_program`, and TAINTED_PARAMETER or SECRET_IN_PROMPT.
     """
-    report = check(program, tools, programs)
+    report = _check(program, tools, programs, policy, held=False)
     if report.compiled is None:
         raise to_error(list(report.diagnostics))
     return report.compiled

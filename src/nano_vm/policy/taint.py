@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from nano_vm.policy.model import Policy
 from nano_vm.policy.pins import Pins, after_success, covers, pins_at
 from nano_vm.program.compiled import (
     SLOT_ITEM,
@@ -71,6 +72,7 @@ class Analysis:
         tools: what is known of the tools; of the others nothing is.
         lookup: gives the compiled program that a call names, or None.
         inputs: the labels of the inputs, where a parent gives them; else what the program says.
+        policy: the one that runs are under.
     """
 
     def __init__(
@@ -80,13 +82,13 @@ class Analysis:
         lookup: Lookup,
         inputs: Mapping[str, int] | None = None,
         above: tuple[str, ...] = (),
-        approved: frozenset[int] = frozenset(),
+        policy: Policy | None = None,
     ) -> None:
         self.program = program
         self.tools = tools
         self.lookup = lookup
         self.above = above
-        self.approved = approved
+        self.policy = policy
         self.labels = [0] * len(program.slots)
         self.causes: dict[tuple[int, int], _Cause] = {}
         self.pins = pins_at(program)
@@ -245,7 +247,9 @@ class Analysis:
         known = self._children.get(key)
         if known is None:
             above = (*self.above, self.program.hash)
-            known = self._children[key] = Analysis(program, self.tools, self.lookup, given, above)
+            known = self._children[key] = Analysis(
+                program, self.tools, self.lookup, given, above, self.policy
+            )
         return known
 
     def _call_output(self, step: CompiledStep, action: CallAction, pins: Pins, made: int) -> int:
@@ -272,7 +276,7 @@ class Analysis:
         for step in self.program.steps:
             pins = self.pins[step.index]
             action = step.action
-            if type(action) is ToolAction and step.index not in self.approved:
+            if type(action) is ToolAction and not self._vouched(step, action):
                 yield from self._protected(step, action.tool, action.args, "args", pins)
             elif isinstance(action, ModelAction):
                 yield from self._prompts(step, pins)
@@ -284,6 +288,14 @@ class Analysis:
                 after = after_success(self.program, step, pins)
                 args = step.compensation.args
                 yield from self._protected(step, step.compensation.tool, args, "compensate/args", after)
+
+    def _vouched(self, step: CompiledStep, action: ToolAction) -> bool:
+        """Whether the action is taken with an approval of exactly this action only: by the program's word, or by that
+        of a rule that always applies."""
+        if step.approved_by:
+            return True
+        rules = self.policy.rules_for("tool", action.tool) if self.policy is not None else ()
+        return any(rule.decision == "ask" and rule.when is None for rule in rules)
 
     def _protected(
         self, step: CompiledStep, tool: str, args: Template, field: str, pins: Pins

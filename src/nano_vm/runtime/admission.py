@@ -31,7 +31,12 @@ PROPOSED: Final[Mapping[str, int]] = {"": UNTRUSTED}
 
 
 def examine(
-    run: Run, step: CompiledStep, tool: str, args: dict[str, Any], labels: Mapping[str, int] | None
+    run: Run,
+    step: CompiledStep,
+    tool: str,
+    args: dict[str, Any],
+    labels: Mapping[str, int] | None,
+    vouched: bool = False,
 ) -> ToolSpec | Refusal:
     """The tool that the call is for, or why it may not be made.
 
@@ -39,13 +44,14 @@ def examine(
         step: the step that calls; for a call that a model proposes, the agent step's entry for that tool.
         args: as they would be passed.
         labels: of the arguments that are not trusted, by name; under `""` of all of them. None: all are trusted.
+        vouched: the call is made with an approval of exactly this action, or not at all.
     """
     spec = run.engine.tools.spec(tool)
     if spec is None:
         return Refusal("UNKNOWN_TOOL", f"no tool `{tool}` is registered")
     if spec.problems is not None and (problems := spec.problems(args)):
         return Refusal("BAD_ARGUMENT", f"arguments of `{tool}`: " + "; ".join(problems))
-    if spec.schema.protected:
+    if spec.schema.protected and not vouched:
         refusal = tainted(run, spec, args, labels)
         if refusal is not None:
             return refusal

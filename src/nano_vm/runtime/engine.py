@@ -174,7 +174,7 @@ class Engine:
             program = Program.from_dict(dict(program) if isinstance(program, Mapping) else program)
         compiled = self._compiled.get(program.hash)
         if compiled is None or program.hash not in self._checked:
-            compiled = compiled_for(program, self.tools.schemas(), proved=self.proves)
+            compiled = compiled_for(program, self.tools.schemas(), proved=self.proves, policy=self.policy)
             self._compiled[program.hash] = compiled
             self._checked.add(program.hash)
         return program, compiled
@@ -233,6 +233,7 @@ class Engine:
             policy = load_policy(policy)
         self.policy = policy
         self.rulings.clear()
+        self._checked.clear()  # what somebody has to approve is no longer untrusted
 
     def load_policy(self, policy_hash: str) -> Policy:
         """The policy that a run is pinned to. Raises RuntimeFault POLICY_MISSING."""

@@ -246,6 +246,11 @@ class Gate:
         known = self._cleared.get(key)
         return known is not None and known[0] is self.engine.policy
 
+    def asks(self, command: CallTool) -> bool:
+        """Whether `admit` will let the action through with an approval of exactly this action only."""
+        verdict = self.judge(self.policies, command, self.engine.tools.spec(command.tool))
+        return bool(verdict.asks) and verdict.decision.decision != DENY
+
     def judge(
         self,
         policies: Sequence[Policy],

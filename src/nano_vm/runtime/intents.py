@@ -126,7 +126,12 @@ def _refuse_erased(run: Run, command: Any) -> None:
 def _tool(run: Run, command: CallTool, launches: Launches) -> None:
     engine = run.engine
     labels = run.state.active[activity_key(command.step, command.item)].labels
-    spec = examine(run, run.program.steps[command.step], command.tool, command.args, labels)
+    step = run.program.steps[command.step]
+    spec = examine(run, step, command.tool, command.args, labels)
+    tainted_here = isinstance(spec, Refusal) and spec.code == "TAINTED_PARAMETER"
+    if tainted_here and run.gate is not None and run.gate.asks(command):
+        # A person vouches for this very action, or will be asked to before it is admitted below.
+        spec = examine(run, step, command.tool, command.args, labels, vouched=True)
     if isinstance(spec, Refusal):
         outcome = engine.calls.failed(command, spec.code, spec.message, False, pure=True)
         run.record_event(outcome.event, outcome.payload)

@@ -56,7 +56,7 @@ def prove_calls(
     def lookup(name: str) -> CompiledProgram | None:
         return engine.load_program(pinned[name]) if name in pinned else None
 
-    findings = sort(governance(program.document, compiled, engine.tools.schemas(), lookup))
+    findings = sort(governance(program.document, compiled, engine.tools.schemas(), lookup, engine.policy))
     if any(finding.severity == ERROR for finding in findings):
         raise to_error(findings)
 

@@ -533,3 +533,40 @@ def test_private_arguments_are_neither_shown_in_clear_nor_open_to_guesses(tmp_pa
         assert count.effects == [99_999_777] * 2
 
     play(main())
+
+
+def test_what_a_person_approves_as_it_stands_may_be_untrusted(opener: Opener) -> None:
+    count = Counter()
+
+    async def act(effect: Any) -> Any:
+        count(effect)
+        return effect
+
+    guarded = {"act": tool(protected=["effect"])(act)}
+    asks = {"policy": "p", "rules": [{"id": "all", "tools": ["act"], "approval": {"roles": ["boss"]}}]}
+
+    async def main() -> None:
+        with refused("TAINTED_PARAMETER"):
+            await opener(tools=guarded).run(ACT, {"n": 7}, principal=ANA)
+        vm = opener(tools=guarded, policy=asks)
+        run_id = await asked(vm)
+        assert count.effects == []
+        trace = await vm.approve(run_id, principal=EVE)
+        assert (trace.status, count.effects) == (RunStatus.SUCCESS, [7])
+        sound(vm, trace)
+        run_id = await asked(vm)
+        trace = await vm.approve(run_id, approved=False, principal=EVE)
+        assert (trace.status, count.effects) == (RunStatus.FAILED, [7])
+        # The program itself may ask, too; what it does not ask for stays where it is.
+        bound = opener(tools=guarded)
+        flow = {**BOUND, "steps": [*BOUND["steps"][:3], tool_step("no", "other")]}
+        bound.register_tool("other", lambda: None)
+        run_id = await asked(bound, flow)
+        trace = await bound.approve(run_id, principal=EVE)
+        assert (trace.status, count.effects) == (RunStatus.SUCCESS, [7, 7])
+        with refused("TAINTED_PARAMETER"):
+            await bound.run(
+                BOUND | {"steps": [*BOUND["steps"][:3], tool_step("no", args={"effect": "$n"})]}, {"n": 1}
+            )
+
+    play(main())
