@@ -147,6 +147,7 @@ class Engine:
         self.proves = True  # off in the tests of what happens where nothing was proved
         self.needs: dict[str, Needs] = {}  # by program hash
         self.lanes: dict[str, Lane] = {}  # program hash -> how the lane takes its steps
+        self._checked: set[str] = set()  # hashes of programs that were checked against the tools
         self.policy: Policy | None = None
         self._policies: dict[str, Policy] = {}  # those that runs are pinned to, by hash
         self._policies_stored: set[str] = set()
@@ -156,7 +157,6 @@ class Engine:
         if policy is not None:
             self.set_policy(policy)
         self._compiled: dict[str, CompiledProgram] = {}
-        self._checked: set[str] = set()  # hashes of programs that were checked against the tools
         self._stored: set[tuple[str, str]] = set()  # hashes of programs, and whose name for them is known
         self._max_concurrent_runs = max_concurrent_runs
         self._slots: asyncio.Semaphore | None = None
