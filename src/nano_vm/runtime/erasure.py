@@ -26,6 +26,7 @@ from nano_vm.kernel import events as ev
 from nano_vm.kernel.limits import TEXT_CHARS_MAX
 from nano_vm.kernel.state import RunStatus
 from nano_vm.runtime.ports import ErasableKeys
+from nano_vm.runtime.rights import ERASE, check_right
 from nano_vm.runtime.sealing import open_entries
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ async def erase(
     """See `Engine.erase`."""
     from nano_vm.runtime.rights import principal_of
 
+    check_right(engine.access, by, ERASE)
     keys = erasable(engine)
     if sum(target is not None for target in (subject, secret, run)) != 1:
         raise InputError(

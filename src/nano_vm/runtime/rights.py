@@ -13,6 +13,7 @@ from nano_vm.errors import CapabilityDeniedError, InputError
 from nano_vm.journal.port import DEFAULT_TENANT, check_tenant
 
 READ, VERIFY, START, ACT, APPROVE = "read", "verify", "start", "act", "approve"
+ERASE = "erase"
 
 # Role -> rights. ACT: resume with an event, step, cancel, resolve, fork. APPROVE asks for the roles of the approval,
 # and four eyes, besides. An admin also keeps policies, programs and keys, which no run does.
@@ -21,7 +22,7 @@ RIGHTS: Final[Mapping[str, frozenset[str]]] = {
     "operator": frozenset({READ, VERIFY, START, ACT, APPROVE}),
     "approver": frozenset({READ, APPROVE}),
     "auditor": frozenset({READ, VERIFY}),
-    "admin": frozenset({READ, VERIFY, START, ACT, APPROVE}),
+    "admin": frozenset({READ, VERIFY, START, ACT, APPROVE, ERASE}),
 }
 ACCESS = ("open", "required")
 
@@ -99,4 +100,5 @@ _VERBS = {
     START: "start runs",
     ACT: "act on runs",
     APPROVE: "approve",
+    ERASE: "erase",
 }

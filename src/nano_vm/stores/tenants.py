@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from nano_vm.errors import CapabilityDeniedError
+from nano_vm.errors import CapabilityDeniedError, NotFoundError
 from nano_vm.journal.entry import Entry
 from nano_vm.journal.port import (
     DEFAULT_TENANT,
@@ -105,6 +105,15 @@ class TenantStore:
         return self.store.tail(cursor, limit, self.tenant)
 
     # --- records ----------------------------------------------------------------------------------------------
+    def holding(self, fragment: bytes) -> list[str]:
+        found = []
+        for run_id in self.store.holding(fragment):
+            try:
+                found.append(self._own(run_id))
+            except NotFoundError:
+                continue  # somebody else's
+        return found
+
     def record(self, run_id: str, tenant: str | None = None) -> RunRecord:
         return self.store.record(qualified(run_id, self.tenant), self.tenant)
 

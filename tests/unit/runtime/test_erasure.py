@@ -681,6 +681,7 @@ def test_nothing_is_sent_in_place_of_an_erased_value(place: Place) -> None:
         ({"secret": "x"}, "USAGE"),
         ({"reason": ""}, "USAGE"),
         ({"by": None}, "PRINCIPAL"),
+        ({"by": {"id": "ana", "roles": ["operator"]}}, "CAPABILITY_DENIED"),
         ({"subject": 1.5}, "SUBJECT"),
     ],
 )

@@ -38,7 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--complete", action="store_true", help="erase again what a restored back-up brought back"
     )
     parser.add_argument("--reason", metavar="TEXT", help="why; on record for good")
-    parser.add_argument("--tenant", metavar="NAME", default="default", help="whose (default: default)")
     parser.add_argument("--receipt", metavar="FILE", help="also write the receipt, as JSON, to a new file")
     add_tools(parser)
 
@@ -67,7 +66,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
                 run=args.run,
                 reason=args.reason,
                 by=principal,
-                tenant=args.tenant,
+                tenant=args.tenant or "default",
             ),
         )
     return _conclude(console, receipt, args.receipt)
@@ -82,7 +81,9 @@ def erase_secret(args: argparse.Namespace, console: Console) -> int:
         engine = session.engine
         receipt = supervise(
             session,
-            lambda: engine.erase(secret=args.id, reason=args.reason, by=principal, tenant=args.tenant),
+            lambda: engine.erase(
+                secret=args.id, reason=args.reason, by=principal, tenant=args.tenant or "default"
+            ),
         )
     return _conclude(console, receipt, None)
 
