@@ -40,7 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="an input that runs will have (repeatable)",
     )
-    parser.add_argument("--policy", metavar="FILE", help="tools that it denies are not in the plan")
     parser.add_argument("--output", metavar="FILE", help="write the program there (JSON)")
     parser.add_argument(
         "--max-steps", metavar="N", type=int, default=100, help="the most steps a run may take (100)"
