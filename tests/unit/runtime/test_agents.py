@@ -396,3 +396,16 @@ def test_labels_of_a_conversation_fold_alike(opener: Opener) -> None:
     assert found == {"StepStarted": 1, "ModelTurned": 1, "ActionProposed": 1, "StepSucceeded": 1}
     first = next(event for event in trace.events if event.type == "StepStarted")
     assert first.label is UNSET  # before the model has said anything, all of it is the author's
+
+
+def test_what_the_policy_denies_never_starts_and_the_model_is_told_no_more_than_that(opener: Opener) -> None:
+    hands = Hands()
+    model = MockLLMAdapter([propose(("pay", {"amount": 1}), ("find", {"q": "x"})), "done"])
+    policy = {"policy": "p", "tools": ["find"], "models": ["*"]}
+    vm = opener(llm=model, tools=hands.tools, policy=policy)
+    trace = play(vm.run(program(agent("find", "pay")), {"q": "it"}))
+    sound(vm, trace)
+    assert trace.final_output == "done"
+    assert hands.done.effects == ["find x"]
+    assert results(model) == ['{"error":"CapabilityDeniedError"}', '["x"]']
+    assert "PolicyDecided" in kinds(trace)
