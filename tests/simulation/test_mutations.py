@@ -200,9 +200,10 @@ def model_text_is_read_as_a_template(patch: Patch) -> None:
 def prompts_tell_more_than_they_should(patch: Patch) -> None:
     complete = calls.Calls._complete
 
-    def chatty(self: Any, request: Any, *rest: Any) -> Any:
+    def chatty(self: Any, command: Any, *rest: Any) -> Any:
         told = {"role": "system", "content": "your budget: max_tokens 4000"}
-        return complete(self, {**request, "messages": [told, *request["messages"]]}, *rest)
+        request = {**command.request, "messages": [told, *command.request["messages"]]}
+        return complete(self, msgspec.structs.replace(command, request=request), *rest)
 
     patch.setattr(calls.Calls, "_complete", chatty)
 
