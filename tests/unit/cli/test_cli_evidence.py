@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, RUN, Cli
 
+from conftest import ROOT, RUN, Cli
 from nano_vm import canonical
 from nano_vm.evidence.note import parse_note
 
