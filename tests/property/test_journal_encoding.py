@@ -45,6 +45,9 @@ STRATEGIES: dict[Any, st.SearchStrategy[Any]] = {
     list[str]: st.lists(texts, max_size=3),
     # Only `verdicts` are of this type: [step, occurrence, true | false | error code].
     list[Any]: st.lists(st.tuples(texts, integers, st.booleans() | texts).map(list), max_size=3),
+    list[list[str]]: st.lists(st.lists(texts, max_size=3), max_size=2),
+    # Only `counts` are of this type: [key, number].
+    list[list[Any]]: st.lists(st.tuples(texts, integers).map(list), max_size=2),
     dict[str, int]: st.dictionaries(texts, integers, max_size=3),
     dict[str, str]: st.dictionaries(texts, texts, max_size=3),
     dict[str, Any]: st.dictionaries(texts, facts, max_size=3),

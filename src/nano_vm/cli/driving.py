@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Listen = Callable[["Progress"], None]
 GRACE_SECONDS = 30.0
+SAME_SIGNAL_SECONDS = 1.0  # SIGTERMs closer together than this are one
 POLL_SECONDS = 0.05
 
 
@@ -35,7 +36,7 @@ class Interrupted(Exception):
 def supervise(session: Session, operation: Callable[[], Awaitable[T]]) -> T:
     """Run an operation to its end and close the engine. On the first SIGINT or SIGTERM the engine is closed: calls
     under way finish (at most `GRACE_SECONDS`), everything is journaled, runs stay recoverable. A second signal ends the
-    process at once.
+    process at once (a second SIGTERM only when it is not the same one, sent again within a second).
 
     Raises:
         Interrupted: after a signal, unless the operation was done by then.
@@ -47,11 +48,21 @@ async def _supervised(session: Session, operation: Callable[[], Awaitable[T]]) -
     loop = asyncio.get_running_loop()
     told: asyncio.Future[int] = loop.create_future()
 
-    def tell(number: int) -> None:
-        if not told.done():
-            told.set_result(number)
+    def restore() -> None:
+        """From here on a signal has its usual effect."""
         for each in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(each)  # the second one has its usual effect
+            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+                loop.remove_signal_handler(each)
+
+    def tell(number: int) -> None:
+        if told.done():
+            return
+        told.set_result(number)
+        # `timeout` and process managers send SIGTERM to a process, and then to its group. A person means it.
+        if number == signal.SIGTERM:
+            loop.call_later(SAME_SIGNAL_SECONDS, restore)
+        else:
+            restore()
         if not session.args.quiet:
             sys.stderr.write("stopping: calls under way may finish; once more ends them at once\n")
 
@@ -71,9 +82,11 @@ async def _supervised(session: Session, operation: Callable[[], Awaitable[T]]) -
             raise Interrupted(code)
         return await task
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-                loop.remove_signal_handler(number)
+        restore()
+        if told.done():
+            # What is left is to leave. The same signal may still be on its way, and would hide how it went.
+            with contextlib.suppress(ValueError):
+                signal.signal(told.result(), signal.SIG_IGN)
 
 
 async def _wrap(operation: Callable[[], Awaitable[T]]) -> T:
