@@ -132,9 +132,6 @@ def program_page() -> str:
         "",
         f"Reserved names: {_names(fields.RESERVED_NAMES)}. Sub-steps of `parallel` may be of the types "
         f"{_names(fields.LANE_TYPES['parallel'])}, those of `map` {_names(fields.LANE_TYPES['map'])}.",
-        "",
-        "Known, not available in this version, and refused as `NOT_AVAILABLE`: the fields "
-        f"{_names(fields.UNAVAILABLE_FIELDS)}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -212,7 +212,6 @@ CODES: dict[str, ErrorCode] = {
     "BAD_SCHEMA": ErrorCode(A, False, 3, "an invalid JSON Schema"),
     "BAD_SUBJECT": ErrorCode(A, False, 3, "a data subject that is not known when the run starts"),
     "BAD_TEMPLATE": ErrorCode(A, False, 3, "a template that cannot be used here"),
-    "NOT_AVAILABLE": ErrorCode(A, False, 3, "a part of the language that this version does not enforce yet"),
     "SUBSTEP_NOT_ALLOWED": ErrorCode(A, False, 3, "a step or field that has no place inside parallel or map"),
     # --- compiler -----------------------------------------------------------------------------------------
     "DUPLICATE_ID": ErrorCode(A, False, 3, "two steps of the same id"),

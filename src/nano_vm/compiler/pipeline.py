@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -17,8 +15,6 @@ from nano_vm.compiler.resolve import check_assigned, resolve
 from nano_vm.compiler.structure import check_structure
 from nano_vm.compiler.types import check_types
 from nano_vm.compiler.view import View
-from nano_vm.errors import ProgramError
-from nano_vm.program import document as documents
 from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.diagnostic import ERROR, WARNING, Diagnostic, sort, to_error
 from nano_vm.program.document import Document
@@ -103,36 +99,3 @@ def compile_program(
     if report.compiled is None:
         raise to_error(list(report.diagnostics))
     return report.compiled
-
-
-class ProgramValidator:
-    """Checks a program, a dict, or a file.
-
-    Raises:
-        ProgramError: PROGRAM_UNREADABLE for a file that cannot be read; NOT_AVAILABLE when a policy is given, which
-            nothing in this version checks.
-    """
-
-    def __init__(
-        self,
-        program: Program | Document | dict[str, Any] | str | Path,
-        tools: Mapping[str, ToolSchema] | None = None,
-        policy: object | None = None,
-        programs: Mapping[str, Program] | None = None,
-    ) -> None:
-        if policy is not None:
-            help = "leave `policy` out"
-            raise ProgramError("NOT_AVAILABLE", "policies are not checked by this version", help=help)
-        self._program: Program | Document
-        if isinstance(program, Program | Document):
-            self._program = program
-        elif isinstance(program, str | Path):
-            self._program = documents.from_file(program)
-        else:
-            self._program = documents.from_data(program)
-        self._tools = tools
-        self._programs = programs
-
-    def validate(self) -> Report:
-        """Returns all findings; `report.ok` is True when none is an error."""
-        return check(self._program, self._tools, self._programs)

@@ -18,10 +18,6 @@ LANE_TYPES = {  # what may stand inside parallel and map
     "map": ("llm", "tool", "call", "wait"),
 }
 
-# Known parts of the language that nothing enforces yet. They are refused rather than ignored; removing a name
-# here (and giving it a row below) switches it on.
-UNAVAILABLE_FIELDS: frozenset[str] = frozenset()
-
 RESERVED_NAMES = frozenset({"event", "args", "principal", "run", "item", "index"})
 
 IDENTIFIER_PATTERN = "^[A-Za-z_][A-Za-z0-9_]*$"

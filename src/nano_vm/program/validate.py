@@ -20,7 +20,6 @@ from nano_vm.program.fields import (
     PROGRAM_FIELDS,
     STEP_FIELDS,
     STEP_TYPES,
-    UNAVAILABLE_FIELDS,
     Field,
     Rule,
     fields_of,
@@ -141,10 +140,6 @@ class _Validator:
                 self._check_step(step, f"/steps/{index}", "list")
 
     def _unknown_field(self, name: str, pointer: str, known: Iterable[str], where: str) -> None:
-        if name in UNAVAILABLE_FIELDS:
-            help = "remove it: this version does not enforce it yet, and will not pretend to"
-            self._add("NOT_AVAILABLE", pointer, f"`{name}` is not available yet", help, key=True, field=name)
-            return
         candidates = list(known)
         synonym = _SYNONYMS.get(name)
         help = did_you_mean(name, candidates) or f"a {where} has {_listing(candidates)}"
