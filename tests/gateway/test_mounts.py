@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +59,10 @@ def pending() -> str:
     return "PENDING"
 
 
-server.run("stdio")
+if len(sys.argv) > 2:
+    server.run("streamable-http", host="127.0.0.1", port=int(sys.argv[2]))
+else:
+    server.run("stdio")
 """
 
 
@@ -76,6 +82,56 @@ def mounted(tmp_path: Path):
     (tmp_path / "gateway.json").write_text(json.dumps({"mounts": {"shop": mount}, "recover_seconds": 0.2}))
     with Served(tmp_path, "--config", str(tmp_path / "gateway.json")) as served:
         yield served
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+@pytest.fixture
+def mounted_over_http(tmp_path: Path):
+    (tmp_path / "remote.py").write_text(REMOTE)
+    port = free_port()
+    remote = subprocess.Popen(
+        [sys.executable, str(tmp_path / "remote.py"), str(tmp_path), str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while True:
+            assert remote.poll() is None
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        mount = {"url": f"http://127.0.0.1:{port}/mcp", "timeout_seconds": 20}
+        (tmp_path / "gateway.json").write_text(
+            json.dumps({"mounts": {"shop": mount}, "recover_seconds": 0.2})
+        )
+        with Served(tmp_path, "--config", str(tmp_path / "gateway.json")) as served:
+            yield served
+    finally:
+        remote.kill()
+        remote.wait()
+
+
+def test_a_server_behind_http_is_mounted_and_its_death_in_mid_call_is_an_unknown_outcome(
+    mounted_over_http: Served,
+) -> None:
+    buys = program("buys", shop("buy", "order", thing="$thing"), inputs={"thing": "string"})
+
+    async def session() -> None:
+        async with connected(mounted_over_http) as client:
+            bought = await call(client, "run_program", program=buys, inputs={"thing": "tea"})
+            assert (bought["status"], bought["output"]) == ("SUCCESS", {"ordered": "tea"})
+            lost = await call(client, "run_program", program=buys, inputs={"thing": "crash"})
+            assert [wait["kind"] for wait in lost["waiting"]] == ["outcome"]
+
+    run(session())
+    assert mounted_over_http.effects("order") == 2
 
 
 def test_remote_tools_are_tools_of_programs(mounted: Served) -> None:
