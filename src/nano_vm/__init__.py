@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from nano_vm.kernel.state import StepStatus as StepStatus
     from nano_vm.observe.analyzer import TraceAnalyzer as TraceAnalyzer
     from nano_vm.observe.baseline import Baseline as Baseline
-    from nano_vm.observe.baseline import learn as learn_baseline
+    from nano_vm.observe.baseline import learn_baseline as learn_baseline
     from nano_vm.observe.drift import DriftMonitor as DriftMonitor
     from nano_vm.planner.plan import Planner as Planner
     from nano_vm.planner.plan import PlanRejected as PlanRejected
@@ -59,8 +59,8 @@ if TYPE_CHECKING:
     from nano_vm.runtime.tooling import Secret as Secret
     from nano_vm.runtime.tooling import ToolContext as ToolContext
     from nano_vm.runtime.tooling import ToolError as ToolError
-    from nano_vm.stores.memory import MemoryJournalStore as MemoryStore
-    from nano_vm.stores.sqlite import SqliteJournalStore as SqliteStore
+    from nano_vm.stores.memory import MemoryStore as MemoryStore
+    from nano_vm.stores.sqlite import SqliteStore as SqliteStore
     from nano_vm.tools.registry import ToolSet as ToolSet
     from nano_vm.tools.registry import tool as tool
     from nano_vm.vault.local import Vault as Vault
@@ -79,7 +79,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "ExecutionVM": ("nano_vm.vm", "ExecutionVM"),
     "InputError": ("nano_vm.errors", "InputError"),
     "LiteLLMAdapter": ("nano_vm.providers.litellm", "LiteLLMAdapter"),
-    "MemoryStore": ("nano_vm.stores.memory", "MemoryJournalStore"),
+    "MemoryStore": ("nano_vm.stores.memory", "MemoryStore"),
     "MockLLMAdapter": ("nano_vm.providers.mock", "MockLLMAdapter"),
     "ModelCache": ("nano_vm.providers.cache", "ModelCache"),
     "ModelError": ("nano_vm.providers.faults", "ModelError"),
@@ -102,7 +102,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "RunStatus": ("nano_vm.kernel.state", "RunStatus"),
     "RuntimeFault": ("nano_vm.errors", "RuntimeFault"),
     "Secret": ("nano_vm.runtime.tooling", "Secret"),
-    "SqliteStore": ("nano_vm.stores.sqlite", "SqliteJournalStore"),
+    "SqliteStore": ("nano_vm.stores.sqlite", "SqliteStore"),
     "StepStatus": ("nano_vm.kernel.state", "StepStatus"),
     "StoreError": ("nano_vm.errors", "StoreError"),
     "ToolCall": ("nano_vm.runtime.ports", "ToolCall"),
@@ -117,7 +117,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "VerificationError": ("nano_vm.errors", "VerificationError"),
     "Weights": ("nano_vm.providers.routing", "Weights"),
     "diff": ("nano_vm.journal.diff", "diff"),
-    "learn_baseline": ("nano_vm.observe.baseline", "learn"),
+    "learn_baseline": ("nano_vm.observe.baseline", "learn_baseline"),
     "replan_on_interrupt": ("nano_vm.planner.replan", "replan_on_interrupt"),
     "tool": ("nano_vm.tools.registry", "tool"),
 }

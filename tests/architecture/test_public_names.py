@@ -32,6 +32,11 @@ def test_the_lazy_table_equals_what_type_checkers_see() -> None:
     assert typed_imports() == _PUBLIC
 
 
+def test_every_public_name_is_imported_under_its_own_name() -> None:
+    """`from m import A as B` exports nothing to a strict type checker."""
+    assert [name for name, (_, there) in typed_imports().items() if name != there] == []
+
+
 def test_all_lists_the_public_names_and_nothing_else() -> None:
     assert sorted(nano_vm.__all__) == sorted(["__version__", *_PUBLIC])
     assert sorted(dir(nano_vm)) == sorted(nano_vm.__all__)

@@ -104,7 +104,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 def test_the_wheel_holds_the_package_the_licence_and_nothing_else(installed: Installed) -> None:
     with zipfile.ZipFile(installed.wheel) as archive:
         names = set(archive.namelist())
-    assert {"nano_vm/py.typed", "nano_vm/cli/demo_data/refund.yaml"} <= names
+    assert {"nano_vm/py.typed", "nano_vm/cli/demo_data/refund.yaml", "nano_vm/demos/kyc/review.yaml"} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"nano_vm"}
@@ -151,6 +151,12 @@ def test_the_bare_wheel_runs_and_verifies_a_program(installed: Installed) -> Non
 def test_the_bare_wheel_shows_the_demonstration(installed: Installed) -> None:
     shown = installed.run("demo", "refund")
     assert shown.returncode == 0, shown.stdout + shown.stderr
+
+
+def test_the_laboratory_names_the_extra_that_it_needs(installed: Installed) -> None:
+    refused = installed.run("demo", "kyc", "--json")
+    assert refused.returncode == 1, refused.stdout + refused.stderr
+    assert "nano-vm[vault]" in refused.stdout + refused.stderr
 
 
 def test_an_extra_that_is_missing_is_named(installed: Installed) -> None:

@@ -52,7 +52,7 @@ COMMANDS: dict[str, str] = {
     "mcp": "serve programs and runs to MCP clients",
     "token": "make, list and revoke the gateway's tokens",
     "chaos": "break the engine on purpose, and count what happened",
-    "demo": "see a governed refund survive a kill",
+    "demo": "see a refund survive a kill, and a review eight attacks",
     "completion": "print a completion script for your shell",
 }
 

@@ -143,3 +143,6 @@ def _variants(trajectories: Iterable[Trajectory]) -> list[tuple[list[str], int]]
     paths = Counter(tuple(trajectory.path[:PATH_MAX]) for trajectory in trajectories)
     frequent = sorted(paths.items(), key=lambda item: (-item[1], item[0]))[:VARIANTS_MAX]
     return [(list(path), count) for path, count in frequent]
+
+
+learn_baseline = learn  # its public name

@@ -2,8 +2,11 @@
 
   nano-vm demo refund                 in a temporary directory
   nano-vm demo refund --keep DIR      keep the program, the tools, the database and the ledger
+  nano-vm demo kyc                    a review of an applicant, written by hand and as a program, side by side
+  nano-vm demo kyc --inject NAME      an attack on both (`all`: every attack); needs the extra `vault`
 
-Every command shown is run as shown, each in a process of its own.
+refund: every command shown is run as shown, each in a process of its own.
+kyc: exit code 0 when the governed review held, 1 when something got through.
 """
 
 from __future__ import annotations
@@ -38,19 +41,34 @@ KILL_WITHIN_SECONDS = 60.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", choices=("refund",), nargs="?", default="refund", help="which demonstration")
+    parser.add_argument(
+        "name", choices=("refund", "kyc"), nargs="?", default="refund", help="which demonstration"
+    )
+    parser.add_argument("--inject", metavar="NAME", help="kyc: an attack, or `all`")
     parser.add_argument("--keep", metavar="DIR", help="work in DIR (new or empty) and leave everything there")
 
 
 def execute(args: argparse.Namespace, console: Console) -> int:
+    if args.name == "kyc":
+        from nano_vm.cli import laboratory
+
+        play = laboratory.play
+    elif args.inject is not None:
+        raise InputError("USAGE", "--inject is for `demo kyc`", help="nano-vm demo kyc --inject all")
+    else:
+        play = _refund
     if args.keep is None:
         with tempfile.TemporaryDirectory(prefix="nano-vm-demo-") as temporary:
-            return Demo(console, Path(temporary), kept=False).play()
+            return play(args, console, Path(temporary))
     directory = Path(args.keep)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError("USAGE", f"`{directory}` is not empty", help="--keep takes a new or empty directory")
     directory.mkdir(parents=True, exist_ok=True)
-    return Demo(console, directory.resolve(), kept=True).play()
+    return play(args, console, directory.resolve())
+
+
+def _refund(args: argparse.Namespace, console: Console, directory: Path) -> int:
+    return Demo(console, directory, kept=args.keep is not None).play()
 
 
 class Demo:
