@@ -75,6 +75,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/steps.py
 	$(BIN)/python benchmarks/verify.py
+	$(BIN)/nano-vm bench
 
 # Makes one environment per peer, from pinned requirements; needs a package index the first time.
 bench-peers: $(VENV)/.dev

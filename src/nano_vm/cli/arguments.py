@@ -51,12 +51,13 @@ def add_global(parser: argparse.ArgumentParser) -> None:
     """Options that every command takes, before or after its name."""
     group = parser.add_argument_group("options of every command")
     keep = argparse.SUPPRESS  # what was said before the command stands
-    group.add_argument(
-        "--store",
-        metavar="PATH",
-        default=keep,
-        help=f"the database (default: ${STORE_VARIABLE}, else ./{STORE_DEFAULT})",
-    )
+    if "--store" not in parser._option_string_actions:  # `bench --store` says which kind
+        group.add_argument(
+            "--store",
+            metavar="PATH",
+            default=keep,
+            help=f"the database (default: ${STORE_VARIABLE}, else ./{STORE_DEFAULT})",
+        )
     group.add_argument(
         "--durability",
         choices=("full", "normal"),

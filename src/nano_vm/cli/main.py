@@ -51,6 +51,7 @@ COMMANDS: dict[str, str] = {
     "worker": "take up runs and fire timers until stopped",
     "mcp": "serve programs and runs to MCP clients",
     "token": "make, list and revoke the gateway's tokens",
+    "bench": "measure the engine at work, and check what it did",
     "chaos": "break the engine on purpose, and count what happened",
     "demo": "see a refund survive a kill, and a review eight attacks",
     "completion": "print a completion script for your shell",

@@ -18,6 +18,7 @@ from nano_vm.stores.sqlite_writer import Writer
 
 # How long the event loop may be held up by a lock of somebody else. After that a thread waits in its place.
 INLINE_PATIENCE_MS = 3
+_LOOK_AGAIN_S = 0.01
 
 
 class GroupCommit:
@@ -75,9 +76,7 @@ class GroupCommit:
             with self._mutex:
                 job, waiting = self._job, bool(self._pending)
             if job is not None:
-                with self._writer.lock:
-                    self._writer.wait_for_tool()
-                job.result()
+                self._wait_for(job)
                 with self._mutex:
                     if self._job is job:
                         self._job = None
@@ -99,6 +98,19 @@ class GroupCommit:
                 raise
             finally:
                 _tell(works)
+
+    def _wait_for(self, job: Future[None]) -> None:
+        """Wait for the group in the thread. That waits for a tool's transaction, which may open at any moment: when it
+        is one that only this thread can end, waiting on would be for ever."""
+        while True:
+            with self._writer.lock:
+                if not job.done():
+                    self._writer.wait_for_tool()
+            try:
+                return job.result(_LOOK_AGAIN_S)
+            except TimeoutError:
+                if job.done():
+                    raise
 
     def resume(self) -> None:
         """Flush what gathered while a tool's transaction was open; callable from any thread."""

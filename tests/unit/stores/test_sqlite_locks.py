@@ -365,6 +365,51 @@ def test_what_gathers_during_a_transaction_is_not_called_durable_when_another_ca
     asyncio.run(scenario())
 
 
+def test_a_call_does_not_wait_for_a_group_that_waits_for_a_tool_which_only_that_thread_can_end(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group waits in its thread; the call looks, sees no tool, and a tool's transaction opens in that very moment."""
+
+    async def scenario(store: SqliteStore) -> None:
+        first, second = Draft("r1", store.owner), Draft("r2")
+        for draft in (first, second):
+            await settle(store.create(draft.record, draft.entries(1)))
+        writer = store._writer
+        real = (writer.try_commit, writer.wait_for_tool, writer.wait_until_tool_ends)
+
+        def held_by_another_process(*args: object) -> bool:
+            monkeypatch.setattr(writer, "try_commit", real[0])
+            return False
+
+        def then_a_tool_opens() -> None:
+            real[1]()
+            monkeypatch.setattr(writer, "wait_for_tool", real[1])
+            writer.tool_open, writer.tool_thread = True, threading.get_ident()
+            writer.lock.notify_all()
+
+        def comes_after_the_tool() -> bool:
+            writer.lock.wait_for(lambda: writer.tool_open)
+            return real[2]()
+
+        monkeypatch.setattr(writer, "try_commit", held_by_another_process)
+        monkeypatch.setattr(writer, "wait_for_tool", then_a_tool_opens)
+        monkeypatch.setattr(writer, "wait_until_tool_ends", comes_after_the_tool)
+        appending = asyncio.ensure_future(settle(store.append("r1", 1, first.entries(1))))
+        while not store.at_work:
+            await asyncio.sleep(0)
+        with refusal("STORE_LOCKED"):
+            store.claim("r2", NOW)
+        with writer.lock:  # the tool ends
+            writer.tool_open = False
+            writer.lock.notify_all()
+        await appending
+        assert [entry.seq for entry in store.read("r1")] == [0, 1]
+        assert store.claim("r2", NOW) == 1
+
+    with SqliteStore(database) as store:
+        asyncio.run(scenario(store))
+
+
 def test_an_append_behind_a_journal_that_is_shorter_than_believed_is_refused() -> None:
     draft = Draft("r1")
     entries = draft.entries(2)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -33,7 +33,7 @@ from nano_vm.vm import ExecutionVM
 _PATIENCE_S = 300.0  # for one process: a scenario is bounded, whatever happens
 _KILL_WITHIN_S = 0.35
 _EVENTS_PER_ROUND = 150  # about
-_SCALE_MAX = 40
+_SCALE_MAX = 12  # more runs in a round would mean fewer kills among a million events
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,31 +180,43 @@ class Figures(msgspec.Struct, kw_only=True):
 
 
 def run_campaign(
-    names: Sequence[str] = (), *, seed: int = 1, events: int = 0, seconds: float = 60.0
+    names: Sequence[str] = (),
+    *,
+    seed: int = 1,
+    events: int = 0,
+    seconds: float = 60.0,
+    heard: Callable[[Figures], None] = lambda figures: None,
 ) -> Iterator[Figures]:
-    """Carry scenarios out, one after another, and yield the figures of each.
+    """Carry scenarios out, round by round, and yield the figures of each.
 
     Args:
         names: of scenarios; all by default.
-        events: rounds are repeated until each scenario has had its share of this many; 0 for one round each.
+        events: every scenario has its turn again until there were this many in all; 0 for one round each.
         seconds: the most time for all together; a round that has begun is finished.
+        heard: told of a scenario's figures after each of its rounds.
     """
     chosen = [one for one in SCENARIOS if not names or one.name in names]
+    scale = max(1, min(_SCALE_MAX, events // (len(chosen) * _EVENTS_PER_ROUND)))
+    found = {one.name: Figures(name=one.name) for one in chosen}
     until = time.monotonic() + seconds
-    for place, scenario in enumerate(chosen):
-        scale = max(1, min(_SCALE_MAX, events // (len(chosen) * _EVENTS_PER_ROUND)))
-        share = (until - time.monotonic()) / (len(chosen) - place)
-        ends = time.monotonic() + share
-        figures = Figures(name=scenario.name)
-        began = time.monotonic()
-        while True:
+    again = True
+    while again:
+        for scenario in chosen:
+            figures = found[scenario.name]
+            if figures.violations or (figures.rounds and time.monotonic() >= until):
+                continue
+            began = time.monotonic()
             with tempfile.TemporaryDirectory(prefix="nano-vm-chaos-") as directory:
                 run_round(scenario, Path(directory), seed + figures.rounds, figures, scale)
-            enough = figures.events >= events / len(chosen)
-            if enough or figures.violations or time.monotonic() >= ends:
-                break
-        figures.seconds = time.monotonic() - began
-        yield figures
+            figures.seconds = round(figures.seconds + time.monotonic() - began, 1)
+            heard(figures)
+            if not events:
+                yield figures
+        enough = sum(figures.events for figures in found.values()) >= events
+        hopeless = all(figures.violations for figures in found.values())
+        again = not (enough or hopeless or time.monotonic() >= until)
+    if events:
+        yield from found.values()
 
 
 def run_round(scenario: Scenario, place: Path, seed: int, figures: Figures, scale: int = 1) -> None:
