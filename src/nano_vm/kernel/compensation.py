@@ -78,9 +78,13 @@ def compensation_decided(state: State, event: PolicyDecided) -> Rejection | None
         return Rejection("OUT_OF_ORDER", f"`{state.undo[-1].step}` is to be undone next")
     if event.attempt != (1 if activity is None else activity.attempt):
         return Rejection("STALE_ATTEMPT", f"the compensation of `{event.step}` is at another attempt")
-    if activity is not None and activity.phase is not _READY:
+    # As with steps: tightening between intent and call is recorded beside the intent, and the failure follows.
+    tightened = activity is not None and activity.phase is _STARTED and event.decision == "deny"
+    if activity is not None and activity.phase is not _READY and not tightened:
         return Rejection("OUT_OF_ORDER", f"the compensation is {activity.phase.name}")
     advance_clock(state, event.at_ms)
+    if tightened:
+        return None
     if event.decision == "allow":
         state.undo_cleared = event.attempt
         return None

@@ -240,21 +240,8 @@ class Calls:
             if unknown and spec.effect not in ("pure", "idempotent"):
                 return self.unknown(command, "CONNECTION", spec.effect, _describe(error), compensation=True)
             code = error.code if isinstance(error, ToolError | NanoVMError) else type(error).__name__
-            details = _describe(error)
-            return Outcome(
-                ev.CompensationFailed(
-                    at_ms=self.clock.now_ms(),
-                    attempt=command.attempt,
-                    draw=self.entropy.draw(),
-                    error=_text(code),
-                    item=item,
-                    occurrence=command.occurrence,
-                    payload=details,
-                    retryable=getattr(error, "retryable", True) is not False,
-                    step=command.step_id,
-                ),
-                canonical.encode(details),
-            )
+            retryable = getattr(error, "retryable", True) is not False
+            return self.not_undone(command, code, "", retryable=retryable, details=_describe(error))
         return Outcome(
             ev.CompensationSucceeded(
                 at_ms=self.clock.now_ms(),
@@ -265,6 +252,32 @@ class Calls:
                 step=command.step_id,
             ),
             payload,
+        )
+
+    def not_undone(
+        self,
+        command: Compensate,
+        code: str,
+        message: str,
+        *,
+        retryable: bool = False,
+        details: dict[str, Any] | None = None,
+    ) -> Outcome:
+        """A compensation that failed."""
+        details = {"message": message} if details is None else details
+        return Outcome(
+            ev.CompensationFailed(
+                at_ms=self.clock.now_ms(),
+                attempt=command.attempt,
+                draw=self.entropy.draw(),
+                error=_text(code),
+                item=command.item if command.item >= 0 else _UNSET,
+                occurrence=command.occurrence,
+                payload=details,
+                retryable=retryable,
+                step=command.step_id,
+            ),
+            canonical.encode(details),
         )
 
     async def reconcile(self, run: RunFacts, command: Reconcile, spec: ToolSpec) -> Outcome | None:

@@ -351,30 +351,37 @@ class Run(JournaledRun):
                 self.record_event(conflict.event, conflict.payload)
                 self._count_outcome()
                 return
-        if type(command) is CallTool and self.gate is not None:
-            refused = await self.gate.recheck(command, spec)
-            if refused is not None:
-                self.record_event(refused.event, refused.payload)
-                self._count_outcome()
-                return
-        try:
-            async with engine.store.transaction() as transaction:
-                if type(command) is CallTool:
-                    step = self.program.steps[command.step]
-                    outcome = await engine.calls.tool(self.facts, step, command, spec, transaction)
-                else:
-                    assert type(command) is Compensate
-                    outcome = await engine.calls.compensation(self.facts, command, spec, transaction)
-                if type(outcome.event) not in (ev.StepSucceeded, ev.CompensationSucceeded):
-                    raise _RolledBack(outcome)
+        while True:
+            if self.gate is not None:
+                refused = await self.gate.recheck(command, spec, keep=True)
+                if refused is not None:
+                    self.record_event(refused.event, refused.payload)
+                    break
+            try:
+                async with engine.store.transaction() as transaction:
+                    if self.gate is not None and self.gate.is_stale(command):
+                        raise _StaleError  # something has changed while it waited for its turn
+                    if type(command) is CallTool:
+                        step = self.program.steps[command.step]
+                        outcome = await engine.calls.tool(self.facts, step, command, spec, transaction)
+                    else:
+                        assert type(command) is Compensate
+                        outcome = await engine.calls.compensation(self.facts, command, spec, transaction)
+                    if type(outcome.event) not in (ev.StepSucceeded, ev.CompensationSucceeded):
+                        raise _RolledBack(outcome)
+                    self.record_event(outcome.event, outcome.payload)
+                    self._seal()
+                    transaction.append(self.record.run_id, self.fence, self.batch[:])
+                    self.batch.clear()
+            except _StaleError:
+                continue
+            except _RolledBack as rolled_back:
+                # The transaction is gone, and with it the effect: this failure is known.
+                outcome = rolled_back.outcome
                 self.record_event(outcome.event, outcome.payload)
-                self._seal()
-                transaction.append(self.record.run_id, self.fence, self.batch[:])
-                self.batch.clear()
-        except _RolledBack as rolled_back:
-            # The transaction is gone, and with it the effect: this failure is known.
-            outcome = rolled_back.outcome
-            self.record_event(outcome.event, outcome.payload)
+            break
+        if self.gate is not None:
+            self.gate.dispatched(command)
         self._count_outcome()
 
     def _spawn(self, command: Command, spec: ToolSpec | None, limit: int) -> None:
@@ -416,7 +423,10 @@ class Run(JournaledRun):
                     outcome = await calls.model(self.program.steps[command.step], command, limit, offered)
             elif type(command) is Compensate:
                 assert spec is not None
-                outcome = await calls.compensation(self.facts, command, spec)
+                if self.gate is not None:
+                    outcome = await self.gate.recheck(command, spec)
+                if outcome is None:
+                    outcome = await calls.compensation(self.facts, command, spec)
             elif type(command) is Reconcile:
                 assert spec is not None
                 outcome = await calls.reconcile(self.facts, command, spec)
@@ -527,6 +537,10 @@ class Run(JournaledRun):
             for letter in letters:
                 refuse(letter.answer)
         self.letters.clear()
+
+
+class _StaleError(Exception):
+    """What was admitted has to be looked at again."""
 
 
 class _RolledBack(Exception):

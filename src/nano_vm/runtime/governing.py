@@ -18,7 +18,7 @@ from nano_vm.expr.reference import UNSET as UNASSIGNED
 from nano_vm.journal.entry import decided_of, decision_of
 from nano_vm.journal.replay import KEYED
 from nano_vm.kernel import events as ev
-from nano_vm.kernel.commands import CallModel, CallTool, Command, Compensate, RequestApproval
+from nano_vm.kernel.commands import CallModel, CallTool, Command, Compensate, Reconcile, RequestApproval
 from nano_vm.kernel.state import activity_key
 from nano_vm.policy.decide import (
     ALLOW,
@@ -251,6 +251,23 @@ class Gate:
         verdict = self.judge(self.policies, command, self.engine.tools.spec(command.tool))
         return bool(verdict.asks) and verdict.decision.decision != DENY
 
+    def may_repeat(self, command: Reconcile) -> bool:
+        """Whether an attempt whose outcome is unknown would be admitted once more, as it stands now. Where it would
+        not, it must not be given up either: it may have happened, and somebody has to find out."""
+        if command.effect == "transactional":
+            return True  # it was rolled back: whatever is decided about it, nothing has happened
+        where = {
+            name: getattr(command, name)
+            for name in ("step", "step_id", "occurrence", "item", "attempt", "tool", "args")
+        }
+        again = Compensate(**where) if command.compensation else CallTool(**where)
+        verdict = self.judge(self.policies, again, self.engine.tools.spec(command.tool))
+        if verdict.decision.decision == DENY:
+            return False
+        return not verdict.asks or (
+            not command.compensation and self._approval(again, verdict)[0] is not None
+        )
+
     def judge(
         self,
         policies: Sequence[Policy],
@@ -418,15 +435,22 @@ class Gate:
             )
         )
 
-    def refused(self, command: CallTool | CallModel, decision: Decision, *, pure: bool) -> Outcome:
-        """The failure of a step whose action is not allowed. It is not tried again."""
-        what = command.tool if type(command) is CallTool else "the model"
+    def refused(self, command: Dispatch, decision: Decision, *, pure: bool) -> Outcome:
+        """The failure of an action that is not allowed. It is not tried again."""
+        what = "the model" if type(command) is CallModel else command.tool  # type: ignore[union-attr]
         where = f"rule `{decision.rule}`" if decision.rule != "default" else "the policy's default"
         detail = (
             f" ({decision.reason} {decision.detail})".replace(" )", ")") if decision.reason != "RULE" else ""
         )
+        message = f"{what} is denied by {where}{detail}"
+        if type(command) is Compensate:
+            return self.engine.calls.not_undone(command, DENIED, message)
         return self.engine.calls.failed(
-            command, DENIED, f"{what} is denied by {where}{detail}", False, pure=True if pure else _UNSET
+            command,  # type: ignore[arg-type]
+            DENIED,
+            message,
+            False,
+            pure=True if pure else _UNSET,
         )
 
     # --- at the instant of dispatch ---------------------------------------------------------------------------
@@ -436,17 +460,34 @@ class Gate:
         self._cleared[activity_key(command.step, command.item), command.attempt] = (None, 0)
         return await self.recheck(command, spec)
 
-    async def recheck(self, command: CallTool | CallModel, spec: ToolSpec | None) -> Outcome | None:
+    def is_stale(self, command: Dispatch) -> bool:
+        """Whether something has changed since the dispatch was admitted, or looked at again."""
+        known = self._cleared.get((activity_key(command.step, command.item), command.attempt))
+        return known is not None and self._has_changed(*known)
+
+    def _has_changed(self, policy: Policy | None, due_ms: int) -> bool:
+        return policy is not self.engine.policy or (bool(due_ms) and self.engine.clock.now_ms() >= due_ms)
+
+    def dispatched(self, command: Dispatch) -> None:
+        """What was admitted has been called: there is nothing left to look at again."""
+        self._cleared.pop((activity_key(command.step, command.item), command.attempt), None)
+
+    async def recheck(
+        self, command: Dispatch, spec: ToolSpec | None, *, keep: bool = False
+    ) -> Outcome | None:
         """Look again just before the call, the intent being durable: a policy that was tightened in the meantime, or
-        an approval that has expired, still stops it. None when nothing has changed."""
+        an approval that has expired, still stops it. None when nothing has changed. `keep`: it will be asked
+        `is_stale` of the same dispatch."""
         key = (activity_key(command.step, command.item), command.attempt)
         known = self._cleared.pop(key, None)
         if known is None:
             return None  # it was not asked about: nothing governs it
         policy, due_ms = known
-        expired = bool(due_ms) and self.engine.clock.now_ms() >= due_ms
-        if policy is self.engine.policy and not expired:
+        if keep:
+            self._cleared[key] = (self.engine.policy, due_ms)
+        if not self._has_changed(policy, due_ms):
             return None
+        expired = bool(due_ms) and self.engine.clock.now_ms() >= due_ms
         verdict = self.judge(self.policies, command, spec)
         decision = verdict.decision
         if expired:

@@ -303,6 +303,8 @@ def _reconcile(run: Run, command: Reconcile, launches: Launches) -> None:
             return
         if command.attempt >= ATTEMPTS_MAX:
             return  # whoever tries it dies: somebody has to look
+        if not is_model and run.gate is not None and not run.gate.may_repeat(command):
+            return  # the policy was tightened, or the approval is over: what may have happened is not given up
         run.repeats[key] = repeats + 1
         run.record_event(run.engine.calls.resolved(command, "contract", "repeat"))
     elif spec is not None and spec.reconcile is not None:
