@@ -7,7 +7,7 @@ the largest, what is required, and whether it was met. No absolute figure is cla
 samples.
 
 The ratios are of elapsed time, and so are the verdicts. Where a workload is bound by the processor - all but the
-durable ones, W4 and W5 - the column `cpu` gives the median ratio of processor time as well: on a machine that others
+durable ones - the column `cpu` gives the median ratio of processor time as well: on a machine that others
 use too it is the steadier one.
 
     python benchmarks/compare.py --json bench-results/compare.json
@@ -34,7 +34,11 @@ from typing import Any
 PEERS_FOLDER = Path(__file__).resolve().parent / "peers"
 TIMEOUT_SECONDS = 600
 # Slow enough that one round must do.
-ONE_ROUND = {("dbos", "W3_10000"), ("dbos", "W4_full_100"), ("dbos", "W4_normal_100")}
+ONE_ROUND = {
+    ("dbos", "W4_full_100"),
+    ("dbos", "W4_normal_100"),
+    ("dbos_default", "W4_full_100"),
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ PEERS: dict[str, Peer] = {
         Peer("burr", "drive_burr.py", env="burr"),
         Peer("burr_sync", "drive_burr.py", "sync", env="burr"),
         Peer("dbos", "drive_dbos.py", env="dbos"),
+        Peer("dbos_default", "drive_dbos.py", "default", env="dbos"),
         Peer("transitions", "drive_transitions.py", env="transitions"),
         Peer("bare_await", "drive_bare.py", "await"),
         Peer("bare_eager", "drive_bare.py", "eager"),
@@ -112,6 +117,9 @@ GATES: tuple[Gate, ...] = (
     Gate("W5", "langgraph", 8),
     Gate("W5", "langgraph_sync", 8),
     Gate("W6", "llm_nano_vm", 3),
+    Gate("W6_full", "langgraph", 1),
+    Gate("W6_full", "dbos", 1),
+    Gate("W5", "dbos", 1),
 )
 # Cost per step at 10,000 steps over that at 100: at most this.
 GROWTH_MAX = 1.2
@@ -274,7 +282,7 @@ def ratio(subject: Mapping[str, Any], peer: Mapping[str, Any], by: str = "value"
 
 
 def is_cpu_bound(workload: str) -> bool:
-    return not workload.startswith(("W4", "W5"))
+    return not workload.startswith(("W3_full", "W4", "W5", "W6_full"))
 
 
 def rows_of(run: Run, subject: str, *, judge: bool) -> list[Row]:
@@ -356,7 +364,9 @@ def values_table(run: Run) -> str:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="nano-vm against its peers, as ratios.")
-    parser.add_argument("--only", default="", help="workloads, comma separated; W4 means every W4_…")
+    parser.add_argument(
+        "--only", default="", help="workloads, comma separated; W4 means every W4_…, W3_full every W3_full_…"
+    )
     parser.add_argument("--peers", default="", help="peers, comma separated (default all)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="length of one slice (default 1)")

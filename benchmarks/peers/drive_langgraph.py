@@ -164,8 +164,7 @@ async def loop(turn: Slice) -> Measured:
     return await time_programs(turn, tools, once)
 
 
-async def fan_out(turn: Slice) -> Measured:
-    tools = w.Tools()
+def fan_graph(tools: w.Tools) -> StateGraph[Any]:
 
     async def node(state: Fan) -> dict[str, list[int]]:
         return {"outs": [await tools.add_one(state["x"])]}
@@ -175,7 +174,12 @@ async def fan_out(turn: Slice) -> Measured:
         builder.add_node(f"p{number}", node)
         builder.add_edge(START, f"p{number}")
         builder.add_edge(f"p{number}", END)
-    graph = builder.compile()
+    return builder
+
+
+async def fan_out(turn: Slice) -> Measured:
+    tools = w.Tools()
+    graph = fan_graph(tools).compile()
 
     async def once() -> object:
         return sum((await graph.ainvoke({"x": 0}))["outs"])
@@ -189,6 +193,19 @@ async def saver(turn: Slice) -> AsyncIterator[AsyncSqliteSaver]:
         await checkpointer.setup()
         await checkpointer.conn.execute(f"PRAGMA synchronous={turn.workload.sync}")
         yield checkpointer
+
+
+async def durable_fan_out(turn: Slice) -> Measured:
+    tools = w.Tools()
+    async with saver(turn) as checkpointer:
+        graph = fan_graph(tools).compile(checkpointer=checkpointer)
+
+        async def once() -> object:
+            config = {"configurable": {"thread_id": str(uuid4())}}
+            return sum((await graph.ainvoke({"x": 0}, config, durability="sync"))["outs"])
+
+        await probe_durability(turn, once)
+        return await time_programs(turn, tools, once)
 
 
 async def durable(turn: Slice) -> Measured:
@@ -336,6 +353,7 @@ DRIVERS = {
     "W5": suspend_resume,
     "W5_reopen": suspend_resume,
     "W6": fan_out,
+    "W6_full": durable_fan_out,
 }
 # Plain functions with the blocking saver, as a second peer: the faster way for one run at a time, none for
 # many.

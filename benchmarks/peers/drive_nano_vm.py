@@ -99,13 +99,28 @@ def open_store(turn: Slice) -> SqliteStore:
 
 
 async def durable(turn: Slice) -> Measured:
+    return await on_disk(turn, w.w2_program(), {"x": 0})
+
+
+async def durable_loop(turn: Slice) -> Measured:
+    limit = turn.workload.loop_limit
+    return await on_disk(turn, w.w3_program(limit), {"limit": limit})
+
+
+async def durable_fan_out(turn: Slice) -> Measured:
+    return await on_disk(turn, w.w6_program(), {"x": 0})
+
+
+async def on_disk(turn: Slice, program_dict: dict[str, Any], context: dict[str, Any]) -> Measured:
     tools = w.Tools()
-    program = Program.from_dict(w.w2_program())
+    program = Program.from_dict(program_dict)
     store = open_store(turn)
     vm = ExecutionVM(llm=None, tools=tools_of(tools), store=store)
 
     async def once() -> object:
-        return succeeded(await vm.run(program, context={"x": 0}))
+        tools.count = 0
+        output = succeeded(await vm.run(program, context=context))
+        return sum(output.values()) if isinstance(output, dict) else output
 
     await probe_durability(turn, once)
     measured = await time_programs(turn, tools, once)
@@ -151,6 +166,7 @@ DRIVERS = {
     "W3_100": loop,
     "W3_1000": loop,
     "W3_10000": loop,
+    "W3_full_100": durable_loop,
     "W4_full_seq": durable,
     "W4_full_100": durable,
     "W4_normal_seq": durable,
@@ -158,6 +174,7 @@ DRIVERS = {
     "W5": suspend_resume,
     "W5_reopen": suspend_resume,
     "W6": fan_out,
+    "W6_full": durable_fan_out,
 }
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ class Workload:
     width: int = 1
     sync: str | None = None
     loop_limit: int = 0
+    commits: int | None = None  # the fewest a durable engine can do with; None: one per call of a tool
 
 
 class Tools:
@@ -214,15 +215,16 @@ def w6_program() -> dict[str, Any]:
     }
 
 
-def _loop(steps: int) -> Workload:
+def _loop(steps: int, sync: str | None = None) -> Workload:
     limit = steps // 2
     return Workload(
-        f"W3_{steps}",
-        f"loop of {steps:,} steps",
+        f"W3_full_{steps}" if sync else f"W3_{steps}",
+        f"loop of {steps:,} steps" + (", each durable, FULL" if sync else ""),
         2 * limit + 1,
         limit + 1,
         limit,
         "us/step",
+        sync=sync,
         loop_limit=limit,
     )
 
@@ -234,6 +236,7 @@ _ALL = (
     _loop(100),
     _loop(1_000),
     _loop(10_000),
+    _loop(100, "FULL"),
     Workload("W4_full_seq", "W2 durable, FULL, one after another", 20, 15, 15, sync="FULL"),
     Workload("W4_full_100", "W2 durable, FULL, 100 at once", 20, 15, 15, width=CONCURRENT, sync="FULL"),
     Workload("W4_normal_seq", "W2 durable, NORMAL, one after another", 20, 15, 15, sync="NORMAL"),
@@ -241,6 +244,8 @@ _ALL = (
     Workload("W5", "suspend, then resume in a fresh engine object, FULL", 3, 2, 42, sync="FULL"),
     Workload("W5_reopen", "W5 with the database closed and opened again between", 3, 2, 42, sync="FULL"),
     Workload("W6", "10 parallel sub-steps", FAN_OUT, FAN_OUT, FAN_OUT),
+    # Sub-steps that begin together may share a commit: one before them and one after is the least.
+    Workload("W6_full", "W6 durable, FULL", FAN_OUT, FAN_OUT, FAN_OUT, sync="FULL", commits=2),
 )
 WORKLOADS: dict[str, Workload] = {workload.key: workload for workload in _ALL}
 EVENT = {"value": 41}
