@@ -1,10 +1,18 @@
 """How often does the drift detector cry wolf, how soon does it see a change, and what does it cost?
 
     python benchmarks/drift.py [--quick]
+    python benchmarks/drift.py --log bpic2012.xes.gz --log helpdesk.xes.gz --seeds 20
 
 Runs of a small program with a choice and a step that is sometimes tried again are generated, healthy (5 % of the
 attempts fail) and with more failures; for each size of the baseline and each strength it prints in how many of the
 seeded lives of 1,000 runs there was an alarm, and after how many runs.
+
+`--log` takes event logs instead, in any form that `nano-vm measure` reads (XES by default): cases that nobody here has
+made. Each seed puts the cases in another order, learns from the first of them, lives through up to 1,000 more, and from
+the middle of these on a share of the cases is disturbed: an activity is done again one to three times (churn), left out
+(skip), or changes places with the next one (swap); or every activity of every case may be repeated (retry). Alarms
+before the disturbance are false. Then the log is taken in the order in which it was recorded: whatever alarms there has
+really changed, or is a false alarm; nobody knows.
 """
 
 from __future__ import annotations
@@ -12,8 +20,12 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from pathlib import Path
 from random import Random
 
+import msgspec
+
+from nano_vm.observe import imports
 from nano_vm.observe.baseline import learn
 from nano_vm.observe.drift import DriftMonitor, Health
 from nano_vm.observe.trajectory import Move, Trajectory
@@ -49,10 +61,133 @@ def alarm_after(baseline_runs: int, failing: float, seed: int, life: int) -> int
     return None
 
 
+# --- event logs -------------------------------------------------------------------------------------------------------
+
+
+def churn(moves: list[Move], place: int, chance: Random) -> None:
+    moves[place:place] = [moves[place]] * chance.randint(1, 3)
+
+
+def skip(moves: list[Move], place: int, chance: Random) -> None:
+    del moves[place]
+
+
+def swap(moves: list[Move], place: int, chance: Random) -> None:
+    place = min(place, len(moves) - 2)
+    if place >= 0:
+        moves[place], moves[place + 1] = moves[place + 1], moves[place]
+
+
+MOVES_LEFT = 1_000  # of a case
+DISTURBANCES = {"churn": churn, "skip": skip, "swap": swap}
+KINDS = (*DISTURBANCES, "retry")
+
+
+def disturbed(case: Trajectory, kind: str, share: float, chance: Random) -> Trajectory:
+    """A case, disturbed with this probability; by `retry` each of its moves is repeated with this probability, and
+    again, as by a client that tries until it works."""
+    if kind == "retry":
+        moves = []
+        for move in case.moves:
+            moves.append(move)
+            while len(moves) < MOVES_LEFT and chance.random() < share:
+                moves.append(move)
+        return msgspec.structs.replace(case, moves=tuple(moves))
+    if chance.random() >= share or not case.moves:
+        return case
+    moves = list(case.moves)
+    DISTURBANCES[kind](moves, chance.randrange(len(moves)), chance)
+    return msgspec.structs.replace(case, moves=tuple(moves))
+
+
+def life_of(
+    cases: list[Trajectory], baseline_runs: int, life: int, kind: str, share: float, seed: int
+) -> tuple[bool, int | None]:
+    """(was there a false alarm, after how many cases from the disturbance on there was one)."""
+    chance = Random(seed)
+    order = list(cases)
+    chance.shuffle(order)
+    monitor = DriftMonitor(learn(order[:baseline_runs]))
+    lived = order[baseline_runs : baseline_runs + life]
+    onset = len(lived) // 2
+    for number, case in enumerate(lived):
+        seen = disturbed(case, kind, share, chance) if number >= onset else case
+        if monitor.observe(seen) is not Health.STABLE:
+            return (True, None) if number < onset or not share else (False, number - onset + 1)
+    return False, None
+
+
+def as_recorded(cases: list[Trajectory], baseline_runs: int) -> dict[str, object]:
+    """A log in the order in which it was recorded: when the first alarm came, if one did."""
+    monitor = DriftMonitor(learn(cases[:baseline_runs]))
+    for number, case in enumerate(cases[baseline_runs:], 1):
+        if monitor.observe(case) is not Health.STABLE:
+            report = monitor.report()
+            first = report.evidence[0] if report.evidence else {}
+            return {"first_alarm": number, "evidence": [first.get("from"), first.get("to")]}
+    return {"first_alarm": None, "evidence": None}
+
+
+def over_log(file: str, form: str, seeds: int, quick: bool) -> list[dict[str, object]]:
+    cases = imports.read(form, Path(file).read_bytes())
+    cases.sort(key=lambda case: case.started_at_ms)
+    print(f"{Path(file).name}: {len(cases)} cases, {len({tuple(case.path) for case in cases})} ways")
+    rows: list[dict[str, object]] = []
+    for size in (60,) if quick else (150, 400):
+        life = min(200 if quick else 1_000, len(cases) - size)
+        plan = [("none", 0.0)] + [(kind, share) for kind in KINDS for share in (0.1, 0.2, 0.5)]
+        for kind, share in plan[:: 3 if quick else 1]:
+            lives = [
+                life_of(cases, size, life, "churn" if kind == "none" else kind, share, seed)
+                for seed in range(seeds)
+            ]
+            false = sum(early for early, _ in lives)
+            delays = sorted(delay for _, delay in lives if delay is not None)
+            median = delays[len(delays) // 2] if delays else None
+            row: dict[str, object] = {
+                "log": Path(file).name,
+                "baseline": size,
+                "disturbance": kind,
+                "share": share,
+                "lives": seeds,
+                "life": life,
+                "false": false,
+                "found": len(delays),
+                "median_delay": median,
+                "worst_delay": delays[-1] if delays else None,
+            }
+            rows.append(row)
+            print(
+                f"  baseline {size:>4}, {kind:<5} {share:>4.0%}: false {false:>2}, found {len(delays):>2} of {seeds}, "
+                f"median after {median}, worst {row['worst_delay']}"
+            )
+        recorded = {
+            "log": Path(file).name,
+            "baseline": size,
+            "disturbance": "as recorded",
+            **as_recorded(cases, size),
+        }
+        rows.append(recorded)
+        print(
+            f"  baseline {size:>4}, as recorded: first alarm after {recorded['first_alarm']}, {recorded['evidence']}"
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="false alarms and delays of the drift detector")
     parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
+    parser.add_argument("--log", metavar="FILE", action="append", default=[], help="an event log")
+    parser.add_argument("--from", dest="form", default="xes", choices=sorted(imports.READERS))
+    parser.add_argument("--seeds", metavar="N", type=int, default=20, help="lives for each row of a log")
+    args = parser.parse_args()
+    quick = args.quick
+    if args.log:
+        found = [
+            row for file in args.log for row in over_log(file, args.form, 2 if quick else args.seeds, quick)
+        ]
+        print(json.dumps({"rows": found}))
+        return
     seeds, life = (2, 200) if quick else (40, 1_000)
     rows = []
     for size in (150,) if quick else (50, 150, 400):

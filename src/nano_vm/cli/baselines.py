@@ -1,4 +1,4 @@
-"""Baselines as files."""
+"""Baselines, and traces of other systems, as files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 
 from nano_vm.cli.console import printable
 from nano_vm.errors import InputError
+from nano_vm.observe import imports
 from nano_vm.observe.baseline import FILE_BYTES_MAX, Baseline
+from nano_vm.observe.trajectory import Trajectory
 
 
 def read_baseline(file: str, program: str) -> Baseline:
@@ -40,3 +42,17 @@ def write_baseline(file: str, baseline: Baseline) -> None:
 
 def _file_error(file: str, what: str, error: OSError) -> InputError:
     return InputError("BASELINE_FILE", f"the baseline `{printable(file)}` cannot be {what}: {error.strerror}")
+
+
+def read_traces(form: str, file: str) -> list[Trajectory]:
+    """The traces in a file of one of the forms in `imports.READERS`.
+
+    Raises:
+        InputError: EVENT_LOG_FILE, BAD_EVENT_LOG.
+    """
+    try:
+        with Path(file).open("rb") as handle:
+            data = handle.read(imports.FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise InputError("EVENT_LOG_FILE", f"`{printable(file)}` cannot be read: {error.strerror}") from None
+    return imports.read(form, data)

@@ -79,9 +79,14 @@ def xes(trajectories: Iterable[Trajectory]) -> Iterator[str]:
             ("nanovm:program", trajectory.program),
             ("nanovm:program_name", trajectory.name),
             ("nanovm:status", trajectory.status),
+            ("nanovm:source", trajectory.source),
         ):
             if value:
                 yield _string(key, value, 4)
+        for name in ("rollbacks", "violations", "transitions"):
+            count = getattr(trajectory, name)
+            if count:
+                yield f'    <int key="nanovm:{name}" value="{count}"/>\n'
         for move in trajectory.moves:
             yield "    <event>\n"
             yield _string("concept:name", move.activity, 6)

@@ -6,20 +6,21 @@ that shape is an error that names the place. Arguments of calls are kept as dige
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from datetime import datetime
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from nano_vm import canonical
 from nano_vm.errors import InputError
 from nano_vm.observe.eventlog import read_jsonl
-from nano_vm.observe.trajectory import MOVES_MAX, Move, Trajectory
+from nano_vm.observe.foreign import action_of, bad, instant, move_of, objects, trajectory_of
+from nano_vm.observe.process_logs import ocel, xes
+from nano_vm.observe.trajectory import Trajectory
 
 FILE_BYTES_MAX = 256 * 1024 * 1024
-NAME_CHARS_MAX = 200
 MODEL = "(model)"  # the activity of a model that answers
+_GZIP = b"\x1f\x8b"
 
 
 def read(form: str, data: bytes) -> list[Trajectory]:
@@ -27,6 +28,7 @@ def read(form: str, data: bytes) -> list[Trajectory]:
 
     Args:
         form: one of `READERS`.
+        data: of at most `FILE_BYTES_MAX` bytes, also when they are compressed (gzip).
 
     Raises:
         InputError: USAGE for an unknown form, BAD_EVENT_LOG.
@@ -34,12 +36,26 @@ def read(form: str, data: bytes) -> list[Trajectory]:
     reader = READERS.get(form)
     if reader is None:
         raise InputError("USAGE", f"there is no reader of `{form}`", help=f"one of: {', '.join(READERS)}")
+    if data.startswith(_GZIP):
+        data = _opened(data)
     if len(data) > FILE_BYTES_MAX:
-        raise _bad(f"the file is larger than {FILE_BYTES_MAX} bytes")
+        raise bad(f"the file is larger than {FILE_BYTES_MAX} bytes")
     try:
         return reader(data)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise _bad(f"it is not what {form} writes ({type(error).__name__})") from None
+        raise bad(f"it is not what {form} writes ({type(error).__name__})") from None
+
+
+def _opened(data: bytes) -> bytes:
+    """What is in a gzip file, as far as it may be read."""
+    opener = zlib.decompressobj(wbits=31)
+    try:
+        plain = opener.decompress(data, FILE_BYTES_MAX + 1)
+    except zlib.error:
+        raise bad("it is no whole gzip file") from None
+    if len(plain) <= FILE_BYTES_MAX and not opener.eof:
+        raise bad("it is no whole gzip file")
+    return plain
 
 
 # --- OpenTelemetry --------------------------------------------------------------------------------------------
@@ -50,7 +66,7 @@ def otel(data: bytes) -> list[Trajectory]:
     in the order in which they began. Spans of the generative-AI conventions count: `chat` and its kin as the model,
     `execute_tool` as the tool; others do not."""
     traces: dict[str, list[dict[str, Any]]] = {}
-    for export in _objects(data):
+    for export in objects(data):
         for resource in export["resourceSpans"]:
             for scope in resource.get("scopeSpans", ()):
                 for span in scope.get("spans", ()):
@@ -69,14 +85,14 @@ def _otel_trace(trace_id: str, spans: list[dict[str, Any]]) -> Trajectory:
         tokens = sum(int(facts.get(f"gen_ai.usage.{kind}_tokens") or 0) for kind in ("input", "output"))
         if operation == "execute_tool" or tool is not None:
             moves.append(
-                _move(str(tool or span["name"]), "tool", began // 1_000_000, ended // 1_000_000, failed)
+                move_of(str(tool or span["name"]), "tool", began // 1_000_000, ended // 1_000_000, failed)
             )
         elif operation in ("chat", "generate_content", "text_completion"):
-            moves.append(_move(MODEL, "llm", began // 1_000_000, ended // 1_000_000, failed, tokens))
+            moves.append(move_of(MODEL, "llm", began // 1_000_000, ended // 1_000_000, failed, tokens))
         elif operation in ("invoke_workflow", "invoke_agent"):
             status = "FAILED" if failed else "SUCCESS"
             name = str(facts.get("gen_ai.workflow.name") or facts.get("gen_ai.agent.name") or name)
-    return _trajectory(trace_id, "otel", moves, name=name, status=status)
+    return trajectory_of(trace_id, "otel", moves, name=name, status=status)
 
 
 def _otel_value(value: dict[str, Any]) -> Any:
@@ -91,7 +107,7 @@ def openai(data: bytes) -> list[Trajectory]:
     assistant's message is a move of the model; each of its `tool_calls` a call of that tool; a `tool` message whose
     content is an object with `error` says that its call failed."""
     found = []
-    for number, conversation in enumerate(_objects(data)):
+    for number, conversation in enumerate(objects(data)):
         moves, actions = [], []
         failed = {
             str(message.get("tool_call_id"))
@@ -101,12 +117,12 @@ def openai(data: bytes) -> list[Trajectory]:
         for message in conversation["messages"]:
             if message["role"] != "assistant":
                 continue
-            moves.append(_move(MODEL, "llm"))
+            moves.append(move_of(MODEL, "llm"))
             for call in message.get("tool_calls") or ():
                 function = call["function"]
-                moves.append(_move(str(function["name"]), "tool", failed=str(call.get("id")) in failed))
-                actions.append(_action(function["name"], function.get("arguments")))
-        found.append(_trajectory(str(conversation.get("id", number)), "openai", moves, actions))
+                moves.append(move_of(str(function["name"]), "tool", failed=str(call.get("id")) in failed))
+                actions.append(action_of(function["name"], function.get("arguments")))
+        found.append(trajectory_of(str(conversation.get("id", number)), "openai", moves, actions))
     return found
 
 
@@ -127,7 +143,7 @@ def transcript(data: bytes) -> list[Trajectory]:
     list of blocks, of which `tool_use` (`id`, `name`, `input`) and `tool_result` (`tool_use_id`, `is_error`) count -,
     `timestamp` (RFC 3339) and `sessionId`. Other lines are passed over."""
     sessions: dict[str, list[dict[str, Any]]] = {}
-    for line in _objects(data):
+    for line in objects(data):
         if line.get("type") in ("assistant", "user") and type(line.get("message")) is dict:
             sessions.setdefault(str(line.get("sessionId", "")), []).append(line)
     return [_session(name, lines) for name, lines in sessions.items()]
@@ -135,7 +151,7 @@ def transcript(data: bytes) -> list[Trajectory]:
 
 def _session(name: str, lines: list[dict[str, Any]]) -> Trajectory:
     blocks = [
-        (_instant(line.get("timestamp")), line["type"], block)
+        (instant(line.get("timestamp")), line["type"], block)
         for line in lines
         for block in (line["message"].get("content") if type(line["message"].get("content")) is list else ())
         if type(block) is dict
@@ -150,9 +166,9 @@ def _session(name: str, lines: list[dict[str, Any]]) -> Trajectory:
         if block.get("type") != "tool_use":
             continue
         ended, failed = results.get(str(block.get("id")), (0, False))
-        moves.append(_move(str(block["name"]), "tool", at_ms, ended, failed))
-        actions.append(_action(block["name"], block.get("input")))
-    return _trajectory(name, "transcript", moves, actions)
+        moves.append(move_of(str(block["name"]), "tool", at_ms, ended, failed))
+        actions.append(action_of(block["name"], block.get("input")))
+    return trajectory_of(name, "transcript", moves, actions)
 
 
 # --- LangGraph ------------------------------------------------------------------------------------------------
@@ -163,19 +179,19 @@ def langgraph(data: bytes) -> list[Trajectory]:
     (`id`, `name`, and of a result `error`). Tasks are moves, in the order in which they were begun."""
     begun: list[tuple[str, str, int]] = []
     ended: dict[str, tuple[int, bool]] = {}
-    for line in _objects(data):
+    for line in objects(data):
         payload = line.get("payload")
         if type(payload) is not dict:
             continue
-        at_ms = _instant(line.get("timestamp"))
+        at_ms = instant(line.get("timestamp"))
         if line.get("type") == "task":
             begun.append((str(payload["id"]), str(payload["name"]), at_ms))
         elif line.get("type") == "task_result":
             ended[str(payload["id"])] = (at_ms, payload.get("error") is not None)
-    moves = [_move(name, "node", at_ms, *ended.get(task, (0, False))) for task, name, at_ms in begun]
+    moves = [move_of(name, "node", at_ms, *ended.get(task, (0, False))) for task, name, at_ms in begun]
     failed = any(move.failed for move in moves[-1:])
     return (
-        [_trajectory("langgraph", "langgraph", moves, status="FAILED" if failed else "SUCCESS")]
+        [trajectory_of("langgraph", "langgraph", moves, status="FAILED" if failed else "SUCCESS")]
         if moves
         else []
     )
@@ -189,7 +205,7 @@ def mcp(data: bytes) -> list[Trajectory]:
     with `error`, or a result with `isError`, says that its call failed. One trajectory for the file."""
     requests: list[tuple[Any, dict[str, Any]]] = []
     replies: dict[str, bool] = {}
-    for line in _objects(data):
+    for line in objects(data):
         if line.get("method") == "tools/call":
             requests.append((line.get("id"), line["params"]))
         elif "id" in line and ("result" in line or "error" in line):
@@ -198,101 +214,19 @@ def mcp(data: bytes) -> list[Trajectory]:
                 type(result) is dict and result.get("isError") is True
             )
     moves = [
-        _move(str(params["name"]), "tool", failed=replies.get(str(id), False)) for id, params in requests
+        move_of(str(params["name"]), "tool", failed=replies.get(str(id), False)) for id, params in requests
     ]
-    actions = [_action(params["name"], params.get("arguments")) for _, params in requests]
-    return [_trajectory("mcp", "mcp", moves, actions)] if moves else []
+    actions = [action_of(params["name"], params.get("arguments")) for _, params in requests]
+    return [trajectory_of("mcp", "mcp", moves, actions)] if moves else []
 
 
 READERS: dict[str, Callable[[bytes], list[Trajectory]]] = {
     "jsonl": lambda data: list(read_jsonl(data.splitlines())),
     "langgraph": langgraph,
     "mcp": mcp,
+    "ocel": ocel,
     "openai": openai,
     "otel": otel,
     "transcript": transcript,
+    "xes": xes,
 }
-
-
-# --- what they share ------------------------------------------------------------------------------------------
-
-
-def _objects(data: bytes) -> Iterator[dict[str, Any]]:
-    """The objects of a file: it is one, or a list of them, or has one a line."""
-    try:
-        whole = msgspec.json.decode(data)
-    except (msgspec.MsgspecError, RecursionError):
-        whole = None
-    if whole is not None:
-        for number, found in enumerate(whole if type(whole) is list else [whole], 1):
-            if type(found) is not dict:
-                raise _bad(f"element {number} is no object")
-            yield found
-        return
-    for number, line in enumerate(data.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            found = msgspec.json.decode(line)
-        except (msgspec.MsgspecError, RecursionError):
-            found = None
-        if type(found) is not dict:
-            raise _bad(f"line {number} is no JSON object")
-        yield found
-
-
-def _move(
-    name: str, kind: str, began: int = 0, ended: int = 0, failed: bool = False, tokens: int = 0
-) -> Move:
-    return Move(
-        activity=name[:NAME_CHARS_MAX],
-        kind=kind,
-        started_at_ms=max(began, 0),
-        finished_at_ms=max(ended, 0),
-        failed=failed,
-        tokens=max(tokens, 0),
-    )
-
-
-def _trajectory(
-    id: str, source: str, moves: list[Move], actions: list[str] | None = None, **facts: Any
-) -> Trajectory:
-    times = [move.started_at_ms for move in moves if move.started_at_ms]
-    return Trajectory(
-        id=id,
-        source=source,
-        moves=tuple(moves[:MOVES_MAX]),
-        actions=tuple((actions if actions is not None else [])[:MOVES_MAX]),
-        started_at_ms=min(times, default=0),
-        finished_at_ms=max((move.finished_at_ms for move in moves), default=0),
-        transitions=len(moves),
-        cut=len(moves) > MOVES_MAX,
-        **facts,
-    )
-
-
-def _action(tool: Any, arguments: Any) -> str:
-    """Equal for equal calls. Arguments that are JSON in a string count as what they say."""
-    if type(arguments) is str:
-        try:
-            arguments = msgspec.json.decode(arguments)
-        except (msgspec.MsgspecError, RecursionError):
-            pass  # text that a model wrote amiss
-    try:
-        return canonical.digest_value([tool, arguments])
-    except InputError:
-        return canonical.digest_value([str(tool), repr(arguments)])
-
-
-def _instant(text: Any) -> int:
-    """An RFC 3339 time as epoch milliseconds; 0 when there is none."""
-    if type(text) is not str:
-        return 0
-    try:
-        return max(int(datetime.fromisoformat(text).timestamp() * 1_000), 0)
-    except (ValueError, OverflowError, OSError):
-        return 0
-
-
-def _bad(what: str) -> InputError:
-    return InputError("BAD_EVENT_LOG", what, help="`nano-vm measure --help` says which shapes are read")

@@ -4,6 +4,7 @@ nano-vm drift PROGRAM                      hold the newer half of its runs again
 nano-vm drift PROGRAM --baseline-runs 200 --save FILE
 nano-vm drift PROGRAM --baseline FILE      hold all runs against a baseline that was kept
 nano-vm drift PROGRAM --check              exit with 1 unless the runs are STABLE
+nano-vm drift FILE --from xes              traces of other systems, oldest first: what `nano-vm measure` reads
 
 PROGRAM is a name or a hash. Runs that have not ended do not count.
 """
@@ -14,11 +15,12 @@ import argparse
 import contextlib
 
 from nano_vm.cli import exits
-from nano_vm.cli.baselines import read_baseline, write_baseline
+from nano_vm.cli.baselines import read_baseline, read_traces, write_baseline
 from nano_vm.cli.console import Console, printable
 from nano_vm.cli.session import Session
 from nano_vm.errors import InputError, NanoVMError, NotFoundError
 from nano_vm.journal.port import RunRecord
+from nano_vm.observe import imports
 from nano_vm.observe.baseline import Baseline, learn
 from nano_vm.observe.drift import RUNS_MIN, DriftMonitor, Health, Report, calibrate
 from nano_vm.observe.trajectory import Trajectory, of_trace
@@ -28,7 +30,12 @@ _MARKS = {Health.STABLE: ("good", "good"), Health.DRIFTING: ("wait", "warn"), He
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("program", metavar="PROGRAM", help="name or hash of the program")
+    parser.add_argument(
+        "program", metavar="PROGRAM|FILE", help="name or hash of the program; with --from a file"
+    )
+    parser.add_argument(
+        "--from", dest="form", choices=sorted(imports.READERS), help="PROGRAM is a file of this form"
+    )
     parser.add_argument("--baseline", metavar="FILE", help="a baseline that --save has written")
     parser.add_argument(
         "--baseline-runs",
@@ -54,8 +61,11 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         raise InputError("USAGE", f"--limit is a number from 1 to {RUNS_MAX}", help="--limit 1000")
     if args.baseline and (args.save or args.baseline_runs is not None):
         raise InputError("USAGE", "a baseline is read or learned, not both", help="leave --baseline out")
-    with Session(args) as session:
-        runs, skipped = _trajectories(session, _records(session, args))
+    if args.form is not None:
+        runs, skipped = _foreign(args), 0
+    else:
+        with Session(args) as session:
+            runs, skipped = _trajectories(session, _records(session, args))
     if skipped:
         console.note(f"{skipped} runs are left out: their journals cannot be read any more")
     if not runs:
@@ -84,6 +94,13 @@ def _trajectories(session: Session, records: list[RunRecord]) -> tuple[list[Traj
         with contextlib.suppress(NanoVMError):
             runs.append(of_trace(session.engine.trace(record.run_id)))
     return runs, len(records) - len(runs)
+
+
+def _foreign(args: argparse.Namespace) -> list[Trajectory]:
+    """The traces in a file, oldest first; those without a time in the order of the file."""
+    found = read_traces(args.form, args.program)
+    found.sort(key=lambda run: run.started_at_ms)
+    return found[-args.limit :]
 
 
 def _records(session: Session, args: argparse.Namespace) -> list[RunRecord]:

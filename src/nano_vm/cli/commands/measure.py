@@ -5,23 +5,23 @@ nano-vm measure chats.jsonl --from openai       conversations in the form of cha
 nano-vm measure session.jsonl --from transcript transcripts of coding agents
 nano-vm measure debug.jsonl --from langgraph    LangGraph's debug stream
 nano-vm measure messages.jsonl --from mcp       messages of the Model Context Protocol
+nano-vm measure log.xes.gz --from xes           an event log in XES (IEEE 1849)
+nano-vm measure log.json --from ocel            an object-centric one (OCEL 2.0, JSON)
 nano-vm measure runs.jsonl --from jsonl         what `nano-vm eventlog --format jsonl` wrote
 
-With --baseline the first traces of another file of the same form are what is normal.
+A file may be compressed (gzip). With --baseline the traces of another file of the same form are what is normal.
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from nano_vm.cli import exits
+from nano_vm.cli.baselines import read_traces
 from nano_vm.cli.console import Console, printable
-from nano_vm.errors import InputError
 from nano_vm.observe import imports
 from nano_vm.observe.analyzer import metrics_of
 from nano_vm.observe.baseline import learn
-from nano_vm.observe.trajectory import Trajectory
 
 SHOWN_MAX = 50
 
@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace, console: Console) -> int:
-    found = _read(args.form, args.file)
-    baseline = learn(_read(args.form, args.baseline)) if args.baseline else None
+    found = read_traces(args.form, args.file)
+    baseline = learn(read_traces(args.form, args.baseline)) if args.baseline else None
     rows = [{"id": run.id, "status": run.status, **metrics_of(run, baseline)} for run in found]
     console.document({"file": args.file, "form": args.form, "trajectories": rows})
     for run, row in list(zip(found, rows, strict=True))[:SHOWN_MAX]:
@@ -50,12 +50,3 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     if not rows:
         console.line("no traces")
     return exits.DONE
-
-
-def _read(form: str, file: str) -> list[Trajectory]:
-    try:
-        with Path(file).open("rb") as handle:
-            data = handle.read(imports.FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise InputError("EVENT_LOG_FILE", f"`{printable(file)}` cannot be read: {error.strerror}") from None
-    return imports.read(form, data)
