@@ -323,6 +323,10 @@ CODES: dict[str, ErrorCode] = {
     "CONSTANT_CONDITION": ErrorCode(A, False, 3, "a condition whose result never changes"),
     "UNRESOLVED_REFERENCE": ErrorCode(A, False, 1, "a reference into a value that has no such part"),
     "UNASSIGNED_REFERENCE": ErrorCode(A, False, 1, "a reference to a value that is not assigned yet"),
+    "PRIVATE_AMOUNT": ErrorCode(
+        A, False, 4, "a limit of a policy would add up a private value; what is counted is stored in clear"
+    ),
+    "NO_PRICE": ErrorCode(E, False, 4, "a policy limits what a model costs, and its adapter knows no price"),
     # --- kernel: why a step or a run did not succeed ------------------------------------------------------
     "NO_BRANCH": ErrorCode(A, False, 1, "a condition came to a branch that the program does not have"),
     "BAD_DELAY": ErrorCode(A, False, 1, "`seconds` of a wait is not a number in range"),

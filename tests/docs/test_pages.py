@@ -22,6 +22,7 @@ import pytest
 
 from nano_vm import Program
 from nano_vm.compiler import check
+from nano_vm.policy.load import check_policy
 from nano_vm.program.document import from_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,8 +81,10 @@ def check_yaml(body: str, where: str) -> None:
     elif body.lstrip().startswith("- "):
         indented = "".join(f"  {line}" for line in body.splitlines(keepends=True))
         assert Program.from_yaml(f"name: fragment\nsteps:\n{indented}", where)
+    elif body.startswith("policy:"):
+        assert [str(finding) for finding in check_policy(from_yaml(body, where)).diagnostics] == []
     else:
-        pytest.fail(f"{where}: neither a program nor a list of steps")
+        pytest.fail(f"{where}: neither a program, nor a list of steps, nor a policy")
 
 
 def run_console(block: Block, where: str, directory: Path) -> None:

@@ -19,6 +19,7 @@ from nano_vm.expr.reference import UNSET, walk
 from nano_vm.policy.fields import SUM_MAX
 from nano_vm.policy.model import Approval, Limit, Policy, Rule
 from nano_vm.program.compiled import FIRST_FREE_SLOT, SLOT_ARGS, SLOT_PRINCIPAL, SLOT_RUN
+from nano_vm.program.labels import SEALED
 
 ALLOW, ASK, DENY = "allow", "ask", "deny"
 MILLION = 1_000_000
@@ -39,6 +40,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         done: keys of the requirements that the run has met: `tool:NAME`, `step:ID`.
         counts: what has been counted so far, by the keys that `counters` gives.
         at_ms: now, epoch milliseconds.
+        private: names of arguments that are private or secret; "" for all of them. They are not added up: what has
+            been counted is stored in clear.
+        tokens, cost_nanousd: what a model call may take at most; None when nobody knows.
         tenant: the run's; limits of one are not counted with another's.
     """
 
@@ -50,16 +54,20 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     done: frozenset[str] = frozenset()
     counts: Mapping[str, int] = {}
     at_ms: int = 0
+    private: frozenset[str] = frozenset()
+    tokens: int | None = None
+    cost_nanousd: int | None = None
     tenant: str = "default"
 
 
 class Counter(NamedTuple):
-    """Something that a call adds to: calls, or millionths of what is summed up."""
+    """Something that a call adds to, in the unit of its limit."""
 
     key: str
     amount: int
     maximum: int
     rule: str
+    unit: str = "calls"
 
 
 class Asked(NamedTuple):
@@ -227,7 +235,7 @@ def _hold(policy: Policy, applying: list[Rule], request: Request) -> Decision:
 
 
 def _words(limit: Limit) -> str:
-    what = "calls" if limit.path is None else "$args." + ".".join(limit.path)
+    what = limit.unit if limit.path is None else "$args." + ".".join(limit.path)
     return f"{what} per {', '.join(limit.per)}"
 
 
@@ -241,11 +249,12 @@ def _slots(request: Request) -> list[Any]:
 
 
 def _counters_of(policy: Policy, rule: Rule, request: Request) -> list[Counter]:
-    """Raises NanoVMError where what is to be summed up is no number from 0 on, or nobody is known to count for."""
+    """Raises NanoVMError where what is to be added is private, unknown or no number from 0 on, or nobody is known to
+    count for."""
     found = []
     principal = request.principal
     for number, limit in enumerate(rule.limits):
-        amount = 1 if limit.path is None else _millionths(walk(request.args, limit.path))
+        amount = _amount(limit, request)
         where: list[Any] = []
         for scope in limit.per:
             if scope == "run":
@@ -258,8 +267,29 @@ def _counters_of(policy: Policy, rule: Rule, request: Request) -> list[Counter]:
                 where.append(request.at_ms // _WINDOWS_MS[scope])
         # By the policy's name, not its hash: a new version does not start counting anew.
         place = [request.tenant, policy.name, rule.id, number, limit.per, where]
-        found.append(Counter(canonical.digest_value(place), amount, limit.maximum, rule.id))
+        found.append(Counter(canonical.digest_value(place), amount, limit.maximum, rule.id, limit.unit))
     return found
+
+
+def _amount(limit: Limit, request: Request) -> int:
+    if limit.unit == "calls":
+        return 1
+    if limit.unit == "sum":
+        assert limit.path is not None
+        if "" in request.private or limit.path[0] in request.private:
+            raise NanoVMError(
+                "PRIVATE_AMOUNT", "what a limit adds up is stored in clear, and this is private"
+            )
+        return _millionths(walk(request.args, limit.path))
+    reserved = request.tokens if limit.unit == "tokens" else request.cost_nanousd
+    if reserved is None:
+        raise NanoVMError("NO_PRICE", "nobody knows what the model may cost")
+    return reserved
+
+
+def sealed_parts(labels: Mapping[str, int] | None) -> frozenset[str]:
+    """Of the labels of an action's arguments: which are private or secret (`Request.private`)."""
+    return frozenset(name for name, label in (labels or {}).items() if label & SEALED)
 
 
 def _millionths(value: Any) -> int:

@@ -15,6 +15,8 @@ SCOPES = ("run", "principal", "minute", "hour", "day")
 RESERVED_RULES = frozenset({"default", "tools", "models"})  # ids of the decisions that no rule makes
 
 SUM_MAX = 9_000_000_000  # in millionths still below 2^53
+TOKENS_MAX = 9_000_000_000_000_000
+COST_USD_MAX = 9_000_000  # in nano-dollars still below 2^53
 SECONDS_MAX = 315_576_000  # ten years
 RULES_MAX = 10_000
 
@@ -62,6 +64,18 @@ _LIMIT: Rule = {
             "exclusiveMinimum": 0,
             "maximum": SUM_MAX,
             "description": "How much in all; `of` says what is added up.",
+        },
+        "max_tokens": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": TOKENS_MAX,
+            "description": "Of models: how many tokens, of prompts and answers together.",
+        },
+        "max_cost_usd": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "maximum": COST_USD_MAX,
+            "description": "Of models: how many dollars. A model without a price is denied.",
         },
         "of": {"type": "string", "minLength": 1, "description": "A reference to a number: $args.amount"},
         "per": {

@@ -41,6 +41,14 @@ _TYPES = {
     ),
 }
 
+# What a limit counts, and in how many parts of what is written.
+_LIMITS = {
+    "max_calls": ("calls", 1),
+    "max_sum": ("sum", MILLION),
+    "max_tokens": ("tokens", 1),
+    "max_cost_usd": ("cost", 1_000 * MILLION),
+}
+
 
 class PolicyReport(msgspec.Struct, frozen=True):
     """What was found, by place; `policy` is there when nothing is an error. `source` is the text, where there is
@@ -347,22 +355,24 @@ class _Reader:
 
     def _limit(self, limit: dict[str, Any], rule: dict[str, Any], pointer: str) -> Limit:
         name = rule["id"]
-        counts, sums = "max_calls" in limit, "max_sum" in limit
-        if counts == sums:
-            help = "`max_calls: 10`, or `max_sum: 1000` with `of: $args.amount`"
-            self.add(
-                "FIELD_CONFLICT", pointer, "a limit has either `max_calls` or `max_sum`", help, rule=name
-            )
-        if sums != ("of" in limit):
+        kinds = [kind for kind in _LIMITS if kind in limit]
+        if len(kinds) != 1:
+            help = "`max_calls: 10`, or `max_sum: 1000` with `of: $args.amount`; of models also `max_cost_usd: 5`"
+            message = f"a limit has exactly one of {', '.join(f'`{kind}`' for kind in _LIMITS)}"
+            self.add("FIELD_CONFLICT", pointer, message, help, rule=name)
+        kind = kinds[0] if kinds else "max_calls"
+        if (kind == "max_sum") != ("of" in limit):
             help = "`of: $args.amount` belongs to `max_sum`"
             self.add("FIELD_CONFLICT", pointer, "`max_sum` and `of` go together", help, rule=name)
+        if kind in ("max_tokens", "max_cost_usd") and ("tools" in rule or "models" not in rule):
+            help = "make a rule of its own about `models:`"
+            self.add("FIELD_CONFLICT", pointer, f"`{kind}` is about models alone", help, rule=name)
         path = None
         if "of" in limit:
             path = self._path(limit["of"], f"{pointer}/of", rule)
-        if counts:
-            return Limit(limit["max_calls"], tuple(limit["per"]))
-        maximum = int(Decimal(str(limit.get("max_sum", 1))) * MILLION)
-        return Limit(maximum, tuple(limit["per"]), path)
+        unit, scale = _LIMITS[kind]
+        maximum = int(Decimal(str(limit.get(kind, 1))) * scale)
+        return Limit(maximum, tuple(limit["per"]), path if unit == "sum" else None, unit)
 
     def _path(self, text: str, pointer: str, rule: dict[str, Any]) -> tuple[str, ...]:
         try:

@@ -9,6 +9,8 @@ import msgspec
 from nano_vm.program.compiled import Test
 from nano_vm.program.document import Document
 
+RESERVED = frozenset({"tokens", "cost"})  # units of what is known after a call only
+
 
 class Approval(msgspec.Struct, frozen=True):
     """What a rule asks for. `expiry_ms` bounds the request and, from its granting on, the approval."""
@@ -37,11 +39,13 @@ class Requirement(msgspec.Struct, frozen=True):
 
 
 class Limit(msgspec.Struct, frozen=True):
-    """`maximum` counts calls, or millionths of what `path` in the arguments adds up to (then it is not None)."""
+    """`maximum` is in the unit of what is counted: `calls`; `sum`, millionths of what `path` in the arguments adds up
+    to; of model calls also `tokens`, and `cost` in nano-dollars, at their worst case until they are settled."""
 
     maximum: int
     per: tuple[str, ...]
     path: tuple[str, ...] | None = None
+    unit: str = "calls"
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -121,6 +125,10 @@ class Policy:
                 requirement for rule in self.rules_for("tool", tool) for requirement in rule.requires
             )
         )
+
+    def reserves(self, model: str) -> bool:
+        """Whether calls of a model are held at their worst case: there is a limit on tokens or cost."""
+        return any(limit.unit in RESERVED for rule in self.rules_for("model", model) for limit in rule.limits)
 
     @property
     def has_requirements(self) -> bool:

@@ -6,9 +6,10 @@ the action they name. Whether the decision was the policy's is found out here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import msgspec
 from msgspec import UNSET
 
 from nano_vm.errors import NanoVMError, VerificationError
@@ -25,6 +26,7 @@ from nano_vm.policy.decide import (
     action_digest,
     counters,
     decide_all,
+    sealed_parts,
     settled_by_all,
 )
 from nano_vm.policy.model import Policy
@@ -105,7 +107,7 @@ class Recheck:
             if event.decision != DENY:
                 raise _mismatch(entry, "gives a reason to stop and does not stop")
             return
-        request = self._request(event, state, kind, name, args)
+        request = self._request(event, state, kind, name, args, policies)
         found = decide_all(policies, request) if policies else Decision(ALLOW, "program", "")
         asked = self._asked_by_program(event)
         expected = found.decision
@@ -181,10 +183,18 @@ class Recheck:
         tool = getattr(self.program.steps[index].action, "tool", "") if index is not None else ""
         return request, "tool", tool
 
-    def _request(self, event: PolicyDecided, state: State, kind: str, name: str, args: Any) -> Request:
+    def _request(
+        self,
+        event: PolicyDecided,
+        state: State,
+        kind: str,
+        name: str,
+        args: Any,
+        policies: Sequence[Policy],
+    ) -> Request:
         principal, run = state.slots[SLOT_PRINCIPAL], state.slots[SLOT_RUN]
         recorded = [] if event.counts is UNSET else event.counts
-        return Request(
+        request = Request(
             kind=kind,
             name=name,
             args=args,
@@ -193,8 +203,25 @@ class Recheck:
             done=self.progress.done,
             counts={key: so_far for key, so_far, _ in recorded},
             at_ms=event.at_ms,
+            private=self._private_parts(event, state),
             tenant=self.tenant,
         )
+        if kind != "model" or not any(policy.reserves(name) for policy in policies):
+            return request
+        # What a call may cost at most is known to whoever knew the prices: it is taken as it was counted.
+        amounts = {key: amount for key, _, amount in recorded}
+        counted = msgspec.structs.replace(request, tokens=0, cost_nanousd=0)
+        found: dict[str, int | None] = {"tokens": None, "cost": None}
+        for counter in (counter for policy in policies for counter in counters(policy, counted)):
+            if counter.unit in found and counter.key in amounts:
+                found[counter.unit] = amounts[counter.key]
+        return msgspec.structs.replace(request, tokens=found["tokens"], cost_nanousd=found["cost"])
+
+    def _private_parts(self, event: PolicyDecided, state: State) -> frozenset[str]:
+        if event.compensation is True:
+            return sealed_parts(state.undo[-1].labels if state.undo else None)
+        activity = state.active.get(self._key(event))
+        return sealed_parts(None if activity is None else activity.labels)
 
     def _asked_by_program(self, event: PolicyDecided) -> bool:
         index = self.program.step_index.get(event.step)

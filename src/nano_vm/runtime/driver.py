@@ -421,6 +421,8 @@ class Run(JournaledRun):
                     outcome = await self.gate.recheck(command, None)
                 if outcome is None:
                     outcome = await calls.model(self.program.steps[command.step], command, limit, offered)
+                if self.gate is not None:
+                    await self.gate.settle(command, outcome)
             elif type(command) is Compensate:
                 assert spec is not None
                 if self.gate is not None:

@@ -6,6 +6,7 @@ An engine owns no global state: two of them, in one process or in many, share ru
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -841,13 +842,13 @@ class Engine:
                 facts = {"message": f"a listener of run {run.record.run_id} failed", "exception": error}
                 asyncio.get_running_loop().call_exception_handler(facts)
 
-    def worst_cost(self, request: dict[str, Any], prompt_tokens: int, output_tokens: int) -> int:
-        """What a model call may cost at most, in nano-dollars; 0 when the adapter has no price."""
+    def worst_cost(self, request: dict[str, Any], prompt_tokens: int, output_tokens: int) -> int | None:
+        """What a model call may cost at most, in nano-dollars; None when the adapter has no price."""
         price = getattr(self.llm, "price", None)
-        prices = price(request.get("model")) if price is not None else None
+        prices: tuple[float, float] | None = price(request.get("model")) if price is not None else None
         if not prices:
-            return 0
-        return int(prompt_tokens * prices[0] + output_tokens * prices[1])
+            return None
+        return math.ceil(prompt_tokens * prices[0] + output_tokens * prices[1])
 
     async def claim_action(self, run: Run, command: CallTool, spec: ToolSpec) -> NanoVMError | None:
         """Bind an author's idempotency key to its arguments; other arguments under the same key are an error."""

@@ -25,9 +25,10 @@ from nano_vm.kernel.state import activity_key
 from nano_vm.program.labels import SECRET
 from nano_vm.runtime import attending
 from nano_vm.runtime.admission import Refusal, examine, tainted
-from nano_vm.runtime.agent import definitions, judge
+from nano_vm.runtime.agent import judge
 from nano_vm.runtime.journaled import defect
 from nano_vm.runtime.ports import ToolSpec
+from nano_vm.runtime.reservations import worst_case
 from nano_vm.runtime.secrets import reference_fault, references_in
 from nano_vm.runtime.tooling import REPEATABLE
 
@@ -40,9 +41,6 @@ ATTEMPTS_MAX = (
     100  # an unknown outcome is not repeated beyond this attempt, however many processes it has cost
 )
 REPEATS_MAX = 3  # how often an unknown outcome is repeated under the tool's contract while the process lives
-MODEL_TOKENS_DEFAULT = (
-    4_096  # asked for, and reserved, when a token budget is declared but the step sets no limit
-)
 
 
 def prepare(run: Run, command: Command, launches: Launches) -> None:
@@ -168,15 +166,13 @@ def _model(run: Run, command: CallModel, launches: Launches) -> None:
         run.record_event(outcome.event, outcome.payload)
         return
     limit, tokens, cost = 0, 0, 0
-    if state.tokens_max or state.cost_nanousd_max:
-        prompt = _characters(run, command) // 4 + 1
-        limit = command.tokens_max or MODEL_TOKENS_DEFAULT
+    counted = None if run.gate is None else run.gate.held(command)
+    if counted is not None or state.tokens_max or state.cost_nanousd_max:
+        reservation = worst_case(run, command) if counted is None else counted
+        limit = reservation.limit
         if state.tokens_max:
-            left = state.tokens_max - state.tokens - state.reserved_tokens
-            if not command.tokens_max:
-                limit = min(limit, left - prompt)
-            tokens = prompt + max(limit, 1)
-        cost = engine.worst_cost(command.request, prompt, max(limit, 1))
+            tokens = reservation.tokens
+        cost = reservation.cost_nanousd or 0
     event = ev.StepStarted(
         at_ms=engine.clock.now_ms(),
         attempt=command.attempt,
@@ -199,6 +195,8 @@ def _model(run: Run, command: CallModel, launches: Launches) -> None:
             left = state.cost_nanousd_max - state.cost_nanousd - held
         if held and needed <= left + held and (run.tasks or launches):
             return  # calls under way hold it, and may give it back: their outcome makes us look again
+        if run.gate is not None:
+            run.gate.give_back(command)
         run.record_event(
             ev.BudgetExhausted(
                 at_ms=engine.clock.now_ms(),
@@ -210,18 +208,6 @@ def _model(run: Run, command: CallModel, launches: Launches) -> None:
         )
     else:
         defect(run.record.run_id, event, rejection)
-
-
-def _characters(run: Run, command: CallModel) -> int:
-    """How long a request is, with the calls in it and the tools that are offered."""
-    size = 0
-    for message in command.request["messages"]:
-        size += len(message["content"])
-        if "tool_calls" in message:
-            size += len(canonical.encode(message["tool_calls"]))
-    if command.tools:
-        size += len(canonical.encode(definitions(run.engine.tools, command.tools)))
-    return size
 
 
 def _child(run: Run, command: StartChild, launches: Launches) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -64,6 +65,25 @@ def codes(data: Any, tools: dict[str, ToolSchema] | None = None) -> list[tuple[s
         ),
         ({"policy": "p", "rules": [rule(tools=["a*b"])]}, "BAD_VALUE", "/rules/0/tools/0"),
         ({"policy": "p", "rules": [rule(limits=[{"per": ["run"]}])]}, "FIELD_CONFLICT", "/rules/0/limits/0"),
+        (
+            {"policy": "p", "rules": [rule(limits=[{"max_cost_usd": 5, "per": ["run"]}])]},
+            "FIELD_CONFLICT",
+            "/rules/0/limits/0",
+        ),
+        (
+            {
+                "policy": "p",
+                "rules": [
+                    {
+                        "id": "m",
+                        "models": ["x"],
+                        "limits": [{"max_tokens": 5, "max_calls": 1, "per": ["run"]}],
+                    }
+                ],
+            },
+            "FIELD_CONFLICT",
+            "/rules/0/limits/0",
+        ),
         (
             {"policy": "p", "rules": [rule(limits=[{"per": ["run"], "max_sum": 5, "of": "$run.id"}])]},
             "BAD_VALUE",
@@ -153,6 +173,12 @@ def test_a_stored_policy_is_the_one_it_was() -> None:
     )
     again = stored_policy(policy.canonical)
     assert (again.hash, again.canonical) == (policy.hash, policy.canonical)
+
+
+def test_the_schema_in_the_specification_is_the_published_one() -> None:
+    assert (
+        json.loads((Path(__file__).parents[3] / "spec" / "policy.schema.json").read_text()) == policy_schema()
+    )
 
 
 def test_the_published_schema_accepts_what_is_accepted() -> None:

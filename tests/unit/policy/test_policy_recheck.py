@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from nano_vm import ExecutionVM, MemoryStore, VerificationError
+from nano_vm import ExecutionVM, MemoryStore, MockLLMAdapter, VerificationError
 from nano_vm.journal.entry import Chain, Entry, open_events
 from nano_vm.journal.replay import verify_run
 from nano_vm.kernel.events import PolicyDecided
@@ -143,3 +143,29 @@ def test_a_policy_that_is_not_at_hand_is_said_to_be() -> None:
     with pytest.raises(VerificationError) as caught:
         verify_run(program, None, vm.store.read(run_id), run_id, watchers=(Recheck(program, find),))
     assert caught.value.code == "POLICY_UNKNOWN"
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [msgspec.UNSET, [], [["sha256:" + "0" * 64, 0, 1]], "more before"],
+)
+def test_what_was_reserved_for_a_model_has_to_fit_the_limit(counts: Any) -> None:
+    policy = {
+        "policy": "p",
+        "rules": [{"id": "m", "models": ["default"], "limits": [{"max_tokens": 200, "per": ["day"]}]}],
+    }
+    flow = {
+        "name": "p",
+        "steps": [{"id": "m", "type": "llm", "prompt": "?", "params": {"max_tokens": 150}}],
+    }
+    vm = ExecutionVM(MockLLMAdapter("yes"), store=MemoryStore(), policy=policy)
+    run_id = vm.run_sync(flow).trace_id
+    vm.verify(run_id)
+
+    def falsify(event: PolicyDecided) -> PolicyDecided:
+        found = [[key, so_far + 100, added] for key, so_far, added in event.counts or []]
+        return msgspec.structs.replace(event, counts=found if counts == "more before" else counts)
+
+    with pytest.raises(VerificationError) as caught:
+        verify(vm, run_id, rewritten(run_id, vm.store.read(run_id), falsify))
+    assert caught.value.code == "REPLAY_MISMATCH"

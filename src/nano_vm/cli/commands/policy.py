@@ -9,6 +9,7 @@ exit codes: 0 no errors, or allowed · 2 unreadable file · 3 errors · explain:
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="explain: a tool, or a step as step:ID, that has succeeded before (repeatable)",
+    )
+    parser.add_argument(
+        "--private",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="explain: an argument that is private (repeatable)",
+    )
+    parser.add_argument(
+        "--tokens", metavar="N", type=int, default=0, help="explain: most tokens that the model call takes"
+    )
+    parser.add_argument(
+        "--cost-usd", metavar="X", type=float, help="explain: what the model call costs at most"
     )
     parser.add_argument(
         "--tools",
@@ -155,6 +169,9 @@ def _explain(args: argparse.Namespace, console: Console) -> int:
         principal=None if who is None else {"tenant": "default", **who},
         run={"id": "", "program": "", "program_hash": "", "started_at_ms": 0},
         done=done,
+        private=frozenset(args.private),
+        tokens=args.tokens,
+        cost_nanousd=None if args.cost_usd is None else math.ceil(args.cost_usd * 1_000_000_000),
     )
     decision, verdicts = explain(policy, request)
     code = {"allow": exits.DONE, "ask": exits.SUSPENDED, "deny": exits.DENIED}[decision.decision]

@@ -1,0 +1,269 @@
+"""What models may cost, per principal and day: reserved before the call, settled after it, never exceeded together;
+and what is private is not added up in clear."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runtime_stage import Opener, play, program, sound, tool_step
+
+from nano_vm import Completion, ExecutionVM, RunStatus, SqliteStore, ToolCall, Trace, Usage, tool
+from nano_vm.kernel.events import PolicyDecided
+from nano_vm.testing.clock import VirtualClock
+from nano_vm.vault.local import Vault
+
+ANA, BOB = {"id": "ana", "roles": []}, {"id": "bob", "roles": []}
+DAY_MS = 86_400_000
+ASK = program({"id": "m", "type": "llm", "prompt": "go on?", "params": {"max_tokens": 100}})
+
+
+class Priced:
+    """A dollar per thousand tokens asked for, and what it really takes is told afterwards."""
+
+    def __init__(self, *answers: Any, price: tuple[float, float] | None = (0, 1_000_000)) -> None:
+        self.answers = list(answers)
+        self.asked = 0
+        self._price = price
+
+    def price(self, model: str | None) -> tuple[float, float] | None:
+        return self._price
+
+    async def complete(self, messages: list[dict[str, Any]], **params: Any) -> Completion:
+        self.asked += 1
+        await asyncio.sleep(0)
+        answer = self.answers[min(self.asked, len(self.answers)) - 1]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def cost(usd: float | None, tokens: int = 0, **fields: Any) -> Completion:
+    return Completion(text="yes", usage=Usage(completion_tokens=tokens, cost_usd=usd), **fields)
+
+
+def limited(**limit: Any) -> dict[str, Any]:
+    limits = [{"per": ["principal", "day"], **limit}]
+    return {
+        "policy": "p",
+        "tools": ["act"],
+        "rules": [{"id": "spend", "models": ["default"], "limits": limits}],
+    }
+
+
+def decided(trace: Trace) -> list[tuple[str, str, str, list[int]]]:
+    return [
+        (
+            e.decision,
+            e.reason,
+            "" if e.detail is None else str(e.detail or ""),
+            [] if not e.counts else e.counts[0][1:],
+        )
+        for e in trace.events
+        if type(e) is PolicyDecided and e.model
+    ]
+
+
+async def ran(vm: ExecutionVM, flow: dict[str, Any] = ASK, who: Any = ANA) -> Trace:
+    trace = await vm.run(flow, principal=who)
+    sound(vm, trace)
+    return trace
+
+
+def test_a_call_is_counted_at_its_worst_and_settled_at_what_it_took(opener: Opener) -> None:
+    llm = Priced(cost(0.02))  # each may take 0.1 dollars at most
+
+    async def main() -> None:
+        vm = opener(llm=llm, policy=limited(max_cost_usd=0.13))
+        traces = [await ran(opener(llm=llm, policy=limited(max_cost_usd=0.13))) for _ in range(3)]
+        assert [trace.status.value for trace in traces] == ["SUCCESS", "SUCCESS", "FAILED"]
+        saw = [decided(trace)[0][3] for trace in traces]
+        assert saw == [[0, 100_000_000], [20_000_000, 100_000_000], [40_000_000, 100_000_000]]
+        assert llm.asked == 2
+        assert (await ran(vm, who=BOB)).status is RunStatus.SUCCESS
+
+    play(main())
+
+
+def test_a_day_later_it_is_counted_anew(opener: Opener, clock: VirtualClock) -> None:
+    llm = Priced(cost(0.1))
+
+    async def main() -> None:
+        vm = opener(llm=llm, policy=limited(max_cost_usd=0.1))
+        assert (await ran(vm)).status is RunStatus.SUCCESS
+        assert (await ran(vm)).error["type"] == "CapabilityDeniedError"
+        clock.advance(DAY_MS)
+        assert (await ran(vm)).status is RunStatus.SUCCESS
+
+    play(main())
+
+
+def test_runs_at_once_never_reserve_more_than_there_is(opener: Opener) -> None:
+    llm = Priced(cost(0.1))
+
+    async def main() -> None:
+        vm = opener(llm=llm, policy=limited(max_cost_usd=0.35))
+        traces = await asyncio.gather(*(vm.run(ASK, principal=ANA) for _ in range(8)))
+        assert (llm.asked, sum(trace.status is RunStatus.SUCCESS for trace in traces)) == (3, 3)
+        for trace in traces:
+            sound(vm, trace)
+
+    play(main())
+
+
+def test_tokens_are_limited_alike_and_the_answer_is_bounded(opener: Opener) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Listening(Priced):
+        async def complete(self, messages: list[dict[str, Any]], **params: Any) -> Completion:
+            asked.append(params)
+            return await super().complete(messages, **params)
+
+    llm = Listening(cost(None, 50), price=None)
+    flow = program({"id": "m", "type": "llm", "prompt": "go on?"})
+
+    async def main() -> None:
+        vm = opener(llm=llm, policy=limited(max_tokens=5_000))
+        statuses = [(await ran(vm, flow)).status.value for _ in range(20)]
+        # 4,096 and the prompt are reserved for each, and 50 remain of it.
+        assert statuses == ["SUCCESS"] * 19 + ["FAILED"]
+        assert {params["max_tokens"] for params in asked} == {4_096}
+
+    play(main())
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        (cost(None), 100_000_000),  # nobody says what it was: the worst case stands
+        (cost(None, cached=True), 0),
+        (ValueError("refused"), 0),
+        (TimeoutError("lost"), 0),
+    ],
+)
+def test_what_is_not_told_stands_at_its_worst_unless_nothing_was_sold(
+    opener: Opener, answer: Any, kept: int
+) -> None:
+    llm = Priced(answer, cost(0.01))
+
+    async def main() -> None:
+        vm = opener(llm=llm, policy=limited(max_cost_usd=5))
+        await ran(vm)
+        assert decided(await ran(vm))[0][3] == [kept, 100_000_000]
+
+    play(main())
+
+
+def test_every_attempt_and_every_turn_is_paid_for(opener: Opener) -> None:
+    call = Completion(tool_calls=(ToolCall("1", "act", "{}"),), usage=Usage(cost_usd=0.05))
+    llm = Priced(call, call, call, cost(0.05))
+    flow = program(
+        {"id": "m", "type": "agent", "prompt": "go", "tools": ["act"], "params": {"max_tokens": 100}}
+    )
+
+    async def main() -> None:
+        vm = opener(llm=llm, tools={"act": lambda: 1}, policy=limited(max_cost_usd=0.22))
+        trace = await ran(vm, flow)
+        assert (trace.status, llm.asked) == (RunStatus.FAILED, 3)
+        assert [saw[3][0] for saw in decided(trace)] == [0, 50_000_000, 100_000_000, 150_000_000]
+        assert decided(trace)[-1][:2] == ("deny", "LIMIT")
+
+    play(main())
+
+
+def test_a_model_without_a_price_is_denied_where_its_cost_is_limited(opener: Opener) -> None:
+    llm = Priced(cost(0.01), price=None)
+
+    async def main() -> None:
+        trace = await ran(opener(llm=llm, policy=limited(max_cost_usd=5)))
+        assert (trace.status, llm.asked) == (RunStatus.FAILED, 0)
+        assert decided(trace) == [("deny", "CONDITION", "NO_PRICE", [])]
+
+    play(main())
+
+
+def test_what_was_reserved_and_not_asked_for_is_given_back(opener: Opener) -> None:
+    llm = Priced(cost(0.01))
+    poor = {**ASK, "max_cost_usd": 0.05}  # less than the call may take
+
+    async def main() -> None:
+        vm = opener(llm=llm, policy=limited(max_cost_usd=0.1))
+        assert (await ran(vm, poor)).status is RunStatus.BUDGET_EXCEEDED
+        assert (await ran(vm)).status is RunStatus.SUCCESS
+
+    play(main())
+
+
+PAYING = {"policy": "p", "rules": [
+    {"id": "sum", "tools": ["act"], "limits": [{"max_sum": 10**9, "of": "$args.amount", "per": ["day"]}]},
+]}  # fmt: skip
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_private_amounts_are_not_added_up_in_clear(tmp_path: Path, private: bool) -> None:
+    amount: dict[str, Any] = {"type": "integer", **({"private": True} if private else {})}
+    flow = program(
+        tool_step(
+            "a",
+            args={"amount": "$n", "to": "$who"},
+            compensate={"tool": "act", "args": {"amount": "$n", "to": ""}},
+        ),
+        tool_step("b", "end", is_terminal=True, final_status="FAILED"),
+        inputs={"type": "object", "properties": {"n": amount, "who": {"type": "string", "private": True}}},
+        subject="$who",
+    )
+    done: list[int] = []
+
+    @tool(effect="keyed", blocking=False)
+    def act(amount: int, to: str) -> None:
+        done.append(amount)
+
+    async def main() -> None:
+        store = SqliteStore(tmp_path / "runs.db")
+        vm = partial(ExecutionVM, store=store, vault=Vault.in_memory())(
+            tools={"act": act, "end": lambda: None}, policy={**PAYING, "tools": ["end"]}
+        )
+        trace = await vm.run(flow, {"n": 7_777_123, "who": "s-1"}, principal=ANA)
+        details = [e.detail for e in trace.events if type(e) is PolicyDecided and e.detail]
+        vm.verify(trace.trace_id)
+        store.close()
+        written = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+        if private:
+            assert (details, done) == (["PRIVATE_AMOUNT"], [])
+            assert b"7777123" not in written
+            assert (7_777_123_000_000).to_bytes(6, "big") not in written
+        else:
+            assert (details, done) == ([], [7_777_123, 7_777_123])
+            assert b"7777123000000" in written
+
+    play(main())
+
+
+def test_an_agents_private_conversation_hands_no_amount_to_a_limit(tmp_path: Path) -> None:
+    """What a model proposes may hold whatever its conversation held."""
+    call = Completion(tool_calls=(ToolCall("1", "act", '{"amount": 7777123}'),))
+    flow = program(
+        {"id": "m", "type": "agent", "prompt": "pay $n", "tools": ["act"]},
+        inputs={"type": "object", "properties": {"n": {"type": "integer", "private": True}}},
+    )
+
+    async def main() -> None:
+        store = SqliteStore(tmp_path / "runs.db")
+        policy = {**PAYING, "models": ["default"]}
+        vm = ExecutionVM(
+            Priced(call, cost(0.01)),
+            {"act": lambda amount: amount},
+            store,
+            vault=Vault.in_memory(),
+            policy=policy,
+        )
+        trace = await vm.run(flow, {"n": 7_777_123}, principal=ANA)
+        vm.verify(trace.trace_id)
+        assert trace.status is RunStatus.SUCCESS
+        store.close()
+        assert b"7777123" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+    play(main())
