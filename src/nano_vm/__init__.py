@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from nano_vm.kernel.state import RunStatus as RunStatus
     from nano_vm.kernel.state import StepStatus as StepStatus
     from nano_vm.observe.analyzer import TraceAnalyzer as TraceAnalyzer
+    from nano_vm.observe.archetypes import ArchetypeMonitor as ArchetypeMonitor
+    from nano_vm.observe.archetypes import learn_archetypes as learn_archetypes
     from nano_vm.observe.baseline import Baseline as Baseline
     from nano_vm.observe.baseline import learn_baseline as learn_baseline
     from nano_vm.observe.drift import DriftMonitor as DriftMonitor
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
 
 # Public name -> (module, name there). A subprocess test keeps this table and the imports above equal.
 _PUBLIC: dict[str, tuple[str, str]] = {
+    "ArchetypeMonitor": ("nano_vm.observe.archetypes", "ArchetypeMonitor"),
     "Baseline": ("nano_vm.observe.baseline", "Baseline"),
     "Breaker": ("nano_vm.providers.health", "Breaker"),
     "CapabilityDeniedError": ("nano_vm.errors", "CapabilityDeniedError"),
@@ -117,6 +120,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "VerificationError": ("nano_vm.errors", "VerificationError"),
     "Weights": ("nano_vm.providers.routing", "Weights"),
     "diff": ("nano_vm.journal.diff", "diff"),
+    "learn_archetypes": ("nano_vm.observe.archetypes", "learn_archetypes"),
     "learn_baseline": ("nano_vm.observe.baseline", "learn_baseline"),
     "replan_on_interrupt": ("nano_vm.planner.replan", "replan_on_interrupt"),
     "tool": ("nano_vm.tools.registry", "tool"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from nano_vm.cli.console import printable
 from nano_vm.errors import InputError
 from nano_vm.observe import imports
+from nano_vm.observe.archetypes import Archetypes
 from nano_vm.observe.baseline import FILE_BYTES_MAX, Baseline
 from nano_vm.observe.trajectory import Trajectory
 
@@ -17,25 +18,50 @@ def read_baseline(file: str, program: str) -> Baseline:
     Raises:
         InputError: BASELINE_FILE, BAD_BASELINE.
     """
-    try:
-        with Path(file).open("rb") as handle:
-            baseline = Baseline.from_bytes(handle.read(FILE_BYTES_MAX + 1))
-    except OSError as error:
-        raise _file_error(file, "read", error) from None
-    if baseline.program != program:
-        raise InputError(
-            "BAD_BASELINE",
-            "the baseline is of another program, or of another version of it",
-            help="learn one from the runs of this version",
-        )
+    baseline = Baseline.from_bytes(_read(file))
+    _check_program(baseline.program, program)
     return baseline
 
 
 def write_baseline(file: str, baseline: Baseline) -> None:
     """Raises:
     InputError: BASELINE_FILE."""
+    _write(file, baseline.to_bytes())
+
+
+def read_archetypes(file: str, program: str) -> Archetypes:
+    """The archetypes in a file, as `read_baseline`."""
+    archetypes = Archetypes.from_bytes(_read(file))
+    _check_program(archetypes.program, program)
+    return archetypes
+
+
+def write_archetypes(file: str, archetypes: Archetypes) -> None:
+    """Raises:
+    InputError: BASELINE_FILE."""
+    _write(file, archetypes.to_bytes())
+
+
+def _check_program(found: str, wanted: str) -> None:
+    if found != wanted:
+        raise InputError(
+            "BAD_BASELINE",
+            "the baseline is of another program, or of another version of it",
+            help="learn one from the runs of this version",
+        )
+
+
+def _read(file: str) -> bytes:
     try:
-        Path(file).write_bytes(baseline.to_bytes())
+        with Path(file).open("rb") as handle:
+            return handle.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise _file_error(file, "read", error) from None
+
+
+def _write(file: str, data: bytes) -> None:
+    try:
+        Path(file).write_bytes(data)
     except OSError as error:
         raise _file_error(file, "written", error) from None
 

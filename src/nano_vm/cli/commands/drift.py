@@ -3,6 +3,7 @@
 nano-vm drift PROGRAM                      hold the newer half of its runs against the older
 nano-vm drift PROGRAM --baseline-runs 200 --save FILE
 nano-vm drift PROGRAM --baseline FILE      hold all runs against a baseline that was kept
+nano-vm drift PROGRAM --archetypes         hold every run against those of its own kind
 nano-vm drift PROGRAM --check              exit with 1 unless the runs are STABLE
 nano-vm drift FILE --from xes              traces of other systems, oldest first: what `nano-vm measure` reads
 
@@ -15,12 +16,19 @@ import argparse
 import contextlib
 
 from nano_vm.cli import exits
-from nano_vm.cli.baselines import read_baseline, read_traces, write_baseline
+from nano_vm.cli.baselines import (
+    read_archetypes,
+    read_baseline,
+    read_traces,
+    write_archetypes,
+    write_baseline,
+)
 from nano_vm.cli.console import Console, printable
 from nano_vm.cli.session import Session
 from nano_vm.errors import InputError, NanoVMError, NotFoundError
 from nano_vm.journal.port import RunRecord
 from nano_vm.observe import imports
+from nano_vm.observe.archetypes import FAMILIES_MAX, ArchetypeMonitor, learn_archetypes
 from nano_vm.observe.baseline import Baseline, learn
 from nano_vm.observe.drift import RUNS_MIN, DriftMonitor, Health, Report, calibrate
 from nano_vm.observe.trajectory import Trajectory, of_trace
@@ -53,14 +61,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--horizon", metavar="N", type=int, default=1_000, help="runs (default: 1000)")
     parser.add_argument("--limit", metavar="N", type=int, default=RUNS_MAX, help="look at the N newest runs")
+    parser.add_argument(
+        "--archetypes",
+        metavar="N",
+        type=int,
+        nargs="?",
+        const=FAMILIES_MAX,
+        help=f"hold runs against those of their own family; at most N families (default: {FAMILIES_MAX})",
+    )
     parser.add_argument("--check", action="store_true", help="exit with 1 unless the runs are STABLE")
 
 
 def execute(args: argparse.Namespace, console: Console) -> int:
-    if not 0 < args.limit <= RUNS_MAX:
-        raise InputError("USAGE", f"--limit is a number from 1 to {RUNS_MAX}", help="--limit 1000")
-    if args.baseline and (args.save or args.baseline_runs is not None):
-        raise InputError("USAGE", "a baseline is read or learned, not both", help="leave --baseline out")
+    _check(args)
     if args.form is not None:
         runs, skipped = _foreign(args), 0
     else:
@@ -70,10 +83,26 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         console.note(f"{skipped} runs are left out: their journals cannot be read any more")
     if not runs:
         raise NotFoundError("RUN_NOT_FOUND", "none of the runs can be read", help="`nano-vm verify` says why")
+    health = (
+        _by_archetype(args, console, runs) if args.archetypes is not None else _whole(args, console, runs)
+    )
+    return exits.FAILED if args.check and health is not Health.STABLE else exits.DONE
+
+
+def _check(args: argparse.Namespace) -> None:
+    if not 0 < args.limit <= RUNS_MAX:
+        raise InputError("USAGE", f"--limit is a number from 1 to {RUNS_MAX}", help="--limit 1000")
+    if args.baseline and (args.save or args.baseline_runs is not None):
+        raise InputError("USAGE", "a baseline is read or learned, not both", help="leave --baseline out")
+
+
+def _whole(args: argparse.Namespace, console: Console, runs: list[Trajectory]) -> Health:
+    """All runs of the program against one baseline."""
     if args.baseline:
         baseline, watched = read_baseline(args.baseline, runs[0].program), runs
     else:
-        baseline, watched = _learn(args, runs)
+        count = _baseline_runs(args, runs)
+        baseline, watched = learn(runs[:count]), runs[count:]
     calibration = calibrate(baseline, false_alarm=args.false_alarm, horizon=args.horizon)
     if args.save:
         write_baseline(args.save, baseline)
@@ -83,8 +112,40 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     report = monitor.report()
     program = {"name": baseline.name, "hash": baseline.program}
     console.document({"program": program, "baseline_runs": baseline.runs, **report.to_dict()})
+    _headline(console, report.health, baseline.name)
     _show(console, baseline, report)
-    return exits.FAILED if args.check and report.health is not Health.STABLE else exits.DONE
+    return report.health
+
+
+def _by_archetype(args: argparse.Namespace, console: Console, runs: list[Trajectory]) -> Health:
+    """Every run against the baseline of its own family."""
+    if args.baseline:
+        archetypes, watched = read_archetypes(args.baseline, runs[0].program), runs
+    else:
+        count = _baseline_runs(args, runs)
+        archetypes, watched = learn_archetypes(runs[:count], most=args.archetypes), runs[count:]
+    monitor = ArchetypeMonitor(archetypes, false_alarm=args.false_alarm, horizon=args.horizon)
+    if args.save:
+        write_archetypes(args.save, archetypes)
+    for run in watched:
+        monitor.observe(run)
+    report = monitor.report()
+    console.document(
+        {
+            "program": {"name": archetypes.name, "hash": archetypes.program},
+            "baseline_runs": archetypes.runs,
+            **report.to_dict(),
+        }
+    )
+    _headline(console, report.health, archetypes.name)
+    for family, one in zip(archetypes.families, report.families, strict=True):
+        symbol, style = _MARKS[one.report.health]
+        console.line(
+            f"{console.style(console.symbol(symbol), style)} {one.report.health.value}  {printable(one.name)}: "
+            f"{one.share:.0%} of the runs, {one.expected_share:.0%} in the baseline"
+        )
+        _show(console, family.baseline, one.report)
+    return report.health
 
 
 def _trajectories(session: Session, records: list[RunRecord]) -> tuple[list[Trajectory], int]:
@@ -120,7 +181,8 @@ def _records(session: Session, args: argparse.Namespace) -> list[RunRecord]:
     return [record for record in reversed(ended) if record.program_hash == newest]
 
 
-def _learn(args: argparse.Namespace, runs: list[Trajectory]) -> tuple[Baseline, list[Trajectory]]:
+def _baseline_runs(args: argparse.Namespace, runs: list[Trajectory]) -> int:
+    """How many of the oldest runs the baseline is made of."""
     count = len(runs) // 2 if args.baseline_runs is None else args.baseline_runs
     if count < RUNS_MIN or count > len(runs):
         raise InputError(
@@ -128,16 +190,18 @@ def _learn(args: argparse.Namespace, runs: list[Trajectory]) -> tuple[Baseline, 
             f"{len(runs)} runs have ended, and a baseline of {count} cannot be made of them",
             help=f"a baseline needs at least {RUNS_MIN} runs: wait for more, or use --baseline-runs",
         )
-    return learn(runs[:count]), runs[count:]
+    return int(count)
+
+
+def _headline(console: Console, health: Health, name: str) -> None:
+    symbol, style = _MARKS[health]
+    console.line(
+        f"{console.style(console.symbol(symbol), style)} {console.style(health.value, style)}  {printable(name)}"
+    )
 
 
 def _show(console: Console, baseline: Baseline, report: Report) -> None:
-    symbol, style = _MARKS[report.health]
     calibration = report.calibration
-    console.line(
-        f"{console.style(console.symbol(symbol), style)} {console.style(report.health.value, style)}  "
-        f"{printable(baseline.name)}"
-    )
     console.line(f"  baseline      {baseline.runs} runs, surprisal {calibration.mean:.3f} bits per move")
     console.line(
         f"  since then    {report.runs} runs, surprisal {report.surprisal:.3f}, shift {report.shift:+.1f} sd"
