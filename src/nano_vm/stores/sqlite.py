@@ -528,8 +528,10 @@ class SqliteJournalStore:
         return self._writer.write(work, synced)
 
     def _owners_in_use(self) -> set[str]:
-        sql = """SELECT DISTINCT owner FROM nvm_runs WHERE status IN ('RUNNING', 'SUSPENDED')
-            AND owner IS NOT NULL"""
+        # One index each: runs that wait with nobody owning them may be many.
+        sql = """SELECT owner FROM nvm_runs WHERE status = 'RUNNING' AND owner IS NOT NULL
+            UNION SELECT owner FROM nvm_runs INDEXED BY nvm_runs_held
+            WHERE status = 'SUSPENDED' AND owner IS NOT NULL"""
         try:
             rows = self._reader.query(lambda con: con.execute(sql).fetchall())
         except StoreError:

@@ -142,11 +142,13 @@ class Reader:
 
     def takeable(self, now_ms: int, tenant: str | None = None) -> list[tuple[str, str | None, int]]:
         """(run id, owner, lease_until_ms) of top-level runs that may be in need of an owner, oldest first."""
+        # Left alone SQLite looks at everything that is suspended, which may be most of what is stored.
         sql = """SELECT run_id, owner, lease_until_ms FROM nvm_runs WHERE parent IS NULL AND no IN (
             SELECT no FROM nvm_runs WHERE status = 'RUNNING'
-            UNION SELECT no FROM nvm_runs WHERE status = 'SUSPENDED' AND owner IS NOT NULL
-            UNION SELECT no FROM nvm_runs WHERE status = 'SUSPENDED' AND wake_at_ms > 0 AND wake_at_ms <= ?1
-            UNION SELECT m.run FROM nvm_mail m JOIN nvm_runs r ON r.no = m.run
+            UNION SELECT no FROM nvm_runs INDEXED BY nvm_runs_held WHERE status = 'SUSPENDED' AND owner IS NOT NULL
+            UNION SELECT no FROM nvm_runs INDEXED BY nvm_runs_timer
+                WHERE status = 'SUSPENDED' AND wake_at_ms > 0 AND wake_at_ms <= ?1
+            UNION SELECT m.run FROM nvm_mail m INDEXED BY nvm_mail_open CROSS JOIN nvm_runs r ON r.no = m.run
                 WHERE m.answer IS NULL AND r.status = 'SUSPENDED'
             ) AND (?2 IS NULL OR tenant = ?2) ORDER BY no"""
         return self.query(lambda con: con.execute(sql, (now_ms, tenant)).fetchall())

@@ -6,12 +6,19 @@ never edited: a change is a new one.
 
 from __future__ import annotations
 
-from nano_vm.stores.migrations import m0001_journal, m0002_actions, m0003_policies, m0004_tenants
+from nano_vm.stores.migrations import (
+    m0001_journal,
+    m0002_actions,
+    m0003_policies,
+    m0004_tenants,
+    m0005_listing,
+)
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     m0001_journal.STATEMENTS,
     m0002_actions.STATEMENTS,
     m0003_policies.STATEMENTS,
     m0004_tenants.STATEMENTS,
+    m0005_listing.STATEMENTS,
 )
 VERSION = len(MIGRATIONS)
