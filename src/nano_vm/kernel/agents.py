@@ -189,7 +189,7 @@ def _judged_wrongly(step: CompiledStep, event: ActionProposed, place: int, fault
     if event.tool != (ABSENT if place < 0 else action.tools[place]):
         return Rejection("MISMATCH", f"`{event.step}` proposes another tool")
     if event.verdict == "accepted":
-        if event.reason is not ABSENT:
+        if event.reason is not ABSENT or event.decided is not ABSENT:
             return Rejection("MALFORMED", "an accepted proposal needs no reason")
         return Rejection("GATE", f"`{event.step}` must not: {fault}") if fault else None
     if event.verdict != "rejected" or event.reason is ABSENT or not event.reason:

@@ -179,13 +179,17 @@ class ModelTurned(_Event, kw_only=True):
 class ActionProposed(_Event, kw_only=True):
     """A call that the model of an agent proposes, and whether it is made. `action` numbers the proposals of the
     occurrence from 0; the accepted one is a lane with that number as its item. `tool` is there when the agent may call
-    it. `verdict`: accepted or rejected, then with a `reason`. Payload of a rejection: {"message"}, for the model."""
+    it. `verdict`: accepted or rejected, then with a `reason`. Payload of a rejection: {"message"}, for the model.
+
+    `decided` is there when a policy denies it: {"policy", "reason", "rule"}, and "current", "counts" and "detail" as
+    `PolicyDecided` has them."""
 
     type: ClassVar[str] = "ActionProposed"
 
     action: int
     at_ms: int
     attempt: int
+    decided: dict[str, Any] | UnsetType = UNSET
     item: int | UnsetType = UNSET
     label: int | UnsetType = UNSET
     occurrence: int

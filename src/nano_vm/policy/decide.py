@@ -22,6 +22,7 @@ from nano_vm.program.compiled import FIRST_FREE_SLOT, SLOT_ARGS, SLOT_PRINCIPAL,
 from nano_vm.program.labels import SEALED
 
 ALLOW, ASK, DENY = "allow", "ask", "deny"
+DENIED = "CapabilityDeniedError"  # what `$step.error.type`, or a rejected proposal's reason, says of what is denied
 MILLION = 1_000_000
 _WINDOWS_MS = {"minute": 60_000, "hour": 3_600_000, "day": 86_400_000}
 

@@ -15,11 +15,13 @@ from msgspec import UNSET
 from nano_vm.errors import NanoVMError, VerificationError
 from nano_vm.expr.reference import UNSET as UNASSIGNED
 from nano_vm.journal.entry import Entry
-from nano_vm.kernel.events import ApprovalRequested, Event, PolicyDecided
+from nano_vm.kernel.events import ActionProposed, ApprovalRequested, Event, PolicyDecided
+from nano_vm.kernel.labels import output_label
 from nano_vm.kernel.state import State, activity_key
 from nano_vm.policy.decide import (
     ALLOW,
     ASK,
+    DENIED,
     DENY,
     Decision,
     Request,
@@ -67,7 +69,8 @@ class Recheck:
     def concerns(entries: Iterable[Entry]) -> bool:
         """Whether there is anything in a journal to be decided again."""
         return any(
-            b'"PolicyDecided"' in entry.facts or b'"ApprovalRequested"' in entry.facts for entry in entries
+            any(kind in entry.facts for kind in (b'"PolicyDecided"', b'"ApprovalRequested"', b'"decided"'))
+            for entry in entries
         )
 
     def after(self, entry: Entry, event: Event, state: State) -> None:
@@ -81,14 +84,20 @@ class Recheck:
         """
         if state.seq < state.fork_seq:
             return  # decided in another run, with its id
-        if type(event) is PolicyDecided:
-            if self.closed and self._is_private(event, state):
-                self.unchecked += 1
-                return
-            self.decisions += 1
-            self._decided(entry, event, state)
-        elif type(event) is ApprovalRequested and not self.closed:
-            self._requested(entry, event, state)
+        try:
+            if type(event) is PolicyDecided:
+                if self.closed and self._is_private(event, state):
+                    self.unchecked += 1
+                    return
+                self.decisions += 1
+                self._decided(entry, event, state)
+            elif type(event) is ActionProposed:
+                self._proposed(entry, event, state)
+            elif type(event) is ApprovalRequested and not self.closed:
+                self._requested(entry, event, state)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            # Whoever writes whole journals can give a fact any form.
+            raise _mismatch(entry, "has a form that no decision has") from error
 
     def _decided(self, entry: Entry, event: PolicyDecided, state: State) -> None:
         policies = self._policies(entry, event, state)
@@ -130,6 +139,42 @@ class Recheck:
         if {(key, amount) for key, _, amount in recorded} != wanted:
             raise _mismatch(entry, "does not count what the policy counts")
 
+    def _proposed(self, entry: Entry, event: ActionProposed, state: State) -> None:
+        """A call that a model proposed and a policy denied."""
+        if event.decided is UNSET:
+            if event.reason == DENIED:
+                raise _mismatch(entry, "rejects a proposal, and does not say by which rule")
+            return
+        agent = state.active.get(self._key(event))
+        if agent is None or agent.group is None or agent.group.items is None or event.tool is UNSET:
+            return  # the kernel refuses it
+        private = sealed_parts({"": output_label(self.program.steps[agent.step], agent)})
+        if self.closed and state.labels is not None and private:
+            self.unchecked += 1
+            return
+        decided, number = event.decided, event.action - agent.group.first
+        if not 0 <= number < len(agent.group.items):
+            return
+        self.decisions += 1
+        policies = self._named(entry, state, decided.get("current", ""))
+        request = Request(
+            name=event.tool,
+            args=agent.group.items[number]["arguments"],
+            principal=_assigned(state.slots[SLOT_PRINCIPAL]),
+            run=_assigned(state.slots[SLOT_RUN]) or {},
+            done=self.progress.done,
+            counts={key: so_far for key, so_far, _ in decided.get("counts", ())},
+            at_ms=event.at_ms,
+            private=private if state.labels is not None else frozenset(),
+            tenant=self.tenant,
+        )
+        found = decide_all(policies, request) if policies else None
+        said = (decided.get("rule"), decided.get("policy"), decided.get("reason"), decided.get("detail", ""))
+        if found is None or found.decision != DENY or event.reason != DENIED:
+            raise _mismatch(entry, "rejects a proposal that the policy does not deny")
+        if said != (found.rule, found.policy, found.reason, found.detail):
+            raise _mismatch(entry, f"names the rule `{decided.get('rule')}`, and `{found.rule}` decides")
+
     def _requested(self, entry: Entry, event: ApprovalRequested, state: State) -> None:
         activity = state.active.get(self._key(event))
         if activity is None:
@@ -151,9 +196,10 @@ class Recheck:
         return activity is not None and bool(activity.label & SEALED)
 
     def _policies(self, entry: Entry, event: PolicyDecided, state: State) -> list[Policy]:
-        hashes = [state.policy] if state.policy else []
-        if event.current is not UNSET:
-            hashes.append(event.current)
+        return self._named(entry, state, "" if event.current is UNSET else event.current)
+
+    def _named(self, entry: Entry, state: State, current: str) -> list[Policy]:
+        hashes = [policy_hash for policy_hash in (state.policy, current) if policy_hash]
         try:
             return [self.find(policy_hash) for policy_hash in hashes]
         except NanoVMError as error:
@@ -164,7 +210,7 @@ class Recheck:
                 facts={"seq": entry.seq, "policies": hashes},
             ) from error
 
-    def _key(self, event: PolicyDecided | ApprovalRequested) -> int:
+    def _key(self, event: PolicyDecided | ApprovalRequested | ActionProposed) -> int:
         index = self.program.step_index.get(event.step, -1)
         return activity_key(index, -1 if event.item is UNSET else event.item)
 
@@ -198,8 +244,8 @@ class Recheck:
             kind=kind,
             name=name,
             args=args,
-            principal=None if principal is UNASSIGNED else principal,
-            run={} if run is UNASSIGNED else run,
+            principal=_assigned(principal),
+            run=_assigned(run) or {},
             done=self.progress.done,
             counts={key: so_far for key, so_far, _ in recorded},
             at_ms=event.at_ms,
@@ -229,6 +275,10 @@ class Recheck:
             return False
         waits = [self.program.steps[wait].action for wait in self.program.steps[index].approved_by]
         return any(type(action) is WaitAction for action in waits)
+
+
+def _assigned(value: Any) -> Any:
+    return None if value is UNASSIGNED else value
 
 
 def _mismatch(entry: Entry, what: str) -> VerificationError:

@@ -292,9 +292,10 @@ class Analysis:
     def _vouched(self, step: CompiledStep, action: ToolAction) -> bool:
         """Whether the action is taken with an approval of exactly this action only: by the program's word, or by that
         of a rule that always applies."""
-        if step.approved_by:
-            return True
-        rules = self.policy.rules_for("tool", action.tool) if self.policy is not None else ()
+        return bool(step.approved_by) or self._always_asked(action.tool)
+
+    def _always_asked(self, tool: str) -> bool:
+        rules = self.policy.rules_for("tool", tool) if self.policy is not None else ()
         return any(rule.decision == "ask" and rule.when is None for rule in rules)
 
     def _protected(
@@ -328,9 +329,12 @@ class Analysis:
             message = f"the model of `{step.id}` would be told the secret that `{tool}` yields"
             help = f"take `{tool}` out of `tools`"
             yield Finding("SECRET_IN_PROMPT", message, help, (origin, Hop("conversation", step.id, "prompt")))
-        for name in schema.protected if schema is not None else ():
+        for name in schema.protected if schema is not None and not self._always_asked(tool) else ():
             message = f"`{name}` of `{tool}` takes trusted values only, and a model would propose it"
-            help = f"take `{tool}` out of `tools`, and call it in a step of its own behind a gate"
+            help = (
+                f"take `{tool}` out of `tools`, and call it in a step of its own behind a gate; or have the policy ask "
+                "for an approval of every call"
+            )
             flow = (
                 Hop(f"text of a model in `{step.id}`", step.id, "id"),
                 Hop(f"`{name}` of `{tool}`", step.id, "tools"),

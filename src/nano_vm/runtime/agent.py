@@ -13,6 +13,7 @@ from nano_vm.errors import InputError
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import JudgeAction
 from nano_vm.kernel.limits import AGENT_CALLS_MAX
+from nano_vm.policy.decide import DENIED
 from nano_vm.program.tool_schema import offered_name
 from nano_vm.runtime.admission import PROPOSED, Refusal, examine
 from nano_vm.runtime.ports import Completion, ToolCall, ToolInvoker
@@ -112,24 +113,20 @@ def _clean(text: str, limit: int) -> str:
 
 def judge(run: Run, command: JudgeAction) -> None:
     """Say whether a proposed call is made, and journal it. An accepted one is a tool call like any other from then on:
-    it is examined again at the instant of dispatch."""
+    it is examined and decided again at the instant of dispatch."""
     reason, told = command.fault, _TOLD.get(command.fault, "")
+    decided: dict[str, Any] | None = None
     if not reason:
-        assert command.tool is not None
-        lane = run.program.steps[command.lane]
-        examined = examine(run, lane, command.tool, command.args, PROPOSED)
-        if isinstance(examined, Refusal):
-            reason = examined.code
-            # What the model got wrong it is told; what it may not do, and why, is nothing to tell a model (P8).
-            told = examined.message if reason == "BAD_ARGUMENT" else ""
+        reason, told, decided = _judged(run, command)
     details, payload = (None, None)
     if reason and told:
         details, payload = canonical.normalize({"message": _clean(told, TEXT_CHARS_MAX)})
     run.record_event(
         ev.ActionProposed(
             action=command.action,
-            at_ms=run.engine.clock.now_ms(),
+            at_ms=run.engine.clock.now_ms() if decided is None else decided.pop("at_ms"),
             attempt=command.attempt,
+            decided=_UNSET if decided is None else decided,
             item=command.item if command.item >= 0 else _UNSET,
             occurrence=command.occurrence,
             payload=_UNSET if payload is None else details,
@@ -140,3 +137,20 @@ def judge(run: Run, command: JudgeAction) -> None:
         ),
         payload,
     )
+
+
+def _judged(run: Run, command: JudgeAction) -> tuple[str, str, dict[str, Any] | None]:
+    """Why a proposal that may be one is rejected, what the model is told, and what a policy said; empty, when it is
+    not."""
+    assert command.tool is not None
+    lane = run.program.steps[command.lane]
+    decided = None if run.gate is None else run.gate.proposed(command)
+    asks = decided is not None and decided["decision"] == "ask"
+    # Where a person will be asked about exactly this action, somebody vouches for what is in it.
+    examined = examine(run, lane, command.tool, command.args, PROPOSED, vouched=asks)
+    if isinstance(examined, Refusal):
+        # What the model got wrong it is told; what it may not do, and why, is nothing to tell a model (P8).
+        return examined.code, examined.message if examined.code == "BAD_ARGUMENT" else "", None
+    if decided is None or decided.pop("decision") != "deny":
+        return "", "", None
+    return DENIED, "", decided

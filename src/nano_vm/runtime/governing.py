@@ -19,11 +19,21 @@ from nano_vm.expr.reference import UNSET as UNASSIGNED
 from nano_vm.journal.entry import decided_of, decision_of
 from nano_vm.journal.replay import KEYED
 from nano_vm.kernel import events as ev
-from nano_vm.kernel.commands import CallModel, CallTool, Command, Compensate, Reconcile, RequestApproval
-from nano_vm.kernel.state import State, activity_key
+from nano_vm.kernel.commands import (
+    CallModel,
+    CallTool,
+    Command,
+    Compensate,
+    JudgeAction,
+    Reconcile,
+    RequestApproval,
+)
+from nano_vm.kernel.labels import output_label
+from nano_vm.kernel.state import Activity, State, activity_key
 from nano_vm.policy.decide import (
     ALLOW,
     ASK,
+    DENIED,
     DENY,
     Asked,
     Counter,
@@ -39,6 +49,7 @@ from nano_vm.policy.load import stored_policy
 from nano_vm.policy.model import RESERVED, Approval, Policy
 from nano_vm.policy.progress import Progress
 from nano_vm.program.compiled import SLOT_RUN, CompiledProgram, CompiledStep, ToolAction, WaitAction
+from nano_vm.runtime.admission import PROPOSED
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.reservations import Reservation, taken, worst_case
 from nano_vm.runtime.sealing import keyed_content
@@ -50,7 +61,6 @@ if TYPE_CHECKING:
     from nano_vm.runtime.ports import ToolSpec
 
 _UNSET = ev.UNSET
-DENIED = "CapabilityDeniedError"  # what `$step.error.type` says of an action that is not allowed
 APPROVAL_EXPIRY_MS = 7 * 86_400_000  # of an approval for which neither policy nor wait says how long
 DEFAULT_MODEL = "default"
 COUNTED_MAX = 2**62  # what a correction may come to: it is no request, and never refused
@@ -234,6 +244,8 @@ class Gate:
     async def ahead(self, command: Command) -> None:
         """What has to be written before a dispatch can be decided: the policy in force, and what limits count. The
         check of a limit and its counting are one transaction of the store, so runs at once never exceed it together."""
+        if isinstance(command, JudgeAction) and self.engine.policy is not None:
+            await self.engine.keep_policy(self.engine.policy)
         if not isinstance(command, CallTool | CallModel | Compensate):
             return
         spec = None if isinstance(command, CallModel) else self.engine.tools.spec(command.tool)
@@ -320,6 +332,39 @@ class Gate:
         verdict = self.judge(self.policies, command, self.engine.tools.spec(command.tool))
         return bool(verdict.asks) and verdict.decision.decision != DENY
 
+    def proposed(self, command: JudgeAction) -> dict[str, Any] | None:
+        """What the policies say of a call that a model proposes, as it would be decided if it were made now; None where
+        no policy governs it. Nothing is counted: an accepted proposal is decided again when it is dispatched."""
+        policies = self.policies
+        if not policies:
+            return None
+        assert command.tool is not None
+        lane = self.run.program.steps[command.lane]
+        call = CallTool(
+            step=command.lane,
+            step_id=lane.id,
+            occurrence=command.occurrence,
+            item=command.action,
+            attempt=1,
+            tool=command.tool,
+            args=command.args,
+        )
+        agent = self.run.state.active[activity_key(command.step, command.item)]
+        request, counts = self._request(policies, call, proposal_parts(self.run, agent))
+        decision = decide_all(policies, request)
+        current = self._other()
+        said = {
+            "at_ms": request.at_ms,
+            "counts": counts,
+            "current": "" if current is None else current.hash,
+            "decision": decision.decision,
+            "detail": decision.detail,
+            "policy": decision.policy,
+            "reason": decision.reason,
+            "rule": decision.rule,
+        }
+        return {name: value for name, value in said.items() if value}
+
     def may_repeat(self, command: Reconcile) -> bool:
         """Whether an attempt whose outcome is unknown would be admitted once more, as it stands now. Where it would
         not, it must not be given up either: it may have happened, and somebody has to find out."""
@@ -363,7 +408,9 @@ class Gate:
         keyed = keyed_content(self.run, command)
         return digest if keyed is None else KEYED + keyed(digest.encode())
 
-    def _request(self, policies: Sequence[Policy], command: Action) -> tuple[Request, list[list[Any]]]:
+    def _request(
+        self, policies: Sequence[Policy], command: Action, parts: frozenset[str] | None = None
+    ) -> tuple[Request, list[list[Any]]]:
         run = self.run
         tokens, cost, private = None, None, frozenset[str]()
         if type(command) is CallModel:
@@ -374,7 +421,7 @@ class Gate:
                 tokens, cost = reservation.tokens, reservation.cost_nanousd
         else:
             kind, name, args = "tool", command.tool, command.args  # type: ignore[union-attr]
-            private = private_parts(run.state, command)
+            private = private_parts(run.state, command) if parts is None else parts
         facts = run.state.slots[SLOT_RUN]
         request = Request(
             kind=kind,
@@ -635,6 +682,14 @@ def _key(command: Any) -> tuple[int, int]:
 def _model_name(command: CallModel) -> str:
     model = command.request.get("model", DEFAULT_MODEL)
     return model if type(model) is str else DEFAULT_MODEL
+
+
+def proposal_parts(run: Run, agent: Activity) -> frozenset[str]:
+    """`private_parts` of an action that the model of an agent proposes."""
+    if run.state.labels is None:
+        return frozenset()
+    label = output_label(run.program.steps[agent.step], agent)
+    return sealed_parts({name: bits | label for name, bits in PROPOSED.items()})
 
 
 def private_parts(state: State, command: Any) -> frozenset[str]:

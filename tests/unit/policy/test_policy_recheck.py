@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from nano_vm import ExecutionVM, MemoryStore, MockLLMAdapter, VerificationError
+from nano_vm import Completion, ExecutionVM, MemoryStore, MockLLMAdapter, ToolCall, VerificationError
 from nano_vm.journal.entry import Chain, Entry, open_events
 from nano_vm.journal.replay import verify_run
-from nano_vm.kernel.events import PolicyDecided
+from nano_vm.kernel.events import ActionProposed, PolicyDecided
 from nano_vm.policy import load_policy
 from nano_vm.policy.recheck import Recheck
 
@@ -169,3 +169,64 @@ def test_what_was_reserved_for_a_model_has_to_fit_the_limit(counts: Any) -> None
     with pytest.raises(VerificationError) as caught:
         verify(vm, run_id, rewritten(run_id, vm.store.read(run_id), falsify))
     assert caught.value.code == "REPLAY_MISMATCH"
+
+
+AGENT = {"name": "p", "steps": [{"id": "m", "type": "agent", "prompt": "?", "tools": ["act", "check"]}]}
+PROPOSED = {
+    "policy": "p",
+    "tools": ["check"],
+    "models": ["*"],
+    "rules": [{"id": "few", "tools": ["act"], "limits": [{"max_sum": 5, "of": "$args.n", "per": ["run"]}]}],
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"decided": msgspec.UNSET},
+        {"decided": {"rule": "other"}},
+        {"decided": {"reason": "RULE"}},
+        {"decided": {"policy": "sha256:" + "0" * 64}},
+        {"decided": {"current": "sha256:" + "0" * 64}},
+        {"decided": {"counts": 7}},
+        {"decided": {"counts": [[1]]}},
+        {"decided": {"rule": {}}},
+        {"reason": "SOMETHING"},
+        {"action": 1},  # the one that the policy allows
+    ],
+)
+def test_a_proposal_that_the_policy_does_not_deny_is_not_rejected_in_its_name(change: dict[str, Any]) -> None:
+    calls = (ToolCall("1", "act", '{"n": 7}'), ToolCall("2", "check", "{}"))
+    model = MockLLMAdapter([Completion(tool_calls=calls), "done"])
+    tools = {"act": lambda n: n, "check": lambda: True}
+    vm = ExecutionVM(model, tools, MemoryStore(), policy=PROPOSED)
+    run_id = vm.run_sync(AGENT).trace_id
+    vm.verify(run_id)
+    entries = vm.store.read(run_id)
+
+    def falsified(event: Any) -> Any:
+        if type(event) is not ActionProposed:
+            return event
+        if "action" in change:  # the denial is moved to the other call
+            if event.action == 0:
+                return msgspec.structs.replace(
+                    event, decided=msgspec.UNSET, reason=msgspec.UNSET, verdict="accepted"
+                )
+            denied = {"policy": vm.policy.hash, "reason": "RULE", "rule": "tools"}
+            return msgspec.structs.replace(
+                event, decided=denied, reason="CapabilityDeniedError", verdict="rejected"
+            )
+        if event.action:
+            return event
+        fields = dict(change)
+        if type(fields.get("decided")) is dict:
+            fields["decided"] = {**event.decided, **fields["decided"]}
+        return msgspec.structs.replace(event, **fields)
+
+    chain, found = Chain(run_id), []
+    for entry in entries:
+        events = [falsified(event) for event in open_events(entry)]
+        found.append(chain.seal(events[0], entry.salt, entry.payload, events[1:]))
+    with pytest.raises(VerificationError) as caught:
+        verify(vm, run_id, found)
+    assert caught.value.code in ("REPLAY_MISMATCH", "POLICY_UNKNOWN")

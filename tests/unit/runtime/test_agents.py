@@ -409,3 +409,98 @@ def test_what_the_policy_denies_never_starts_and_the_model_is_told_no_more_than_
     assert hands.done.effects == ["find x"]
     assert results(model) == ['{"error":"CapabilityDeniedError"}', '["x"]']
     assert "PolicyDecided" in kinds(trace)
+    assert [(p["verdict"], p["reason"]) for p in trace.step("m").proposals] == [
+        ("rejected", "CapabilityDeniedError"),
+        ("accepted", None),
+    ]
+    assert [step.id for step in trace.steps] == [
+        "m.find",
+        "m",
+    ]  # what was rejected is no action, and no failed one
+    (denied,) = [e for e in trace.events if e.type == "ActionProposed" and e.verdict == "rejected"]
+    assert denied.decided == {"policy": vm.policy.hash, "reason": "DEFAULT", "rule": "default"}
+
+
+def test_a_proposal_is_held_against_conditions_limits_and_what_must_precede(opener: Opener) -> None:
+    hands = Hands()
+    turns = [propose(("pay", {"amount": amount})) for amount in (3, 900, 4, 5)]
+    model = MockLLMAdapter([turns[0], propose(("find", {"q": "x"})), *turns, "done"])
+    policy = {
+        "policy": "p",
+        "tools": ["find"],
+        "models": ["*"],
+        "rules": [
+            {"id": "much", "tools": ["pay"], "when": "$args.amount > 100", "decision": "deny"},
+            {
+                "id": "few",
+                "tools": ["pay"],
+                "requires": ["find"],
+                "limits": [{"max_calls": 2, "per": ["run"]}],
+            },
+        ],
+    }
+    vm = opener(llm=model, tools=hands.tools, policy=policy)
+    trace = play(vm.run(program(agent("find", "pay")), {"q": "it"}))
+    sound(vm, trace)
+    assert trace.final_output == "done"
+    assert hands.done.effects == ["pay 3", "find x", "pay 3", "pay 4"][1:]
+    decided = [e.decided or None for e in trace.events if e.type == "ActionProposed"]
+    assert [said and (said["rule"], said["reason"], said.get("detail")) for said in decided] == [
+        ("few", "REQUIRES", "tool:find"),
+        None,
+        None,
+        ("much", "RULE", None),
+        None,
+        ("few", "LIMIT", "calls per run"),
+    ]
+    assert results(model)[-1] == '{"error":"CapabilityDeniedError"}'
+
+
+def test_a_policy_that_comes_into_force_in_the_middle_of_a_conversation_rejects(opener: Opener) -> None:
+    hands = Hands()
+    model = MockLLMAdapter([propose(("find", {"q": "x"}), ("pay", {"amount": 1})), "done"])
+    vm = opener(llm=model, tools=hands.tools, policy={"policy": "p", "default": "allow"})
+
+    @tool
+    def find(q: str) -> str:
+        vm.set_policy({"policy": "q", "tools": ["find"], "models": ["*"]})
+        return q
+
+    vm.register_tool("find", find)
+    trace = play(vm.run(program(agent("find", "pay")), {"q": "it"}))
+    sound(vm, trace)
+    assert (trace.final_output, hands.done.effects) == ("done", [])
+    (denied,) = [e for e in trace.events if e.type == "ActionProposed" and e.verdict == "rejected"]
+    assert denied.decided["current"] == vm.policy.hash
+
+
+def test_a_person_may_vouch_for_what_a_model_proposes(opener: Opener) -> None:
+    """A protected parameter takes a model's word where somebody approves exactly this action, and not otherwise."""
+    done = Counter()
+    ana, eve = {"id": "ana", "roles": []}, {"id": "eve", "roles": ["boss"]}
+
+    @tool(protected=["amount"])
+    async def pay(amount: int) -> str:
+        done(f"pay {amount}")
+        return "paid"
+
+    policy = {
+        "policy": "p",
+        "models": ["*"],
+        "rules": [{"id": "ask", "tools": ["pay"], "approval": {"roles": ["boss"]}}],
+    }
+
+    async def main() -> None:
+        model = MockLLMAdapter([propose(("pay", {"amount": 7}), ("pay", {"amount": 8})), "done"])
+        vm = opener(llm=model, tools={"pay": pay}, policy=policy)
+        trace = await vm.run(program(agent("pay")), {"q": "it"}, principal=ana)
+        assert (trace.status, done.effects) == (RunStatus.SUSPENDED, [])
+        (found,) = vm.approvals()
+        assert found.shown["args"] == {"amount": 7}
+        trace = await vm.approve(trace.trace_id, principal=eve)
+        trace = await vm.approve(trace.trace_id, False, principal=eve)
+        assert (trace.final_output, done.effects) == ("done", ["pay 7"])
+        assert results(model) == ["paid", '{"error":"APPROVAL_DENIED"}']
+        sound(vm, trace)
+
+    play(main())
