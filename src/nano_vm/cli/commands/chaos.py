@@ -1,6 +1,7 @@
 """Break the engine on purpose: real processes on a real database, killed with SIGKILL, raced, flooded and lied to.
 
-scenarios: all thirteen by default; `simulate` runs seeded simulations instead, in virtual time.
+scenarios: all thirteen by default; `simulate` runs seeded simulations instead, in virtual time; `soak` puts mixed load
+on one database for a long time, kills at random, and watches memory and file handles.
 exit codes: 0 no promise was broken, 1 one was (it is named)
 """
 
@@ -17,6 +18,8 @@ from nano_vm.errors import InputError
 SIMULATE = "simulate"
 FULL_EVENTS = 1_000_000
 SECONDS = 120.0
+SOAK = "soak"
+SOAK_SECONDS = 1_200.0
 TOTALS = ("rounds", "runs", "events", "kills", "effects", "unknown", "refusals")
 
 
@@ -42,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=None,
         metavar="S",
-        help=f"the most time for all together (default: {SECONDS:.0f}; with --full none)",
+        help=f"the most time for all together (default: {SECONDS:.0f}; with --full none); of `soak`: how long "
+        f"(default: {SOAK_SECONDS:.0f})",
     )
 
 
@@ -56,13 +60,15 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         return exits.DONE
     if args.scenarios == [SIMULATE]:
         return _simulate(args, console)
+    if args.scenarios == [SOAK]:
+        return _soak(args, console)
     known = {one.name for one in SCENARIOS}
     for name in args.scenarios:
         if name not in known:
             raise InputError(
                 "USAGE",
                 f"unknown scenario `{name[:60]}`",
-                help=f"one of: {', '.join(sorted(known))}, {SIMULATE}",
+                help=f"one of: {', '.join(sorted(known))}, {SIMULATE}, {SOAK}",
             )
     events = args.events if args.events is not None else FULL_EVENTS if args.full else 0
     seconds = args.seconds if args.seconds is not None else math.inf if args.full else SECONDS
@@ -135,3 +141,39 @@ def _simulate(args: argparse.Namespace, console: Console) -> int:
         "bad" if broken else "good",
     )
     return code
+
+
+def _soak(args: argparse.Namespace, console: Console) -> int:
+    from nano_vm.testing.chaos.soak import Report, soak
+
+    def heard(report: Report) -> None:
+        console.note(
+            f"  {report.seconds:.0f} s: {report.kills} kills, memory {_mebibytes(report.memory_bytes)}, "
+            f"handles {report.handles.get('last', 0)}, database {report.database_bytes / 2**20:.0f} MiB"
+        )
+
+    seconds = args.seconds if args.seconds is not None else SOAK_SECONDS
+    report = soak(seconds, seed=args.seed, durability=args.durability, heard=heard)
+    code = exits.FAILED if report.violations else exits.DONE
+    console.document({"seed": args.seed, **report.to_dict(), "exit_code": code})
+    console.line(
+        f"{report.seconds:.0f} s, {report.runs} runs, {report.events} events, {report.kills} kills, "
+        f"{report.effects} effects"
+    )
+    console.line(
+        f"memory {_mebibytes(report.memory_bytes)}, handles {report.handles.get('warm', 0)} -> "
+        f"{report.handles.get('last', 0)}, threads {report.threads.get('warm', 0)} -> {report.threads.get('last', 0)}, "
+        f"write-ahead log at most {report.log_bytes_max / 2**20:.0f} MiB"
+    )
+    for violation in report.violations[:10]:
+        console.line(f"    {violation}", "bad")
+    flat = "" if report.flat is None else ", memory and handles flat"
+    console.line(
+        f"PROMISES BROKEN: {len(report.violations)}" if report.violations else f"no promise broken{flat}",
+        "bad" if report.violations else "good",
+    )
+    return code
+
+
+def _mebibytes(memory: dict[str, int]) -> str:
+    return f"{memory.get('warm', 0) / 2**20:.1f} -> {memory.get('last', 0) / 2**20:.1f} MiB"
