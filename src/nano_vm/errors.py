@@ -372,6 +372,9 @@ CODES: dict[str, ErrorCode] = {
     "APPROVAL_EXPIRED": ErrorCode(C, False, 4, "an approval, or the request for it, has expired"),
     "APPROVAL_DENIED": ErrorCode(C, False, 4, "an action was not approved"),
     "SELF_APPROVAL": ErrorCode(C, False, 4, "another person has to approve"),
+    "PROGRAM_PAUSED": ErrorCode(
+        C, True, 4, "no new runs of the program are begun until somebody lifts the pause"
+    ),
     "CAPABILITY_DENIED": ErrorCode(C, False, 4, "the policy or the principal's role does not allow it"),
     "STATE_MALFORMED": ErrorCode(T, False, 5, "a snapshot that cannot be read"),
     # --- runtime ------------------------------------------------------------------------------------------

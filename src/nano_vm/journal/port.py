@@ -114,6 +114,17 @@ class Mail(msgspec.Struct, kw_only=True, frozen=True):
     answer: bytes | None = None
 
 
+class Pause(msgspec.Struct, kw_only=True, frozen=True):
+    """A word about a program, named by its name or hash: whether runs of it may begin, who said so, and why."""
+
+    tenant: str
+    program: str
+    paused: bool
+    reason: str = ""
+    by: str = ""
+    at_ms: int = 0
+
+
 class Transaction(Protocol):
     """An open store transaction handed to a `transactional` tool."""
 
@@ -246,6 +257,13 @@ class JournalStore(Protocol):
     def count(self, action: str, wanted: Sequence[tuple[str, int, int]], now_ms: int) -> bool:
         """Add amounts to keys, durably and at once, unless one of them would exceed its maximum: then nothing is
         added. `wanted` holds (key, amount, maximum). The same action is counted once."""
+
+    # --- pauses -------------------------------------------------------------------------------------------
+    def mark_pause(self, pause: Pause) -> None:
+        """Keep a word about a program, durably. The last one counts; none is forgotten."""
+
+    def pauses(self, tenant: str | None = None) -> list[Pause]:
+        """The programs that are paused, in the order in which they were."""
 
     # --- mail ---------------------------------------------------------------------------------------------
     def post(self, run_id: str, mail: Mail) -> None:

@@ -20,6 +20,7 @@ from nano_vm.journal.port import (
     DEFAULT_TENANT,
     TENANT_SEPARATOR,
     JournalStore,
+    Pause,
     RunQuery,
     RunRecord,
     qualified,
@@ -47,6 +48,7 @@ from nano_vm.runtime.keeper import Keeper
 from nano_vm.runtime.labelling import Needs, needs_of, prove_calls, require_keys
 from nano_vm.runtime.lane import Lane
 from nano_vm.runtime.patience import patiently
+from nano_vm.runtime.pausing import Pausing
 from nano_vm.runtime.ports import (
     Clock,
     Entropy,
@@ -144,6 +146,7 @@ class Engine:
         self.background: set[asyncio.Task[Any]] = set()  # kept from being collected
         self.keeper = Keeper(self)
         self.listeners: list[Listener] = []
+        self.pausing = Pausing(self)
         self.lane = True  # off in the tests that compare it with the general path
         self.proves = True  # off in the tests of what happens where nothing was proved
         self.needs: dict[str, Needs] = {}  # by program hash
@@ -426,6 +429,7 @@ class Engine:
         if needs.labels and pinned and self.proves:
             prove_calls(self, program, compiled, pinned)
         now = self.clock.now_ms()
+        self.pausing.check(compiled.name, compiled.hash, tenant, now)
         run_id = qualified(trace_id or self.new_run_id(now), tenant)
         record = RunRecord(
             run_id=run_id,
@@ -822,6 +826,44 @@ class Engine:
         """Erase again what a restored back-up has brought back, and complete what a crash has cut. Returns the receipts
         of all erasures; none without a vault."""
         return [] if self.keys is None else await erasure.replay(self)
+
+    async def pause(
+        self,
+        program: str,
+        reason: str = "",
+        *,
+        by: str | Mapping[str, Any] | None = None,
+        tenant: str | None = None,
+    ) -> Pause:
+        """Begin no more runs of a program, named by its name or hash, until `lift_pause`. Runs that have begun go on.
+        Other processes on the store heed it within half a second; starting one raises PROGRAM_PAUSED there and here.
+
+        Raises:
+            CapabilityDeniedError: CAPABILITY_DENIED for somebody who may not act. InputError: USAGE.
+        """
+        return await patiently(lambda: self.pausing.mark(program, True, reason, by, tenant))
+
+    async def lift_pause(
+        self,
+        program: str,
+        reason: str = "",
+        *,
+        by: str | Mapping[str, Any] | None = None,
+        tenant: str | None = None,
+    ) -> Pause:
+        """Let runs of a program begin again; nothing when they might."""
+        return await patiently(lambda: self.pausing.mark(program, False, reason, by, tenant))
+
+    def paused(
+        self, *, tenant: str | None = None, principal: str | Mapping[str, Any] | None = None
+    ) -> list[Pause]:
+        """The programs that are paused, with who paused them and why."""
+        check_right(self.access, principal, READ)
+        return self.store.pauses(self._tenant(principal, tenant))
+
+    def refuse_paused(self, program: CompiledProgram, tenant: str) -> None:
+        """Raises CapabilityDeniedError PROGRAM_PAUSED when no run of it may begin."""
+        self.pausing.check(program.name, program.hash, tenant, self.clock.now_ms())
 
     # --- what the driver needs --------------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ async def fork(
     source = engine.store.record(trace_id)
     check_names(new_trace_id, None, source.tenant)
     program = engine.load_program(source.program_hash)
+    engine.refuse_paused(program, source.tenant)
     index = program.step_index.get(at_step)
     if index is None or program.steps[index].parent >= 0:
         raise NotFoundError("UNKNOWN_STEP", f"the program `{program.name}` has no top-level step `{at_step}`")

@@ -15,7 +15,16 @@ import msgspec
 from nano_vm import canonical
 from nano_vm.errors import InputError, StoreError
 from nano_vm.journal.entry import GENESIS, Entry
-from nano_vm.journal.port import DEFAULT_TENANT, LEASE_MS, Mail, RunQuery, RunRecord, RunUpdate, Transaction
+from nano_vm.journal.port import (
+    DEFAULT_TENANT,
+    LEASE_MS,
+    Mail,
+    Pause,
+    RunQuery,
+    RunRecord,
+    RunUpdate,
+    Transaction,
+)
 from nano_vm.stores import rules
 from nano_vm.stores.guarded import GuardedConnection, Turnstile, inside_tool
 
@@ -81,6 +90,7 @@ class MemoryJournalStore:
         self._names: dict[tuple[str, str], str] = {}  # by tenant and name
         self._actions: dict[str, tuple[str, str]] = {}
         self._policies: dict[str, bytes] = {}
+        self._pauses: dict[tuple[str, str], Pause] = {}
         self._counts: dict[str, dict[str, int]] = {}  # key -> action -> amount
         self._lock = threading.RLock()
         self._turnstile = Turnstile()
@@ -344,6 +354,15 @@ class MemoryJournalStore:
         if body is None:
             raise rules.policy_not_found(policy_hash)
         return body
+
+    def mark_pause(self, pause: Pause) -> None:
+        self._check_open()
+        self._pauses.pop((pause.tenant, pause.program), None)
+        self._pauses[pause.tenant, pause.program] = pause
+
+    def pauses(self, tenant: str | None = None) -> list[Pause]:
+        self._check_open()
+        return [one for one in self._pauses.values() if one.paused and tenant in (None, one.tenant)]
 
     def counted(self, keys: Sequence[str], action: str) -> list[int]:
         self._check_open()

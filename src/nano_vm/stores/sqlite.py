@@ -25,12 +25,13 @@ from nano_vm.journal.port import (
     LEASE_MS,
     Durable,
     Mail,
+    Pause,
     RunQuery,
     RunRecord,
     RunUpdate,
     Transaction,
 )
-from nano_vm.stores import rules, sqlite_integrity, sqlite_policies
+from nano_vm.stores import rules, sqlite_integrity, sqlite_pauses, sqlite_policies
 from nano_vm.stores.guarded import Turnstile, inside_tool, refuse_inside
 from nano_vm.stores.owners import OwnerLock
 from nano_vm.stores.sqlite_batch import Work
@@ -338,6 +339,13 @@ class SqliteJournalStore:
     def policy(self, policy_hash: str) -> bytes:
         self._check_open()
         return self._reader.query(lambda con: sqlite_policies.find_policy(con, policy_hash))
+
+    def mark_pause(self, pause: Pause) -> None:
+        self._write(lambda con: sqlite_pauses.mark(con, pause))
+
+    def pauses(self, tenant: str | None = None) -> list[Pause]:
+        self._check_open()
+        return self._reader.query(lambda con: sqlite_pauses.find(con, tenant))
 
     def counted(self, keys: Sequence[str], action: str) -> list[int]:
         self._check_open()

@@ -19,6 +19,7 @@ from nano_vm.journal.port import (
     Durable,
     JournalStore,
     Mail,
+    Pause,
     RunQuery,
     RunRecord,
     RunUpdate,
@@ -164,6 +165,12 @@ class TenantStore:
 
     def policy(self, policy_hash: str) -> bytes:
         return self.store.policy(policy_hash)
+
+    def mark_pause(self, pause: Pause) -> None:
+        self.store.mark_pause(msgspec.structs.replace(pause, tenant=self.tenant))
+
+    def pauses(self, tenant: str | None = None) -> list[Pause]:
+        return self.store.pauses(self.tenant)
 
     def counted(self, keys: Sequence[str], action: str) -> list[int]:
         return self.store.counted(keys, action)

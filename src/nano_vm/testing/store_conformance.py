@@ -19,6 +19,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from nano_vm import canonical
 from nano_vm.errors import NanoVMError
 from nano_vm.journal.entry import GENESIS, Chain, Entry, verify_entry
@@ -29,6 +31,7 @@ from nano_vm.journal.port import (
     Durable,
     JournalStore,
     Mail,
+    Pause,
     RunQuery,
     RunRecord,
     RunUpdate,
@@ -652,6 +655,23 @@ class StoreConformance:
         assert store.policy(digest) == body
         with refusal("USAGE"):
             store.put_policy(digest, body + b" ", NOW)
+
+    # --- pauses -------------------------------------------------------------------------------------------
+
+    @on_one_store
+    async def test_the_last_word_about_a_program_counts(self, store: JournalStore) -> None:
+        assert store.pauses() == []
+        first = Pause(tenant="default", program="p", paused=True, reason="why", by="ana", at_ms=NOW)
+        other = Pause(tenant="acme", program="p", paused=True, at_ms=NOW + 1)
+        store.mark_pause(first)
+        store.mark_pause(other)
+        assert store.pauses() == [first, other]
+        assert store.pauses("acme") == [other]
+        store.mark_pause(msgspec.structs.replace(first, paused=False, at_ms=NOW + 2))
+        assert store.pauses() == [other]
+        again = msgspec.structs.replace(first, reason="again", at_ms=NOW + 3)
+        store.mark_pause(again)
+        assert store.pauses() == [other, again]
 
     @on_one_store
     async def test_what_would_exceed_a_limit_is_not_counted_at_all(self, store: JournalStore) -> None:

@@ -5,6 +5,9 @@ nano-vm drift PROGRAM --baseline-runs 200 --save FILE
 nano-vm drift PROGRAM --baseline FILE      hold all runs against a baseline that was kept
 nano-vm drift PROGRAM --archetypes         hold every run against those of its own kind
 nano-vm drift PROGRAM --check              exit with 1 unless the runs are STABLE
+nano-vm drift PROGRAM --pause              when they are DEGRADED, begin no more runs of it
+nano-vm drift PROGRAM --resume             let runs of it begin again
+nano-vm drift --paused                     what is paused, by whom and why
 nano-vm drift FILE --from xes              traces of other systems, oldest first: what `nano-vm measure` reads
 
 PROGRAM is a name or a hash. Runs that have not ended do not count.
@@ -13,9 +16,14 @@ PROGRAM is a name or a hash. Runs that have not ended do not count.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
+from typing import Any
+
+import msgspec
 
 from nano_vm.cli import exits
+from nano_vm.cli.arguments import principal
 from nano_vm.cli.baselines import (
     read_archetypes,
     read_baseline,
@@ -31,7 +39,9 @@ from nano_vm.observe import imports
 from nano_vm.observe.archetypes import FAMILIES_MAX, ArchetypeMonitor, learn_archetypes
 from nano_vm.observe.baseline import Baseline, learn
 from nano_vm.observe.drift import RUNS_MIN, DriftMonitor, Health, Report, calibrate
+from nano_vm.observe.escalation import AnyReport, pause_drifting
 from nano_vm.observe.trajectory import Trajectory, of_trace
+from nano_vm.runtime.engine import Engine
 
 RUNS_MAX = 10_000
 _MARKS = {Health.STABLE: ("good", "good"), Health.DRIFTING: ("wait", "warn"), Health.DEGRADED: ("bad", "bad")}
@@ -39,7 +49,7 @@ _MARKS = {Health.STABLE: ("good", "good"), Health.DRIFTING: ("wait", "warn"), He
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "program", metavar="PROGRAM|FILE", help="name or hash of the program; with --from a file"
+        "program", metavar="PROGRAM|FILE", nargs="?", help="name or hash of the program; with --from a file"
     )
     parser.add_argument(
         "--from", dest="form", choices=sorted(imports.READERS), help="PROGRAM is a file of this form"
@@ -69,11 +79,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=FAMILIES_MAX,
         help=f"hold runs against those of their own family; at most N families (default: {FAMILIES_MAX})",
     )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--pause", action="store_true", help="begin no more runs of it when they are DEGRADED")
+    what.add_argument("--resume", action="store_true", help="lift the pause; nothing is measured")
+    what.add_argument("--paused", action="store_true", help="list what is paused")
+    parser.add_argument("--reason", metavar="TEXT", default="", help="with --resume: why; kept with it")
     parser.add_argument("--check", action="store_true", help="exit with 1 unless the runs are STABLE")
 
 
 def execute(args: argparse.Namespace, console: Console) -> int:
     _check(args)
+    if args.paused:
+        return _list_paused(args, console)
+    if args.resume:
+        return _resume(args, console)
     if args.form is not None:
         runs, skipped = _foreign(args), 0
     else:
@@ -83,20 +102,31 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         console.note(f"{skipped} runs are left out: their journals cannot be read any more")
     if not runs:
         raise NotFoundError("RUN_NOT_FOUND", "none of the runs can be read", help="`nano-vm verify` says why")
-    health = (
-        _by_archetype(args, console, runs) if args.archetypes is not None else _whole(args, console, runs)
-    )
+    watch = _whole if args.archetypes is None else _by_archetype
+    document, report = watch(args, console, runs)
+    health = report.health
+    if args.pause:
+        document["paused"] = health is Health.DEGRADED
+        if health is Health.DEGRADED:
+            _pause(args, console, runs[0].program, report)
+    console.document(document)
     return exits.FAILED if args.check and health is not Health.STABLE else exits.DONE
 
 
 def _check(args: argparse.Namespace) -> None:
     if not 0 < args.limit <= RUNS_MAX:
         raise InputError("USAGE", f"--limit is a number from 1 to {RUNS_MAX}", help="--limit 1000")
+    if (args.program is None) is not args.paused:
+        raise InputError("USAGE", "name a program, or say --paused", help="nano-vm drift PROGRAM")
+    if args.form is not None and (args.pause or args.resume):
+        raise InputError("USAGE", "runs of other systems are not ours to pause", help="leave --from out")
     if args.baseline and (args.save or args.baseline_runs is not None):
         raise InputError("USAGE", "a baseline is read or learned, not both", help="leave --baseline out")
 
 
-def _whole(args: argparse.Namespace, console: Console, runs: list[Trajectory]) -> Health:
+def _whole(
+    args: argparse.Namespace, console: Console, runs: list[Trajectory]
+) -> tuple[dict[str, Any], AnyReport]:
     """All runs of the program against one baseline."""
     if args.baseline:
         baseline, watched = read_baseline(args.baseline, runs[0].program), runs
@@ -111,13 +141,14 @@ def _whole(args: argparse.Namespace, console: Console, runs: list[Trajectory]) -
         monitor.observe(run)
     report = monitor.report()
     program = {"name": baseline.name, "hash": baseline.program}
-    console.document({"program": program, "baseline_runs": baseline.runs, **report.to_dict()})
     _headline(console, report.health, baseline.name)
     _show(console, baseline, report)
-    return report.health
+    return {"program": program, "baseline_runs": baseline.runs, **report.to_dict()}, report
 
 
-def _by_archetype(args: argparse.Namespace, console: Console, runs: list[Trajectory]) -> Health:
+def _by_archetype(
+    args: argparse.Namespace, console: Console, runs: list[Trajectory]
+) -> tuple[dict[str, Any], AnyReport]:
     """Every run against the baseline of its own family."""
     if args.baseline:
         archetypes, watched = read_archetypes(args.baseline, runs[0].program), runs
@@ -130,13 +161,6 @@ def _by_archetype(args: argparse.Namespace, console: Console, runs: list[Traject
     for run in watched:
         monitor.observe(run)
     report = monitor.report()
-    console.document(
-        {
-            "program": {"name": archetypes.name, "hash": archetypes.program},
-            "baseline_runs": archetypes.runs,
-            **report.to_dict(),
-        }
-    )
     _headline(console, report.health, archetypes.name)
     for family, one in zip(archetypes.families, report.families, strict=True):
         symbol, style = _MARKS[one.report.health]
@@ -145,7 +169,61 @@ def _by_archetype(args: argparse.Namespace, console: Console, runs: list[Traject
             f"{one.share:.0%} of the runs, {one.expected_share:.0%} in the baseline"
         )
         _show(console, family.baseline, one.report)
-    return report.health
+    program = {"name": archetypes.name, "hash": archetypes.program}
+    return {"program": program, "baseline_runs": archetypes.runs, **report.to_dict()}, report
+
+
+# --- pauses -----------------------------------------------------------------------------------------------------
+
+
+def _pause(args: argparse.Namespace, console: Console, program: str, report: AnyReport) -> None:
+    with Session(args) as session:
+        pause = pause_drifting(session.engine, program, report.health, report, tenant=args.tenant)
+    console.line(
+        f"  paused        no more runs of {program[:19]}… are begun: {printable(pause.reason)}", "bad"
+    )
+
+
+def _resume(args: argparse.Namespace, console: Console) -> int:
+    """Lift whatever pause there is of this program: under its name, and of any version of it."""
+    with Session(args) as session:
+        engine = session.engine
+        lifted = [
+            one for one in engine.paused() if args.program in (one.program, _name_of(engine, one.program))
+        ]
+        for pause in lifted:
+            asyncio.run(
+                engine.lift_pause(pause.program, args.reason, by=principal(args), tenant=pause.tenant)
+            )
+    console.document({"lifted": [msgspec.to_builtins(pause) for pause in lifted]})
+    for pause in lifted:
+        console.line(f"{printable(pause.program)}: runs begin again")
+    if not lifted:
+        console.line(f"{printable(args.program)}: it was not paused")
+    return exits.DONE
+
+
+def _name_of(engine: Engine, program: str) -> str | None:
+    """The name of a program that is paused by its hash."""
+    if not program.startswith("sha256:"):
+        return program
+    try:
+        return engine.load_program(program).name
+    except NanoVMError:
+        return None  # nobody has stored it
+
+
+def _list_paused(args: argparse.Namespace, console: Console) -> int:
+    with Session(args) as session:
+        held = session.engine.paused()
+    console.document({"paused": [msgspec.to_builtins(pause) for pause in held]})
+    for pause in held:
+        console.line(
+            f"{printable(pause.program)}  by {printable(pause.by) or 'nobody named'}: {printable(pause.reason)}"
+        )
+    if not held:
+        console.line("nothing is paused")
+    return exits.DONE
 
 
 def _trajectories(session: Session, records: list[RunRecord]) -> tuple[list[Trajectory], int]:

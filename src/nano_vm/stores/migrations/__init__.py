@@ -12,6 +12,7 @@ from nano_vm.stores.migrations import (
     m0003_policies,
     m0004_tenants,
     m0005_listing,
+    m0006_pauses,
 )
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -20,5 +21,6 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     m0003_policies.STATEMENTS,
     m0004_tenants.STATEMENTS,
     m0005_listing.STATEMENTS,
+    m0006_pauses.STATEMENTS,
 )
 VERSION = len(MIGRATIONS)
