@@ -28,7 +28,7 @@ class Baseline(msgspec.Struct, kw_only=True):
         counts: state -> next move -> how often; `possible`: what the graph lets follow, seen or not.
         variants: the most frequent paths, each with its count.
         scores: mean surprisal of the runs it was learned from, each under a model learned from the others; empty
-            until it is calibrated.
+            until it is calibrated. lengths: `length_of` the same runs.
     """
 
     program: str = ""
@@ -39,6 +39,7 @@ class Baseline(msgspec.Struct, kw_only=True):
     possible: dict[str, list[str]] = {}
     variants: list[tuple[list[str], int]] = []
     scores: list[float] = []
+    lengths: list[float] = []
 
     def probability(self, state: str, following: str) -> float:
         """P(following | state): (n + 1/2) / (N + (K + 1)/2), N moves having been seen from the state, n of them this
@@ -123,6 +124,11 @@ class _Without:
         self._baseline._count(self._trajectory, 1)
 
 
+def length_of(trajectory: Trajectory) -> float:
+    """How long a run was: log2(1 + moves). Twice as long is one more, whatever usual is."""
+    return log2(1 + len(trajectory.moves))
+
+
 def learn(trajectories: Sequence[Trajectory]) -> Baseline:
     """A baseline of these runs, all of one program, calibrated: every run is scored by what the others have taught."""
     baseline = Baseline()
@@ -135,6 +141,7 @@ def learn(trajectories: Sequence[Trajectory]) -> Baseline:
     for trajectory in trajectories:
         with baseline.without(trajectory) as others:
             baseline.scores.append(others.surprisal(trajectory))
+        baseline.lengths.append(length_of(trajectory))
     baseline.variants = _variants(trajectories)
     return baseline
 

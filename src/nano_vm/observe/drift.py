@@ -1,9 +1,10 @@
 """Drift over runs: does a program still go as it went when it went well?
 
-Every run is reduced to one number, its mean surprisal under a baseline, and held against the baseline's own runs. Two
-instruments watch these numbers: a one-sided CUSUM whose threshold is made from the baseline for a stated false-alarm
-rate - it alone decides - and Bayesian change-point detection, which says how sure one may be. Neither knows a clock:
-the same runs in the same order give the same report.
+Every run is reduced to two numbers and held against the baseline's own runs: its mean surprisal, which rises when runs
+do what they seldom did, and its length, which rises when they do more and more of what they always did - a run that
+goes round in a usual circle surprises nobody. Each is watched by a one-sided CUSUM whose threshold is made from the
+baseline for half of a stated false-alarm rate: these decide. Bayesian change-point detection on the surprisal says how
+sure one may be. None of them knows a clock: the same runs in the same order give the same report.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import msgspec
 
 from nano_vm.errors import InputError
-from nano_vm.observe.baseline import Baseline
+from nano_vm.observe.baseline import Baseline, length_of
 from nano_vm.observe.changepoint import ChangePoints
 from nano_vm.observe.trajectory import Trajectory
 
@@ -49,7 +50,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     did - as far as its runs show, and if runs do not depend on one another.
 
     `mean` and `deviation` are of the mean surprisal of its runs, in bits; `slack` (k) and `threshold` (h) are in
-    standard deviations.
+    standard deviations. `length_…` are the same of log2(1 + moves); a threshold of 0 says that lengths are not watched,
+    since the baseline was made before they were kept.
     """
 
     mean: float
@@ -58,14 +60,17 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     threshold: float
     false_alarm: float
     horizon: int
+    length_mean: float = 0.0
+    length_deviation: float = 1.0
+    length_threshold: float = 0.0
 
 
 def calibrate(
     baseline: Baseline, *, false_alarm: float = 0.05, horizon: int = 1_000, slack: float = 0.5
 ) -> Calibration:
-    """The threshold of the CUSUM for a false-alarm rate: the quantile of its maximum over stretches of `horizon` runs
-    drawn, with replacement, from the baseline's own - each held against a baseline that was drawn in the same way, for
-    another one would have had another mean.
+    """The thresholds of the CUSUMs for a false-alarm rate, which they share: the quantile of the maximum over stretches
+    of `horizon` runs drawn, with replacement, from the baseline's own - each held against a baseline that was drawn in
+    the same way, for another one would have had another mean.
 
     Raises:
         InputError: SMALL_BASELINE, USAGE.
@@ -83,6 +88,26 @@ def calibrate(
             f"the baseline has {len(scores)} runs, and {RUNS_MIN} are the least",
             help="take more runs into it, or wait for them",
         )
+    share = false_alarm / 2 if baseline.lengths else false_alarm
+    mean, deviation, threshold = _threshold(scores, share, horizon, slack)
+    lengths = _threshold(baseline.lengths, share, horizon, slack) if baseline.lengths else (0.0, 1.0, 0.0)
+    return Calibration(
+        mean=mean,
+        deviation=deviation,
+        slack=slack,
+        threshold=threshold,
+        false_alarm=false_alarm,
+        horizon=horizon,
+        length_mean=lengths[0],
+        length_deviation=lengths[1],
+        length_threshold=lengths[2],
+    )
+
+
+def _threshold(
+    scores: list[float], false_alarm: float, horizon: int, slack: float
+) -> tuple[float, float, float]:
+    """(mean, standard deviation, threshold) for one number of every run."""
     # What was seen hardly ever in n runs may come as often as in 3 of n more (the rule of three): healthy runs that the
     # baseline happens to show too few of must not alarm.
     scores = [*scores, *[max(scores)] * RARE]
@@ -101,15 +126,7 @@ def calibrate(
         peaks.append(peak)
     peaks.sort()
     quantile = peaks[min(int((1 - false_alarm) * REPLICATES), REPLICATES - 1)]
-    threshold = max(quantile, THRESHOLD_MIN)
-    return Calibration(
-        mean=mean,
-        deviation=deviation,
-        slack=slack,
-        threshold=threshold,
-        false_alarm=false_alarm,
-        horizon=horizon,
-    )
+    return mean, deviation, max(quantile, THRESHOLD_MIN)
 
 
 def _moments(scores: list[float]) -> tuple[float, float]:
@@ -118,17 +135,46 @@ def _moments(scores: list[float]) -> tuple[float, float]:
     return mean, max(sqrt(variance), DEVIATION_MIN)
 
 
+class Cusum:
+    """The sum of what runs exceed the baseline by, in standard deviations, less the slack; never below 0. There is an
+    alarm while it has gone over the threshold and has not come back to 0."""
+
+    def __init__(self, mean: float, deviation: float, slack: float, threshold: float) -> None:
+        self.level = 0.0
+        self.threshold = threshold
+        self.alarm: str | None = None  # the run at which it began
+        self.began = 0  # how many runs had been seen when the change began
+        self._mean, self._deviation, self._slack = mean, deviation, slack
+        self._zero = 0
+
+    def standard(self, score: float) -> float:
+        return (score - self._mean) / self._deviation
+
+    def take(self, score: float, run: str, runs: int) -> None:
+        """One more run, the `runs`-th."""
+        step = min(self.standard(score), CLIPPED) - self._slack
+        # It does not grow without end, or nobody would see that things are well again.
+        self.level = min(max(0.0, self.level + step), 2 * self.threshold)
+        if self.level == 0.0:
+            self._zero = runs
+            self.alarm = None  # it has passed
+        elif self.level > self.threshold and self.alarm is None:
+            self.alarm, self.began = run, self._zero
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What the monitor says, and why.
 
     Attributes:
         runs: monitored so far. surprisal: their mean in bits, of those since the change if there was one.
-        cusum, threshold: in standard deviations; alarm: the run at which the first went over the second.
+        cusum, threshold: in standard deviations; alarm: the run at which the first went over the second, or the same of
+            the length did. instrument: which of them did first: "surprisal" or "length".
         changed: the probability of a change among the monitored runs; since: the run at which it probably began.
-        shift: how far the runs since then lie from the baseline, in standard deviations.
+        shift: how far the runs since then lie from the baseline, in standard deviations of what alarmed.
         success: (share of runs that succeeded since then, share in the baseline).
         evidence: the moves that surprise most: {"from", "to", "bits", "expected", "seen"}, `bits` being their share of
             the mean surprisal above the baseline's, `expected` and `seen` how often the move follows.
+        moves: the mean length of the runs in moves (geometric), as `surprisal`; length_cusum, length_threshold.
     """
 
     health: Health
@@ -144,6 +190,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     success: tuple[float, float]
     evidence: list[dict[str, Any]]
     calibration: Calibration
+    instrument: str | None = None
+    moves: float = 0.0
+    expected_moves: float = 0.0
+    length_cusum: float = 0.0
+    length_threshold: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         plain: dict[str, Any] = msgspec.to_builtins(self)
@@ -173,35 +224,24 @@ class DriftMonitor:
         self.health = Health.STABLE
         self._on_change = on_change
         self._changes = ChangePoints()
+        made = self.calibration
+        self._surprisal = Cusum(made.mean, made.deviation, made.slack, made.threshold)
+        self._length = Cusum(made.length_mean, made.length_deviation, made.slack, made.length_threshold)
         for score in baseline.scores[-MEMORY:]:
-            self._changes.observe(_clip(self._standard(score)))
+            self._changes.observe(_clip(self._surprisal.standard(score)))
         self._recent: list[tuple[Trajectory, float]] = []
-        self._cusum = 0.0
-        self._zero = 0  # how many runs had been seen when the sum was last 0: a change began after them
         self._runs = 0
-        self._alarm: str | None = None
-        self._began = 0
-
-    def _standard(self, score: float) -> float:
-        return (score - self.calibration.mean) / self.calibration.deviation
 
     def observe(self, trajectory: Trajectory) -> Health:
         """Take one more run, in the order in which they were started."""
         score = self.baseline.surprisal(trajectory)
-        standard = self._standard(score)
         self._runs += 1
         self._recent.append((trajectory, score))
         del self._recent[:-RECENT_MAX]
-        self._changes.observe(_clip(standard))
-        step = min(standard, CLIPPED) - self.calibration.slack
-        # It does not grow without end, or nobody would see that things are well again.
-        self._cusum = min(max(0.0, self._cusum + step), 2 * self.calibration.threshold)
-        if self._cusum == 0.0:
-            self._zero = self._runs
-        elif self._cusum > self.calibration.threshold and self._alarm is None:
-            self._alarm, self._began = trajectory.id, self._zero
-        if self._alarm is not None and self._cusum == 0.0:
-            self._alarm = None  # it has passed
+        self._changes.observe(_clip(self._surprisal.standard(score)))
+        self._surprisal.take(score, trajectory.id, self._runs)
+        if self._length.threshold:
+            self._length.take(length_of(trajectory), trajectory.id, self._runs)
         health = self._judge()
         if health is not self.health:
             self.health = health
@@ -209,42 +249,52 @@ class DriftMonitor:
                 self._on_change(self.report())
         return health
 
-    def _changed(self) -> float:
-        return self._changes.since(self._runs)
-
-    def _since(self) -> int:
-        """How many of the monitored runs are taken to belong to what is now."""
-        return self._runs if self._alarm is None else self._runs - self._began
+    def _alarmed(self) -> Cusum | None:
+        """The sum that has alarmed, of two the one whose change began first."""
+        found = [one for one in (self._surprisal, self._length) if one.alarm is not None]
+        return min(found, key=lambda one: one.began, default=None)
 
     def _judge(self) -> Health:
-        if self._alarm is None:
+        if self._alarmed() is None:
             return Health.STABLE
         now = self._now()
         much = self._shift(now) >= SHIFT_DEGRADED or _fails_more(now, self.baseline)
         return Health.DEGRADED if much else Health.DRIFTING
 
     def _now(self) -> list[tuple[Trajectory, float]]:
-        count = self._since()
+        """The monitored runs that are taken to belong to what is now."""
+        alarmed = self._alarmed()
+        count = self._runs if alarmed is None else self._runs - alarmed.began
         return self._recent[-count:] if count else []
 
     def _shift(self, now: list[tuple[Trajectory, float]]) -> float:
-        return sum(self._standard(score) for _, score in now) / len(now) if now else 0.0
+        """How far these runs lie from the baseline, by what alarmed: the greater when both did."""
+        if not now:
+            return 0.0
+        shifts = []
+        if self._length.alarm is None or self._surprisal.alarm is not None:
+            shifts.append(sum(self._surprisal.standard(score) for _, score in now) / len(now))
+        if self._length.alarm is not None:
+            shifts.append(sum(self._length.standard(length_of(run)) for run, _ in now) / len(now))
+        return max(shifts)
 
     def report(self) -> Report:
         """How things stand."""
         now = self._now()
         changed = self.health is not Health.STABLE
+        alarmed = self._alarmed()
         succeeded = sum(trajectory.status in ("", "SUCCESS") for trajectory, _ in now)
-        baseline = self.baseline
+        baseline, made = self.baseline, self.calibration
+        lengths = [length_of(trajectory) for trajectory, _ in now]
         return Report(
             health=self.health,
             runs=self._runs,
             surprisal=sum(score for _, score in now) / len(now) if now else 0.0,
-            expected=self.calibration.mean,
-            cusum=self._cusum,
-            threshold=self.calibration.threshold,
-            alarm=self._alarm,
-            changed=self._changed(),
+            expected=made.mean,
+            cusum=self._surprisal.level,
+            threshold=self._surprisal.threshold,
+            alarm=None if alarmed is None else alarmed.alarm,
+            changed=self._changes.since(self._runs),
             since=now[0][0].id if changed and now else None,
             shift=self._shift(now),
             success=(
@@ -252,7 +302,12 @@ class DriftMonitor:
                 baseline.successes / baseline.runs if baseline.runs else 0.0,
             ),
             evidence=_evidence(baseline, [trajectory for trajectory, _ in now]) if changed else [],
-            calibration=self.calibration,
+            calibration=made,
+            instrument=None if alarmed is None else ("length" if alarmed is self._length else "surprisal"),
+            moves=2 ** (sum(lengths) / len(lengths)) - 1 if lengths else 0.0,
+            expected_moves=2**made.length_mean - 1 if made.length_threshold else 0.0,
+            length_cusum=self._length.level,
+            length_threshold=self._length.threshold,
         )
 
 

@@ -158,3 +158,64 @@ def test_change_points_are_found_where_they_are() -> None:
         changes.observe(chance.gauss(1.5, 1))
     assert changes.since(100) > 0.99
     assert changes.since(30) < 0.5  # and not later than they were
+
+
+def rounds(count: int, seed: int, again: float) -> list[Trajectory]:
+    """Runs that go round in a circle until it is done: `again` is the probability of one more round."""
+    chance = Random(seed)
+    found = []
+    for number in range(count):
+        path = ["ask"]
+        while chance.random() < again:
+            path.append("ask")
+        moves = tuple(Move(activity=name) for name in path)
+        found.append(Trajectory(id=f"{seed}-{number}", source="test", moves=moves, status="SUCCESS"))
+    return found
+
+
+def test_going_round_in_a_usual_circle_is_noticed_by_the_length() -> None:
+    """Each further round is what mostly comes next: it surprises less and less, and never ends."""
+    baseline = learn(rounds(150, 1, again=0.8))
+    blind = DriftMonitor(Baseline.from_bytes(baseline.to_bytes()), calibrate(baseline))
+    blind._length.threshold = 0.0  # as without lengths
+    monitor = DriftMonitor(baseline)
+    for run in rounds(200, 2, again=0.97):
+        monitor.observe(run)
+        blind.observe(run)
+    report = monitor.report()
+    assert report.health is not Health.STABLE
+    assert report.instrument == "length"
+    assert report.moves > 2 * report.expected_moves
+    assert report.length_cusum > report.length_threshold
+    assert report.surprisal < report.expected
+    assert report.shift > 0
+    assert (report.evidence[0]["from"], report.evidence[0]["to"]) == ("ask", "ask")
+    assert blind.health is Health.STABLE
+
+
+def test_healthy_rounds_raise_no_alarm() -> None:
+    alarms = 0
+    for seed in range(8):
+        monitor = DriftMonitor(learn(rounds(150, seed, again=0.8)))
+        alarms += any(monitor.observe(run) is not Health.STABLE for run in rounds(600, 100 + seed, again=0.8))
+    assert alarms <= 1
+
+
+def test_a_baseline_from_before_lengths_were_kept_watches_surprisal_alone() -> None:
+    plain = json.loads(learn(runs(100, 1)).to_bytes())
+    del plain["lengths"]
+    old = Baseline.from_bytes(json.dumps(plain).encode())
+    calibration = calibrate(old)
+    assert calibration.length_threshold == 0.0
+    monitor = watch(old, runs(300, 3, retries=0.4))
+    assert monitor.health is not Health.STABLE
+    assert monitor.report().instrument == "surprisal"
+    assert monitor.report().expected_moves == 0.0
+
+
+def test_the_rate_of_false_alarms_is_shared_by_both() -> None:
+    baseline = learn(runs(150, 1, retries=0.3))
+    alone = Baseline.from_bytes(baseline.to_bytes())
+    alone.lengths = []
+    assert calibrate(baseline).threshold == calibrate(alone, false_alarm=0.025).threshold
+    assert calibrate(baseline).threshold > calibrate(alone, false_alarm=0.2).threshold

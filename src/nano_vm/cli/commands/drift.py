@@ -288,6 +288,11 @@ def _show(console: Console, baseline: Baseline, report: Report) -> None:
         f"  CUSUM         {report.cusum:.1f} of {report.threshold:.1f} (false alarms: at most "
         f"{calibration.false_alarm:g} in {calibration.horizon} runs)"
     )
+    if report.length_threshold:
+        console.line(
+            f"  length        {report.moves:.1f} moves, expected {report.expected_moves:.1f}; CUSUM "
+            f"{report.length_cusum:.1f} of {report.length_threshold:.1f}"
+        )
     console.line(f"  change        probability {report.changed:.2f}")
     if report.since is not None:
         console.line(f"  began about   {report.since}")
