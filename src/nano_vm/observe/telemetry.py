@@ -1,4 +1,5 @@
-"""OpenTelemetry: spans and metrics of runs, made from the journal's events as they become durable (extra `[otel]`).
+"""OpenTelemetry: spans, metrics and logs of runs, made from the journal's events as they become durable (extra
+`[otel]`).
 
 It listens and never decides. What is not appended is not told, so a replay, a verification or a trace emits nothing.
 All spans of a run have one trace id, which is a digest of the run's id: whoever drives it, now or after a resume in
@@ -16,6 +17,7 @@ from nano_vm.errors import NanoVMError, RuntimeFault
 from nano_vm.journal.ledger import NANO
 from nano_vm.kernel import events as ev
 from nano_vm.observe import semconv
+from nano_vm.observe.run_logs import line_of
 from nano_vm.program.compiled import CompiledProgram, CompiledStep, Kind, ToolAction
 from nano_vm.program.labels import SEALED
 
@@ -57,6 +59,7 @@ class Telemetry:
     Args:
         engine: whose runs; `Telemetry(engine)` listens from then on, until `close`.
         tracer_provider, meter_provider: of `opentelemetry`; the global ones by default.
+        logger_provider: of `opentelemetry`; without one no log lines are told. They carry the ids of trace and span.
         content: also tell outputs of steps that are neither private nor secret.
 
     Raises:
@@ -69,6 +72,7 @@ class Telemetry:
         *,
         tracer_provider: Any = None,
         meter_provider: Any = None,
+        logger_provider: Any = None,
         content: bool = False,
     ) -> None:
         try:
@@ -79,6 +83,7 @@ class Telemetry:
         self._api = trace
         self._content = content
         self._tracer = trace.get_tracer(_NAME, semconv.VERSION, tracer_provider)
+        self._logs = None if logger_provider is None else _Logs(logger_provider)
         meter = metrics.get_meter(_NAME, semconv.VERSION, meter_provider)
         self._counters = {
             name: meter.create_counter(f"nano_vm.{name}", unit)
@@ -114,6 +119,8 @@ class Telemetry:
             run = self._open(run_id, event.at_ms)
             if run is None:
                 return
+        if self._logs is not None:
+            self._logs.tell(run, event, progress.digest, run_id)
         if isinstance(event, _STARTS):
             self._begin(run, event, progress.digest)
         elif isinstance(event, _ENDS):
@@ -261,6 +268,45 @@ class Telemetry:
             span.set_attribute(semconv.OUTPUT, canonical.encode(payload).decode()[:CONTENT_CHARS_MAX])
 
 
+class _Logs:
+    """Lines about runs, each in the context of the span that it is about."""
+
+    def __init__(self, provider: Any) -> None:
+        from opentelemetry import (
+            _logs,
+            trace,
+        )  # the signal is stable; Python's module still has its underscore
+
+        self._api = trace
+        self._make = _logs.LogRecord
+        numbers = _logs.SeverityNumber
+        self._severities = {"INFO": numbers.INFO, "WARN": numbers.WARN, "ERROR": numbers.ERROR}
+        self._logger = _logs.get_logger(_NAME, semconv.VERSION, provider)
+
+    def tell(self, run: _Run, event: Any, digest: str, run_id: str) -> None:
+        line = line_of(run.program, event)
+        if line is None:
+            return
+        span = run.span
+        if hasattr(event, "attempt") and hasattr(event, "item"):
+            compensating = (
+                type(event) is ev.CompensationFailed or getattr(event, "compensation", None) is True
+            )
+            held = run.open.get(_key(event, compensating))
+            span = run.span if held is None else held[0]
+        self._logger.emit(
+            self._make(
+                timestamp=_ns(event.at_ms),
+                context=self._api.set_span_in_context(span),
+                severity_number=self._severities[line.severity],
+                severity_text=line.severity,
+                body=line.body,
+                attributes={**line.facts, semconv.RUN_ID: run_id, semconv.ENTRY: digest},
+                event_name=line.name,
+            )
+        )
+
+
 def trace_id_of(run_id: str) -> int:
     """The trace id of a run: the first 16 bytes of the SHA-256 of its id."""
     return int.from_bytes(sha256(run_id.encode()).digest()[:16]) or 1
@@ -320,7 +366,7 @@ class Otlp:
     """Telemetry of an engine over OTLP/HTTP, with providers of its own: what the command line uses.
 
     Args:
-        endpoint: for example `http://127.0.0.1:4318`; `/v1/traces` and `/v1/metrics` are added to it.
+        endpoint: for example `http://127.0.0.1:4318`; `/v1/traces`, `/v1/metrics` and `/v1/logs` are added to it.
 
     Raises:
         RuntimeFault: EXTRA_MISSING.
@@ -328,8 +374,11 @@ class Otlp:
 
     def __init__(self, engine: Engine, endpoint: str, *, content: bool = False) -> None:
         try:
+            from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
             from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk._logs import LoggerProvider
+            from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
             from opentelemetry.sdk.metrics import MeterProvider
             from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
             from opentelemetry.sdk.resources import Resource
@@ -345,12 +394,21 @@ class Otlp:
         )
         reader = PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=f"{base}/v1/metrics", timeout=10))
         self._meters = MeterProvider(resource=resource, metric_readers=[reader])
+        self._loggers = LoggerProvider(resource=resource)
+        self._loggers.add_log_record_processor(
+            BatchLogRecordProcessor(OTLPLogExporter(endpoint=f"{base}/v1/logs", timeout=10))
+        )
         self._telemetry = Telemetry(
-            engine, tracer_provider=self._tracers, meter_provider=self._meters, content=content
+            engine,
+            tracer_provider=self._tracers,
+            meter_provider=self._meters,
+            logger_provider=self._loggers,
+            content=content,
         )
 
     def close(self) -> None:
         """Send what is left."""
         self._telemetry.close()
         self._tracers.shutdown()
+        self._loggers.shutdown()
         self._meters.shutdown()

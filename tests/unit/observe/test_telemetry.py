@@ -17,13 +17,26 @@ from unit.runtime.runtime_stage import play
 
 pytest.importorskip("opentelemetry.sdk")
 
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from nano_vm import Completion, ExecutionVM, MemoryStore, MockLLMAdapter, SqliteStore, ToolCall, Usage, tool
+from nano_vm import (
+    Completion,
+    ExecutionVM,
+    MemoryStore,
+    MockLLMAdapter,
+    NanoVMError,
+    SqliteStore,
+    ToolCall,
+    Usage,
+    tool,
+)
 from nano_vm.kernel import events as ev
 from nano_vm.observe.telemetry import Otlp, Telemetry, trace_id_of
 
@@ -210,6 +223,28 @@ def test_spans_and_metrics_arrive_at_a_real_receiver() -> None:
         for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
             for metric in (metric for scope in resource.scope_metrics for metric in scope.metrics):
                 totals[metric.name] = sum(point.as_int or point.as_double for point in metric.sum.data_points)
+    lines = [
+        record
+        for body in came["/v1/logs"]
+        for resource in ExportLogsServiceRequest.FromString(body).resource_logs
+        for scope in resource.scope_logs
+        for record in scope.log_records
+    ]
+    assert [line.event_name for line in lines] == [
+        "nano_vm.run.started",
+        "nano_vm.proposal.rejected",
+        "nano_vm.step.failed",
+        "nano_vm.run.finished",
+    ]
+    assert {line.trace_id for line in lines} == {trace_id_of("r1").to_bytes(16)}
+    by_id = {span.span_id: span.name for span in spans}
+    assert by_id[lines[2].span_id] == "execute_tool pay"
+    assert by_id[lines[3].span_id] == "invoke_workflow order"
+    assert [line.severity_text for line in lines] == ["INFO", "WARN", "WARN", "INFO"]
+    facts = {held.key: held.value for held in lines[2].attributes}
+    assert facts["error.type"].string_value == "ValueError"
+    assert facts["nano_vm.run.id"].string_value == "r1"
+    assert all(line.time_unix_nano for line in lines)
     assert totals["nano_vm.runs"] == 1
     assert totals["nano_vm.llm_calls"] == 3
     assert totals["nano_vm.tool_calls"] == 5
@@ -217,7 +252,60 @@ def test_spans_and_metrics_arrive_at_a_real_receiver() -> None:
     assert totals["nano_vm.refusals"] == 1
     assert totals["nano_vm.tokens"] == 24
     assert totals["nano_vm.cost"] == 0.5
-    assert b"secret-order" not in b"".join(body for bodies in came.values() for body in bodies)
+    everything = b"".join(body for bodies in came.values() for body in bodies)
+    assert b"secret-order" not in everything
+    assert b"hunter2" not in everything
+
+
+def test_lines_are_told_about_what_somebody_may_have_to_look_at() -> None:
+    """Each kind of line, with the span that it is about."""
+    exported = InMemoryLogRecordExporter()
+    provider = LoggerProvider()
+    provider.add_log_record_processor(SimpleLogRecordProcessor(exported))
+    stage = Stage()
+
+    @tool(effect="irreversible")
+    def launch(target: str) -> str:
+        raise TimeoutError("no answer from hunter2")
+
+    steps = [
+        {"id": "denied", "type": "tool", "tool": "forbidden", "on_error": "skip"},
+        {"id": "go", "type": "tool", "tool": "launch", "args": {"target": "moon"}},
+    ]
+    vm = ExecutionVM(
+        tools={"launch": launch, "forbidden": lambda: 1},
+        store=stage.store,
+        policy={"policy": "p", "tools": ["launch"]},
+    )
+    telemetry = Telemetry(vm, tracer_provider=stage.provider, logger_provider=provider)
+    play(vm.run({"name": "q", "steps": steps}, trace_id="r2"))
+    with pytest.raises(NanoVMError):
+        play(vm.resume("r2", {"x": 1}))
+    before = len(exported.get_finished_logs())
+    vm.replay("r2")
+    vm.verify("r2")
+    assert len(exported.get_finished_logs()) == before
+    play(vm.resolve("r2", "go", "failed", "it fell"))
+    telemetry.close()
+    records = [log.log_record for log in exported.get_finished_logs()]
+    assert [record.event_name for record in records] == [
+        "nano_vm.run.started",
+        "nano_vm.policy.denied",
+        "nano_vm.step.failed",
+        "nano_vm.outcome.unknown",
+        "nano_vm.event.refused",
+        "nano_vm.run.finished",
+    ]
+    assert {record.trace_id for record in records} == {trace_id_of("r2")}
+    assert [record.severity_text for record in records][-1] == "ERROR"
+    assert "hunter2" not in str([(record.body, dict(record.attributes)) for record in records])
+
+
+def test_without_a_logger_no_line_is_made() -> None:
+    vm, telemetry = Stage().machine()
+    assert telemetry._logs is None
+    telemetry.close()
+    assert vm.listeners == []
 
 
 def test_the_command_line_tells_whom_the_environment_names(tmp_path: Path) -> None:
@@ -235,7 +323,7 @@ def test_the_command_line_tells_whom_the_environment_names(tmp_path: Path) -> No
             [sys.executable, "-c", code, *words], env=environment, capture_output=True, timeout=60
         )
         assert done.returncode == 0, done.stderr
-    assert set(came) == {"/v1/traces", "/v1/metrics"}
+    assert set(came) == {"/v1/traces", "/v1/metrics", "/v1/logs"}
 
 
 def test_a_store_on_disk_is_told_after_it_is_durable(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nano_vm.cli import exits
 from nano_vm.cli.acting import interrupted_exit
@@ -22,6 +22,9 @@ from nano_vm.cli.failures import as_json
 from nano_vm.cli.session import Session
 from nano_vm.cli.views import STATUS_STYLES, continuations, show_steps, show_waits
 from nano_vm.errors import InputError, NanoVMError, RuntimeFault, StoreError
+
+if TYPE_CHECKING:
+    from nano_vm.observe.prometheus import MetricsServer
 
 BATCH = 100
 
@@ -36,6 +39,11 @@ def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--interval", metavar="SECONDS", type=float, default=1.0, help="pause between looks (default: 1)"
     )
+    parser.add_argument(
+        "--metrics",
+        metavar="[HOST:]PORT",
+        help="in a loop: serve counts of runs at http://HOST:PORT/metrics for Prometheus (default HOST: 127.0.0.1)",
+    )
 
 
 def execute(args: argparse.Namespace, console: Console) -> int:
@@ -43,6 +51,8 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         raise InputError("USAGE", "--interval is a number of seconds above 0", help="--interval 1")
     if args.loop:
         return work(args, console)
+    if args.metrics is not None:
+        raise InputError("USAGE", "--metrics is for a process that goes on", help="add --loop")
     with Session(args, drives=True) as session:
         recovery = Recovery(session, console)
         try:
@@ -60,7 +70,10 @@ def work(args: argparse.Namespace, console: Console) -> int:
     """Recover in a loop until SIGTERM or SIGINT, which is how a worker ends: exit code 0 or 130."""
     with Session(args, create=True, drives=True) as session:
         recovery = Recovery(session, console, lines=True)
+        server = _serve(args.metrics, session)
         console.note(f"working on {session.store.path}; stop with Ctrl-C or SIGTERM")
+        if server is not None:
+            console.note(f"metrics at {server.address}")
 
         async def loop() -> None:
             while True:
@@ -77,7 +90,28 @@ def work(args: argparse.Namespace, console: Console) -> int:
         except Interrupted as interrupted:
             console.note("stopped; everything that happened is journaled")
             return exits.DONE if interrupted.exit_code == exits.TERMINATED else interrupted.exit_code
+        finally:
+            if server is not None:
+                server.close()
         return exits.DONE
+
+
+def _serve(where: str | None, session: Session) -> MetricsServer | None:
+    """The server of `--metrics`.
+
+    Raises:
+        InputError: USAGE.
+    """
+    if where is None:
+        return None
+    from nano_vm.observe.prometheus import MetricsServer, RunMetrics
+
+    host, _, port = where.rpartition(":")
+    if not port.isdecimal() or int(port) > 65_535:
+        raise InputError(
+            "USAGE", f"`{printable(where)}` is no port", help="--metrics 9464, or 127.0.0.1:9464"
+        )
+    return MetricsServer(RunMetrics(session.engine), host or "127.0.0.1", int(port))
 
 
 class Recovery:
