@@ -33,7 +33,7 @@ ANSWERS = {  # what the governed side answers, attempt by attempt
         "NOT_APPROVER",
         "APPROVAL_VOID",
         "CapabilityDeniedError",
-        "CapabilityDeniedError",
+        "GUARD_MISSED",
     ],
     "skip_step": ["NOT_WAITING", "still SUSPENDED", "STORE_DAMAGED", "STORE_DAMAGED"],
     "reorder_steps": ["NOT_WAITING", "TERMINAL", "CHAIN_BROKEN"],
@@ -123,9 +123,12 @@ def run_weakened(name: str, directory: Path, make: Callable[[Path], Governed]) -
     return result
 
 
+LAX = "policy: kyc\nversion: '1'\ntools: ['*']\nmodels: ['*']\n"
+
+
 def lax(directory: Path) -> Governed:
     """A review under a policy that allows everything."""
-    return Governed(directory, policy="policy: kyc\nversion: '1'\ntools: ['*']\nmodels: ['*']\n")
+    return Governed(directory, policy=LAX)
 
 
 def test_a_policy_that_allows_everything_is_noticed(tmp_path: Path) -> None:
@@ -138,7 +141,7 @@ def test_a_policy_that_allows_everything_is_noticed(tmp_path: Path) -> None:
 def test_an_agent_that_may_open_accounts_is_noticed(tmp_path: Path) -> None:
     class Generous(Governed):
         def __init__(self, directory: Path) -> None:
-            super().__init__(directory)
+            super().__init__(directory, policy=LAX)
             self.program_text = self.program_text.replace(
                 "tools: [search_register]", "tools: [search_register, open_account]"
             )

@@ -5,7 +5,7 @@ Findings about governance are made from the compiled form, so a program that has
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from nano_vm.policy.load import load_policy
 from nano_vm.policy.model import Policy
 from nano_vm.policy.taint import Analysis, Finding, Hop, Lookup
 from nano_vm.program import document as documents
-from nano_vm.program.compiled import CompiledProgram
+from nano_vm.program.compiled import CallAction, CompiledProgram
 from nano_vm.program.diagnostic import ERROR, WARNING, Diagnostic, sort, to_error
 from nano_vm.program.document import Document
 from nano_vm.program.model import Program
@@ -44,25 +44,15 @@ def check(
     Returns:
         The report; `compiled` is there when nothing is an error.
     """
-    return _check(program, tools, programs, policy, held=True)
-
-
-def _check(
-    program: Program | Document,
-    tools: Mapping[str, ToolSchema] | None,
-    programs: Programs | None,
-    policy: Policy | None,
-    *,
-    held: bool,
-) -> Report:
-    """`held`: what the policy itself has against the program is found too, not only what its approvals let through."""
     report = check_alone(program, tools, programs)
     if report.compiled is None:
         return report
     document = program.document if isinstance(program, Program) else program
-    found = list(governance(document, report.compiled, tools, lookup_in(programs, tools), policy))
-    if policy is not None and held:
+    lookup = lookup_in(programs, tools)
+    found = list(governance(document, report.compiled, tools, lookup, policy))
+    if policy is not None:
         found += under(policy, document, tools)
+        found += under_called(policy, document, report.compiled, (programs or {}).get, lookup, tools)
     if not found:
         return report
     diagnostics = tuple(sort([*report.diagnostics, *found]))
@@ -127,8 +117,50 @@ def under(
         help = f"the rule `{needed.rule}` requires it: put it on every way to `{missed.step}`"
         if needed.kind == "step" and missed.way and needed.name in missed.path:
             help += ", and go on only when it succeeded (an approval: when `approved == true`)"
-        severity = ERROR if needed.unconditional else WARNING
+        severity = ERROR if needed.unconditional and not missed.may_be_met else WARNING
         found.append(places.at("GUARD_MISSED", severity, message, help, missed.step, missed.field))
+    return found
+
+
+def under_called(
+    policy: Policy,
+    document: Document,
+    compiled: CompiledProgram,
+    find: Callable[[str], Program | None],
+    lookup: Lookup,
+    tools: Mapping[str, ToolSchema] | None = None,
+) -> list[Diagnostic]:
+    """What a policy has against the programs that a program calls, at any depth; each is told of once, at the call that
+    leads there. What precedes a call does not count in the program that is called.
+
+    Args:
+        find, lookup: give a program, and its compiled form, by the name that a call gives it; None for one that is not
+            known.
+    """
+    places = _Places(document)
+    found: list[Diagnostic] = []
+    seen = {compiled.hash}
+    for step in compiled.steps:
+        action = step.action
+        if type(action) is not CallAction:
+            continue
+        waiting = [(action.program, f"`{action.program}`")]
+        while waiting:
+            name, way = waiting.pop(0)
+            child, program = lookup(name), find(name)
+            if child is None or program is None or child.hash in seen:
+                continue
+            seen.add(child.hash)
+            for each in under(policy, program.document, tools):
+                message = f"in {way}: {each.message}"
+                found.append(
+                    places.at(each.code, each.severity, message, each.help or "", step.id, "program")
+                )
+            waiting += [
+                (below.action.program, f"{way}, `{below.action.program}`")
+                for below in child.steps
+                if type(below.action) is CallAction
+            ]
     return found
 
 
@@ -225,12 +257,13 @@ def compile_checked(
     programs: Programs | None = None,
     policy: Policy | None = None,
 ) -> CompiledProgram:
-    """The compiled form of a program in which nothing is wrong. What a policy denies is decided when it is to be done.
+    """The compiled form of a program in which nothing is wrong.
 
     Raises:
-        ProgramError: as `nano_vm.compiler.compile_program`, and TAINTED_PARAMETER or SECRET_IN_PROMPT.
+        ProgramError: as `nano_vm.compiler.compile_program`; TAINTED_PARAMETER, SECRET_IN_PROMPT; with a policy
+            DENIED_TOOL and GUARD_MISSED.
     """
-    report = _check(program, tools, programs, policy, held=False)
+    report = check(program, tools, programs, policy)
     if report.compiled is None:
         raise to_error(list(report.diagnostics))
     return report.compiled

@@ -32,6 +32,9 @@ class Missed(NamedTuple):
     tool: str
     requirement: Requirement
     path: tuple[str, ...]
+    may_be_met: bool = (
+        False  # by the agent itself, which may call what is required before: that shows when it runs
+    )
 
     @property
     def way(self) -> str:
@@ -61,7 +64,8 @@ def missed_guards(
                 if field == "compensate" and known.meets(step):
                     continue  # it is what is undone
                 if path is not None:
-                    yield Missed(step.id, field, tool, requirement, (*path, f"`{tool}`"))
+                    itself = requirement.kind == "tool" and requirement.name in step.data.get("tools", ())
+                    yield Missed(step.id, field, tool, requirement, (*path, f"`{tool}`"), itself)
 
 
 def denied_tools(document: Document, policy: Policy) -> Iterator[tuple[str, str, str, str]]:

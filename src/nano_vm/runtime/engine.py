@@ -152,6 +152,9 @@ class Engine:
         self.needs: dict[str, Needs] = {}  # by program hash
         self.lanes: dict[str, Lane] = {}  # program hash -> how the lane takes its steps
         self._checked: set[str] = set()  # hashes of programs that were checked against the tools
+        self.proved: set[tuple[Any, ...]] = (
+            set()
+        )  # programs with what they call, and the policy: see `prove_calls`
         self.policy: Policy | None = None
         self._policies: dict[str, Policy] = {}  # those that runs are pinned to, by hash
         self._policies_stored: set[str] = set()
@@ -186,6 +189,7 @@ class Engine:
     def forget_compiled(self) -> None:
         """Programs are checked again: the tools have changed."""
         self._checked.clear()
+        self.proved.clear()
         self.needs.clear()
         self.lanes.clear()
 
@@ -218,12 +222,20 @@ class Engine:
             if canonical.digest(stored) == program_hash:
                 compiled = compiled_before(program_hash)
             if compiled is None:
-                program = Program.from_dict(canonical.decode(stored)["program"])
-                if program.hash != program_hash:
-                    raise RuntimeFault("PROGRAM_CHANGED", f"the stored program is not {program_hash}")
-                compiled = compiled_for(program, None)
+                compiled = compiled_for(self.stored_program(program_hash), None)
             self._compiled[program_hash] = compiled
         return compiled
+
+    def stored_program(self, program_hash: str) -> Program:
+        """A program as the store has it.
+
+        Raises:
+            NotFoundError: PROGRAM_NOT_FOUND. RuntimeFault: PROGRAM_CHANGED.
+        """
+        program = Program.from_dict(canonical.decode(self.store.program(program_hash))["program"])
+        if program.hash != program_hash:
+            raise RuntimeFault("PROGRAM_CHANGED", f"the stored program is not {program_hash}")
+        return program
 
     # --- policies ---------------------------------------------------------------------------------------------
 
@@ -426,8 +438,8 @@ class Engine:
                 return await self._first_result(existing, digest)
         if (program.hash, tenant) not in self._stored:
             await patiently(lambda: self.save_program(program, tenant=tenant))
-        if needs.labels and pinned and self.proves:
-            prove_calls(self, program, compiled, pinned)
+        if pinned and self.proves and (needs.labels or self.policy is not None):
+            prove_calls(self, program, compiled, pinned, labels=needs.labels)
         now = self.clock.now_ms()
         self.pausing.check(compiled.name, compiled.hash, tenant, now)
         run_id = qualified(trace_id or self.new_run_id(now), tenant)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from nano_vm.errors import RuntimeFault
-from nano_vm.policy.check import governance, tools_in
+from nano_vm.policy.check import governance, tools_in, under_called
 from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.diagnostic import ERROR, sort, to_error
 from nano_vm.program.model import Program
@@ -45,20 +45,38 @@ def _own_needs(engine: Engine, compiled: CompiledProgram) -> Needs:
 
 
 def prove_calls(
-    engine: Engine, program: Program, compiled: CompiledProgram, pinned: Mapping[str, str]
+    engine: Engine,
+    program: Program,
+    compiled: CompiledProgram,
+    pinned: Mapping[str, str],
+    *,
+    labels: bool,
 ) -> None:
-    """Follow values into the programs that a program calls: only now is it known which these are.
+    """Look into the programs that a program calls: only now is it known which these are. Values are followed into them
+    where `labels` are tracked, and the policy in force is held against them.
 
     Raises:
-        ProgramError: TAINTED_PARAMETER or SECRET_IN_PROMPT, with `diagnostics`.
+        ProgramError: TAINTED_PARAMETER, SECRET_IN_PROMPT, DENIED_TOOL or GUARD_MISSED, with `diagnostics`.
     """
+    policy = engine.policy
+    known = (program.hash, "" if policy is None else policy.hash, *sorted(pinned.items()))
+    if known in engine.proved:
+        return
 
     def lookup(name: str) -> CompiledProgram | None:
         return engine.load_program(pinned[name]) if name in pinned else None
 
-    findings = sort(governance(program.document, compiled, engine.tools.schemas(), lookup, engine.policy))
+    def find(name: str) -> Program | None:
+        return engine.stored_program(pinned[name]) if name in pinned else None
+
+    schemas = engine.tools.schemas()
+    findings = list(governance(program.document, compiled, schemas, lookup, policy)) if labels else []
+    if policy is not None:
+        findings += under_called(policy, program.document, compiled, find, lookup, schemas)
+    findings = sort(findings)
     if any(finding.severity == ERROR for finding in findings):
         raise to_error(findings)
+    engine.proved.add(known)
 
 
 def require_keys(engine: Engine, needs: Needs) -> None:

@@ -153,6 +153,9 @@ def test_a_denied_action_ends_with_its_own_exit_code(cli: Cli, place: Path, payi
     (place / "none.yaml").write_text("policy: none\nmodels: [default]\n")
     paying[5] = "none.yaml"
     done = cli(*paying, "--json")
+    assert (done.code, done.json["error"]["code"]) == (3, "DENIED_TOOL")  # it does not even start
+    (place / "none.yaml").write_text("policy: none\nrules: [{id: r, tools: ['*'], when: $args.amount < 0}]\n")
+    done = cli(*paying, "--json")
     assert (done.code, done.json["error"]["type"]) == (4, "CapabilityDeniedError")
 
 

@@ -403,6 +403,9 @@ def test_what_the_policy_denies_never_starts_and_the_model_is_told_no_more_than_
     model = MockLLMAdapter([propose(("pay", {"amount": 1}), ("find", {"q": "x"})), "done"])
     policy = {"policy": "p", "tools": ["find"], "models": ["*"]}
     vm = opener(llm=model, tools=hands.tools, policy=policy)
+    with refused("DENIED_TOOL"):
+        play(vm.run(program(agent("find", "pay")), {"q": "it"}))
+    vm.proves = False  # as for a run that began before there was such a policy
     trace = play(vm.run(program(agent("find", "pay")), {"q": "it"}))
     sound(vm, trace)
     assert trace.final_output == "done"

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 from runtime_stage import Counter, Opener, kinds, play, program, refused, sound, tool_step, wait_step
 
-from nano_vm import ExecutionVM, MockLLMAdapter, RunStatus, Trace, tool
+from nano_vm import (
+    ExecutionVM,
+    MockLLMAdapter,
+    NanoVMError,
+    Program,
+    ProgramValidator,
+    RunStatus,
+    Trace,
+    tool,
+)
 from nano_vm.kernel.events import PolicyDecided
 from nano_vm.policy import load_policy
 
@@ -23,7 +32,11 @@ def decisions(trace: Trace) -> list[tuple[str, str, str]]:
     return [(e.step, e.decision, e.rule) for e in trace.events if type(e) is PolicyDecided]
 
 
-async def done(vm: ExecutionVM, flow: dict[str, Any], context: Any = None, **options: Any) -> Trace:
+async def done(
+    vm: ExecutionVM, flow: dict[str, Any], context: Any = None, *, proves: bool = True, **options: Any
+) -> Trace:
+    """Run it. `proves`: the program is held against the policy before it starts, as is usual."""
+    vm.proves = proves
     trace = await vm.run(flow, context, principal=ANA, **options)
     sound(vm, trace)
     return trace
@@ -59,12 +72,74 @@ def test_what_is_denied_never_starts(opener: Opener, policy: dict[str, Any], rul
 
     async def main() -> None:
         vm = opener(tools={"act": lambda effect: count(effect)}, policy=policy)
-        trace = await done(vm, flow)
+        trace = await done(vm, flow, proves=False)
         assert (trace.status, count.effects) == (RunStatus.FAILED, [])
         assert trace.error["type"] == "CapabilityDeniedError"
         assert kinds(trace) == ["RunStarted", "PolicyDecided", "StepFailed", "RunFinished"]
         (event,) = [e for e in trace.events if type(e) is PolicyDecided]
         assert (event.decision, event.rule, event.reason) == ("deny", rule, reason)
+
+    play(main())
+
+
+@pytest.mark.parametrize(
+    ("flow", "policy", "code"),
+    [
+        (program(tool_step("a", args={"effect": 1})), {"policy": "p", "tools": ["other"]}, "DENIED_TOOL"),
+        (
+            program({"id": "m", "type": "map", "over": [1], "step": tool_step("a", args={"effect": 1})}),
+            rules({"id": "no", "decision": "deny"}),
+            "DENIED_TOOL",
+        ),
+        (
+            program(tool_step("b", "other", compensate={"tool": "act", "args": {"effect": 1}})),
+            {"policy": "p", "tools": ["other"]},
+            "DENIED_TOOL",
+        ),
+        (
+            program(
+                {"id": "way", "type": "condition", "condition": "$n > 1", "then": "b", "otherwise": "a"},
+                tool_step("b", "other", next_step="a"),
+                tool_step("a", args={"effect": 1}),
+            ),
+            rules({"id": "after", "requires": ["other"]}, {"id": "all", "tools": ["other"]}),
+            "GUARD_MISSED",
+        ),
+    ],
+)
+def test_a_program_that_its_policy_would_stop_does_not_start(
+    opener: Opener, flow: dict[str, Any], policy: dict[str, Any], code: str
+) -> None:
+    """The findings of `check --policy`; also in programs that are called, however deep."""
+    count = Counter()
+
+    async def main() -> None:
+        tools = {"act": lambda effect: count(effect), "other": lambda: 1}
+        expected = ProgramValidator(
+            Program.from_dict(flow), tools=opener(tools=tools).tools.schemas(), policy=policy
+        ).validate()
+        assert [finding.code for finding in expected.errors] == [code]
+        vm = opener(tools=tools, policy=policy)
+        with pytest.raises(NanoVMError) as caught:
+            await vm.run(flow, {"n": 5}, principal=ANA)
+        assert caught.value.code == code
+        assert [f.code for f in caught.value.diagnostics if f.severity == "error"] == [code]
+        assert vm.runs() == []
+        # Where it was stored before there was such a policy, and is called.
+        other = opener(tools=tools)
+        other.save_program({**flow, "name": "deep"})
+        other.save_program(
+            program({"id": "k", "type": "call", "program": "deep", "inputs": {"n": 5}}, name="mid")
+        )
+        top = program(
+            {"id": "m", "type": "map", "over": [1], "step": {"id": "k", "type": "call", "program": "mid"}}
+        )
+        with pytest.raises(NanoVMError) as caught:
+            await vm.run({**top, "name": "top"}, principal=ANA)
+        (found,) = caught.value.diagnostics
+        assert (found.code, found.place.step, found.place.field) == (code, "k", "program")
+        assert "`mid`, `deep`" in found.message
+        assert (vm.runs(), count.effects) == ([], [])
 
     play(main())
 
@@ -80,7 +155,7 @@ def test_a_refusal_is_a_governed_event_and_is_not_retried(opener: Opener) -> Non
             tools={"act": lambda effect: None, "other": lambda why: why},
             policy={"policy": "p", "tools": ["other"]},
         )
-        trace = await done(vm, flow)
+        trace = await done(vm, flow, proves=False)
         assert (trace.status, trace.final_output) == (RunStatus.SUCCESS, "CapabilityDeniedError")
         assert decisions(trace) == [("a", "deny", "default"), ("plan_b", "allow", "tools")]
 
@@ -205,14 +280,14 @@ def test_what_must_precede_is_what_has_really_succeeded(opener: Opener) -> None:
 
     async def main() -> None:
         vm = opener(tools={"act": lambda effect: effect, "check": check}, policy=policy)
-        assert (await done(vm, flow(True))).status is RunStatus.SUCCESS
-        assert (await done(vm, flow(False))).status is RunStatus.FAILED
+        assert (await done(vm, flow(True), proves=False)).status is RunStatus.SUCCESS
+        assert (await done(vm, flow(False), proves=False)).status is RunStatus.FAILED
         # A step that is merely called so is not the tool.
         lookalike = program(
             tool_step("check", "check", args={"ok": False}, on_failure="a"),
             tool_step("a", args={"effect": 1}),
         )
-        assert (await done(vm, lookalike)).error["type"] == "CapabilityDeniedError"
+        assert (await done(vm, lookalike, proves=False)).error["type"] == "CapabilityDeniedError"
 
     play(main())
 
