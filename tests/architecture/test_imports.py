@@ -123,3 +123,22 @@ def test_telemetry_is_optional_and_named_when_it_is_missing() -> None:
         "        print(error.code, 'nano-vm[otel]' in (error.help or ''))\n"
     )
     assert python(code) == "EXTRA_MISSING True\n" * 2
+
+
+def test_the_studio_is_optional_and_named_when_it_is_missing() -> None:
+    code = BLOCKER.replace("{names!r}", repr({"streamlit"})) + (
+        "from nano_vm.cli.main import main\n"
+        "import contextlib, io\n"
+        "said = io.StringIO()\n"
+        "with contextlib.redirect_stderr(said):\n"
+        "    assert main(['studio']) == 1\n"
+        "print(said.getvalue().split()[0], 'nano-vm[studio]' in said.getvalue())\n"
+    )
+    assert python(code) == "EXTRA_MISSING True\n"
+
+
+def test_only_the_pages_of_the_studio_know_streamlit() -> None:
+    loaded = loaded_by(
+        "import nano_vm.studio.library, nano_vm.studio.meter, nano_vm.studio.projections, nano_vm.studio.desk"
+    )
+    assert "streamlit" not in loaded

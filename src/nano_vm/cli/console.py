@@ -12,6 +12,10 @@ import os
 import sys
 from typing import Any, TextIO
 
+from nano_vm.observe.wording import compact, printable
+
+__all__ = ["Console", "compact", "printable"]
+
 _STYLES = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "bold": "1", "busy": "36"}
 _SYMBOLS = {
     "good": ("✓", "ok"),
@@ -105,17 +109,3 @@ def _is_terminal(stream: TextIO) -> bool:
 
 def _colours(stream: TextIO) -> bool:
     return _is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-def printable(text: str, keep_newlines: bool = False) -> str:
-    """Text from programs, tools and models, made safe for a terminal: no control sequences."""
-    return "".join(
-        character if character.isprintable() or (keep_newlines and character in "\n\t") else "�"
-        for character in text
-    )
-
-
-def compact(value: Any, limit: int = 100) -> str:
-    """A value on one line, shortened to `limit` characters."""
-    text = printable(json.dumps(value, ensure_ascii=False))
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -48,6 +48,7 @@ COMMANDS: dict[str, str] = {
     "schema": "print the JSON Schema of programs and policies",
     "doctor": "examine the installation and the database",
     "vault": "keep confidential values, and the keys of private ones",
+    "studio": "look at runs and act on them in a browser",
     "worker": "take up runs and fire timers until stopped",
     "mcp": "serve programs and runs to MCP clients",
     "token": "make, list and revoke the gateway's tokens",

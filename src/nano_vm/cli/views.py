@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from nano_vm.cli import exits
 from nano_vm.cli.console import Console, compact, printable
 from nano_vm.cli.session import command, document_of
+from nano_vm.observe.wording import moment, step_text, switch_text
 from nano_vm.program.compiled import ModelAction, ToolAction
 
 if TYPE_CHECKING:
-    from nano_vm.journal.ledger import TraceStep
     from nano_vm.journal.trace import Trace
     from nano_vm.program.compiled import CompiledProgram
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+__all__ = ["moment", "switch_text"]  # others ask for them here
+
 _MARKS = {
     "SUCCESS": ("good", "good"),
     "FAILED": ("bad", "bad"),
@@ -26,24 +26,6 @@ _MARKS = {
     "PENDING": ("wait", "warn"),
 }
 STATUS_STYLES = {"SUCCESS": "good", "SUSPENDED": "warn", "RUNNING": "busy"}
-
-
-def moment(at_ms: int) -> str:
-    """Epoch milliseconds as UTC text."""
-    if not at_ms:
-        return "-"
-    try:
-        return (_EPOCH + timedelta(milliseconds=at_ms)).strftime("%Y-%m-%d %H:%M:%SZ")
-    except OverflowError:
-        return f"{at_ms} ms"
-
-
-def duration(ms: float) -> str:
-    if ms < 1_000:
-        return f"{ms:.0f} ms"
-    if ms < 60_000:
-        return f"{ms / 1_000:.1f} s"
-    return str(timedelta(seconds=round(ms / 1_000)))
 
 
 def step_rows(program: CompiledProgram, trace: Trace) -> list[tuple[str, str, str]]:
@@ -57,41 +39,8 @@ def step_rows(program: CompiledProgram, trace: Trace) -> list[tuple[str, str, st
             name += f"[{step.item}]"
         if step.occurrence > 1:
             name += f" #{step.occurrence}"
-        rows.append((step.status.value, "  " * depth + name, _step_text(step)))
+        rows.append((step.status.value, "  " * depth + name, step_text(step)))
     return rows
-
-
-def _step_text(step: TraceStep) -> str:
-    parts = []
-    if step.verdict is not None:
-        parts.append("holds" if step.verdict else "does not hold")
-    elif step.error is not None:
-        parts.append(f"{step.error['type']} {printable(str(step.error.get('message', '')))}".strip()[:120])
-    elif step.status.value == "SUCCESS":
-        parts.append(compact(step.output, 80))
-    elif step.status.value == "UNKNOWN":
-        parts.append("outcome unknown")
-    notes = []
-    if step.attempts > 1:
-        notes.append(f"{step.attempts} attempts")
-    if step.turns:
-        rejected = sum(proposal["verdict"] == "rejected" for proposal in step.proposals)
-        notes.append(f"{step.turns} turns" + (f", {rejected} proposals rejected" if rejected else ""))
-    if step.substituted:
-        notes.append("substituted")
-    if step.cached:
-        notes.append("cached")
-    if step.provider is not None:
-        notes.append(printable(step.provider))
-    if step.tokens:
-        notes.append(f"{step.tokens} tokens")
-    if step.cost_nanousd:
-        notes.append(f"${step.cost_usd:.6f}")
-    if step.finished_at_ms is not None and step.duration_ms >= 1:
-        notes.append(duration(step.duration_ms))
-    if notes:
-        parts.append(f"({', '.join(notes)})")
-    return " ".join(parts)
 
 
 def show_steps(console: Console, program: CompiledProgram, trace: Trace) -> None:
@@ -129,14 +78,6 @@ def show_end(console: Console, trace: Trace) -> None:
     if trace.status.is_terminal:
         console.line(f"  trace_hash    {trace.trace_hash}")
         console.line(f"  outcome_hash  {trace.outcome_hash}")
-
-
-def switch_text(switch: dict[str, Any]) -> str:
-    """How a model call left one provider for another, on one line."""
-    attempts = switch["attempts"]
-    tried = "not asked" if not attempts else "1 attempt" if attempts == 1 else f"{attempts} attempts"
-    way = f"{switch['from']} -> {switch['to']} at `{switch['step']}`"
-    return printable(f"{way}: {switch['reason']} ({tried}, {switch['error']})")
 
 
 # --- what a run waits for -------------------------------------------------------------------------------------

@@ -36,7 +36,9 @@ _DOT_SHAPES = {
 }
 
 
-class _Edge(NamedTuple):
+class Edge(NamedTuple):
+    """From a node to a node: `n_` and a step's index, `s_` the start, `e_` the end; and when it is taken."""
+
     source: str
     target: str
     text: str
@@ -44,12 +46,12 @@ class _Edge(NamedTuple):
 
 def mermaid(program: CompiledProgram, steps: Iterable[TraceStep] = ()) -> str:
     """A Mermaid flowchart of a program; with the steps of a trace, of that run."""
-    stood = _standing(steps)
+    stood = standing(steps)
     lines = ["flowchart TD", "  s_((start))"]
-    for step in _top(program):
+    for step in top_steps(program):
         lines += _mermaid_step(program, step, stood, "  ")
     lines.append("  e_((end))")
-    for edge in _edges(program):
+    for edge in edges(program):
         text = f"|{edge.text}| " if edge.text else ""
         lines.append(f"  {edge.source} --> {text}{edge.target}")
     for status, colour in _COLOURS.items():
@@ -62,20 +64,20 @@ def mermaid(program: CompiledProgram, steps: Iterable[TraceStep] = ()) -> str:
 
 def dot(program: CompiledProgram, steps: Iterable[TraceStep] = ()) -> str:
     """The same for Graphviz."""
-    stood = _standing(steps)
+    stood = standing(steps)
     lines = [f"digraph {_quoted(program.name)} {{", "  node [shape=box, style=filled, fillcolor=white];"]
     lines.append("  s_ [label=start, shape=circle];")
-    for step in _top(program):
+    for step in top_steps(program):
         lines += _dot_step(program, step, stood, "  ")
     lines.append("  e_ [label=end, shape=doublecircle];")
-    for edge in _edges(program):
+    for edge in edges(program):
         text = f" [label={_quoted(edge.text)}]" if edge.text else ""
         lines.append(f"  {edge.source} -> {edge.target}{text};")
     lines.append("}")
     return "\n".join(lines) + "\n"
 
 
-def _standing(steps: Iterable[TraceStep]) -> dict[str, tuple[str, int]]:
+def standing(steps: Iterable[TraceStep]) -> dict[str, tuple[str, int]]:
     """By step: how its last occurrence stands, and how often the run has come to it."""
     stood: dict[str, tuple[str, int]] = {}
     for step in steps:
@@ -83,11 +85,13 @@ def _standing(steps: Iterable[TraceStep]) -> dict[str, tuple[str, int]]:
     return stood
 
 
-def _top(program: CompiledProgram) -> list[CompiledStep]:
+def top_steps(program: CompiledProgram) -> list[CompiledStep]:
+    """The steps that stand in no group."""
     return [step for step in program.steps if step.parent < 0]
 
 
-def _lanes(program: CompiledProgram, step: CompiledStep) -> list[CompiledStep]:
+def lanes_of(program: CompiledProgram, step: CompiledStep) -> list[CompiledStep]:
+    """The sub-steps of a group, the actions of an agent."""
     return [other for other in program.steps if other.parent == step.index]
 
 
@@ -102,7 +106,7 @@ def _mermaid_step(
     before, after = _MERMAID_SHAPES.get(step.kind, ("[", "]"))
     kind = step.kind.name.lower()
     node = f'{indent}n_{step.index}{before}"{_plain(_label(step, stood))}<br/><small>{kind}</small>"{after}'
-    lanes = _lanes(program, step)
+    lanes = lanes_of(program, step)
     if not lanes:
         return [node]
     lines = [f'{indent}subgraph g_{step.index}["{_plain(step.id)}"]', f"  {node}"]
@@ -120,7 +124,7 @@ def _dot_step(
     shape = f", shape={_DOT_SHAPES[step.kind]}" if step.kind in _DOT_SHAPES else ""
     label = _quoted(f"{_label(step, stood)}\n{step.kind.name.lower()}")
     node = f"{indent}n_{step.index} [label={label}{shape}{colour}];"
-    lanes = _lanes(program, step)
+    lanes = lanes_of(program, step)
     if not lanes:
         return [node]
     lines = [f"{indent}subgraph cluster_{step.index} {{", f"  {node}"]
@@ -130,21 +134,22 @@ def _dot_step(
     return [*lines, f"{indent}}}"]
 
 
-def _edges(program: CompiledProgram) -> list[_Edge]:
-    found: list[_Edge] = []
+def edges(program: CompiledProgram) -> list[Edge]:
+    """Every edge between top-level steps, in declared order."""
+    found: list[Edge] = []
     if program.is_dag:
-        found += [_Edge("s_", f"n_{root}", "") for root in program.roots]
+        found += [Edge("s_", f"n_{root}", "") for root in program.roots]
     else:
-        found.append(_Edge("s_", f"n_{program.entry}", ""))
-    for step in _top(program):
+        found.append(Edge("s_", f"n_{program.entry}", ""))
+    for step in top_steps(program):
         source = f"n_{step.index}"
         if program.is_dag:
             found += [
-                _Edge(source, f"n_{edge.target}", "" if edge.when == "done" else edge.when)
+                Edge(source, f"n_{edge.target}", "" if edge.when == "done" else edge.when)
                 for edge in step.edges
             ]
             if not step.edges:
-                found.append(_Edge(source, "e_", ""))
+                found.append(Edge(source, "e_", ""))
             continue
         action = step.action
         if type(action) is ConditionAction:
@@ -153,7 +158,7 @@ def _edges(program: CompiledProgram) -> list[_Edge]:
             targets = [(step.next, step.outcome or "" if step.is_terminal else "")]
         for target, text in [*targets, (step.on_failure, "failure")]:
             if target != NO_TARGET:
-                found.append(_Edge(source, "e_" if target == END else f"n_{target}", _plain(text)))
+                found.append(Edge(source, "e_" if target == END else f"n_{target}", _plain(text)))
     return found
 
 

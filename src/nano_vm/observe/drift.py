@@ -232,6 +232,11 @@ class DriftMonitor:
         self._recent: list[tuple[Trajectory, float]] = []
         self._runs = 0
 
+    @property
+    def levels(self) -> tuple[float, float]:
+        """The sums of surprisal and of length as they stand; over the report's thresholds they are alarms."""
+        return self._surprisal.level, self._length.level
+
     def observe(self, trajectory: Trajectory) -> Health:
         """Take one more run, in the order in which they were started."""
         score = self.baseline.surprisal(trajectory)

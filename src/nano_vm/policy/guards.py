@@ -42,10 +42,34 @@ class Missed(NamedTuple):
         return " -> ".join(shown)
 
 
+class Guarded(NamedTuple):
+    """A call of a tool, and something that the policy requires before it. `missed` is a way that misses it; None: there
+    is no such way, which is the proof."""
+
+    step: str
+    field: str
+    tool: str
+    requirement: Requirement
+    missed: Missed | None
+
+
 def missed_guards(
     document: Document, policy: Policy, tools: Mapping[str, ToolSchema] | None = None
 ) -> Iterator[Missed]:
     """Every call of a tool that some way comes to without what the policy requires before it.
+
+    Args:
+        document: of a program without errors.
+    """
+    for guarded in guarded_calls(document, policy, tools):
+        if guarded.missed is not None:
+            yield guarded.missed
+
+
+def guarded_calls(
+    document: Document, policy: Policy, tools: Mapping[str, ToolSchema] | None = None
+) -> Iterator[Guarded]:
+    """Every call of a tool before which the policy requires something, and whether every way meets it.
 
     Args:
         document: of a program without errors.
@@ -63,9 +87,11 @@ def missed_guards(
                 path = known.path_to(step.position)
                 if field == "compensate" and known.meets(step):
                     continue  # it is what is undone
+                missed = None
                 if path is not None:
                     itself = requirement.kind == "tool" and requirement.name in step.data.get("tools", ())
-                    yield Missed(step.id, field, tool, requirement, (*path, f"`{tool}`"), itself)
+                    missed = Missed(step.id, field, tool, requirement, (*path, f"`{tool}`"), itself)
+                yield Guarded(step.id, field, tool, requirement, missed)
 
 
 def denied_tools(document: Document, policy: Policy) -> Iterator[tuple[str, str, str, str]]:

@@ -14,7 +14,7 @@ from typing import Any
 from nano_vm.cli import exits
 from nano_vm.cli.console import Console, printable
 from nano_vm.cli.models import open_model_store
-from nano_vm.cli.views import duration, moment
+from nano_vm.observe.wording import duration, moment
 from nano_vm.providers.naming import client_named
 from nano_vm.providers.pool_file import load_pool
 

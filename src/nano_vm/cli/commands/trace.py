@@ -4,11 +4,14 @@ nano-vm trace ID
 nano-vm trace ID --events      the journal itself, entry by entry
 nano-vm trace ID --as receipt  what that audience may see, as JSON: trace, receipt (no values), operator
 nano-vm trace ID --metrics     how it went: churn, entropy, surprisal, …
+nano-vm trace ID --html FILE   one HTML file: graph, timeline, steps, journal, receipt; private values stay sealed,
+                               and with --as receipt there are no values at all
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,6 +21,7 @@ from nano_vm.cli.console import Console, printable
 from nano_vm.cli.live import describe
 from nano_vm.cli.session import Session
 from nano_vm.cli.views import continuations, moment, show_end, show_steps, show_waits
+from nano_vm.errors import InputError
 from nano_vm.journal.entry import open_events
 from nano_vm.journal.port import RunQuery, RunRecord
 from nano_vm.journal.trace import Trace
@@ -40,12 +44,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline", metavar="FILE", help="with --metrics: what healthy runs are like (see `drift`)"
     )
+    parser.add_argument(
+        "--html", metavar="FILE", help="write one self-contained HTML file; - is standard output"
+    )
 
 
 def execute(args: argparse.Namespace, console: Console) -> int:
     with Session(args) as session:
         trace = session.engine.trace(args.run_id)
         program = session.engine.load_program(trace.program_hash)
+        if args.html is not None:
+            return _html(args, console, session)
         if args.events:
             return _events(args, console, session)
         if args.audience is not None:
@@ -72,6 +81,38 @@ def execute(args: argparse.Namespace, console: Console) -> int:
             console.line(f"  child run     {child.run_id}  {child.status}  {printable(child.program_name)}")
         show_waits(console, args, program, trace)
         return exits.DONE
+
+
+def _html(args: argparse.Namespace, console: Console, session: Session) -> int:
+    from nano_vm.observe.page import page
+
+    if args.events or args.metrics or args.audience == "operator":
+        raise InputError(
+            "USAGE", "--html is a view of its own", help="--html FILE, or --html FILE --as receipt"
+        )
+    # From the entries as they are stored: a file that is passed on must not hold what only a key opens.
+    record = session.store.record(args.run_id)
+    program = session.engine.load_program(record.program_hash)
+    trace = Trace(program, record.run_id, lambda: session.store.read(record.run_id))
+    text = page(trace, values=args.audience != "receipt")
+    if args.html == "-":
+        if not console.json_only:
+            console.out.write(text)
+    else:
+        try:
+            Path(args.html).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                "USAGE",
+                f"`{printable(args.html)}` cannot be written: {(error.strerror or 'no such file').lower()}",
+                help="--html FILE, in a directory that exists",
+            ) from None
+        console.line(f"wrote {printable(args.html)}")
+    document = {"trace_id": record.run_id, "file": None if args.html == "-" else args.html}
+    console.document(
+        {**document, "bytes": len(text.encode()), **({"html": text} if args.html == "-" else {})}
+    )
+    return exits.DONE
 
 
 def _view(args: argparse.Namespace, console: Console, session: Session, trace: Trace) -> int:

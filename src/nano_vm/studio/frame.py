@@ -1,0 +1,168 @@
+"""What all pages have in common: the library of this process, the way from page to page, empty states, and errors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import streamlit as st
+from streamlit.errors import StreamlitAPIException
+
+from nano_vm.errors import NanoVMError
+from nano_vm.studio import settings as settings_
+from nano_vm.studio.library import Library
+from nano_vm.studio.markup import Markup, chip, code, join, tag, text
+from nano_vm.studio.meter import Meter
+from nano_vm.studio.settings import Settings
+from nano_vm.studio.view import show
+
+PAGES: dict[str, Any] = {}  # by address, as the navigation knows them
+_lock = threading.Lock()
+_library: Library | None = None
+_meter: Meter | None = None
+
+
+def settings() -> Settings:
+    return settings_.current()
+
+
+def library() -> Library:
+    """The library of this process, for all of its sessions."""
+    global _library
+    with _lock:
+        if _library is None or _library.settings is not settings():
+            if _library is not None:
+                _library.close()
+            _library = Library(settings())
+        return _library
+
+
+def meter() -> Meter:
+    """What has been read of the whole journal so far, for all sessions."""
+    global _meter
+    shelf = library()
+    with _lock:
+        if _meter is None or _meter.library is not shelf:
+            _meter = Meter(shelf)
+        return _meter
+
+
+def go(page: str, **params: str) -> None:
+    """To another page, with parameters that are part of its address."""
+    if page in PAGES:
+        st.switch_page(PAGES[page], query_params=params)
+    st.session_state["went"] = (page, params)  # there is no navigation around a page that is tested alone
+
+
+def again() -> None:
+    """Make this part of the page again."""
+    try:
+        st.rerun(scope="fragment")
+    except StreamlitAPIException:  # the whole page is being made
+        st.rerun()
+
+
+def param(name: str) -> str | None:
+    value = st.query_params.get(name)
+    return value or None
+
+
+def title(name: str, lead: str = "") -> None:
+    """The head of a page."""
+    st.markdown(f"# {name}")
+    if lead:
+        st.caption(lead)
+
+
+def guarded(page: Callable[[], None]) -> Callable[[], None]:
+    """A page whose errors are shown as errors are shown everywhere: what, where, and how to mend it."""
+
+    def run() -> None:
+        try:
+            page()
+        except NanoVMError as error:
+            show_error(error)
+
+    run.__name__ = page.__name__
+    return run
+
+
+def show_error(error: NanoVMError, key: str = "error") -> None:
+    """An error of ours."""
+    where = str(error.place) if error.place is not None else ""
+    show(
+        tag(
+            "div",
+            tag(
+                "div",
+                chip("failed", error.code),
+                tag("span", error.message, class_="lead"),
+                class_="row",
+                role="alert",
+            ),
+            tag("p", code(where)) if where else None,
+            tag("p", text(error.help), class_="soft") if error.help else None,
+            class_="card",
+        ),
+        key,
+    )
+
+
+def empty(headline: str, *lines: object, key: str = "empty") -> None:
+    """A page that has nothing to show, and says why, and what would fill it."""
+    show(tag("div", tag("b", headline), *(tag("div", line) for line in lines), class_="card empty"), key)
+
+
+def command(*words: str, **options: bool) -> str:
+    """A command on the same database, to be copied."""
+    make = settings().command
+    return make(*words, **options) if make is not None else f"nano-vm {' '.join(words)}"
+
+
+def run_link(run_id: str, label: object | None = None) -> Markup:
+    from urllib.parse import quote
+
+    from nano_vm.studio.markup import pick
+
+    return pick(
+        f"run:{run_id}", code(run_id) if label is None else label, href=f"run?id={quote(run_id, safe='')}"
+    )
+
+
+def follow(picked: str | None) -> None:
+    """Go where a chosen link leads."""
+    if picked is None:
+        return
+    kind, _, name = picked.partition(":")
+    if kind == "run":
+        go("run", id=name)
+    elif kind == "program":
+        go("programs", hash=name)
+
+
+def show_jobs(run_id: str | None = None, key: str = "jobs") -> None:
+    """What was asked for here, and what has become of it."""
+    desk = settings().desk
+    if desk is None:
+        return
+    rows = []
+    for job in desk.jobs(run_id)[:5]:
+        said: object = ""
+        if job.error is not None:
+            said = join(
+                (
+                    code(job.error.code),
+                    " ",
+                    job.error.message,
+                    f" - {job.error.help}" if job.error.help else "",
+                )
+            )
+        elif job.unexpected is not None:
+            said = f"unexpected {job.unexpected}"
+        elif job.result is not None and job.result != job.run_id:
+            said = run_link(job.result)
+        status = {"working": "RUNNING", "done": "SUCCESS"}.get(job.state, "FAILED")
+        rows.append(tag("div", chip(status, job.state), job.what, run_link(job.run_id), said, class_="row"))
+    if rows:
+        follow(show(tag("div", *rows, class_="card"), key))

@@ -1,0 +1,170 @@
+"""Acting in the studio: for those who may, on what was shown, and once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from nano_vm.studio import frame
+from nano_vm.studio.library import Library
+from nano_vm.studio.settings import ACT, APPROVE, READ, VERIFY, rights_of
+from unit.studio.studio_stage import Page, Paid, Stage, done, use
+
+DUE = Paid("A-1002", 240)
+
+
+@pytest.mark.parametrize(
+    ("principal", "rights"),
+    [
+        (None, {READ, VERIFY}),
+        ({"id": "ana", "roles": []}, {READ, VERIFY}),
+        ({"id": "ana", "roles": ["viewer"]}, {READ}),
+        ({"id": "ana", "roles": ["auditor"]}, {READ, VERIFY}),
+        ({"id": "ana", "roles": ["supervisor"]}, {READ, VERIFY, APPROVE}),
+        ({"id": "ana", "roles": ["viewer", "supervisor"]}, {READ}),
+        ({"id": "ana", "roles": ["approver"]}, {READ, APPROVE}),
+    ],
+)
+def test_only_a_role_that_says_so_may_do_more_than_look(principal: Any, rights: set[str]) -> None:
+    assert rights_of(principal) == rights
+
+
+def test_an_operator_may_act() -> None:
+    assert {ACT, APPROVE} <= rights_of({"id": "o", "roles": ["operator"]})
+
+
+def test_whoever_may_only_look_is_offered_no_way_to_act(looked_at: Stage) -> None:
+    for name, params in (("approvals", {}), ("run", {"id": "large"}), ("run", {"id": "waits"})):
+        page = Page(name, **params)
+        assert {"Approve", "Refuse", "Resume", "Cancel the run", "Fork"}.isdisjoint(page.labels)
+    assert "nano-vm resume large" in Page("approvals").markup()
+
+
+def test_an_approval_shows_the_action_and_executes_it_once(own: Stage) -> None:
+    use(own.acting("approver", "supervisor"))
+    page = Page("approvals")
+    shown = page.markup()
+    assert "send_refund" in shown
+    assert "240" in shown
+    assert "<dd>ana</dd>" in shown
+    comment = next(each for each in page.test.text_input if each.label == "Comment")
+    comment.set_value("seen and agreed")
+    page.press("Approve")
+    (job,) = done(own)
+    assert (job.state, job.result) == ("done", "large")
+    assert own.paid == [DUE]
+    trace = frame.library().sight("large").trace
+    assert trace.status.value == "SUCCESS"
+    assert "Nothing waits" in page.run().markup()
+    events = [event for event in trace.events if event.type == "EventReceived"]
+    assert [(event.principal["id"], event.payload["comment"]) for event in events] == [
+        ("maria", "seen and agreed")
+    ]
+
+
+def test_a_refusal_ends_it_without_the_effect(own: Stage) -> None:
+    use(own.acting("approver", "supervisor"))
+    Page("approvals").press("Refuse")
+    (job,) = done(own)
+    assert job.state == "done"
+    assert own.paid == []
+    assert frame.library().sight("large").trace.outcome == "not_paid"
+
+
+def test_whoever_lacks_the_role_cannot_press_the_button(own: Stage) -> None:
+    use(own.acting("operator"))
+    page = Page("approvals")
+    assert all(each.disabled for each in page.test.button if each.label in ("Approve", "Refuse"))
+    assert "supervisor" in page.captions()
+
+
+def test_nobody_approves_what_they_started_themselves(own: Stage) -> None:
+    use(own.acting("approver", "supervisor", id="ana"))
+    page = Page("approvals").press("Approve")
+    (job,) = done(own)
+    assert job.error is not None
+    assert job.error.code == "SELF_APPROVAL"
+    assert own.paid == []
+    assert "SELF_APPROVAL" in page.run().markup()
+
+
+def test_an_answer_covers_the_action_that_was_on_the_page_and_no_other(
+    own: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(own.acting("approver", "supervisor"))
+    (asked,) = frame.library().approvals()
+    earlier = msgspec.structs.replace(asked, action="sha256:" + "0" * 64)
+    monkeypatch.setattr(
+        Library, "approvals", lambda self: [earlier]
+    )  # the page was made before the run asked anew
+    Page("approvals").press("Approve")
+    (job,) = done(own)
+    assert job.error is not None
+    assert job.error.code == "APPROVAL_VOID"
+    assert own.paid == []
+
+
+def test_two_who_answer_the_same_are_heard_once(own: Stage) -> None:
+    use(own.acting("approver", "supervisor"))
+    one, other = Page("approvals"), Page("approvals")
+    one.press("Approve")
+    done(own)
+    assert "Approve" not in other.run().labels
+    assert own.paid == [DUE]
+
+
+def test_a_run_is_resumed_with_the_event_that_was_typed(own: Stage) -> None:
+    use(own.acting("operator"))
+    page = Page("run", id="waits")
+    next(each for each in page.test.text_area if each.label == "Event, as JSON").set_value("{broken")
+    page.press("Resume")
+    assert "not JSON" in page.test.error[0].value
+    assert done(own) == []
+    next(each for each in page.test.text_area if each.label == "Event, as JSON").set_value('{"amount": 7}')
+    page.press("Resume")
+    (job,) = done(own)
+    assert job.state == "done"
+    trace = frame.library().sight("waits").trace
+    step = trace.step("paid")
+    assert step is not None
+    assert step.output == {"amount": 7}
+
+
+def test_a_run_is_cancelled_only_by_whoever_is_sure(own: Stage) -> None:
+    use(own.acting("operator"))
+    page = Page("run", id="waits").press("Cancel the run")
+    assert done(own) == []
+    next(iter(page.test.checkbox)).check()
+    page.press("Cancel the run")
+    (job,) = done(own)
+    assert job.state == "done"
+    assert frame.library().sight("waits").trace.status.value == "CANCELLED"
+
+
+def test_a_fork_is_a_new_run_that_repeats_nothing(own: Stage) -> None:
+    use(own.acting("operator"))
+    page = Page("run", id="waits")
+    before = len(own.told)
+    changes = next(each for each in page.test.text_area if each.label.startswith("Values to change"))
+    changes.set_value('{"four": 40}')
+    page.press("Fork")
+    (job,) = done(own)
+    assert job.state == "done"
+    assert job.result not in (None, "waits")
+    assert len(own.told) == before
+    assert f"run:{job.result}" in page.run().markup()
+
+
+def test_what_goes_wrong_is_shown_with_its_code(own: Stage) -> None:
+    use(own.acting("operator"))
+    page = Page("run", id="waits")
+    step = next(each for each in page.test.selectbox if each.label.startswith("First step"))
+    step.set_value("double")
+    next(each for each in page.test.text_area if each.label.startswith("Values")).set_value('{"nothing": 1}')
+    page.press("Fork")
+    (job,) = done(own)
+    assert job.error is not None
+    assert job.error.code == "UNKNOWN_VALUE"
+    assert "UNKNOWN_VALUE" in page.run().markup()
