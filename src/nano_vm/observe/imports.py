@@ -76,7 +76,10 @@ def otel(data: bytes) -> list[Trajectory]:
 
 def _otel_trace(trace_id: str, spans: list[dict[str, Any]]) -> Trajectory:
     moves, status, name = [], "", ""
-    for span in sorted(spans, key=lambda span: (int(span["startTimeUnixNano"]), str(span.get("spanId", "")))):
+    # Spans that began in the same instant stand in the order in which they ended, and were told.
+    for span in sorted(
+        spans, key=lambda span: (int(span["startTimeUnixNano"]), int(span.get("endTimeUnixNano", 0)))
+    ):
         facts = {held["key"]: _otel_value(held["value"]) for held in span.get("attributes", ())}
         operation = str(facts.get("gen_ai.operation.name", ""))
         failed = span.get("status", {}).get("code") in (2, "STATUS_CODE_ERROR") or "error.type" in facts

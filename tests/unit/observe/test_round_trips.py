@@ -1,0 +1,175 @@
+"""From a run to somebody else's form and back to the same measures; and every form there is through ours."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+pytest.importorskip("opentelemetry.sdk")
+
+from google.protobuf.json_format import MessageToJson
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from nano_vm import Completion, ExecutionVM, MockLLMAdapter, ToolCall, Trace, tool
+from nano_vm.observe import eventlog, imports
+from nano_vm.observe.analyzer import metrics_of
+from nano_vm.observe.telemetry import Telemetry
+from nano_vm.observe.trajectory import of_trace
+from unit.runtime.runtime_stage import play
+
+STEPS: list[dict[str, Any]] = [
+    {"id": "look", "type": "tool", "tool": "look", "args": {"q": "$q"}},
+    {"id": "ask", "type": "llm", "prompt": "$q"},
+    {
+        "id": "pay",
+        "type": "tool",
+        "tool": "pay",
+        "args": {"n": 1},
+        "on_error": "retry",
+        "retry": {"initial": 0.001},
+    },
+    {"id": "again", "type": "tool", "tool": "look", "args": {"q": "$q"}},
+]
+
+
+class Recorder:
+    """A model that keeps what it was asked last: the conversation in the form of chat completions."""
+
+    def __init__(self, answers: list[Any]) -> None:
+        self.mock = MockLLMAdapter(answers)
+        self.messages: list[dict[str, Any]] = []
+
+    async def complete(self, messages: list[dict[str, Any]], **params: Any) -> Any:
+        answer = await self.mock.complete(messages, **params)
+        said: dict[str, Any] = {"role": "assistant", "content": getattr(answer, "text", answer)}
+        if getattr(answer, "tool_calls", ()):
+            said["tool_calls"] = [call.to_message() for call in answer.tool_calls]
+        self.messages = [*messages, said]
+        return answer
+
+
+def tools() -> list[Any]:
+    failures = iter([True, False])
+
+    @tool(effect="pure")
+    def look(q: str) -> str:
+        return q
+
+    @tool(effect="idempotent")
+    def pay(n: int) -> int:
+        if n == 1 and next(failures):
+            raise ValueError("busy")
+        return n
+
+    return [look, pay]
+
+
+def named(trace: Trace, kinds: dict[str, str]) -> list[str]:
+    """A run's path in tools' and models' names."""
+    return [kinds[activity] for activity in of_trace(trace).path]
+
+
+def test_a_run_comes_back_from_the_spans_that_telemetry_made_of_it() -> None:
+    exported = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exported))
+    vm = ExecutionVM(MockLLMAdapter("yes"), tools())
+    telemetry = Telemetry(vm, tracer_provider=provider)
+    trace = play(vm.run({"name": "order", "steps": STEPS}, {"q": "x"}))
+    telemetry.close()
+    wire = MessageToJson(encode_spans(exported.get_finished_spans()))
+    [back] = imports.read("otel", wire.encode())
+    ours = of_trace(trace)
+    assert back.path == named(trace, {"look": "look", "ask": imports.MODEL, "pay": "pay", "again": "look"})
+    assert [move.failed for move in back.moves] == [move.failed for move in ours.moves]
+    assert (back.status, back.name) == ("SUCCESS", "order")
+    assert back.moves[1].tokens == ours.moves[1].tokens
+
+
+def test_an_agents_conversation_gives_the_churn_that_its_run_has() -> None:
+    def proposes(*calls: tuple[str, str]) -> Completion:
+        return Completion(
+            tool_calls=tuple(ToolCall(f"{n}", name, args) for n, (name, args) in enumerate(calls))
+        )
+
+    find = ("look", '{"q": "a"}')
+    recorder = Recorder([proposes(find, find), proposes(("look", '{"q": "b"}')), "done"])
+    vm = ExecutionVM(recorder, tools())
+    steps = [{"id": "act", "type": "agent", "prompt": "$q", "tools": ["look"]}]
+    trace = play(vm.run({"name": "agent", "steps": steps}, {"q": "x"}))
+    [back] = imports.read("openai", json.dumps({"id": "c", "messages": recorder.messages}).encode())
+    assert [one for one in back.path if one != imports.MODEL] == ["look"] * 3
+    assert metrics_of(back)["tool_churn"] == metrics_of(of_trace(trace))["tool_churn"] == pytest.approx(1 / 3)
+
+
+def span(name: str, start: int, **facts: Any) -> dict[str, Any]:
+    attributes = [
+        {"key": key.replace("__", "."), "value": {"stringValue": value}} for key, value in facts.items()
+    ]
+    return {
+        "traceId": "t", "spanId": name, "name": name, "startTimeUnixNano": str(start * 10**6),
+        "endTimeUnixNano": str(start * 10**6 + 5), "attributes": attributes,
+    }  # fmt: skip
+
+
+SAMPLES: dict[str, Any] = {
+    "otel": {"resourceSpans": [{"scopeSpans": [{"spans": [
+        span("execute_tool a", 1, gen_ai__operation__name="execute_tool", gen_ai__tool__name="a"),
+        span("chat m", 2, gen_ai__operation__name="chat"),
+        span("execute_tool a", 3, gen_ai__operation__name="execute_tool", gen_ai__tool__name="a"),
+    ]}]}]},
+    "openai": {"id": "c", "messages": [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "", "tool_calls": [
+            {"id": "1", "function": {"name": "a", "arguments": "{}"}},
+            {"id": "2", "function": {"name": "a", "arguments": "{}"}},
+        ]},
+        {"role": "tool", "tool_call_id": "1", "content": '{"error": "x"}'},
+        {"role": "assistant", "content": "done"},
+    ]},
+    "transcript": {"type": "assistant", "sessionId": "s", "timestamp": "2026-01-01T00:00:00Z", "message": {"content": [
+        {"type": "tool_use", "id": "1", "name": "a", "input": {}},
+        {"type": "tool_use", "id": "2", "name": "b", "input": {"x": 1}},
+    ]}},
+    "langgraph": {"type": "task", "timestamp": "2026-01-01T00:00:00Z", "payload": {"id": "1", "name": "a"}},
+    "mcp": {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "a", "arguments": {"q": 1}}},
+    "ocel": {
+        "objectTypes": [{"name": "run", "attributes": []}],
+        "eventTypes": [],
+        "objects": [{"id": "run:1", "type": "run"}],
+        "events": [{
+            "id": "e", "type": "a", "time": "2026-01-01T00:00:00Z", "relationships": [{"objectId": "run:1"}],
+        }],
+    },
+}  # fmt: skip
+XES = (
+    '<log xmlns="http://www.xes-standard.org/"><trace><event><string key="concept:name" value="a"/>'
+    '<date key="time:timestamp" value="2026-01-01T00:00:00Z"/></event></trace></log>'
+)
+
+
+@pytest.mark.parametrize("form", sorted(set(imports.READERS) - {"jsonl"}))
+def test_whatever_is_read_is_measured_the_same_through_our_form(form: str) -> None:
+    raw = XES.encode() if form == "xes" else json.dumps(SAMPLES[form]).encode()
+    read = imports.read(form, raw)
+    assert read
+    assert all(run.moves for run in read)
+    back = imports.read("jsonl", "".join(eventlog.jsonl(read)).encode())
+    assert back == read
+    assert [metrics_of(run) for run in back] == [metrics_of(run) for run in read]
+
+
+@pytest.mark.parametrize("form", ["xes", "ocel"])
+@pytest.mark.parametrize("source", sorted(SAMPLES))
+def test_whatever_is_read_can_be_handed_on_to_process_mining(form: str, source: str) -> None:
+    read = imports.read(source, json.dumps(SAMPLES[source]).encode())
+    made = "".join(eventlog.xes(read)) if form == "xes" else json.dumps(eventlog.ocel(read))
+    back = imports.read(form, made.encode())
+    assert [(run.id, run.path, run.source) for run in back] == [
+        (run.id, run.path, run.source) for run in read
+    ]
