@@ -5,7 +5,9 @@
 Twenty tool steps a run. In every round each way of watching runs the same programs, one after the other, in an order
 that rotates; the CPU time of a step is divided by that of a step that nobody watches in the same round, and the median
 over the rounds is shown. `closed` is an engine whose telemetry was closed: it must cost what one costs that never had
-any. Then the instruments, in seconds of CPU for 10,000 runs of four or five moves: reading trajectories from the journal,
+any.
+
+Then the instruments, in seconds of CPU for 10,000 runs of four or five moves: reading trajectories from the journal,
 learning a baseline, measuring them under it, finding archetypes, watching for drift.
 """
 

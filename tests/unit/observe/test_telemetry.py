@@ -269,16 +269,20 @@ def test_lines_are_told_about_what_somebody_may_have_to_look_at() -> None:
         raise TimeoutError("no answer from hunter2")
 
     steps = [
-        {"id": "denied", "type": "tool", "tool": "forbidden", "on_error": "skip"},
+        {"id": "denied", "type": "tool", "tool": "limited", "args": {"n": "$n"}, "on_error": "skip"},
         {"id": "go", "type": "tool", "tool": "launch", "args": {"target": "moon"}},
     ]
     vm = ExecutionVM(
-        tools={"launch": launch, "forbidden": lambda: 1},
+        tools={"launch": launch, "limited": lambda n: n},
         store=stage.store,
-        policy={"policy": "p", "tools": ["launch"]},
+        policy={
+            "policy": "p",
+            "tools": ["launch"],
+            "rules": [{"id": "small", "tools": ["limited"], "when": "$args.n <= 5"}],
+        },
     )
     telemetry = Telemetry(vm, tracer_provider=stage.provider, logger_provider=provider)
-    play(vm.run({"name": "q", "steps": steps}, trace_id="r2"))
+    play(vm.run({"name": "q", "steps": steps}, {"n": 9}, trace_id="r2"))
     with pytest.raises(NanoVMError):
         play(vm.resume("r2", {"x": 1}))
     before = len(exported.get_finished_logs())
