@@ -8,14 +8,32 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from random import Random
 from typing import Any, NamedTuple
 
-from nano_vm import PENDING, ExecutionVM, MemoryStore, Program, ProgramError, ToolError, tool
+from nano_vm import (
+    PENDING,
+    Completion,
+    ExecutionVM,
+    MemoryStore,
+    Program,
+    ProgramError,
+    ToolCall,
+    ToolError,
+    tool,
+)
+from nano_vm.policy import Policy, load_policy
 from nano_vm.policy.check import check
 from nano_vm.testing.clock import VirtualClock
 
 EVIL = "EVIL"
+ANA, EVE = {"id": "ana", "roles": []}, {"id": "eve", "roles": ["boss"]}
+ASKING = {
+    "policy": "p",
+    "default": "allow",
+    "rules": [{"id": "ask", "tools": ["pay"], "approval": {"roles": ["boss"]}}],
+}
 CODES = {"TAINTED_PARAMETER", "UNPROVED_FLOW", "SECRET_IN_PROMPT"}
 SCHEMA = {
     "type": "object",
@@ -88,21 +106,35 @@ class World:
             tool(effect="pure", may_suspend=False)(flaky),
         ]
 
-    async def complete(self, messages: list[dict[str, Any]], **_: Any) -> str:
-        """Obeys: a prompt that tells which answers pass gets one of them, or the attacker's words."""
+    async def complete(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **_: Any
+    ) -> str | Completion:
+        """Obeys: a prompt that tells which answers pass gets one of them, or the attacker's words. An agent proposes
+        whatever its tools take, of what it has read and of the attacker's."""
         text = messages[0]["content"]
+        if tools and len(messages) < 8 and self.rng.random() < 0.7:
+            return Completion(tool_calls=tuple(self._proposals(messages, tools)))
         if "[enum]" in text:
             return str(self.words("a")) if self.rng.random() < 0.2 else self.rng.choice(["a", "b"])
         if "[schema]" in text:
             return json.dumps({"n": self.rng.randint(1, 9), "k": "b"})
         return f"{EVIL}: {text}"
 
+    def _proposals(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> Iterator[ToolCall]:
+        for number in range(self.rng.randint(1, 3)):
+            offered = self.rng.choice(tools)["function"]
+            said = [EVIL, "a", 5, messages[-1]["content"], {"v": messages[0]["content"]}]
+            names = offered["parameters"].get("properties", {})
+            args = {name: self.rng.choice(said) for name in names if self.rng.random() < 0.8}
+            yield ToolCall(f"c{number}", offered["name"], json.dumps(args))
+
 
 class Author:
     """Writes programs: mostly sound ones, with and without gates before what is protected."""
 
-    def __init__(self, rng: Random) -> None:
+    def __init__(self, rng: Random, agents: bool = False) -> None:
         self.rng = rng
+        self.agents = agents
         self.steps: list[dict[str, Any]] = []
         self.known = ["$msg", "$limit", "$rows"]
         self.number = 0
@@ -136,6 +168,8 @@ class Author:
                 "args": {"amount": value(), "memo": value()},
             }
             return step
+        if self.agents and "$item" not in known and rng.random() < 0.4:
+            return self.agent(known)
         kind = rng.choice(["echo", "echo", "echo", "vouch", "fetch", "pend", "llm", "enum", "schema"])
         if kind in ("llm", "enum", "schema"):
             step = {"id": self.id("m"), "type": "llm", "prompt": f"[{kind}] {rng.choice(known)}"}
@@ -156,6 +190,26 @@ class Author:
                 "tool": "pay",
                 "args": {"amount": self.value([*known, f"${step['id']}.output"])},
             }
+        return step
+
+    def agent(self, known: list[str]) -> dict[str, Any]:
+        """A model with hands; some have what is protected among them."""
+        rng = self.rng
+        tools = rng.sample(["echo", "vouch", "fetch", "pend", "flaky"], rng.randint(1, 3))
+        if rng.random() < 0.25:
+            tools.append("pay")
+        kind = rng.choice(["llm", "llm", "enum", "schema"])
+        step = {
+            "id": self.id("a"),
+            "type": "agent",
+            "prompt": f"[{kind}] {rng.choice(known)}",
+            "tools": tools,
+        }
+        step |= {"max_turns": 4, "on_error": "retry", "max_retries": 2}
+        if kind == "enum":
+            step["allowed_outputs"] = ["a", "b"]
+        elif kind == "schema":
+            step["output_schema"] = SCHEMA
         return step
 
     def condition(self) -> str:
@@ -340,37 +394,43 @@ class Author:
         return {"name": "p", "inputs": INPUTS, "max_steps": 60, "steps": self.steps}
 
 
-def play(seed: int) -> Verdict | None:
+def play(seed: int, agents: bool = False, asks: bool = False) -> Verdict | None:
     """Writes the program of a seed, asks the proof about it, and runs it three times among enemies; None when no sound
-    program came of it."""
+    program came of it.
+
+    Args:
+        agents: there are agents among the steps.
+        asks: a policy asks somebody about every payment, and they say yes to all: then what they have seen may arrive.
+    """
     rng = Random(seed)
+    policy = load_policy(ASKING) if asks else None
     children: dict[str, Program] = {}
     for name in ("one", "two"):
-        child = _sound(rng, name, children)
+        child = _sound(rng, name, children, agents)
         if child is not None:
             children[name] = child
-    program = _sound(rng, "p", children)
+    program = _sound(rng, "p", children, agents)
     if program is None:
         return None
     schemas = ExecutionVM(tools=World(rng).tools()).tools.schemas()
-    found = any(finding.code in CODES for finding in check(program, schemas, children).diagnostics)
+    found = any(finding.code in CODES for finding in check(program, schemas, children, policy).diagnostics)
     blocked, paid, breach = False, 0, False
     for _ in range(3):
         world = World(rng)
-        failures = asyncio.run(_run(world, program, children))
+        failures = asyncio.run(_run(world, program, children, policy))
         if failures is None:
             return None
         blocked |= failures > 0
         paid += len(world.paid)
-        breach |= any(_evil(amount) for amount in world.paid)
+        breach |= not asks and any(_evil(amount) for amount in world.paid)
     return Verdict(not found, blocked, paid, breach, disagree=not found and blocked)
 
 
-def _sound(rng: Random, name: str, children: dict[str, Program]) -> Program | None:
+def _sound(rng: Random, name: str, children: dict[str, Program], agents: bool) -> Program | None:
     """A program in which nothing is wrong but, perhaps, what flows where."""
     schemas = ExecutionVM(tools=World(rng).tools()).tools.schemas()
     for _ in range(12):
-        author = Author(rng)
+        author = Author(rng, agents)
         data = author.dag() if rng.random() < 0.3 else author.program(list(children))
         try:
             program = Program.from_dict({**data, "name": name})
@@ -381,22 +441,28 @@ def _sound(rng: Random, name: str, children: dict[str, Program]) -> Program | No
     return None
 
 
-async def _run(world: World, program: Program, children: dict[str, Program]) -> int | None:
+async def _run(
+    world: World, program: Program, children: dict[str, Program], policy: Policy | None
+) -> int | None:
     """How often something was kept from a protected parameter."""
     store = MemoryStore()
     clock = VirtualClock()
-    vm = ExecutionVM(llm=world, tools=world.tools(), store=store, clock=clock)  # type: ignore[arg-type]
+    vm = ExecutionVM(llm=world, tools=world.tools(), store=store, clock=clock, policy=policy)  # type: ignore[arg-type]
     vm.proves = False
     try:
         for child in children.values():
             vm.save_program(child)
         context = {"msg": world.words("a"), "rows": [world.words("a"), "a"], "limit": 5}
-        trace = await vm.run(program, context)
+        trace = await vm.run(program, context, principal=ANA)
     except ProgramError:
         return None  # unsound for other reasons
-    for turn in range(6):
+    for turn in range(16 if policy else 6):
         if trace.status != "SUSPENDED":
             break
+        if (approvals := vm.approvals()) and approvals[0].tool:
+            first = approvals[0]
+            trace = await vm.approve(trace.trace_id, step=first.step, item=first.item, principal=EVE)
+            continue
         asked = [found for wait in trace.waiting if (found := _asked(wait.to_dict(), "")) is not None]
         if asked:
             step, item = asked[0]
@@ -410,7 +476,10 @@ async def _run(world: World, program: Program, children: dict[str, Program]) -> 
     failures = 0
     for record in [*vm.runs(), *store.records(_children_of(trace.trace_id))]:
         events = vm.trace(record.run_id).events
-        failures += sum(getattr(event, "error", "") == "TAINTED_PARAMETER" for event in events)
+        said = [
+            word for event in events for word in (getattr(event, "error", ""), getattr(event, "reason", ""))
+        ]
+        failures += said.count("TAINTED_PARAMETER")
     vm.verify(trace.trace_id)
     return failures
 

@@ -7,7 +7,7 @@ To rerun a seed: `python -c "from property.flow_worlds import play; print(play(S
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -22,11 +22,11 @@ SEEDS = range(110)
 
 
 def campaign(
-    seeds: range, stop: Callable[[Verdict], bool] = lambda verdict: False
+    seeds: Iterable[int], stop: Callable[[Verdict], bool] = lambda verdict: False, **worlds: bool
 ) -> list[tuple[int, Verdict]]:
     found = []
     for seed in seeds:
-        verdict = play(seed)
+        verdict = play(seed, **worlds)
         if verdict is not None:
             found.append((seed, verdict))
             if stop(verdict):
@@ -52,6 +52,30 @@ def test_the_proof_and_the_enforcement_agree_and_nothing_gets_through() -> None:
 @pytest.mark.campaign
 def test_the_proof_and_the_enforcement_agree_in_many_programs() -> None:
     assert [(seed, verdict) for seed, verdict in campaign(range(10_000, 14_000)) if wrong(verdict)] == []
+
+
+def test_they_agree_where_models_have_hands() -> None:
+    """Agents propose protected values, feed on what tools and children tell them, and hand it on."""
+    found = campaign(range(60), agents=True)
+    assert [(seed, verdict) for seed, verdict in found if wrong(verdict)] == []
+    verdicts = [verdict for _, verdict in found]
+    assert sum(verdict.safe and verdict.paid > 0 for verdict in verdicts) > 1
+    assert sum(verdict.blocked for verdict in verdicts) > 10
+
+
+@pytest.mark.parametrize("agents", [False, True])
+def test_they_agree_where_somebody_is_asked(agents: bool) -> None:
+    """With an approval of every payment, no step and no proposal is stopped that the proof let pass."""
+    found = campaign(range(30), agents=agents, asks=True)
+    assert [(seed, verdict) for seed, verdict in found if wrong(verdict)] == []
+    assert sum(verdict.safe and verdict.paid > 0 for _, verdict in found) > 5
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("asks", [False, True])
+def test_they_agree_in_many_programs_with_agents(asks: bool) -> None:
+    found = campaign(range(20_000, 22_000), agents=True, asks=asks)
+    assert [(seed, verdict) for seed, verdict in found if wrong(verdict)] == []
 
 
 def _nothing(*_: Any, **__: Any) -> None:
