@@ -176,6 +176,19 @@ def test_every_test_that_the_threat_model_names_exists() -> None:
     assert missing == []
 
 
+def test_every_threat_and_every_control_that_is_claimed_names_a_test() -> None:
+    rows = [
+        line
+        for line in (ROOT / "SECURITY.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ")
+    ]
+    claimed = [row for row in rows if not row.startswith(("| threat |", "| control |"))]
+    assert len(claimed) > 100
+    assert [row for row in claimed if not re.search(r"`tests/[\w/]+\.py::\w+` \|$", row)] == []
+    states = [row.split(" | ")[1] for row in claimed if re.match(r"\| \d+\.\d+\.\d+ \|", row)]
+    assert set(states) == {"kept", "in part"}
+
+
 def test_the_specification_lists_its_texts_and_vectors() -> None:
     listed = (ROOT / "spec" / "README.md").read_text(encoding="utf-8")
     files = [
