@@ -4,6 +4,7 @@
 #   make run PROGRAM=my.yaml TOOLS=my_tools.py INPUTS="amount=5 name=ana" MODEL=mock:yes
 #   make test         the default test suite
 #   make campaign   long runs: hundreds of kills
+#   make browser      the studio in Chromium (/usr/bin/chromium)
 #   make lint         format, lint, types, layers
 #   make docs-check   the documentation's examples
 #   make bench        our benchmarks; `make bench-peers` puts them beside other engines
@@ -21,7 +22,7 @@ INPUTS  ?=
 MODEL   ?=
 ARGS    ?=
 
-.PHONY: run test campaign lint format bench bench-peers docs-check reference conformance clean
+.PHONY: run test campaign browser lint format bench bench-peers docs-check reference conformance clean
 .DEFAULT_GOAL := run
 
 # The stamps are files, so a second run calls no pip, and works without a network.
@@ -53,6 +54,10 @@ test: $(VENV)/.dev
 # Long seeded runs: hundreds of kills, and the like.
 campaign: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist worksteal -q -m campaign $(ARGS)
+
+# The studio in a real browser. ARGS='--screenshots DIR' keeps what was seen.
+browser: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m browser tests/browser $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

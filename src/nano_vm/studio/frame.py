@@ -17,6 +17,7 @@ from nano_vm.studio.meter import Meter
 from nano_vm.studio.settings import Settings
 from nano_vm.studio.view import show
 
+DRAWN_MAX = 1_000  # steps of a program that is drawn: a browser has to hold them
 PAGES: dict[str, Any] = {}  # by address, as the navigation knows them
 _lock = threading.Lock()
 _library: Library | None = None
@@ -112,6 +113,17 @@ def show_error(error: NanoVMError, key: str = "error") -> None:
 def empty(headline: str, *lines: object, key: str = "empty") -> None:
     """A page that has nothing to show, and says why, and what would fill it."""
     show(tag("div", tag("b", headline), *(tag("div", line) for line in lines), class_="card empty"), key)
+
+
+def too_large(steps: int, line: str) -> Markup:
+    """Instead of a graph that a browser could not hold."""
+    return tag(
+        "div",
+        tag("b", f"A graph of {steps:,} steps"),
+        tag("div", "is more than a page can show. As a file:"),
+        tag("div", code(f"{line} --format svg > graph.svg")),
+        class_="card empty",
+    )
 
 
 def command(*words: str, **options: bool) -> str:

@@ -93,7 +93,12 @@ def inspect(sight: Sight) -> None:
     show(_card(sight, step), "inspected_card")
     audience = (
         st.segmented_control(
-            "Seen by", AUDIENCES, default="TRACE", key="audience", help="what each audience sees of this step"
+            "Seen by",
+            AUDIENCES,
+            default="TRACE",
+            key="audience",
+            format_func=lambda name: name if name == "LLM" else name.capitalize(),
+            help="what each audience sees of this step",
         )
         or "TRACE"
     )

@@ -26,7 +26,7 @@ LIGHT = {
     "borderColor": "#e1e6ec",
 }
 DARK = {
-    "primaryColor": "#6ba1ff",
+    "primaryColor": "#3373e8",
     "backgroundColor": "#12161d",
     "secondaryBackgroundColor": "#1b212b",
     "textColor": "#e8edf4",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from nano_vm.compiler import Report
-from nano_vm.policy.check import check, lookup_in
+from nano_vm.compiler import Report, compile_program
+from nano_vm.errors import ProgramError
+from nano_vm.policy.check import check, lookup_in, tools_in
 from nano_vm.policy.guards import guarded_calls
 from nano_vm.policy.model import Policy
 from nano_vm.policy.taint import Analysis, Finding
@@ -36,11 +37,12 @@ class FlowProof(NamedTuple):
 
 
 class Proofs(NamedTuple):
-    """`guards` is None without a policy, `flows` None where the tools are not known."""
+    """`guards` is None without a policy, `flows` None where the tools are not known; `unknown` names those."""
 
     report: Report
     guards: list[GuardProof] | None
     flows: list[FlowProof] | None
+    unknown: tuple[str, ...] = ()
 
 
 def prove(
@@ -50,10 +52,24 @@ def prove(
     policy: Policy | None,
 ) -> Proofs:
     """Check a program against the tools and the policy that are at hand."""
+    unknown = _unknown(program, schemas)
+    if unknown:
+        schemas = None  # the studio was started for other programs: that is no fault of this one
     report = check(program, schemas, programs, policy)
     guards = None if policy is None else _guards(program, schemas, policy)
     flows = None if schemas is None else _flows(program, schemas, programs, policy)
-    return Proofs(report, guards, flows)
+    return Proofs(report, guards, flows, unknown)
+
+
+def _unknown(program: Program, schemas: Mapping[str, ToolSchema] | None) -> tuple[str, ...]:
+    """The tools that a program names and nobody gave."""
+    if schemas is None:
+        return ()
+    try:
+        named = tools_in(compile_program(program))
+    except ProgramError:
+        return ()
+    return tuple(sorted(named - set(schemas)))
 
 
 def _guards(program: Program, schemas: Mapping[str, ToolSchema] | None, policy: Policy) -> list[GuardProof]:

@@ -33,6 +33,7 @@ CSS = (
     "table{border-collapse:collapse;width:100%}th{text-align:left;color:var(--soft);font-weight:500;font-size:12.5px;"
     "padding:9px 14px;border-bottom:1px solid var(--line);white-space:nowrap}td{padding:8px 14px;"
     "border-bottom:1px solid var(--line);vertical-align:top}tbody tr:last-child td{border-bottom:0}"
+    "td,th{overflow-wrap:normal}.row+.facts{margin-top:10px}"
     "tbody tr:hover{background:var(--hover)}.num{text-align:right;font-variant-numeric:tabular-nums}"
     "a{color:light-dark(#1d52b5,#8db6ff);text-decoration:none;font-weight:500}a:hover{text-decoration:underline}"
     ":focus-visible{outline:2px solid var(--st-primary-color);outline-offset:2px;border-radius:6px}"

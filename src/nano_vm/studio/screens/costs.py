@@ -33,8 +33,8 @@ def _figures() -> None:
     total = counted.total()
     if not total.calls:
         empty(
-            "No model was asked yet",
-            "Only calls of models cost something. Tools are not counted.",
+            "Nothing was spent yet",
+            "Model calls that report tokens or a cost are added up here.",
             key="nocost",
         )
         return

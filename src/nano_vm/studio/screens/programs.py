@@ -9,7 +9,17 @@ import streamlit as st
 from nano_vm.observe.svg import svg
 from nano_vm.observe.wording import moment
 from nano_vm.program.diagnostic import Diagnostic
-from nano_vm.studio.frame import command, empty, follow, guarded, library, param, settings
+from nano_vm.studio.frame import (
+    DRAWN_MAX,
+    command,
+    empty,
+    follow,
+    guarded,
+    library,
+    param,
+    settings,
+    too_large,
+)
 from nano_vm.studio.library import StoredProgram
 from nano_vm.studio.markup import Markup, chip, code, facts, soft, table, tag
 from nano_vm.studio.proofs import Proofs, prove
@@ -74,7 +84,9 @@ def _detail(stored: StoredProgram) -> None:
     elif chosen == "Findings and proofs":
         follow(show(_findings(proofs), "findings"))
     else:
-        show(tag("div", Markup(svg(compiled, standalone=False)), class_="card graph"), "program_graph")
+        drawn = tag("div", Markup(svg(compiled, standalone=False)), class_="card graph")
+        is_large = len(compiled.steps) > DRAWN_MAX
+        show(too_large(len(compiled.steps), "nano-vm graph FILE") if is_large else drawn, "program_graph")
 
 
 def _budgets(steps: int, tokens: int, cost_nanousd: int) -> str:
@@ -136,6 +148,13 @@ def _guards(proofs: Proofs) -> Markup:
 
 
 def _flows(proofs: Proofs) -> Markup:
+    if proofs.flows is None and proofs.unknown:
+        names = ", ".join(proofs.unknown)
+        return tag(
+            "p",
+            f"Not all of its tools were given here, and without them nothing is proved: {names}",
+            class_="soft",
+        )
     if proofs.flows is None:
         return tag("p", "The tools are not known here: ", code("nano-vm studio --tools FILE"), class_="soft")
     if not proofs.flows:

@@ -13,7 +13,19 @@ from nano_vm.observe.svg import run_svg
 from nano_vm.observe.timeline import timeline
 from nano_vm.observe.wording import duration, moment
 from nano_vm.studio import acting, inspector
-from nano_vm.studio.frame import empty, follow, guarded, library, param, run_link, settings, show_jobs
+from nano_vm.studio.frame import (
+    DRAWN_MAX,
+    command,
+    empty,
+    follow,
+    guarded,
+    library,
+    param,
+    run_link,
+    settings,
+    show_jobs,
+    too_large,
+)
 from nano_vm.studio.library import Sight
 from nano_vm.studio.markup import (
     Markup,
@@ -138,6 +150,11 @@ def _head(sight: Sight) -> Markup:
                 class_="card",
             )
         )
+    if trace.rollbacks:
+        undone = f"{trace.rollbacks} step{'s were' if trace.rollbacks > 1 else ' was'} undone"
+        parts.append(
+            tag("div", chip("SKIPPED", "compensated"), " ", undone, class_="card", style="margin-top:12px")
+        )
     if not trace.status.is_terminal and record.waits:
         parts.append(tag("div", what(record), class_="card", style="margin-top:12px"))
     return join(parts)
@@ -175,6 +192,8 @@ def _picture(sight: Sight, as_timeline: bool) -> None:
             soft(f"the last {bars} of {len(sight.steps):,} occurrences") if len(sight.steps) > bars else None
         )
         markup = tag("div", note, Markup(_pickable(drawn, name)), class_="card wide")
+    elif len(sight.trace.program.steps) > DRAWN_MAX:
+        markup = too_large(len(sight.trace.program.steps), command("graph", "--run", sight.record.run_id))
     else:
         drawn = run_svg(sight.trace, sight.steps, standalone=False)
         markup = tag("div", Markup(_pickable(drawn, name)), class_="card graph")
