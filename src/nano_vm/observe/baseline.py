@@ -11,7 +11,15 @@ import msgspec
 
 from nano_vm import canonical
 from nano_vm.errors import InputError
-from nano_vm.observe.measures import PATH_MAX
+from nano_vm.observe.measures import (
+    PATH_MAX,
+    normalized_entropy,
+    path_variance,
+    rollback_density,
+    tool_churn,
+    transition_entropy,
+    violation_rate,
+)
 from nano_vm.observe.trajectory import Trajectory
 
 FORMAT = 1
@@ -28,7 +36,7 @@ class Baseline(msgspec.Struct, kw_only=True):
         counts: state -> next move -> how often; `possible`: what the graph lets follow, seen or not.
         variants: the most frequent paths, each with its count.
         scores: mean surprisal of the runs it was learned from, each under a model learned from the others; empty
-            until it is calibrated. lengths: `length_of` the same runs.
+            until it is calibrated. lengths: `length_of` the same runs. measures: by name, what `measured` says of them.
     """
 
     program: str = ""
@@ -40,6 +48,7 @@ class Baseline(msgspec.Struct, kw_only=True):
     variants: list[tuple[list[str], int]] = []
     scores: list[float] = []
     lengths: list[float] = []
+    measures: dict[str, list[float]] = {}
 
     def probability(self, state: str, following: str) -> float:
         """P(following | state): (n + 1/2) / (N + (K + 1)/2), N moves having been seen from the state, n of them this
@@ -138,12 +147,32 @@ def learn(trajectories: Sequence[Trajectory]) -> Baseline:
         for state, following in trajectory.graph.items():
             baseline.possible.setdefault(state, list(following))
         baseline.add(trajectory)
+    baseline.variants = _variants(trajectories)
     for trajectory in trajectories:
         with baseline.without(trajectory) as others:
-            baseline.scores.append(others.surprisal(trajectory))
+            found = measured(trajectory, others)
+        baseline.scores.append(found["mean_surprisal"])
         baseline.lengths.append(length_of(trajectory))
-    baseline.variants = _variants(trajectories)
+        for name, value in found.items():
+            baseline.measures.setdefault(name, []).append(value)
     return baseline
+
+
+def measured(trajectory: Trajectory, baseline: Baseline) -> dict[str, float]:
+    """The measures of a run that windows are made of: of each more is worse."""
+    moves = len(trajectory.moves)
+    return {
+        "failed": float(trajectory.status not in ("", "SUCCESS")),
+        "failed_moves": sum(move.failed for move in trajectory.moves) / moves if moves else 0.0,
+        "mean_surprisal": baseline.surprisal(trajectory),
+        "moves": float(moves),
+        "normalized_entropy": normalized_entropy(trajectory),
+        "path_variance": path_variance(trajectory.path, baseline.variants),
+        "rollback_density": rollback_density(trajectory),
+        "tool_churn": tool_churn(trajectory),
+        "transition_entropy": transition_entropy(trajectory.pairs()),
+        "violation_rate": violation_rate(trajectory),
+    }
 
 
 def _variants(trajectories: Iterable[Trajectory]) -> list[tuple[list[str], int]]:

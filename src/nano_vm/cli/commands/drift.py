@@ -4,6 +4,7 @@ nano-vm drift PROGRAM                      hold the newer half of its runs again
 nano-vm drift PROGRAM --baseline-runs 200 --save FILE
 nano-vm drift PROGRAM --baseline FILE      hold all runs against a baseline that was kept
 nano-vm drift PROGRAM --archetypes         hold every run against those of its own kind
+nano-vm drift PROGRAM --windows 50         the measures of every 50 runs, against limits from the baseline
 nano-vm drift PROGRAM --check              exit with 1 unless the runs are STABLE
 nano-vm drift PROGRAM --pause              when they are DEGRADED, begin no more runs of it
 nano-vm drift PROGRAM --resume             let runs of it begin again
@@ -41,9 +42,11 @@ from nano_vm.observe.baseline import Baseline, learn
 from nano_vm.observe.drift import RUNS_MIN, DriftMonitor, Health, Report, calibrate
 from nano_vm.observe.escalation import AnyReport, pause_drifting
 from nano_vm.observe.trajectory import Trajectory, of_trace
+from nano_vm.observe.windows import SIZE, limits, to_dict, windows
 from nano_vm.runtime.engine import Engine
 
 RUNS_MAX = 10_000
+WINDOWS_SHOWN = 20
 _MARKS = {Health.STABLE: ("good", "good"), Health.DRIFTING: ("wait", "warn"), Health.DEGRADED: ("bad", "bad")}
 
 
@@ -78,6 +81,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=FAMILIES_MAX,
         help=f"hold runs against those of their own family; at most N families (default: {FAMILIES_MAX})",
+    )
+    parser.add_argument(
+        "--windows",
+        metavar="N",
+        type=int,
+        nargs="?",
+        const=SIZE,
+        help=f"also show the measures of every N runs (default: {SIZE})",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--pause", action="store_true", help="begin no more runs of it when they are DEGRADED")
@@ -118,6 +129,10 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("USAGE", f"--limit is a number from 1 to {RUNS_MAX}", help="--limit 1000")
     if (args.program is None) is not args.paused:
         raise InputError("USAGE", "name a program, or say --paused", help="nano-vm drift PROGRAM")
+    if args.windows is not None and args.archetypes is not None:
+        raise InputError(
+            "USAGE", "windows are of all runs of a program", help="either --windows or --archetypes"
+        )
     if args.form is not None and (args.pause or args.resume):
         raise InputError("USAGE", "runs of other systems are not ours to pause", help="leave --from out")
     if args.baseline and (args.save or args.baseline_runs is not None):
@@ -143,7 +158,24 @@ def _whole(
     program = {"name": baseline.name, "hash": baseline.program}
     _headline(console, report.health, baseline.name)
     _show(console, baseline, report)
-    return {"program": program, "baseline_runs": baseline.runs, **report.to_dict()}, report
+    document = {"program": program, "baseline_runs": baseline.runs, **report.to_dict()}
+    if args.windows is not None:
+        document |= _windows(args, console, baseline, watched)
+    return document, report
+
+
+def _windows(
+    args: argparse.Namespace, console: Console, baseline: Baseline, watched: list[Trajectory]
+) -> dict[str, Any]:
+    """The measures of the watched runs, window by window."""
+    held_to = limits(baseline, size=args.windows)
+    found = list(windows(baseline, watched, held_to))
+    console.line(f"  windows of {held_to.size} runs; over the limit of the baseline in:")
+    for one in found[-WINDOWS_SHOWN:]:
+        shown = [f"{name} {one.values[name]:.3g} (limit {held_to.values[name]:.3g})" for name in one.over]
+        what = ", ".join(shown) or ("nothing" if one.runs == held_to.size else "not complete yet")
+        console.line(f"    {printable(one.first)} … {printable(one.last)}: {what}")
+    return to_dict(found, held_to)
 
 
 def _by_archetype(
