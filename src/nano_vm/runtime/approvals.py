@@ -13,7 +13,7 @@ from nano_vm.journal.port import RunQuery, RunRecord
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.transition import child_run_id
-from nano_vm.runtime.rights import principal_of
+from nano_vm.runtime.rights import APPROVE, principal_of
 
 if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
@@ -121,6 +121,45 @@ async def approve(
     from nano_vm.runtime import control
 
     record = engine.store.record(trace_id)
+    data, step, item = _answer(engine, record, approved, step, item, action, comment)
+    who = principal_of(principal, record.tenant)
+    return await control.resume(engine, trace_id, data, event_id, None, step, item, who)
+
+
+async def leave_answer(
+    engine: Engine,
+    trace_id: str,
+    approved: bool,
+    *,
+    step: str | None = None,
+    item: int | None = None,
+    action: str | None = None,
+    comment: str | None = None,
+    principal: str | Mapping[str, Any] | None = None,
+) -> str:
+    """`Engine.approve`, left for whoever takes the run up next: see `control.leave_event`.
+
+    Raises:
+        CapabilityDeniedError: the principal's roles do not let it approve anything.
+    """
+    from nano_vm.runtime import control
+
+    record = engine.find(trace_id, principal, APPROVE)
+    data, step, item = _answer(engine, record, approved, step, item, action, comment)
+    who = principal_of(principal, record.tenant)
+    return await control.leave_event(engine, record.run_id, data, step=step, item=item, principal=who)
+
+
+def _answer(
+    engine: Engine,
+    record: RunRecord,
+    approved: bool,
+    step: str | None,
+    item: int | None,
+    action: str | None,
+    comment: str | None,
+) -> tuple[dict[str, Any], str | None, int | None]:
+    """The event that answers an approval, and the step and item it is for."""
     found = [
         one
         for one in pending(engine, record)
@@ -130,9 +169,9 @@ async def approve(
         names = ", ".join(f"`{one.step}`" for one in found)
         raise RejectedError(
             "AMBIGUOUS",
-            f"run {trace_id} waits for several approvals: {names}",
+            f"run {record.run_id} waits for several approvals: {names}",
             help="name the step, and inside a map the item",
-            facts={"run_id": trace_id},
+            facts={"run_id": record.run_id},
         )
     data: dict[str, Any] = {"approved": approved}
     if comment is not None:
@@ -142,5 +181,4 @@ async def approve(
         step, item = found[0].step, found[0].item
     elif action is not None:
         data |= {"action": action, "nonce": ""}  # gone: the run refuses it, and keeps that it was sent
-    who = principal_of(principal, record.tenant)
-    return await control.resume(engine, trace_id, data, event_id, None, step, item, who)
+    return data, step, item

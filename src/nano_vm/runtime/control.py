@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nano_vm import canonical
 from nano_vm.errors import ConflictError, InputError, NanoVMError, RejectedError
 from nano_vm.journal.entry import open_events
-from nano_vm.journal.port import Mail, RunQuery
+from nano_vm.journal.port import Mail, RunQuery, RunRecord
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.limits import EVENT_ID_CHARS_MAX, PAYLOAD_BYTES_MAX
@@ -42,6 +42,18 @@ async def resume(
     principal: str | Mapping[str, Any] | None,
 ) -> Trace:
     """See `Engine.resume`."""
+    letter = _event_letter(data, event_id, name, step, item, principal)
+    return await _deliver(engine, trace_id, "event", letter)
+
+
+def _event_letter(
+    data: Any,
+    event_id: str | None,
+    name: str | None,
+    step: str | None,
+    item: int | None,
+    principal: str | Mapping[str, Any] | None,
+) -> dict[str, Any]:
     from nano_vm.runtime.rights import principal_of
 
     data, encoded = canonical.normalize(data)
@@ -54,7 +66,7 @@ async def resume(
     who = principal_of(principal)
     if item is not None and (type(item) is not int or item < 0):
         raise InputError("EVENT_ITEM", "an item is the place of an element of a map: 0, 1, 2, …")
-    letter = {
+    return {
         "event_id": event_id,
         "name": name,
         "step": step,
@@ -62,7 +74,57 @@ async def resume(
         "data": data,
         "principal": who,
     }
-    return await _deliver(engine, trace_id, "event", letter)
+
+
+async def leave_event(
+    engine: Engine,
+    trace_id: str,
+    data: Any,
+    *,
+    name: str | None = None,
+    step: str | None = None,
+    item: int | None = None,
+    principal: str | Mapping[str, Any] | None = None,
+) -> str:
+    """Leave an event for whoever takes the run up next - a worker, or the process that has it - and drive nothing here:
+    for those who may answer and have neither the tools nor the model. Whether it is admitted is decided there.
+
+    Returns:
+        The mail's id: the store's `answered` says what has become of it.
+
+    Raises:
+        NotFoundError: RUN_NOT_FOUND. InputError: CHILD_RUN, MAIL_FULL, …
+    """
+    return await _leave(engine, trace_id, "event", _event_letter(data, None, name, step, item, principal))
+
+
+async def leave_cancel(
+    engine: Engine, trace_id: str, reason: str, principal: str | Mapping[str, Any] | None
+) -> str:
+    """`cancel`, left like `leave_event`."""
+    from nano_vm.runtime.rights import principal_of
+
+    return await _leave(engine, trace_id, "cancel", {"reason": reason, "principal": principal_of(principal)})
+
+
+async def _leave(engine: Engine, trace_id: str, kind: str, letter: dict[str, Any]) -> str:
+    record = engine.store.record(trace_id)
+    _refuse_child(record)
+    if RunStatus(record.status).is_terminal:
+        raise RejectedError(
+            "TERMINAL", f"run {trace_id} has ended", help=_REMEDIES["TERMINAL"], facts={"run_id": trace_id}
+        )
+    return await _post(engine, record.run_id, kind, letter)
+
+
+def _refuse_child(record: RunRecord) -> None:
+    """Raises InputError CHILD_RUN."""
+    if record.parent is not None:
+        raise InputError(
+            "CHILD_RUN",
+            f"run {record.run_id} is a child: its waits and its cancellation go through its parent",
+            help=f"use {record.parent}",
+        )
 
 
 async def cancel(
@@ -120,12 +182,7 @@ async def _deliver(engine: Engine, trace_id: str, kind: str, letter: dict[str, A
                     await asyncio.sleep(0)
                     continue
             record = engine.store.record(trace_id)
-            if record.parent is not None:
-                raise InputError(
-                    "CHILD_RUN",
-                    f"run {trace_id} is a child: its waits and its cancellation go through its parent",
-                    help=f"use {record.parent}",
-                )
+            _refuse_child(record)
         else:
             answer = engine.store.answered(trace_id, mail_id)
             if answer is not None:

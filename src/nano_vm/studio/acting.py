@@ -7,6 +7,7 @@ from typing import Any
 
 import streamlit as st
 
+from nano_vm.runtime.control import leave_cancel, leave_event
 from nano_vm.runtime.engine import Engine
 from nano_vm.studio.answering import answer_card
 from nano_vm.studio.frame import command, library, settings
@@ -60,7 +61,7 @@ def _json(value: str) -> Any:
     return json.loads(value) if value.strip() else None
 
 
-def _submit(what: str, sight: Sight, operation: Any, **options: bool) -> None:
+def _submit(what: str, sight: Sight, operation: Any, **options: Any) -> None:
     desk = settings().desk
     assert desk is not None
     desk.submit(what, sight.record.run_id, operation, **options)
@@ -100,7 +101,13 @@ def _resume(sight: Sight) -> None:
                     run_id, event, name=name, step=step, item=wait.get("item"), principal=_who()
                 )
 
-            _submit("Resume", sight, resume)
+            async def leave(engine: Engine) -> str:
+                engine.find(run_id, _who(), ACT)
+                return await leave_event(
+                    engine, run_id, event, name=name, step=step, item=wait.get("item"), principal=_who()
+                )
+
+            _submit("Resume", sight, resume, leave=leave)
 
 
 def _resolve(sight: Sight) -> None:
@@ -148,7 +155,11 @@ def _cancel(sight: Sight) -> None:
             async def cancel(engine: Engine) -> Any:
                 return await engine.cancel(run_id, reason or "", principal=_who())
 
-            _submit("Cancel", sight, cancel, only_compensations=True)
+            async def leave(engine: Engine) -> str:
+                engine.find(run_id, _who(), ACT)
+                return await leave_cancel(engine, run_id, reason or "", _who())
+
+            _submit("Cancel", sight, cancel, leave=leave, only_compensations=True)
 
 
 def _fork(sight: Sight) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from nano_vm.observe.wording import moment
-from nano_vm.runtime.approvals import PendingApproval
+from nano_vm.runtime.approvals import PendingApproval, leave_answer
 from nano_vm.runtime.engine import Engine
 from nano_vm.studio.frame import command, follow, run_link, settings
 from nano_vm.studio.markup import Markup, ago, chip, code, digest, facts, soft, tag
@@ -57,8 +57,20 @@ def _answer(found: PendingApproval, approved: bool, comment: str | None) -> None
             principal=desk.principal,
         )
 
+    async def leave(engine: Engine) -> str:
+        return await leave_answer(
+            engine,
+            found.run_id,
+            approved,
+            step=found.step,
+            item=found.item,
+            action=found.action or None,
+            comment=comment,
+            principal=desk.principal,
+        )
+
     what = f"{'Approve' if approved else 'Refuse'} {found.step}"
-    desk.submit(what, found.run_id, answer)
+    desk.submit(what, found.run_id, answer, leave=leave)
     st.toast(f"{what}: handed in")
     st.rerun()
 

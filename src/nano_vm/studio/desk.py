@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from nano_vm.errors import NanoVMError
+from nano_vm.errors import InputError, NanoVMError
 from nano_vm.runtime.engine import Engine
 
 JOBS_KEPT = 50
@@ -33,7 +33,8 @@ class Acting(Protocol):
 
 
 class Job(msgspec.Struct):
-    """Something that was asked for. `state` is "working", "done" or "failed"; `result` is a run's id."""
+    """Something that was asked for. `state` is "working", "left", "done" or "failed"; `result` is a run's id. What was
+    left for a worker has a `mail` id."""
 
     number: int
     what: str
@@ -41,6 +42,7 @@ class Job(msgspec.Struct):
     at: float
     state: str = "working"
     result: str | None = None
+    mail: str | None = None
     error: NanoVMError | None = None
     unexpected: str | None = None
 
@@ -73,12 +75,15 @@ class Desk:
         run_id: str,
         operation: Callable[[Engine], Awaitable[Any]],
         *,
+        leave: Callable[[Engine], Awaitable[str]] | None = None,
         only_compensations: bool = False,
     ) -> Job:
         """Have something done. What comes of it is in the job, and in the store.
 
         Args:
             operation: gives a trace, or None.
+            leave: does the same without driving the run on, where its tools or its model are not at hand; gives the
+                mail's id.
             only_compensations: the run is ended by it.
         """
         with self._lock:
@@ -88,7 +93,7 @@ class Desk:
             del self._jobs[:-JOBS_KEPT]
             loop = self._started()
             future = asyncio.run_coroutine_threadsafe(
-                self._carry_out(job, operation, only_compensations), loop
+                self._carry_out(job, operation, leave, only_compensations), loop
             )
             self._futures.add(future)
             future.add_done_callback(self._futures.discard)
@@ -141,12 +146,23 @@ class Desk:
         loop.close()
 
     async def _carry_out(
-        self, job: Job, operation: Callable[[Engine], Awaitable[Any]], only_compensations: bool
+        self,
+        job: Job,
+        operation: Callable[[Engine], Awaitable[Any]],
+        leave: Callable[[Engine], Awaitable[str]] | None,
+        only_compensations: bool,
     ) -> None:
         try:
             if self._session is None:
                 self._session = self._stack.enter_context(self._open())
-            self._session.require_run(job.run_id, only_compensations=only_compensations)
+            try:
+                self._session.require_run(job.run_id, only_compensations=only_compensations)
+            except InputError as error:
+                if leave is None or error.code not in ("TOOLS_MISSING", "MODEL_MISSING"):
+                    raise
+                job.mail = await leave(self._session.engine)
+                job.result, job.state = job.run_id, "left"
+                return
             trace = await operation(self._session.engine)
             job.result = getattr(trace, "trace_id", None)
             job.state = "done"

@@ -9,8 +9,10 @@ from typing import Any
 import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
+from nano_vm import canonical
 from nano_vm.errors import NanoVMError
 from nano_vm.studio import settings as settings_
+from nano_vm.studio.desk import Job
 from nano_vm.studio.library import Library
 from nano_vm.studio.markup import Markup, chip, code, join, tag, text
 from nano_vm.studio.meter import Meter
@@ -153,6 +155,17 @@ def follow(picked: str | None) -> None:
         go("programs", hash=name)
 
 
+def _left(job: Job) -> tuple[str, object]:
+    """What has become of something that was left for a worker."""
+    answer = library().store.answered(job.run_id, job.mail or "")
+    if answer is None:
+        return "left", join(
+            ("for a worker, which has the tools: ", code(command("worker", "--tools", "FILE")))
+        )
+    said = canonical.decode(answer)
+    return ("failed", join((code(said["code"]), " ", said["message"]))) if said else ("done", "by a worker")
+
+
 def show_jobs(run_id: str | None = None, key: str = "jobs") -> None:
     """What was asked for here, and what has become of it."""
     desk = settings().desk
@@ -174,7 +187,10 @@ def show_jobs(run_id: str | None = None, key: str = "jobs") -> None:
             said = f"unexpected {job.unexpected}"
         elif job.result is not None and job.result != job.run_id:
             said = run_link(job.result)
-        status = {"working": "RUNNING", "done": "SUCCESS"}.get(job.state, "FAILED")
-        rows.append(tag("div", chip(status, job.state), job.what, run_link(job.run_id), said, class_="row"))
+        state = job.state
+        if state == "left":
+            state, said = _left(job)
+        status = {"working": "RUNNING", "done": "SUCCESS", "left": "SUSPENDED"}.get(state, "FAILED")
+        rows.append(tag("div", chip(status, state), job.what, run_link(job.run_id), said, class_="row"))
     if rows:
         follow(show(tag("div", *rows, class_="card"), key))

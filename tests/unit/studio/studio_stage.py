@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from streamlit.testing.v1 import AppTest
 
-from nano_vm import ExecutionVM, MockLLMAdapter, SqliteStore, ToolError, Vault, tool
+from nano_vm import ExecutionVM, InputError, MockLLMAdapter, SqliteStore, ToolError, Vault, tool
 from nano_vm.studio import settings
 from nano_vm.studio.desk import Desk, Job
 from nano_vm.studio.settings import Settings
@@ -86,11 +86,14 @@ class Paid(NamedTuple):
 class Session:
     """What the command line hands to a desk."""
 
-    def __init__(self, engine: ExecutionVM) -> None:
+    def __init__(self, engine: ExecutionVM, has_tools: bool) -> None:
         self.engine = engine
+        self.has_tools = has_tools
 
     def require_run(self, run_id: str, *, only_compensations: bool = False) -> None:
-        """It has all tools."""
+        """It has all tools, or none."""
+        if not self.has_tools:
+            raise InputError("TOOLS_MISSING", "none was given")
 
 
 class Stage:
@@ -100,6 +103,7 @@ class Stage:
         self.path = directory / "runs.db"
         self.paid: list[Paid] = []
         self.desks: list[Desk] = []
+        self.has_tools = True  # at the desk
         if new:
             make_key_file(directory / "runs.db.key")
         self.vault = Vault.beside(self.path)
@@ -126,7 +130,7 @@ class Stage:
     def _session(self) -> Iterator[Any]:
         vm = self.machine()
         try:
-            yield Session(vm)
+            yield Session(vm, self.has_tools)
         finally:
             vm.threads.close()
             vm.store.close()

@@ -168,3 +168,62 @@ def test_what_goes_wrong_is_shown_with_its_code(own: Stage) -> None:
     assert job.error is not None
     assert job.error.code == "UNKNOWN_VALUE"
     assert "UNKNOWN_VALUE" in page.run().markup()
+
+
+@pytest.fixture
+def bare(own: Stage) -> Stage:
+    """The studio has no tools: whoever approves need not have what pays."""
+    own.has_tools = False
+    use(own.acting("operator", "supervisor"))
+    return own
+
+
+def work(stage: Stage) -> None:
+    """A worker looks once."""
+    stage.run(lambda vm: vm.recover())
+
+
+def test_an_answer_without_the_tools_is_left_for_a_worker_which_pays_once(bare: Stage) -> None:
+    page = Page("approvals").press("Approve")
+    (job,) = done(bare)
+    assert (job.state, bare.paid) == ("left", [])
+    assert "nano-vm worker" in page.run().markup()
+    assert frame.library().sight("large").is_live
+    work(bare)
+    assert bare.paid == [DUE]
+    trace = frame.library().sight("large").trace
+    assert trace.outcome == "refunded"
+    assert [event.principal["id"] for event in trace.events if event.type == "EventReceived"] == ["maria"]
+    assert "by a worker" in page.run().markup()
+    work(bare)
+    assert bare.paid == [DUE]
+
+
+def test_what_a_worker_does_not_admit_is_said_on_the_page(bare: Stage) -> None:
+    use(bare.acting("operator", "supervisor", id="ana"))  # who started it
+    page = Page("approvals").press("Approve")
+    done(bare)
+    work(bare)
+    assert bare.paid == []
+    assert "SELF_APPROVAL" in page.run().markup()
+
+
+def test_events_and_cancellations_are_left_too_and_forks_are_not(bare: Stage) -> None:
+    page = Page("run", id="waits")
+    next(each for each in page.test.text_area if each.label == "Event, as JSON").set_value('{"amount": 7}')
+    page.press("Resume")
+    Page("run", id="waits").press("Fork")
+    events = {job.what: job for job in done(bare)}
+    assert events["Resume"].state == "left"
+    assert events["Fork"].error is not None
+    assert events["Fork"].error.code == "TOOLS_MISSING"
+    work(bare)
+    step = frame.library().sight("waits").trace.step("paid")
+    assert step is not None
+    assert step.output == {"amount": 7}
+    other = Page("run", id="large")
+    next(iter(other.test.checkbox)).check()
+    other.press("Cancel the run")
+    done(bare)
+    work(bare)
+    assert frame.library().sight("large").trace.status.value == "CANCELLED"
