@@ -126,9 +126,10 @@ def test_the_short_way_of_sealing_a_success_gives_the_same_entry(
     before, after = intent_of(step, "keyed", 1)
     rides = (before, str(at_ms), after) if follows else ALONE
     success = (str(at_ms), success_of(step, pure, occurrence), verdicts, data, *rides)
-    entries = []
-    short.seal_successes([success], lambda: salt, entries)
-    assert entries == [entry]
+    compact = Chain(run).seal_compactly([success], [salt])
+    entries = short.seal_successes([success], [salt])
+    assert entries == list(compact) == [entry]
+    assert (compact.seq, compact.head) == (0, entry.digest)
     assert (short.head, short.length) == (chain.head, chain.length)
 
 

@@ -20,9 +20,9 @@ decisions that follow and the next step's intent are one entry, written and hash
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import msgspec
 from msgspec import UNSET
@@ -30,7 +30,7 @@ from msgspec import UNSET
 from nano_vm import canonical
 from nano_vm.errors import InputError, VerificationError
 from nano_vm.expr.reference import ERASED
-from nano_vm.kernel.events import EVENT_TYPES, Erased, Event, PolicyDecided
+from nano_vm.kernel.events import EVENT_TYPES, Erased, Event, PolicyDecided, RunStarted
 
 SALT_BYTES = 16
 GENESIS = "sha256:" + "0" * 64  # `prev` of the first entry of every run
@@ -165,33 +165,89 @@ class Chain:
         self.length = seq + 1
         return Entry(seq, digest, sealed, salt, payload)
 
-    def seal_successes(
-        self, successes: Sequence[Success], salt: Callable[[], bytes], entries: list[Entry]
-    ) -> None:
-        """`seal`, one after another, of the StepSucceeded of first attempts, with no events made for them; their
-        entries are added to `entries`.
+    def seal_successes(self, successes: Sequence[Success], salts: Sequence[bytes]) -> list[Entry]:
+        """`seal`, one after another, of the StepSucceeded of first attempts, or of the RunStarted, with no events made
+        for them.
 
         Args:
-            salt: draws 16 fresh random bytes.
+            salts: 16 fresh random bytes for each.
         """
-        head, seq, add = self.head, self.length, entries.append
-        run = f'","run":{self._run},"seq":'
-        for at, step, verdicts, payload, before, then_at, after in successes:
-            drawn = salt()
+        entries: list[Entry] = []
+        self._seal_all(successes, salts, entries.append)
+        return entries
+
+    def seal_compactly(self, successes: list[Success], salts: list[bytes]) -> SealedEntries:
+        """`seal_successes`, but the entries are kept as what they are made of. Takes `successes` over."""
+        seq, prev = self.length, self.head
+        self._seal_all(successes, salts, None)
+        for place, (at, step, verdicts, payload, before, then_at, after) in enumerate(successes):
             if verdicts:
-                step = f'{step[:_BEFORE_END]},"verdicts":{_encode(verdicts).decode()}{_END}'
-            commitment = sha256(drawn + payload).hexdigest()
+                step = _with_verdicts(step, verdicts)
+                successes[place] = (at, step, None, payload, before, then_at, after)
+        return SealedEntries(self.run, seq, prev, tuple(successes), b"".join(salts), self.head)
+
+    def _seal_all(
+        self, successes: Sequence[Success], salts: Sequence[bytes], add: Callable[[Entry], None] | None
+    ) -> None:
+        head, seq = self.head, self.length
+        run = f'","run":{self._run},"seq":'
+        for salt, (at, step, verdicts, payload, before, then_at, after) in zip(salts, successes, strict=True):
+            if verdicts:
+                step = _with_verdicts(step, verdicts)
+            commitment = sha256(salt + payload).hexdigest()
             parts = (_HEAD, commitment, _AT, at, step, head, run, str(seq), before, then_at, after)
             facts = _join(parts).encode()
             head = "sha256:" + sha256(facts).hexdigest()
-            add(Entry(seq, head, facts, drawn, payload))
+            if add is not None:
+                add(Entry(seq, head, facts, salt, payload))
             seq += 1
         self.head, self.length = head, seq
+
+
+class SealedEntries(Sequence[Entry]):
+    """Entries in a row as what `Chain.seal_compactly` sealed them from: a fraction of their size. They are made again,
+    byte for byte, when somebody looks at them. `head` is the digest of the last of them.
+    """
+
+    __slots__ = ("_prev", "_run", "_salts", "_successes", "head", "seq")
+
+    def __init__(
+        self, run: str, seq: int, prev: str, successes: tuple[Success, ...], salts: bytes, head: str
+    ) -> None:
+        self._run = run
+        self.seq = seq
+        self._prev = prev
+        self._successes = successes
+        self._salts = salts
+        self.head = head
+
+    def __len__(self) -> int:
+        return len(self._successes)
+
+    @overload
+    def __getitem__(self, place: int) -> Entry: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Entry]: ...
+    def __getitem__(self, place: int | slice) -> Entry | list[Entry]:
+        return self.expand()[place]
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.expand())
+
+    def expand(self) -> list[Entry]:
+        salts = [self._salts[at : at + SALT_BYTES] for at in range(0, len(self._salts), SALT_BYTES)]
+        return Chain(self._run, self.seq, self._prev).seal_successes(self._successes, salts)
+
+
+def first_seq(entries: Sequence[Entry]) -> int:
+    """Of entries in a row."""
+    return entries.seq if type(entries) is SealedEntries else entries[0].seq
 
 
 Success: TypeAlias = tuple[str, str, list[Any] | None, bytes, str, str, str]
 """The success of a first attempt, to be sealed: when (digits), the members that `success_of` gives, verdicts if there
 are any, the payload, and what rides with it: the members that `intent_of` or `end_of` give around its time, or `ALONE`.
+Or, with `start_of` and `with_start`, the start of a run.
 """
 
 _join = "".join
@@ -200,6 +256,10 @@ _END = '},"prev":"'
 _BEFORE_END = -len(_END)
 _LAST = ',"type":"StepSucceeded"}'
 ALONE = ("", "", _LAST)
+
+
+def _with_verdicts(step: str, verdicts: list[Any]) -> str:
+    return f'{step[:_BEFORE_END]},"verdicts":{_encode(verdicts).decode()}{_END}'
 
 
 def success_of(step_id: str, pure: bool, occurrence: int) -> str:
@@ -212,6 +272,17 @@ def intent_of(step_id: str, effect: str, occurrence: int) -> tuple[str, str]:
     """A StepStarted of a first attempt that rides with a success: what comes before and after its time."""
     members = f',"attempt":1,"effect":"{effect}","occurrence":{occurrence},"step":"{step_id}"'
     return ',"then":[{"event":{"at_ms":', members + '},"type":"StepStarted"}]' + _LAST
+
+
+def start_of(event: RunStarted) -> str:
+    """A RunStarted without its time, payload and verdicts."""
+    body = _body(event)
+    return f"{body[body.index(',') : -1]}{_END}"
+
+
+def with_start(after: str) -> str:
+    """The last part of what rides, when it rides with a RunStarted instead of a success."""
+    return after[: -len(_LAST)] + ',"type":"RunStarted"}'
 
 
 def decision_of(decided: PolicyDecided) -> str:

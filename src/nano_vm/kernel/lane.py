@@ -11,9 +11,13 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any, TypeAlias
 
+from msgspec import UNSET as ABSENT
+
 from nano_vm.errors import NanoVMError
 from nano_vm.kernel.decide import compensates, incomplete
+from nano_vm.kernel.events import RunStarted
 from nano_vm.kernel.flow import move
+from nano_vm.kernel.life import first_slots
 from nano_vm.kernel.settle import end_here
 from nano_vm.kernel.state import Activity, Phase, Stage, State
 from nano_vm.program.compiled import (
@@ -48,16 +52,26 @@ def lane(program: CompiledProgram, state: State) -> Activity | None:
     """The run's only activity, if it is a READY tool at its first attempt and no budget but that of steps has to be
     looked at between steps; else None. Runs that track labels do not take the lane."""
     active = state.active
-    if len(active) != 1 or program.is_dag or state.stage is not _GOING or state.labels is not None:
+    if len(active) != 1 or state.stage is not _GOING or not leads_along(program, state):
         return None
     (activity,) = active.values()
     if activity.phase is not _READY or activity.step < 0 or activity.attempt != 1 or activity.failures:
         return None
     if activity.item >= 0 or not is_plain(program.steps[activity.step]):
         return None
-    if state.tokens_max or state.cost_nanousd_max or state.duration_ms_max or state.stalled_steps_max:
-        return None
     return activity
+
+
+def leads_along(program: CompiledProgram, state: State) -> bool:
+    """Whether a run that has started may take the lane where its steps allow it."""
+    return not (
+        program.is_dag
+        or state.labels is not None
+        or state.tokens_max
+        or state.cost_nanousd_max
+        or state.duration_ms_max
+        or state.stalled_steps_max
+    )
 
 
 def is_plain(step: CompiledStep) -> bool:
@@ -78,6 +92,15 @@ class Rows(dict[int, Row]):
     def __init__(self, program: CompiledProgram) -> None:
         super().__init__()
         self._steps = program.steps
+        budgets = program.budgets
+        self.begins = not (  # whether runs of the program may take the lane from their start
+            program.is_dag
+            or program.labelled
+            or budgets.tokens_max
+            or budgets.cost_nanousd_max
+            or budgets.duration_ms_max
+            or budgets.stalled_steps_max
+        )
 
     def __missing__(self, index: int) -> Row:
         row = self[index] = _row(self._steps[index])
@@ -93,6 +116,32 @@ def _row(step: CompiledStep) -> Row:
     if type(action) is ConditionAction and step.parent < 0:
         return _IS_CONDITION, action.test, action.then, action.otherwise, 0, 0
     return _IS_OTHER, None, 0, 0, 0, 0
+
+
+def open_run(program: CompiledProgram, state: State, event: RunStarted, rows: Rows) -> bool:
+    """`apply` of a new run's RunStarted, if it is an ordinary one, as far as a `walk` without an activity takes it up;
+    else False, and nothing is changed."""
+    if (
+        not rows.begins
+        or event.features is not ABSENT
+        or event.budgets is not ABSENT
+        or event.forked is not ABSENT
+        or event.depth is not ABSENT
+        or event.replanned is not ABSENT
+        or event.program != program.hash
+    ):
+        return False
+    if event.programs is not ABSENT:
+        state.programs = dict(event.programs)
+    if event.policy is not ABSENT:
+        state.policy = event.policy
+    state.governed = bool(state.policy) or program.approves
+    state.started_ms = state.now_ms = event.at_ms
+    state.slots = first_slots(program, state, event)
+    state.steps_max = program.budgets.steps_max
+    state.occurrences = [0] * len(program.steps)
+    state.stage = _GOING
+    return True
 
 
 def begin(state: State, activity: Activity, effect: str) -> None:
@@ -119,7 +168,7 @@ def finish(state: State, at_ms: int) -> None:
 
 
 def walk(
-    program: CompiledProgram, state: State, activity: Activity, rows: Rows | None = None
+    program: CompiledProgram, state: State, activity: Activity | None, rows: Rows | None = None
 ) -> Generator[Reached, Taken, None]:
     """Yields one READY tool after another, the first being `activity`, and is sent its success.
 
@@ -128,19 +177,49 @@ def walk(
     of the start, but for its slots and occurrences. Closed, the tool that it yielded last is READY in it.
 
     Args:
+        activity: None in a run that has been opened (`open_run`) and is on its way to its first step.
         rows: of the program, from an earlier walk.
     """
     if rows is None:
         rows = Rows(program)
     slots, occurrences = state.slots, state.occurrences
     seq, now_ms, output = state.seq, state.now_ms, state.last_output
-    verdicts: list[Any] | None = state.verdicts
-    taken, taken_max = state.steps, state.steps_max
-    index, occurrence, args = activity.step, activity.occurrence, activity.request
-    _, act, first, second, error, following = rows[index]
-    coming = _HERE  # where the general functions go on from; `_HERE` while a tool is out
+    verdicts: list[Any] | None
+    left = state.steps_max - state.steps
+    first = second = error = following = 0
+    if activity is None:
+        verdicts, coming, index, occurrence, args = None, program.entry, -1, 0, {}
+        seq += 1
+    else:
+        verdicts, coming = state.verdicts, _HERE
+        index, occurrence, args = activity.step, activity.occurrence, activity.request
+        _, _, first, second, error, following = rows[index]
+    # `coming` is where the general functions go on from; `_HERE` while a tool is out
     try:
         while True:
+            if coming != _HERE:
+                while coming >= 0 and left > 0:
+                    kind, act, first, second, error, following = rows[coming]
+                    if kind == _IS_TOOL:
+                        args = act(slots)
+                        occurrences[coming] = occurrence = occurrences[coming] + 1
+                        left -= 1
+                        index, coming = coming, _HERE
+                        break
+                    if kind != _IS_CONDITION:
+                        return
+                    verdict = act(slots)
+                    target = first if verdict else second
+                    if target == NO_TARGET:
+                        return
+                    occurrences[coming] = passed = occurrences[coming] + 1
+                    left -= 1
+                    if verdicts is None:
+                        verdicts = []
+                    verdicts.append([program.steps[coming].id, passed, verdict])
+                    coming = target
+                else:
+                    return
             output, at_ms, events = yield index, occurrence, args, verdicts
             if at_ms > now_ms:
                 now_ms = at_ms
@@ -150,41 +229,25 @@ def walk(
                 slots[error] = None
             verdicts = None
             coming = following
-            while coming >= 0 and taken < taken_max:
-                kind, act, first, second, error, following = rows[coming]
-                if kind == _IS_TOOL:
-                    args = act(slots)
-                    index, coming = coming, _HERE
-                    occurrences[index] = occurrence = occurrences[index] + 1
-                    taken += 1
-                    break
-                if kind != _IS_CONDITION:
-                    return
-                verdict = act(slots)
-                target = first if verdict else second
-                if target == NO_TARGET:
-                    return
-                occurrences[coming] = passed = occurrences[coming] + 1
-                taken += 1
-                if verdicts is None:
-                    verdicts = []
-                verdicts.append([program.steps[coming].id, passed, verdict])
-                coming = target
-            else:
-                return
     except NanoVMError:
         pass  # a reference or a condition: the general functions come upon it again, and fail the step or the run
     finally:
         if seq != state.seq:
-            state.seq, state.now_ms, state.steps, state.last_output = seq, now_ms, taken, output
+            state.seq, state.now_ms, state.steps = seq, now_ms, state.steps_max - left
+            state.last_output = output
             state.settled, state.verdicts = [], verdicts or []
-            state.active.clear()
-            state.ready.clear()
+            if state.active:
+                state.active.clear()
+                state.ready.clear()
             if coming == _HERE:
-                activity.step, activity.occurrence, activity.request = index, occurrence, args
+                if activity is None:
+                    activity = Activity(step=index, occurrence=occurrence, request=args)
+                else:
+                    activity.step, activity.occurrence, activity.request = index, occurrence, args
                 activity.entered_ms = now_ms
                 state.active[index] = activity
                 state.ready[index] = None
+                state.busy = 1
             else:
                 state.busy = 0
                 if coming == _TERMINAL:

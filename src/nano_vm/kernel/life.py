@@ -42,7 +42,7 @@ def run_started(program: CompiledProgram, state: State, event: ev.RunStarted) ->
     state.policy = "" if event.policy is ABSENT else event.policy
     state.governed = bool(state.policy) or program.approves
     state.started_ms = state.now_ms = event.at_ms
-    state.slots = _first_slots(program, state, event)
+    state.slots = first_slots(program, state, event)
     state.labels = first_labels(program, event)
     if state.labels is not None:
         state.label = inputs_label(program, state.labels)
@@ -82,7 +82,8 @@ def _start_refused(program: CompiledProgram, event: ev.RunStarted) -> Rejection 
     return None
 
 
-def _first_slots(program: CompiledProgram, state: State, event: ev.RunStarted) -> list[Any]:
+def first_slots(program: CompiledProgram, state: State, event: ev.RunStarted) -> list[Any]:
+    """What the slots hold when a run starts."""
     inputs: dict[str, Any] = {} if event.payload is ABSENT else event.payload
     slots: list[Any] = [UNSET] * len(program.slots)
     for name, slot in program.input_slots.items():

@@ -54,13 +54,14 @@ class Template(msgspec.Struct, frozen=True):
     `render(slots)` gives the value; containers in it may be shared with the slots, so whoever hands the value out
     copies it. It raises `ExprError` UNASSIGNED_REFERENCE or UNRESOLVED_REFERENCE. `constant` templates have no
     references. `refs` lists (slot, path) in source order, for static analysis and labels; `parts` does so for each
-    member of an object that has references, in order.
+    member of an object that has references, in order. `names` are those of all members of an object.
     """
 
     render: Render
     constant: bool
     refs: Refs = ()
     parts: tuple[tuple[str, Refs], ...] = ()
+    names: tuple[str, ...] | None = None
 
 
 class Retry(msgspec.Struct, frozen=True):

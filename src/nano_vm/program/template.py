@@ -117,13 +117,15 @@ def build(scanned: Scanned, resolve: Resolve) -> Template:
         return constant(scanned.value)
     addresses = tuple(resolve(ref) for _, ref in references(scanned))
     parts: tuple[tuple[str, Refs], ...] = ()
+    names = None
     if isinstance(scanned, Fields):
+        names = tuple(name for name, _ in scanned.fields)
         parts = tuple(
             (name, tuple(resolve(ref) for _, ref in references(part)))
             for name, part in scanned.fields
             if not isinstance(part, Constant)
         )
-    return Template(_render(scanned, resolve), False, addresses, parts)
+    return Template(_render(scanned, resolve), False, addresses, parts, names)
 
 
 def constant(value: Any) -> Template:
@@ -237,6 +239,16 @@ def _render_fields(fields: tuple[tuple[str, Scanned], ...], resolve: Resolve) ->
             slot, path = resolve(item.ref)
             if not path:
                 whole.append((name, slot, item.ref))
+    if len(whole) == len(fields) == 1:
+        ((only, at, source),) = whole
+
+        def one(slots: Slots) -> dict[str, Any]:
+            value = slots[at]
+            if value is UNSET:
+                raise _unassigned(source)
+            return {only: value}
+
+        return one
     if len(whole) == len(moving):
         pairs = tuple(whole)
 

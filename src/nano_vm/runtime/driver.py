@@ -15,9 +15,9 @@ from collections import deque
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from nano_vm.errors import NanoVMError, RuntimeFault
-from nano_vm.journal.entry import Chain
-from nano_vm.journal.port import RunRecord
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import (
     CallModel,
@@ -28,12 +28,12 @@ from nano_vm.kernel.commands import (
     Reconcile,
     StartChild,
 )
-from nano_vm.kernel.state import Rejection, RunStatus, Stage, State, activity_key
+from nano_vm.kernel.state import Rejection, RunStatus, Stage, activity_key
 from nano_vm.kernel.transition import (
     decide,
     event_digest,
 )
-from nano_vm.program.compiled import CompiledProgram, Kind
+from nano_vm.program.compiled import Kind
 from nano_vm.runtime import attending
 from nano_vm.runtime.agent import definitions
 from nano_vm.runtime.calls import Ending, Outcome, RunFacts
@@ -45,7 +45,7 @@ from nano_vm.runtime.ports import ToolSpec
 from nano_vm.runtime.sealing import keyed_content
 
 if TYPE_CHECKING:
-    from nano_vm.runtime.engine import Engine
+    pass
 
 _UNSET = ev.UNSET
 _FREE: AbstractContextManager[Any] = contextlib.nullcontext()
@@ -71,72 +71,43 @@ class Released(Exception):
     """The driver gave the run up at a safe place because the engine is shutting down."""
 
 
-class Run(JournaledRun):
+class Run(JournaledRun, eq=False, kw_only=True):
     """One run in the hands of this process."""
 
-    __slots__ = (
-        "_left",
-        "_wake",
-        "arrivals",
-        "attached",
-        "child_due",
-        "facts",
-        "hold",
-        "letters",
-        "loop",
-        "mail",
-        "mail_taken",
-        "mail_waits",
-        "overdue",
-        "recalled",
-        "repeats",
-        "settled",
-        "stirred",
-        "stopping",
-        "tasks",
-        "timers",
-        "transitions_left",
-        "tried",
-    )
+    mail_waits: bool = False  # whether the store may hold mail for it
+    loop: asyncio.AbstractEventLoop | None = None  # where it is driven
+    letters: dict[str, list[Letter]] = msgspec.field(
+        default_factory=dict
+    )  # for children that wait, by run id
+    mail: list[tuple[str, asyncio.Future[Rejection | None]]] = msgspec.field(
+        default_factory=list
+    )  # by message id; to be answered
+    mail_taken: set[str] = msgspec.field(default_factory=set)  # ids of the messages that are being dealt with
+    stopping: set[str] = msgspec.field(default_factory=set)  # children that are to be cancelled
+    settled: asyncio.Future[None] | None = None  # done when this process lets go of the run
+    transitions_left: int = -1  # `step`: how many outcomes may still be journaled; -1 for no limit
+    arrivals: deque[Any] = msgspec.field(default_factory=deque)
+    tasks: dict[tuple[int, int], asyncio.Task[Any]] = msgspec.field(default_factory=dict)
+    timers: dict[int, tuple[int, asyncio.Task[None]]] = msgspec.field(default_factory=dict)
+    repeats: dict[int, int] = msgspec.field(default_factory=dict)
+    tried: set[str] = msgspec.field(default_factory=set)
+    attached: bool = False
+    stirred: bool = False
+    hold: AbstractContextManager[Any] = _FREE  # to be held by whoever touches a run that is away in a thread
+    recalled: bool = False  # its thread may not touch it any more
+    child_due: bool = False  # a timer inside a child that waits is due
+    overdue: list[int] = msgspec.field(default_factory=list)  # children that have taken too long
+    _wake: asyncio.Future[None] | None = None
+    _left: bool = False  # this process has let go of the run
+    _facts: RunFacts | None = None
 
-    def __init__(
-        self,
-        engine: Engine,
-        program: CompiledProgram,
-        record: RunRecord,
-        state: State,
-        chain: Chain,
-        fence: int,
-        *,
-        created: bool,
-        principal: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(engine, program, record, state, chain, fence, created=created)
-        keyed = None if engine.keys is None else lambda command: keyed_content(self, command)
-        self.facts = RunFacts(record.run_id, record.tenant, principal, Ending(), keyed)
-        self.letters: dict[str, list[Letter]] = {}  # for children that wait, by run id
-        self.loop: asyncio.AbstractEventLoop | None = None  # where it is driven
-        self.mail_waits = created  # whether the store may hold mail for it
-        self.mail: list[tuple[str, asyncio.Future[Rejection | None]]] = []  # by message id; to be answered
-        self.mail_taken: set[str] = set()  # ids of the messages that are being dealt with
-        self.stopping: set[str] = set()  # children that are to be cancelled
-        self.settled: asyncio.Future[None] | None = None  # done when this process lets go of the run
-        self.transitions_left = -1  # `step`: how many outcomes may still be journaled; -1 for no limit
-        self.arrivals: deque[Any] = deque()
-        self.tasks: dict[tuple[int, int], asyncio.Task[Any]] = {}
-        self.timers: dict[int, tuple[int, asyncio.Task[None]]] = {}
-        self._wake: asyncio.Future[None] | None = None
-        self.repeats: dict[int, int] = {}
-        self.tried: set[str] = set()
-        self.attached = False
-        self.stirred = False
-        self._left = False  # this process has let go of the run
-        self.hold: AbstractContextManager[Any] = (
-            _FREE  # to be held by whoever touches a run that is away in a thread
-        )
-        self.recalled = False  # its thread may not touch it any more
-        self.child_due = False  # a timer inside a child that waits is due
-        self.overdue: list[int] = []  # children that have taken too long
+    @property
+    def facts(self) -> RunFacts:
+        if self._facts is None:
+            keyed = None if self.engine.keys is None else lambda command: keyed_content(self, command)
+            record = self.record
+            self._facts = RunFacts(record.run_id, record.tenant, self.principal, Ending(), keyed)
+        return self._facts
 
     # --- outcomes ---
 
@@ -240,9 +211,13 @@ class Run(JournaledRun):
                     if self.goes_on:
                         await self.flush()
                     await drive_lane(self)
+                    if self.opening is not None:
+                        self.open()
                     if self.state.stage is Stage.ENDED:
                         await self.flush(self.update(release=True))
                         return
+                elif self.opening is not None:
+                    self.open()
                 if not await self._turn():
                     return
         except BaseException:
@@ -371,8 +346,8 @@ class Run(JournaledRun):
                         raise _RolledBack(outcome)
                     self.record_event(outcome.event, outcome.payload)
                     self._seal()
-                    transaction.append(self.record.run_id, self.fence, self.batch[:])
-                    self.batch.clear()
+                    transaction.append(self.record.run_id, self.fence, self.batch)
+                    self.batch = []
             except _StaleError:
                 continue
             except _RolledBack as rolled_back:

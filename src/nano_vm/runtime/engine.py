@@ -137,8 +137,13 @@ class Engine:
         self.tenant: str | None = getattr(store, "tenant", None)  # of a store that holds one tenant's runs
         self.clock: Clock = clock or SystemClock()
         self.entropy: Entropy = entropy or SystemEntropy()
+        draw = self.entropy.salt
+        self.salts: Callable[[int], list[bytes]] = getattr(self.entropy, "salts", None) or (
+            lambda count: [draw() for _ in range(count)]
+        )
         self.threads = ToolThreads()
         self.calls = Calls(llm, self.clock, self.entropy, self.threads, secrets)
+        self.compact = bool(getattr(store, "compact", False))
         self.volatile = bool(getattr(store, "volatile", False))
         self.groups = hasattr(store, "alone")  # the store gathers the appends of many runs into one commit
         self.draining = False
@@ -151,7 +156,7 @@ class Engine:
         self.proves = True  # off in the tests of what happens where nothing was proved
         self.needs: dict[str, Needs] = {}  # by program hash
         self.lanes: dict[str, Lane] = {}  # program hash -> how the lane takes its steps
-        self._checked: set[str] = set()  # hashes of programs that were checked against the tools
+        self._checked: dict[str, CompiledProgram] = {}  # by hash, those that were checked against the tools
         self.proved: set[tuple[Any, ...]] = (
             set()
         )  # programs with what they call, and the policy: see `prove_calls`
@@ -179,11 +184,10 @@ class Engine:
         """
         if not isinstance(program, Program):
             program = Program.from_dict(dict(program) if isinstance(program, Mapping) else program)
-        compiled = self._compiled.get(program.hash)
-        if compiled is None or program.hash not in self._checked:
+        compiled = self._checked.get(program.hash)
+        if compiled is None:
             compiled = compiled_for(program, self.tools.schemas(), proved=self.proves, policy=self.policy)
-            self._compiled[program.hash] = compiled
-            self._checked.add(program.hash)
+            self._compiled[program.hash] = self._checked[program.hash] = compiled
         return program, compiled
 
     def forget_compiled(self) -> None:
@@ -342,7 +346,7 @@ class Engine:
             or RUN_EXISTS. StoreError: the journal cannot be written; nothing is lost.
         """
         run = await self._begin(
-            program, context, idempotency_key, trace_id, principal, tenant, listener, replanned
+            program, context, idempotency_key, trace_id, principal, tenant, listener, replanned, True
         )
         if isinstance(run, Trace):
             return run
@@ -414,6 +418,7 @@ class Engine:
         tenant: str | None,
         listener: Callable[[Progress], None] | None = None,
         replanned: Mapping[str, Any] | None = None,
+        at_once: bool = False,
     ) -> Run | Trace:
         if self.draining:
             raise RuntimeFault("SHUTTING_DOWN", "the engine has been closed")
@@ -436,7 +441,7 @@ class Engine:
             existing = self.store.find_key(tenant, compiled.name, key)
             if existing is not None:
                 return await self._first_result(existing, digest)
-        if (program.hash, tenant) not in self._stored:
+        if (compiled.hash, tenant) not in self._stored:
             await patiently(lambda: self.save_program(program, tenant=tenant))
         if pinned and self.proves and (needs.labels or self.policy is not None):
             prove_calls(self, program, compiled, pinned, labels=needs.labels)
@@ -460,8 +465,11 @@ class Engine:
         policy = self.policy
         if policy is not None or compiled.approves:
             await self.govern(run, policy)
-        run.record_event(
-            ev.RunStarted(
+        if who is None and key is None and policy is None and replanned is None and not pinned:
+            features = [FEATURE] if needs.labels else _UNSET
+            start = ev.RunStarted(at_ms=now, features=features, payload=inputs, program=compiled.hash)
+        else:
+            start = ev.RunStarted(
                 at_ms=now,
                 features=[FEATURE] if needs.labels else _UNSET,
                 key=_UNSET if key is None else canonical.digest_value(key),
@@ -471,11 +479,13 @@ class Engine:
                 program=compiled.hash,
                 programs=pinned or _UNSET,
                 replanned=dict(replanned) if replanned else _UNSET,
-            ),
-            payload,
-        )
+            )
+        run.opening = start, payload
         if key is None and trace_id is None:
+            if not at_once:
+                run.open()
             return run  # a fresh id: its creation may ride with the first intent
+        run.open()
         try:
             await run.flush()
         except ConflictError as error:
@@ -537,19 +547,19 @@ class Engine:
     def new_run(self, record: RunRecord, compiled: CompiledProgram, who: dict[str, Any] | None) -> Run:
         state = State(run=record.run_id)
         chain = Chain(record.run_id)
-        return Run(self, compiled, record, state, chain, 1, created=False, principal=who)
+        return Run(self, compiled, record, state, chain, 1, False, who)
 
     async def drive(self, run: Run) -> None:
         """Drive a run that this process owns until it ends, waits or is let go."""
         run_id = run.record.run_id
-        run.loop = asyncio.get_running_loop()
+        run.loop = loop = asyncio.get_running_loop()
         self.live[run_id] = run
         if self.groups:
             driven: set[int] = self.store.driven  # type: ignore[attr-defined]
             driven.add(id(run))
             # Others may be about to start in this very tick: the first commit waits for them.
             self.store.alone = False  # type: ignore[attr-defined]
-        self.keeper.keep()
+        self.keeper.keep(loop)
         slots = self._concurrency() if self._max_concurrent_runs else None
         try:
             if slots is None or run.record.parent is not None:
@@ -992,7 +1002,7 @@ def take_inputs(program: CompiledProgram, context: Mapping[str, Any] | None) -> 
     Raises:
         InputError: INPUT_MISSING, INPUT_UNKNOWN, INPUT_INVALID, VALUE_NOT_JSON and its kin, VALUE_TOO_LARGE.
     """
-    if context is not None and not isinstance(context, Mapping):
+    if context is not None and type(context) is not dict and not isinstance(context, Mapping):
         raise InputError(
             "INPUT_INVALID",
             f"the context is a {type(context).__name__} and should be an object of inputs by name",

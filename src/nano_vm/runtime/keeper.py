@@ -23,9 +23,8 @@ class Keeper:
         self._looks: dict[asyncio.AbstractEventLoop, asyncio.TimerHandle] = {}
         self._rounds = 0
 
-    def keep(self) -> None:
-        """Called when a run becomes live."""
-        loop = asyncio.get_running_loop()
+    def keep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Called when a run becomes live in this loop, the running one."""
         if loop not in self._looks:
             for other in [known for known in self._looks if known.is_closed()]:
                 self._looks.pop(other, None)
@@ -49,7 +48,7 @@ class Keeper:
                         run.wake()
         except NanoVMError:
             pass  # a busy database: the next look, or the next append, will tell
-        self.keep()
+        self.keep(loop)
 
     def close(self) -> None:
         for loop, handle in list(self._looks.items()):

@@ -9,15 +9,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Coroutine, Generator
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from nano_vm.canonical import INT_MAX, encode_scalar, normalize
 from nano_vm.errors import InputError, RuntimeFault
-from nano_vm.journal.entry import ALONE, end_of, intent_of, success_of
+from nano_vm.journal.entry import ALONE, end_of, intent_of, start_of, success_of, with_start
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import CallTool
-from nano_vm.kernel.lane import Rows, begin, ends_plainly, finish, is_plain, lane, walk
+from nano_vm.kernel.lane import (
+    Reached,
+    Rows,
+    Taken,
+    begin,
+    ends_plainly,
+    finish,
+    is_plain,
+    lane,
+    open_run,
+    walk,
+)
 from nano_vm.kernel.limits import PAYLOAD_BYTES_MAX
 from nano_vm.kernel.state import Activity
 from nano_vm.program.compiled import CompiledProgram, CompiledStep, ToolAction
@@ -38,25 +49,36 @@ _AWAITED, _CALLED, _BLOCKING, _NOWHERE = 0, 1, 2, 3  # ways to call a tool, and 
 _FREE: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 
 
+class _Steady(NamedTuple):
+    """What is needed of a plan with every step that is taken."""
+
+    function: Callable[..., Any]
+    direct: bool  # it is awaited, and its arguments need no copy
+    events: int  # how many a success takes: 1 when the tool is pure, else 2 with its intent
+    only: (
+        str | None
+    )  # the one argument that is given and taken, of one of `kinds` exactly when nothing is amiss
+    kinds: tuple[type, ...]
+    success: str  # the encoded StepSucceeded of its first occurrence, from `attempt` to `step`
+    intent: str  # its StepStarted that rides with a success, before the time
+    intended: str  # and after it, of the first occurrence
+
+
 class _Plan(NamedTuple):
     """What has to be known of a step to take it along the lane; worked out once per engine and step."""
 
     step: CompiledStep
     spec: ToolSpec
-    function: Callable[..., Any]
-    problems: Callable[[dict[str, Any]], list[str]] | None
+    steady: _Steady
     flat: bool  # arguments without problems hold no object and no array, so the tool needs no copy of them
-    events: int  # how many a success takes: 1 when the tool is pure, else 2 with its intent
     way: int  # `_AWAITED`; `_CALLED`: a plain function that returns at once; `_BLOCKING`: one that may not
-    success: str  # the encoded StepSucceeded of its first occurrence, from `attempt` to `step`
-    intent: str  # its StepStarted that rides with a success, before the time
-    intended: str  # and after it, of the first occurrence
 
 
 class Lane(NamedTuple):
     """What an engine knows of a program's steps: as the kernel takes them, and as they are called."""
 
     rows: Rows
+    start: str  # the encoded RunStarted that names the program and nothing else, as `start_of` gives it
     plans: list[Any]  # by step: `_Plan`, None before it is needed, False where there is none
 
 
@@ -131,74 +153,119 @@ def _call_away(run: Run, hold: threading.Lock, function: Callable[..., Any], arg
             raise _Recalled
 
 
+_Leg: TypeAlias = tuple[Generator[Reached, Taken, None], _Plan, int, dict[str, Any]]
+"""What `_along` sets out with: the first tool, its occurrence and its arguments. It has its decision and its intent,
+and what goes before is sealed."""
+
+
+def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
+    """Go up to the first tool. Where it is not one for here: whether it is one for the other place."""
+    program, state, gate, opening = run.program, run.state, run.gate, run.opening
+    if opening is None:
+        activity = lane(program, state)
+        if activity is None:
+            return False
+        walker = walk(program, state, activity, known.rows)
+    else:
+        if not open_run(program, state, opening[0], known.rows):
+            return False
+        run.opening = None
+        walker = walk(program, state, None, known.rows)
+    reached = next(walker, None)
+    ruled, plan = None, None
+    if reached is not None:
+        index, occurrence, args, verdicts = reached
+        plan = known.plans[index] or _plan_for(known.plans, index, program, run.engine.tools)
+    if plan and gate is not None:
+        ruled = gate.along(plan.step, occurrence)
+    if (
+        not plan
+        or plan.way == barred
+        or (gate is not None and ruled is None)
+        or (plan.spec.problems is not None and plan.spec.problems(args))
+    ):
+        walker.close()
+        if opening is not None:
+            event, payload = opening
+            event.verdicts = state.verdicts or ev.UNSET
+            run.retain(event, payload)
+        return plan is not None and plan.way == barred
+    if opening is not None and gate is None:
+        event, payload = opening
+        at = str(event.at_ms)
+        start = known.start if _is_bare(event) else start_of(event)
+        steady = plan.steady
+        before, then_at, after = ALONE if steady.events == 1 else (steady.intent, at, steady.intended)
+        run.pending.append((at, start, verdicts, payload, before, then_at, with_start(after)))
+        run.seal_pending()
+        return walker, plan, occurrence, args
+    if opening is not None:
+        event, payload = opening
+        event.verdicts = verdicts or ev.UNSET
+        run.retain(event, payload)
+    if ruled is not None:
+        ruled.at_ms = state.now_ms
+        run.ride(ruled)
+    if plan.steady.events != 1:
+        run.ride(_started(state.now_ms, plan.spec, plan.step, occurrence))
+    run.seal_open()  # what came before the lane comes before it in the journal
+    return walker, plan, occurrence, args
+
+
+def _is_bare(event: ev.RunStarted) -> bool:
+    """Whether it names the program and nothing else. (The payload is not among what is encoded.)"""
+    return (
+        event.key is ev.UNSET
+        and event.principal is ev.UNSET
+        and event.policy is ev.UNSET
+        and event.programs is ev.UNSET
+        and event.replanned is ev.UNSET
+    )
+
+
 async def _along(run: Run, away: threading.Lock | None) -> bool:
     """Take the run along as far as it goes here: in the event loop, or `away` in a thread, which holds that lock but
     while a tool is out, and where nothing is awaited. True when the next step is one for the other place."""
     program, state, engine = run.program, run.state, run.engine
-    activity = lane(program, state)
     gate, policy = run.gate, engine.policy
-    if activity is None or (gate is not None and (away is not None or not gate.may_go_along)):
+    if gate is not None and (away is not None or not gate.may_go_along):
         return False
-    ruling = 0 if gate is None else 1  # events that decisions add to a success
-    decided = False  # the tool that was reached has its decision in the journal
-    tightened = False  # the policy changed while an intent was being made durable
-    passed: list[int] = []
-    known = engine.lanes.get(program.hash)
-    if known is None:
-        known = engine.lanes[program.hash] = Lane(Rows(program), [None] * len(program.steps))
-    plans, now_ms, volatile = known.plans, engine.clock.now_ms, engine.volatile
+    known = engine.lanes.get(program.hash) or _lane_of(engine, program)
     barred = _AWAITED if away is not None else _NOWHERE if engine.calls.inline_sync else _BLOCKING
+    leg = _set_out(run, known, barred)
+    if leg is True or leg is False:
+        return leg
+    walker, plan, occurrence, args = leg
+    function, direct, events, only, kinds, same, intent, intended = plan.steady
+    plans, now_ms, go_on = known.plans, engine.clock.now_ms, walker.send
+    decided = gate is not None  # the tool that was reached has its decision in the journal
+    durably = not (engine.volatile and run.created)  # an intent has to be durable before its tool is called
+    passed: list[int] = []
     elsewhere = False
-    walker = walk(program, state, activity, known.rows)
-    go_on = walker.send
-    pending = run.pending
-    take = pending.append
     value = failure = None
-    out = False  # a tool is out whose intent is in the journal
-    held = (
-        False  # there is a success of which it is not known what rides with it: the next intent, or the end
-    )
+    # The last success while it is not known what rides with it, the next intent or the end: its plan and occurrence.
+    # Without one a tool is out.
+    held: tuple[_Plan, int] | None = None
     success, payload, at_ms, at = "", b"", 0, ""
-    index, occurrence, args, verdicts = next(walker)
-    plan = plans[index] or _plan_for(plans, index, program, engine.tools)
-    if not plan or plan.way == barred or (plan.problems is not None and plan.problems(args)):
-        walker.close()
-        return plan is not None and plan.way == barred
-    step, spec, function, problems, flat, events, way, same, intent, intended = plan
-    if gate is not None:
-        ruled = gate.along(step, occurrence)
-        if ruled is None:
-            walker.close()
-            return False
-        ruled.at_ms = state.now_ms
-        run.ride(ruled)
-        decided = True
-    if events != 1:
-        run.ride(_started(state.now_ms, spec, step, occurrence))
-    run.seal_open()  # what came before the lane comes before it in the journal
     try:
         while True:
             for _ in _TURN:
-                if events != 1:
-                    out = True
-                    if not (volatile and run.created):
-                        durable = run.commit()
-                        if durable is not None:
-                            await durable
-                            if engine.groups and not _is_crowded(engine):
-                                engine.store.alone = True  # type: ignore[attr-defined]
-                            if gate is not None and engine.policy is not policy:
-                                tightened = True
-                                break
-                if not flat:
-                    args = copy_arguments(args)
+                if durably and events != 1:
+                    durable = run.commit()
+                    if durable is not None:
+                        await durable
+                        if engine.groups and not _is_crowded(engine):
+                            engine.store.alone = True  # type: ignore[attr-defined]
+                        if gate is not None and engine.policy is not policy:
+                            break
+                    durably = not engine.volatile
                 try:
-                    if way == _AWAITED:
+                    if direct:
                         value = await function(**args)
-                    elif away is None:
-                        value = function(**args)
                     else:
-                        value = _call_away(run, away, function, args)
+                        value = _call(run, away, plan, args)
+                        if plan.way == _AWAITED:
+                            value = await value
                 except BaseException as error:
                     if type(error) is _Recalled or is_ours(error):
                         raise
@@ -206,61 +273,63 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                         RuntimeError(f"the tool raised {error!r}") if type(error) is StopIteration else error
                     )
                     break
-                kind = type(value)
-                if kind is int and _INT_MIN <= value <= INT_MAX:
-                    data, payload = value, encode_scalar(value)
-                elif value is PENDING or (kind is str and value == "PENDING"):
+                if type(value) is int and _INT_MIN <= value <= INT_MAX:
+                    payload = encode_scalar(value)
+                elif value is PENDING or (type(value) is str and value == "PENDING"):
                     failure = _NotPlain()
                     break
                 else:
                     try:
-                        data, payload = normalize(value)
+                        value, payload = normalize(value)
                         if len(payload) > PAYLOAD_BYTES_MAX:
                             raise _NotPlain
                     except (InputError, _NotPlain):
                         failure = _NotPlain()
                         break
-                moment = now_ms()
-                if moment != at_ms:
+                if (moment := now_ms()) != at_ms:
                     at_ms, at = moment, str(moment)
-                success = same if occurrence == 1 else success_of(step.id, events == 1, occurrence)
-                out, held, last, reached = False, True, plan, occurrence
+                success = same if occurrence == 1 else success_of(plan.step.id, events == 1, occurrence)
+                held = plan, occurrence
                 if gate is not None:
                     decided = False
-                    passed.append(step.index)
-                index, occurrence, args, verdicts = go_on((data, at_ms, events + ruling))
+                    passed.append(plan.step.index)
+                    events += 1
+                index, occurrence, args, verdicts = go_on((value, at_ms, events))
                 if (run.stirred or away) and (run.disturbed or (away and _is_crowded(engine))):
                     break
-                plan = plans[index] or _plan_for(plans, index, program, engine.tools)
-                if not plan:
+                known_plan = plans[index] or _plan_for(plans, index, program, engine.tools)
+                if not known_plan:
                     break
-                step, spec, function, problems, flat, events, way, same, intent, intended = plan
-                if way == barred or (problems is not None and problems(args)):
-                    elsewhere = way == barred
+                plan = known_plan
+                function, direct, events, only, kinds, same, intent, intended = plan.steady
+                if only is None or away or type(args[only]) not in kinds:
+                    elsewhere = plan.way == barred
+                    problems = plan.spec.problems
+                    if elsewhere or (problems is not None and problems(args)):
+                        break
+                elif not direct and plan.way == barred:
+                    elsewhere = True
                     break
+                if occurrence != 1 and events != 1:
+                    intended = intent_of(plan.step.id, plan.spec.effect, occurrence)[1]
                 if gate is not None:
                     if engine.policy is not policy:
                         break
-                    rides = gate.rides(step, occurrence, None if events == 1 else intended)
+                    rides = gate.rides(plan.step, occurrence, None if events == 1 else intended)
                     if rides is None:
                         break
-                    held, decided = False, True
-                    if occurrence != 1 and events != 1:
-                        intended = intent_of(step.id, spec.effect, occurrence)[1]
+                    held, decided = None, True
                     before, between = rides
                     after = between if events == 1 else f"{between}{at}{intended}"
-                    take((at, success, verdicts, payload, before, at, after))
+                    run.pending.append((at, success, verdicts, payload, before, at, after))
                     continue
-                held = False
+                held = None
                 if events == 1:
-                    take((at, success, verdicts, payload, *ALONE))
+                    run.pending.append((at, success, verdicts, payload, *ALONE))
                 else:
-                    if occurrence != 1:
-                        intended = intent_of(step.id, spec.effect, occurrence)[1]
-                    take((at, success, verdicts, payload, intent, at, intended))
+                    run.pending.append((at, success, verdicts, payload, intent, at, intended))
             else:
-                run.seal_pending()
-                if len(run.batch) >= BATCH_MAX:
+                if len(run.batch) + len(run.pending) >= BATCH_MAX:
                     durable = run.commit()
                     if durable is not None:
                         await durable
@@ -274,34 +343,55 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
         walker.close()
         if gate is not None:
             gate.progress.passed(passed)
-            activity.cleared = 1 if decided else 0
-            state.seq += decided
-        if out:
-            begin(state, activity, spec.effect)
-    if pending:
+            if decided:
+                state.active[plan.step.index].cleared = 1
+                state.seq += 1
+        if held is None and events != 1:
+            begin(state, state.active[plan.step.index], plan.spec.effect)
+    if held is None:
         run.seal_pending()
-    if tightened:
-        assert gate is not None
-        command = _command(step, activity)
-        outcome = await gate.recheck_changed(command, spec)
-        if outcome is None:
-            outcome = await engine.calls.tool(run.facts, step, command, spec, alone=True)
-        run.conclude(outcome)
-    elif failure is not None:
-        command = _command(step, activity)
-        if type(failure) is _NotPlain:
-            run.conclude(engine.calls.concluded(command, spec, value))
-        else:
-            run.conclude(engine.calls.raised(step, command, spec, failure))
-    elif held and ends_plainly(state):
+        await _leave_in_call(run, plan, value, failure)
+    elif ends_plainly(state):
         ended_ms = now_ms()
         finish(state, ended_ms)
         before, after = end_of(state.ending, state.outcome)
-        take((at, success, verdicts, payload, before, str(ended_ms), after))
-        run.seal_pending()
-    elif held:
-        run.retain(_succeeded(at_ms, reached, last, data, verdicts), payload)
+        run.pending.append((at, success, verdicts, payload, before, str(ended_ms), after))
+    else:
+        if run.pending:
+            run.seal_pending()
+        run.retain(_succeeded(at_ms, held[1], held[0], value, verdicts), payload)
     return elsewhere
+
+
+def _call(run: Run, away: threading.Lock | None, plan: _Plan, args: dict[str, Any]) -> Any:
+    if not plan.flat:
+        args = copy_arguments(args)
+    if away is not None:
+        return _call_away(run, away, plan.spec.function, args)
+    return plan.spec.function(**args)
+
+
+async def _leave_in_call(run: Run, plan: _Plan, value: Any, failure: BaseException | None) -> None:
+    """The tool that is out has not succeeded as plain tools do, or (without a `failure`) the policy was changed while
+    its intent was made durable."""
+    calls, spec, step = run.engine.calls, plan.spec, plan.step
+    command = _command(step, run.state.active[step.index])
+    if failure is None:
+        assert run.gate is not None
+        outcome = await run.gate.recheck_changed(command, spec)
+        if outcome is None:
+            outcome = await calls.tool(run.facts, step, command, spec, alone=True)
+    elif type(failure) is _NotPlain:
+        outcome = calls.concluded(command, spec, value)
+    else:
+        outcome = calls.raised(step, command, spec, failure)
+    run.conclude(outcome)
+
+
+def _lane_of(engine: Engine, program: CompiledProgram) -> Lane:
+    start = start_of(ev.RunStarted(at_ms=0, program=program.hash))
+    known = engine.lanes[program.hash] = Lane(Rows(program), start, [None] * len(program.steps))
+    return known
 
 
 def _plan_for(plans: list[Any], index: int, program: CompiledProgram, tools: ToolInvoker) -> _Plan | None:
@@ -314,7 +404,9 @@ def _plan_for(plans: list[Any], index: int, program: CompiledProgram, tools: Too
 def _plan(step: CompiledStep, tools: ToolInvoker) -> _Plan | None:
     """The plan of a step; None when its call needs more than its arguments."""
     action = step.action
-    spec = tools.spec(action.tool) if type(action) is ToolAction else None
+    if type(action) is not ToolAction:
+        return None
+    spec = tools.spec(action.tool)
     if (
         spec is None
         or step.timeout_ms
@@ -326,18 +418,27 @@ def _plan(step: CompiledStep, tools: ToolInvoker) -> _Plan | None:
     ):
         return None
     intent, intended = intent_of(step.id, spec.effect, 1)
-    return _Plan(
-        step=step,
-        spec=spec,
+    only, kinds = _only(spec, action)
+    flat = _is_flat(spec)
+    way = _AWAITED if spec.is_async else _BLOCKING if spec.blocking else _CALLED
+    steady = _Steady(
         function=spec.function,
-        problems=spec.problems,
-        flat=_is_flat(spec),
+        direct=flat and way == _AWAITED,
         events=1 if spec.effect == "pure" else 2,
-        way=_AWAITED if spec.is_async else _BLOCKING if spec.blocking else _CALLED,
+        only=only,
+        kinds=kinds,
         success=success_of(step.id, spec.effect == "pure", 1),
         intent=intent,
         intended=intended,
     )
+    return _Plan(step, spec, steady, flat, way)
+
+
+def _only(spec: ToolSpec, action: ToolAction) -> tuple[str | None, tuple[type, ...]]:
+    """`spec.only`, where the step gives that argument."""
+    if spec.only is None or action.args.names != (spec.only[0],):
+        return None, ()
+    return spec.only
 
 
 def _is_flat(spec: ToolSpec) -> bool:
@@ -366,7 +467,7 @@ def _succeeded(
         attempt=1,
         occurrence=occurrence,
         payload=data,
-        pure=True if plan.events == 1 else ev.UNSET,
+        pure=True if plan.steady.events == 1 else ev.UNSET,
         step=plan.step.id,
         verdicts=verdicts or ev.UNSET,
     )

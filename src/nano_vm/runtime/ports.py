@@ -109,7 +109,8 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     `problems(args)` lists what is wrong with arguments (empty: nothing); None when anything goes. `context_parameter`
     and `transaction_parameter` name the parameters that receive a `ToolContext` / the store's open transaction.
-    `digest` identifies the definition: it goes into idempotency keys.
+    `digest` identifies the definition: it goes into idempotency keys. `only`, if there is one, says what `problems`
+    says of arguments that are one member of this name: that all is well exactly when it is of one of these types.
     """
 
     name: str
@@ -119,6 +120,7 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     schema: ToolSchema
     problems: Callable[[dict[str, Any]], list[str]] | None = None
+    only: tuple[str, tuple[type, ...]] | None = None
     context_parameter: str | None = None
     reconcile: Callable[..., Any] | None = None
     blocking: bool = True  # a plain function that may block: it gets a thread

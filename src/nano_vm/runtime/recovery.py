@@ -85,8 +85,10 @@ def run_from(
         state,
         chain,
         fence,
-        created=True,
-        principal=None if who is _UNSET else who,
+        True,
+        None if who is _UNSET else who,
+        recorded=record.status,
+        mail_waits=True,
     )
     if state.labels is not None:
         run.key_id = key_named_in(entries)

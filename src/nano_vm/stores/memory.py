@@ -14,7 +14,7 @@ import msgspec
 
 from nano_vm import canonical
 from nano_vm.errors import InputError, StoreError
-from nano_vm.journal.entry import GENESIS, Entry
+from nano_vm.journal.entry import GENESIS, Entry, SealedEntries, first_seq
 from nano_vm.journal.port import (
     DEFAULT_TENANT,
     LEASE_MS,
@@ -36,14 +36,35 @@ _NOBODY = None  # a fence that no caller holds
 class _Run:
     """A journal and its record. `open_fence` is the fence that may append."""
 
-    __slots__ = ("entries", "mail", "no", "open_fence", "record")
+    __slots__ = ("_compact", "_entries", "_lock", "length", "mail", "no", "open_fence", "record")
 
-    def __init__(self, no: int, record: RunRecord, entries: list[Entry]) -> None:
+    def __init__(self, no: int, record: RunRecord, lock: threading.RLock) -> None:
         self.no = no
         self.record = record
-        self.entries = entries
+        self._lock = lock
+        self._entries: list[Entry] = []
+        self._compact: list[SealedEntries] = []  # after these; until somebody reads
+        self.length = 0
         self.open_fence: int | None = record.fence if record.owner is not None else _NOBODY
         self.mail: dict[str, Mail] = {}
+
+    @property
+    def entries(self) -> list[Entry]:
+        if self._compact:
+            with self._lock:
+                for compact in self._compact:
+                    self._entries += compact.expand()
+                self._compact.clear()
+        return self._entries
+
+    def extend(self, entries: Sequence[Entry]) -> None:
+        """To be called with the lock held."""
+        if type(entries) is SealedEntries:
+            self._compact.append(entries)
+        else:
+            held = self.entries
+            held += entries
+        self.length += len(entries)
 
     def digests(self, start: int, stop: int) -> list[str]:
         return [entry.digest for entry in self.entries[start:stop]]
@@ -75,6 +96,7 @@ class MemoryJournalStore:
     It is its only owner. One event loop and any number of threads may use it.
     """
 
+    compact = True  # takes `SealedEntries` as they are
     volatile = (
         True  # nothing here outlives the process, so nothing is gained by appending before every effect
     )
@@ -119,15 +141,11 @@ class MemoryJournalStore:
         owned = record.owner is not None
         if owned and record.owner != self._owner:
             rules.check_owner(record, self._owner)
-        if len(entries) != 1 or entries[0].seq != 0:
+        if len(entries) != 1 or first_seq(entries) != 0:
             rules.check_start(run_id, entries)
-        # A copy, made by the C code: what is stored is nobody else's.
-        held = msgspec.structs.replace(
-            record,
-            waits=list(record.waits),
-            fence=1 if owned else 0,
-            lease_until_ms=record.created_at_ms + LEASE_MS if owned else 0,
-        )
+        held: RunRecord = record.__copy__()  # type: ignore[attr-defined] # what is stored is nobody else's
+        held.waits = list(record.waits)
+        held.fence, held.lease_until_ms = (1, record.created_at_ms + LEASE_MS) if owned else (0, 0)
         with self._lock:
             if run_id in self._runs:
                 raise rules.run_exists(run_id, run_id)
@@ -136,7 +154,8 @@ class MemoryJournalStore:
                 if key in self._keys:
                     raise rules.run_exists(run_id, self._keys[key])
                 self._keys[key] = run_id
-            run = self._runs[run_id] = _Run(len(self._runs), held, list(entries))
+            run = self._runs[run_id] = _Run(len(self._runs), held, self._lock)
+            run.extend(entries)
             self._order += (run, len(entries))
 
     def append(
@@ -150,9 +169,10 @@ class MemoryJournalStore:
                 run is not None
                 and run.open_fence == fence
                 and count
-                and entries[0].seq == len(run.entries) == entries[-1].seq + 1 - count
+                and first_seq(entries) == run.length
+                and (type(entries) is SealedEntries or entries[-1].seq + 1 - count == run.length)
             ):
-                run.entries += entries
+                run.extend(entries)
                 order = self._order
                 if order[-2] is run:  # runs that go on alone do not make the list grow
                     order[-1] += count  # type: ignore[operator]
@@ -160,7 +180,7 @@ class MemoryJournalStore:
                     order += (run, count)
             else:
                 run = self._owned(run_id, fence, entries)
-                self._extend(run, rules.admit(run_id, len(run.entries), entries, run.digests))
+                self._extend(run, rules.admit(run_id, run.length, entries, run.digests))
             if update is not None:
                 run.apply(update)
 
@@ -169,7 +189,7 @@ class MemoryJournalStore:
             run = self._run(run_id)
             if run.record.owner is not None:
                 raise rules.lease_lost(run_id)
-            length = len(run.entries)
+            length = run.length
             entries = build(length, run.entries[-1].digest if length else GENESIS)
             if rules.admit(run_id, length, entries, run.digests) is not entries:
                 raise rules.journal_conflict(run_id, entries[0].seq, "an annex begins at the end")
@@ -485,7 +505,7 @@ class MemoryJournalStore:
 
     def _extend(self, run: _Run, entries: Sequence[Entry]) -> None:
         if entries:
-            run.entries += entries
+            run.extend(entries)
             self._order += (run, len(entries))
 
 
@@ -511,7 +531,7 @@ class _MemoryTransaction:
         def stored(start: int, stop: int) -> list[str]:
             return [entry.digest for entry in (run.entries + held)[start:stop]]
 
-        fresh = rules.admit(run_id, len(run.entries) + len(held), entries, stored)
+        fresh = rules.admit(run_id, run.length + len(held), entries, stored)
         self._held[run_id] = (fence, [*held, *fresh])
         if update is not None:
             self._updates.append((run_id, update))
@@ -529,11 +549,11 @@ class _MemoryTransaction:
         with store._lock:
             for run_id, (fence, entries) in self._held.items():
                 run = store._owned(run_id, fence, entries)
-                rules.admit(run_id, len(run.entries), entries, run.digests)
+                rules.admit(run_id, run.length, entries, run.digests)
             self._con.execute("COMMIT")
             for run_id, (fence, entries) in self._held.items():
                 run = store._owned(run_id, fence, entries)
-                store._extend(run, rules.admit(run_id, len(run.entries), entries, run.digests))
+                store._extend(run, rules.admit(run_id, run.length, entries, run.digests))
             for run_id, update in self._updates:
                 store._run(run_id).apply(update)
 

@@ -211,6 +211,7 @@ class _Description(msgspec.Struct, frozen=True):
     digest: str
     is_async: bool
     problems: Callable[[dict[str, Any]], list[str]] | None
+    only: tuple[str, tuple[type, ...]] | None
     context_parameter: str | None
     secrets: frozenset[str]
     wrapped: frozenset[str]
@@ -245,6 +246,7 @@ def describe(function: Callable[..., Any], name: str | None = None) -> ToolSpec:
         digest=description.digest,
         schema=description.schema,
         problems=description.problems,
+        only=description.only,
         context_parameter=description.context_parameter,
         reconcile=mark.reconcile,
         blocking=mark.blocking,
@@ -326,6 +328,7 @@ def _describe(function: Callable[..., Any], name: str, given: _Mark | None) -> _
         digest=canonical.digest_value(identity),
         is_async=_is_async(function),
         problems=argument_checker(parameters),
+        only=only_argument(parameters),
         context_parameter=context_parameter,
         secrets=secrets,
         wrapped=frozenset(wrapped),
@@ -392,6 +395,22 @@ _PLAIN: dict[str, tuple[type, ...]] = {
 }
 
 
+def _is_flat(parameters: dict[str, Any]) -> bool:
+    return set(parameters) <= {"type", "properties", "required", "additionalProperties"} and all(
+        set(schema) <= {"type"} and type(schema.get("type", "string")) is str and schema.get("type") != "null"
+        for schema in parameters.get("properties", {}).values()
+    )
+
+
+def only_argument(parameters: dict[str, Any]) -> tuple[str, tuple[type, ...]] | None:
+    """Name and types of the only argument, if the schema has one and asks for no more than its plain type."""
+    properties = parameters.get("properties", {})
+    if len(properties) != 1 or not _is_flat(parameters):
+        return None
+    ((name, schema),) = properties.items()
+    return (name, _PLAIN[schema["type"]]) if schema.get("type") in _PLAIN else None
+
+
 def argument_checker(parameters: dict[str, Any]) -> Callable[[dict[str, Any]], list[str]] | None:
     """A check of arguments against their schema. Flat schemas of plain types - nearly all - are checked without the
     validator; it explains what is wrong when something is."""
@@ -404,19 +423,16 @@ def argument_checker(parameters: dict[str, Any]) -> Callable[[dict[str, Any]], l
             for fault in validator(encoded).iter_errors(args)
         ]
 
-    flat = set(parameters) <= {"type", "properties", "required", "additionalProperties"} and all(
-        set(schema) <= {"type"} and type(schema.get("type", "string")) is str and schema.get("type") != "null"
-        for schema in properties.values()
-    )
-    if not flat:
+    if not _is_flat(parameters):
         return explain
     names = properties.keys()
     typed = tuple(
         (name, _PLAIN[schema["type"]]) for name, schema in properties.items() if schema.get("type") in _PLAIN
     )
     nothing: list[str] = []
-    if len(names) == 1 and len(typed) == 1:
-        ((only, kinds),) = typed
+    one = only_argument(parameters)
+    if one is not None:
+        only, kinds = one
 
         def check_one(args: dict[str, Any]) -> list[str]:
             if len(args) == 1 and only in args and type(args[only]) in kinds:
