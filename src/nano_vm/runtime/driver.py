@@ -93,6 +93,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
     tried: set[str] = msgspec.field(default_factory=set)
     attached: bool = False
     stirred: bool = False
+    appearing: asyncio.Handle | None = None  # is to put the run into the store
     hold: AbstractContextManager[Any] = _FREE  # to be held by whoever touches a run that is away in a thread
     recalled: bool = False  # its thread may not touch it any more
     child_due: bool = False  # a timer inside a child that waits is due
@@ -118,6 +119,15 @@ class Run(JournaledRun, eq=False, kw_only=True):
         else:
             self.record_event(outcome.event, outcome.payload)
             self._count_outcome()
+
+    def appear_soon(self) -> None:
+        """Put a run that lives in memory into the store when it first gives way to others: nobody can look before."""
+        if self.appearing is None and self.loop is not None:
+            self.appearing = self.loop.call_soon(self.appear)
+
+    def appear(self) -> None:
+        if not self.created:
+            self.commit()
 
     @property
     def disturbed(self) -> bool:
@@ -224,6 +234,8 @@ class Run(JournaledRun, eq=False, kw_only=True):
             await self._abandon()
             raise
         finally:
+            if self.appearing is not None:
+                self.appearing.cancel()
             for _, timer in self.timers.values():
                 timer.cancel()
             for task in self.tasks.values():

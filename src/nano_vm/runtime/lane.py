@@ -108,6 +108,8 @@ async def _away(run: Run) -> bool:
     """`_along` in a thread."""
     hold = threading.Lock()
     run.hold, run.recalled = hold, False
+    if run.appearing is not None:
+        run.appearing.cancel()  # it is the thread's from here on
 
     def leg() -> bool:
         with hold:
@@ -154,8 +156,7 @@ def _call_away(run: Run, hold: threading.Lock, function: Callable[..., Any], arg
 
 
 _Leg: TypeAlias = tuple[Generator[Reached, Taken, None], _Plan, int, dict[str, Any]]
-"""What `_along` sets out with: the first tool, its occurrence and its arguments. It has its decision and its intent,
-and what goes before is sealed."""
+"""What `_along` sets out with: the first tool, its occurrence and its arguments. It has its decision and its intent."""
 
 
 def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
@@ -197,7 +198,6 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
         steady = plan.steady
         before, then_at, after = ALONE if steady.events == 1 else (steady.intent, at, steady.intended)
         run.pending.append((at, start, verdicts, payload, before, then_at, with_start(after)))
-        run.seal_pending()
         return walker, plan, occurrence, args
     if opening is not None:
         event, payload = opening
@@ -235,11 +235,16 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
     leg = _set_out(run, known, barred)
     if leg is True or leg is False:
         return leg
+    if engine.volatile and not run.created:
+        if away is None:
+            run.appear_soon()
+        else:
+            run.commit()
     walker, plan, occurrence, args = leg
     function, direct, events, only, kinds, same, intent, intended = plan.steady
     plans, now_ms, go_on = known.plans, engine.clock.now_ms, walker.send
     decided = gate is not None  # the tool that was reached has its decision in the journal
-    durably = not (engine.volatile and run.created)  # an intent has to be durable before its tool is called
+    durably = not engine.volatile  # an intent has to be durable before its tool is called
     passed: list[int] = []
     elsewhere = False
     value = failure = None
@@ -258,7 +263,6 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                             engine.store.alone = True  # type: ignore[attr-defined]
                         if gate is not None and engine.policy is not policy:
                             break
-                    durably = not engine.volatile
                 try:
                     if direct:
                         value = await function(**args)
