@@ -86,6 +86,11 @@ def _tools() -> list[Callable[..., Any]]:
 
         for function in (add, box, later, fail, strange, pend, named, plain, spoil):
             declare(f"{function.__name__}_{effect}", effect, function)
+
+        async def guarded(x: Any) -> Any:
+            return x
+
+        tools.append(tool(name=f"guarded_{effect}", effect=effect, protected=["x"])(guarded))
     return tools
 
 
@@ -96,7 +101,7 @@ TESTS = ("$x >= 0", "$x < 3", "{} == 1", "{} != null", "{}.b == 1")
 
 
 @st.composite
-def programs(draw: st.DrawFn) -> dict[str, Any]:
+def programs(draw: st.DrawFn, labelled: bool = False) -> dict[str, Any]:
     """Programs that are valid by construction: a chain of tools and conditions, whose other branches lead back, on, or
     to another end."""
     size = draw(st.integers(1, 7))
@@ -112,7 +117,7 @@ def programs(draw: st.DrawFn) -> dict[str, Any]:
             if other != step["then"] and other != step["id"]:
                 step["otherwise"] = other
         else:
-            step |= _tool_step(draw, values)
+            step |= _tool_step(draw, values, labelled)
             values.append(f"$s{number}.output")
         steps.append(step)
     steps.append(
@@ -123,11 +128,14 @@ def programs(draw: st.DrawFn) -> dict[str, Any]:
         steps.append({"id": "alt", "type": "tool", "tool": "add_irreversible", "args": {"x": "$x"}})
         steps[-1] |= {"is_terminal": True, "final_status": "FAILED", "outcome": "refused"}
     schema = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+    if labelled:
+        x: dict[str, Any] = schema["properties"]["x"]  # type: ignore[index]
+        x |= draw(st.sampled_from([{}, {"label": "trusted"}, {"label": "untrusted"}, {"private": True}]))
     return {"name": "p", "inputs": schema, "max_steps": draw(st.integers(1, 30)), "steps": steps}
 
 
-def _tool_step(draw: st.DrawFn, values: list[str]) -> dict[str, Any]:
-    name = draw(st.sampled_from(COMMON * 5 + RARE))
+def _tool_step(draw: st.DrawFn, values: list[str], labelled: bool) -> dict[str, Any]:
+    name = draw(st.sampled_from(COMMON * 5 + RARE + ("guarded",) * 10 * labelled))
     value = draw(st.sampled_from(values))
     argument = draw(st.sampled_from([value, value, 1, f"text {value}", {"deep": value}, [value, 1.5], None]))
     step = {"type": "tool", "tool": f"{name}_{draw(st.sampled_from(EFFECTS))}", "args": {"x": argument}}
@@ -140,6 +148,8 @@ def _tool_step(draw: st.DrawFn, values: list[str]) -> dict[str, Any]:
         step["on_failure"] = "alt"
     if not step["tool"].endswith("pure") and draw(st.integers(0, 7)) == 0:
         step["compensate"] = {"tool": "add_keyed", "args": {"x": "$x"}}
+    if labelled and draw(st.integers(0, 14)) == 0:
+        step["private"] = True
     if draw(st.integers(0, 9)) == 0:
         step["idempotency_key"] = "key-$x"
     return step
@@ -163,7 +173,13 @@ POLICIES = [
 
 
 async def _play(
-    store: Any, program: dict[str, Any], x: int, lane: bool, policy: Any = None
+    store: Any,
+    program: dict[str, Any],
+    x: int,
+    lane: bool,
+    policy: Any = None,
+    named: bool = True,
+    proves: bool = True,
 ) -> tuple[list[Any], Any, bytes, Any]:
     ticks = count(1)
 
@@ -174,13 +190,15 @@ async def _play(
         tools=[*TOOLS, tick], store=store, clock=StillClock(), entropy=CountedEntropy(), policy=policy
     )
     vm.lane = lane
+    vm.proves = proves
     async with vm:
-        trace = await vm.run(program, context={"x": x}, trace_id="run")
-        vm.verify("run")
+        trace = await vm.run(program, context={"x": x}, trace_id="run" if named else None)
+        run_id = trace.trace_id
+        vm.verify(run_id)
         state = trace._state
-        record = store.record("run")
-        record.owner = None
-        return store.read("run"), record, snapshot(state), trace.final_output
+        record = store.record(run_id)
+        record.owner, record.fence = None, 1  # who had it, and whether the store ever saw that
+        return store.read(run_id), record, snapshot(state), trace.final_output
 
 
 def _shown(entries: list[Any]) -> list[tuple[bytes, bytes | None]]:
@@ -189,27 +207,50 @@ def _shown(entries: list[Any]) -> list[tuple[bytes, bytes | None]]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(programs(), st.integers(-1, 5))
-def test_a_run_is_the_same_with_and_without_the_lane(program: dict[str, Any], x: int) -> None:
+@given(programs(), st.integers(-1, 5), st.booleans())
+def test_a_run_is_the_same_with_and_without_the_lane(program: dict[str, Any], x: int, named: bool) -> None:
     try:
-        with_lane = asyncio.run(_play(MemoryStore(), program, x, True))
+        with_lane = asyncio.run(_play(MemoryStore(), program, x, True, None, named))
     except ProgramError:
         return
-    without = asyncio.run(_play(MemoryStore(), program, x, False))
+    without = asyncio.run(_play(MemoryStore(), program, x, False, None, named))
     assert _shown(with_lane[0]) == _shown(without[0])
     assert with_lane == without
 
 
 @settings(max_examples=150, deadline=None)
-@given(programs(), st.integers(-1, 5), st.sampled_from(POLICIES))
+@given(programs(), st.integers(-1, 5), st.sampled_from(POLICIES), st.booleans())
 def test_a_governed_run_is_the_same_with_and_without_the_lane(
-    program: dict[str, Any], x: int, policy: Any
+    program: dict[str, Any], x: int, policy: Any, named: bool
 ) -> None:
     try:
-        with_lane = asyncio.run(_play(MemoryStore(), program, x, True, policy))
+        with_lane = asyncio.run(_play(MemoryStore(), program, x, True, policy, named))
     except ProgramError:
         return
-    without = asyncio.run(_play(MemoryStore(), program, x, False, policy))
+    without = asyncio.run(_play(MemoryStore(), program, x, False, policy, named))
+    assert _shown(with_lane[0]) == _shown(without[0])
+    assert with_lane == without
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    programs(labelled=True),
+    st.integers(-1, 5),
+    st.sampled_from([None, ALL_NAMED]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_a_run_that_tracks_labels_is_the_same_with_and_without_the_lane(
+    program: dict[str, Any], x: int, policy: Any, named: bool, proves: bool
+) -> None:
+    try:
+        with_lane = asyncio.run(_play(MemoryStore(), program, x, True, policy, named, proves))
+    except ProgramError:
+        return
+    without = asyncio.run(_play(MemoryStore(), program, x, False, policy, named, proves))
+    if "private" in str(program):  # keys and nonces are drawn from elsewhere
+        assert with_lane[3] == without[3]
+        return
     assert _shown(with_lane[0]) == _shown(without[0])
     assert with_lane == without
 

@@ -262,15 +262,17 @@ def _with_verdicts(step: str, verdicts: list[Any]) -> str:
     return f'{step[:_BEFORE_END]},"verdicts":{_encode(verdicts).decode()}{_END}'
 
 
-def success_of(step_id: str, pure: bool, occurrence: int) -> str:
+def success_of(step_id: str, pure: bool, occurrence: int, label: int = 0) -> str:
     """A StepSucceeded from `attempt` on. Step ids need no escaping."""
     member = '"pure":true,' if pure else ""
-    return f',"attempt":1,"occurrence":{occurrence},{member}"step":"{step_id}"{_END}'
+    labelled = f'"label":{label},' if label else ""
+    return f',"attempt":1,{labelled}"occurrence":{occurrence},{member}"step":"{step_id}"{_END}'
 
 
-def intent_of(step_id: str, effect: str, occurrence: int) -> tuple[str, str]:
+def intent_of(step_id: str, effect: str, occurrence: int, label: int = 0) -> tuple[str, str]:
     """A StepStarted of a first attempt that rides with a success: what comes before and after its time."""
-    members = f',"attempt":1,"effect":"{effect}","occurrence":{occurrence},"step":"{step_id}"'
+    labelled = f'"label":{label},' if label else ""
+    members = f',"attempt":1,"effect":"{effect}",{labelled}"occurrence":{occurrence},"step":"{step_id}"'
     return ',"then":[{"event":{"at_ms":', members + '},"type":"StepStarted"}]' + _LAST
 
 

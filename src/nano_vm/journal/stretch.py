@@ -118,7 +118,7 @@ class Stretch:
 
 def stretch_from(program: CompiledProgram, state: State) -> Stretch | None:
     """The plain stretch that begins here, if one does: all that is in progress is a plain tool at its first attempt."""
-    if len(state.active) != 1 or state.governed:
+    if len(state.active) != 1 or state.governed or state.labels is not None:
         return None  # in a governed run every dispatch has its decision
     (activity,) = state.active.values()
     if activity.step < 0 or not is_plain(program.steps[activity.step]):

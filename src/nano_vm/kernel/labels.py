@@ -109,23 +109,7 @@ def note_request(state: State, step: CompiledStep, activity: Activity) -> None:
     """Keep the labels of what has just been rendered for an activity, for as long as that is what it works with."""
     action = step.action
     if type(action) is ToolAction:
-        # One pass over the arguments: nearly every step of a run that tracks labels comes here.
-        labels, together, found = state.labels, 0, None
-        for name, refs in action.args.parts:
-            label = 0
-            for slot, _ in refs:
-                label |= labels[slot]  # type: ignore[index]
-            if label:
-                if state.pins and label & UNTRUSTED:
-                    label = label_of(state, refs)
-                    if not label:
-                        continue
-                together |= label
-                if found is None:
-                    found = {name: label}
-                else:
-                    found[name] = label
-        activity.label, activity.labels = together, found
+        activity.label, activity.labels = argument_labels(state, action)
     elif isinstance(action, ModelAction):
         label = label_of(state, action.prompt.refs)
         for template in (action.system, action.model, action.params):
@@ -135,6 +119,27 @@ def note_request(state: State, step: CompiledStep, activity: Activity) -> None:
     elif type(action) is CallAction:
         activity.label = label_of(state, action.inputs.refs)
         activity.labels = part_labels(state, action.inputs)
+
+
+def argument_labels(state: State, action: ToolAction) -> tuple[int, dict[str, int] | None]:
+    """The label of all arguments together, and of each by name, where they are not trusted."""
+    # One pass over the arguments: nearly every step of a run that tracks labels comes here.
+    labels, pins, together, found = state.labels, state.pins, 0, None
+    for name, refs in action.args.parts:
+        label = 0
+        for slot, _ in refs:
+            label |= labels[slot]  # type: ignore[index]
+        if label:
+            if pins and label & UNTRUSTED:
+                label = label_of(state, refs)
+                if not label:
+                    continue
+            together |= label
+            if found is None:
+                found = {name: label}
+            else:
+                found[name] = label
+    return together, found
 
 
 def output_label(step: CompiledStep, activity: Activity, substituted: bool = False) -> int:

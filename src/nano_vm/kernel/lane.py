@@ -17,6 +17,7 @@ from nano_vm.errors import NanoVMError
 from nano_vm.kernel.decide import compensates, incomplete
 from nano_vm.kernel.events import RunStarted
 from nano_vm.kernel.flow import move
+from nano_vm.kernel.labels import argument_labels, first_labels, inputs_label, output_label, pin
 from nano_vm.kernel.life import first_slots
 from nano_vm.kernel.settle import end_here
 from nano_vm.kernel.state import Activity, Phase, Stage, State
@@ -28,6 +29,7 @@ from nano_vm.program.compiled import (
     Kind,
     ToolAction,
 )
+from nano_vm.program.labels import SEALED
 
 _READY, _STARTED = Phase.READY, Phase.STARTED
 _TOOL = Kind.TOOL
@@ -48,30 +50,36 @@ _IS_OTHER, _IS_TOOL, _IS_CONDITION = 0, 1, 2
 _HERE, _TERMINAL = -3, -4  # beside step indexes, `END` and `NO_TARGET`
 
 
+class Track:
+    """What a walk says of labels, in a run that tracks them: of the arguments of the tool that was reached, by name and
+    together, of what it will yield, and of the output of the one before it."""
+
+    __slots__ = ("arguments", "coming", "output", "together")
+
+    def __init__(self, program: CompiledProgram, state: State, activity: Activity | None) -> None:
+        self.arguments: dict[str, int] | None = None if activity is None else activity.labels
+        self.together = 0 if activity is None else activity.label
+        self.coming = 0 if activity is None else output_label(program.steps[activity.step], activity)
+        self.output = state.last_label
+
+
 def lane(program: CompiledProgram, state: State) -> Activity | None:
     """The run's only activity, if it is a READY tool at its first attempt and no budget but that of steps has to be
-    looked at between steps; else None. Runs that track labels do not take the lane."""
+    looked at between steps; else None."""
     active = state.active
-    if len(active) != 1 or state.stage is not _GOING or not leads_along(program, state):
+    if len(active) != 1 or state.stage is not _GOING or program.is_dag:
+        return None
+    if state.tokens_max or state.cost_nanousd_max or state.duration_ms_max or state.stalled_steps_max:
         return None
     (activity,) = active.values()
     if activity.phase is not _READY or activity.step < 0 or activity.attempt != 1 or activity.failures:
         return None
-    if activity.item >= 0 or not is_plain(program.steps[activity.step]):
+    step = program.steps[activity.step]
+    if activity.item >= 0 or not is_plain(step):
+        return None
+    if state.labels is not None and (activity.label | step.adds) & SEALED:
         return None
     return activity
-
-
-def leads_along(program: CompiledProgram, state: State) -> bool:
-    """Whether a run that has started may take the lane where its steps allow it."""
-    return not (
-        program.is_dag
-        or state.labels is not None
-        or state.tokens_max
-        or state.cost_nanousd_max
-        or state.duration_ms_max
-        or state.stalled_steps_max
-    )
 
 
 def is_plain(step: CompiledStep) -> bool:
@@ -95,7 +103,6 @@ class Rows(dict[int, Row]):
         budgets = program.budgets
         self.begins = not (  # whether runs of the program may take the lane from their start
             program.is_dag
-            or program.labelled
             or budgets.tokens_max
             or budgets.cost_nanousd_max
             or budgets.duration_ms_max
@@ -120,10 +127,9 @@ def _row(step: CompiledStep) -> Row:
 
 def open_run(program: CompiledProgram, state: State, event: RunStarted, rows: Rows) -> bool:
     """`apply` of a new run's RunStarted, if it is an ordinary one, as far as a `walk` without an activity takes it up;
-    else False, and nothing is changed."""
+    else False, and nothing is changed. The event is given its label."""
     if (
         not rows.begins
-        or event.features is not ABSENT
         or event.budgets is not ABSENT
         or event.forked is not ABSENT
         or event.depth is not ABSENT
@@ -131,6 +137,14 @@ def open_run(program: CompiledProgram, state: State, event: RunStarted, rows: Ro
         or event.program != program.hash
     ):
         return False
+    if program.labelled or event.features is not ABSENT:
+        labels = first_labels(program, event)
+        if labels is not None:
+            label = inputs_label(program, labels)
+            if label & SEALED:
+                return False
+            event.label = label or ABSENT
+        state.labels = labels
     if event.programs is not ABSENT:
         state.programs = dict(event.programs)
     if event.policy is not ABSENT:
@@ -167,8 +181,24 @@ def finish(state: State, at_ms: int) -> None:
     state.seq += 1
 
 
+def _reach(track: Track, state: State, step: CompiledStep) -> bool:
+    """Note the labels of a tool's arguments; False where something has to be sealed."""
+    labels, action = state.labels, step.action
+    for slot, _ in action.args.refs:  # type: ignore[union-attr]
+        if labels[slot]:  # type: ignore[index]
+            track.together, track.arguments = together, _ = argument_labels(state, action)  # type: ignore[arg-type]
+            track.coming = together & step.keeps | step.adds
+            return not (together | step.adds) & SEALED
+    track.together, track.arguments, track.coming = 0, None, step.adds
+    return not step.adds & SEALED
+
+
 def walk(
-    program: CompiledProgram, state: State, activity: Activity | None, rows: Rows | None = None
+    program: CompiledProgram,
+    state: State,
+    activity: Activity | None,
+    rows: Rows | None = None,
+    track: Track | None = None,
 ) -> Generator[Reached, Taken, None]:
     """Yields one READY tool after another, the first being `activity`, and is sent its success.
 
@@ -179,6 +209,7 @@ def walk(
     Args:
         activity: None in a run that has been opened (`open_run`) and is on its way to its first step.
         rows: of the program, from an earlier walk.
+        track: where a run tracks labels; it is kept up to date. Values that have to be sealed are not plain.
     """
     if rows is None:
         rows = Rows(program)
@@ -202,6 +233,8 @@ def walk(
                     kind, act, first, second, error, following = rows[coming]
                     if kind == _IS_TOOL:
                         args = act(slots)
+                        if track is not None and not _reach(track, state, program.steps[coming]):
+                            return
                         occurrences[coming] = occurrence = occurrences[coming] + 1
                         left -= 1
                         index, coming = coming, _HERE
@@ -214,6 +247,9 @@ def walk(
                         return
                     occurrences[coming] = passed = occurrences[coming] + 1
                     left -= 1
+                    if track is not None:
+                        condition = program.steps[coming].action
+                        pin(state, condition.pins_then if verdict else condition.pins_otherwise)  # type: ignore[union-attr]
                     if verdicts is None:
                         verdicts = []
                     verdicts.append([program.steps[coming].id, passed, verdict])
@@ -227,6 +263,14 @@ def walk(
             slots[first] = slots[second] = output
             if error >= 0:
                 slots[error] = None
+            if track is not None:
+                labels = state.labels
+                track.output = labels[first] = labels[second] = track.coming  # type: ignore[index]
+                if error >= 0:
+                    labels[error] = 0  # type: ignore[index]
+                if state.pins:
+                    for slot in (first, second, error):
+                        state.pins.pop(slot, None)
             verdicts = None
             coming = following
     except NanoVMError:
@@ -235,6 +279,8 @@ def walk(
         if seq != state.seq:
             state.seq, state.now_ms, state.steps = seq, now_ms, state.steps_max - left
             state.last_output = output
+            if track is not None:
+                state.last_label = track.output
             state.settled, state.verdicts = [], verdicts or []
             if state.active:
                 state.active.clear()
@@ -244,6 +290,8 @@ def walk(
                     activity = Activity(step=index, occurrence=occurrence, request=args)
                 else:
                     activity.step, activity.occurrence, activity.request = index, occurrence, args
+                if track is not None:
+                    activity.label, activity.labels = track.together, track.arguments
                 activity.entered_ms = now_ms
                 state.active[index] = activity
                 state.ready[index] = None

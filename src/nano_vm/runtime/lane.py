@@ -21,6 +21,7 @@ from nano_vm.kernel.lane import (
     Reached,
     Rows,
     Taken,
+    Track,
     begin,
     ends_plainly,
     finish,
@@ -32,6 +33,8 @@ from nano_vm.kernel.lane import (
 from nano_vm.kernel.limits import PAYLOAD_BYTES_MAX
 from nano_vm.kernel.state import Activity
 from nano_vm.program.compiled import CompiledProgram, CompiledStep, ToolAction
+from nano_vm.program.labels import UNTRUSTED
+from nano_vm.runtime.admission import tainted
 from nano_vm.runtime.calls import copy_arguments, is_ours
 from nano_vm.runtime.ports import ToolInvoker, ToolSpec
 from nano_vm.runtime.threads import ThreadsExhaustedError
@@ -70,6 +73,8 @@ class _Plan(NamedTuple):
     step: CompiledStep
     spec: ToolSpec
     steady: _Steady
+    untrusted: str  # `steady.success` of an output that is not trusted
+    protected: bool  # some of its parameters take trusted values only
     flat: bool  # arguments without problems hold no object and no array, so the tool needs no copy of them
     way: int  # `_AWAITED`; `_CALLED`: a plain function that returns at once; `_BLOCKING`: one that may not
 
@@ -155,8 +160,9 @@ def _call_away(run: Run, hold: threading.Lock, function: Callable[..., Any], arg
             raise _Recalled
 
 
-_Leg: TypeAlias = tuple[Generator[Reached, Taken, None], _Plan, int, dict[str, Any]]
-"""What `_along` sets out with: the first tool, its occurrence and its arguments. It has its decision and its intent."""
+_Leg: TypeAlias = tuple[Generator[Reached, Taken, None], _Plan, int, dict[str, Any], Track | None]
+"""What `_along` sets out with: the walk, the first tool, its occurrence and its arguments. It has its decision and
+its intent."""
 
 
 def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
@@ -166,12 +172,14 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
         activity = lane(program, state)
         if activity is None:
             return False
-        walker = walk(program, state, activity, known.rows)
+        track = None if state.labels is None else Track(program, state, activity)
+        walker = walk(program, state, activity, known.rows, track)
     else:
         if not open_run(program, state, opening[0], known.rows):
             return False
         run.opening = None
-        walker = walk(program, state, None, known.rows)
+        track = None if state.labels is None else Track(program, state, None)
+        walker = walk(program, state, None, known.rows, track)
     reached = next(walker, None)
     ruled, plan = None, None
     if reached is not None:
@@ -183,6 +191,7 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
         not plan
         or plan.way == barred
         or (gate is not None and ruled is None)
+        or (plan.protected and _is_tainted(run, plan, args, track))
         or (plan.spec.problems is not None and plan.spec.problems(args))
     ):
         walker.close()
@@ -196,9 +205,15 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
         at = str(event.at_ms)
         start = known.start if _is_bare(event) else start_of(event)
         steady = plan.steady
-        before, then_at, after = ALONE if steady.events == 1 else (steady.intent, at, steady.intended)
+        if steady.events == 1:
+            before, then_at, after = ALONE
+        elif track is None or not track.together:
+            before, then_at, after = steady.intent, at, steady.intended
+        else:
+            then_at = at
+            before, after = intent_of(plan.step.id, plan.spec.effect, 1, track.together)
         run.pending.append((at, start, verdicts, payload, before, then_at, with_start(after)))
-        return walker, plan, occurrence, args
+        return walker, plan, occurrence, args, track
     if opening is not None:
         event, payload = opening
         event.verdicts = verdicts or ev.UNSET
@@ -207,15 +222,18 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
         ruled.at_ms = state.now_ms
         run.ride(ruled)
     if plan.steady.events != 1:
-        run.ride(_started(state.now_ms, plan.spec, plan.step, occurrence))
+        label = 0 if track is None else track.together
+        run.ride(_started(state.now_ms, plan.spec, plan.step, occurrence, label))
     run.seal_open()  # what came before the lane comes before it in the journal
-    return walker, plan, occurrence, args
+    return walker, plan, occurrence, args, track
 
 
 def _is_bare(event: ev.RunStarted) -> bool:
     """Whether it names the program and nothing else. (The payload is not among what is encoded.)"""
     return (
         event.key is ev.UNSET
+        and event.features is ev.UNSET
+        and event.label is ev.UNSET
         and event.principal is ev.UNSET
         and event.policy is ev.UNSET
         and event.programs is ev.UNSET
@@ -240,7 +258,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
             run.appear_soon()
         else:
             run.commit()
-    walker, plan, occurrence, args = leg
+    walker, plan, occurrence, args, track = leg
     function, direct, events, only, kinds, same, intent, intended = plan.steady
     plans, now_ms, go_on = known.plans, engine.clock.now_ms, walker.send
     decided = gate is not None  # the tool that was reached has its decision in the journal
@@ -292,7 +310,11 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                         break
                 if (moment := now_ms()) != at_ms:
                     at_ms, at = moment, str(moment)
-                success = same if occurrence == 1 else success_of(plan.step.id, events == 1, occurrence)
+                if occurrence != 1:
+                    label = 0 if track is None else track.coming
+                    success = success_of(plan.step.id, events == 1, occurrence, label)
+                else:
+                    success = same if track is None or not track.coming else plan.untrusted
                 held = plan, occurrence
                 if gate is not None:
                     decided = False
@@ -314,8 +336,11 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                 elif not direct and plan.way == barred:
                     elsewhere = True
                     break
-                if occurrence != 1 and events != 1:
-                    intended = intent_of(plan.step.id, plan.spec.effect, occurrence)[1]
+                if plan.protected and _is_tainted(run, plan, args, track):
+                    break
+                if events != 1 and (occurrence != 1 or (track is not None and track.together)):
+                    label = 0 if track is None else track.together
+                    intended = intent_of(plan.step.id, plan.spec.effect, occurrence, label)[1]
                 if gate is not None:
                     if engine.policy is not policy:
                         break
@@ -363,7 +388,8 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
     else:
         if run.pending:
             run.seal_pending()
-        run.retain(_succeeded(at_ms, held[1], held[0], value, verdicts), payload)
+        label = 0 if track is None else track.output
+        run.retain(_succeeded(at_ms, held[1], held[0], value, verdicts, label), payload)
     return elsewhere
 
 
@@ -435,7 +461,12 @@ def _plan(step: CompiledStep, tools: ToolInvoker) -> _Plan | None:
         intent=intent,
         intended=intended,
     )
-    return _Plan(step, spec, steady, flat, way)
+    untrusted = success_of(step.id, spec.effect == "pure", 1, UNTRUSTED)
+    return _Plan(step, spec, steady, untrusted, bool(spec.schema.protected), flat, way)
+
+
+def _is_tainted(run: Run, plan: _Plan, args: dict[str, Any], track: Track | None) -> bool:
+    return tainted(run, plan.spec, args, None if track is None else track.arguments) is not None
 
 
 def _only(spec: ToolSpec, action: ToolAction) -> tuple[str | None, tuple[type, ...]]:
@@ -459,16 +490,24 @@ _INT_MIN = -INT_MAX
 _SCALARS = ("string", "integer", "number", "boolean", "null")
 
 
-def _started(at_ms: int, spec: ToolSpec, step: CompiledStep, occurrence: int) -> ev.StepStarted:
-    return ev.StepStarted(at_ms=at_ms, attempt=1, effect=spec.effect, occurrence=occurrence, step=step.id)
+def _started(at_ms: int, spec: ToolSpec, step: CompiledStep, occurrence: int, label: int) -> ev.StepStarted:
+    return ev.StepStarted(
+        at_ms=at_ms,
+        attempt=1,
+        effect=spec.effect,
+        label=label or ev.UNSET,
+        occurrence=occurrence,
+        step=step.id,
+    )
 
 
 def _succeeded(
-    at_ms: int, occurrence: int, plan: _Plan, data: Any, verdicts: list[Any] | None
+    at_ms: int, occurrence: int, plan: _Plan, data: Any, verdicts: list[Any] | None, label: int
 ) -> ev.StepSucceeded:
     return ev.StepSucceeded(
         at_ms=at_ms,
         attempt=1,
+        label=label or ev.UNSET,
         occurrence=occurrence,
         payload=data,
         pure=True if plan.steady.events == 1 else ev.UNSET,

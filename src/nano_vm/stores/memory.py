@@ -141,7 +141,7 @@ class MemoryJournalStore:
         owned = record.owner is not None
         if owned and record.owner != self._owner:
             rules.check_owner(record, self._owner)
-        if first_seq(entries) != 0 or not (type(entries) is SealedEntries or len(entries) == 1):
+        if type(entries) is not SealedEntries or entries.seq:
             rules.check_start(run_id, entries)
         held: RunRecord = record.__copy__()  # type: ignore[attr-defined] # what is stored is nobody else's
         held.waits = list(record.waits)
