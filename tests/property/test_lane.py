@@ -169,6 +169,18 @@ POLICIES = [
         "rules": [{"id": "no", "tools": ["spoil*", "fail_pure"], "decision": "deny"}],
     },
     {"policy": "p", "tools": ["add*"], "rules": [{"id": "r", "tools": ["*"], "requires": ["add_pure"]}]},
+    {"policy": "p", "rules": [{"id": "r", "tools": ["*"], "when": "$args.x is not null"}]},
+    {
+        "policy": "p",
+        "rules": [
+            {
+                "id": "r",
+                "tools": ["*"],
+                "when": "$run.program == 'p'",
+                "limits": [{"max_calls": 3, "per": ["run"]}],
+            }
+        ],
+    },
 ]
 
 

@@ -180,10 +180,10 @@ class Chain:
         """`seal_successes`, but the entries are kept as what they are made of. Takes `successes` over."""
         seq, prev = self.length, self.head
         self._seal_all(successes, salts, None)
-        for place, (at, step, verdicts, payload, before, then_at, after) in enumerate(successes):
+        for place, (at, step, verdicts, payload, *riders) in enumerate(successes):
             if verdicts:
                 step = _with_verdicts(step, verdicts)
-                successes[place] = (at, step, None, payload, before, then_at, after)
+                successes[place] = (at, step, None, payload, *riders)  # type: ignore[assignment]
         return SealedEntries(self.run, seq, prev, tuple(successes), b"".join(salts), self.head)
 
     def _seal_all(
@@ -191,12 +191,13 @@ class Chain:
     ) -> None:
         head, seq = self.head, self.length
         run = f'","run":{self._run},"seq":'
-        for salt, (at, step, verdicts, payload, before, then_at, after) in zip(salts, successes, strict=True):
+        for salt, success in zip(salts, successes, strict=True):
+            at, step, verdicts, payload, before, then_at, between, next_at, after = success
             if verdicts:
                 step = _with_verdicts(step, verdicts)
             commitment = sha256(salt + payload).hexdigest()
-            parts = (_HEAD, commitment, _AT, at, step, head, run, str(seq), before, then_at, after)
-            facts = _join(parts).encode()
+            envelope = (_HEAD, commitment, _AT, at, step, head, run, str(seq))
+            facts = _join((*envelope, before, then_at, between, next_at, after)).encode()
             head = "sha256:" + sha256(facts).hexdigest()
             if add is not None:
                 add(Entry(seq, head, facts, salt, payload))
@@ -244,9 +245,10 @@ def first_seq(entries: Sequence[Entry]) -> int:
     return entries.seq if type(entries) is SealedEntries else entries[0].seq
 
 
-Success: TypeAlias = tuple[str, str, list[Any] | None, bytes, str, str, str]
+Success: TypeAlias = tuple[str, str, list[Any] | None, bytes, str, str, str, str, str]
 """The success of a first attempt, to be sealed: when (digits), the members that `success_of` gives, verdicts if there
-are any, the payload, and what rides with it: the members that `intent_of` or `end_of` give around its time, or `ALONE`.
+are any, the payload, and what rides with it in five parts: what comes before the time of the first rider, its time,
+what comes before that of the second, its time, and the rest (`intent_of`, `decided_of`, `end_of`, or `ALONE`).
 Or, with `start_of` and `with_start`, the start of a run.
 """
 
@@ -255,7 +257,7 @@ _HEAD, _AT = '{"commitment":"sha256:', '","event":{"at_ms":'
 _END = '},"prev":"'
 _BEFORE_END = -len(_END)
 _LAST = ',"type":"StepSucceeded"}'
-ALONE = ("", "", _LAST)
+ALONE = ("", "", "", "", _LAST)
 
 
 def _with_verdicts(step: str, verdicts: list[Any]) -> str:
@@ -287,16 +289,12 @@ def with_start(after: str) -> str:
     return after[: -len(_LAST)] + ',"type":"RunStarted"}'
 
 
-def decision_of(decided: PolicyDecided) -> str:
-    """The encoded members of a decision after its time, which has to be 0 and the first of them."""
-    return _encode(decided).decode().removeprefix('{"at_ms":0')
-
-
-def decided_of(members: str, intended: str | None) -> tuple[str, str]:
-    """A decision that rides with a success, and the intent after it where there is one: what comes before its time, and
-    between that and the time of the intent (or after, without one)."""
-    before = ',"then":[{"event":{"at_ms":'
-    if intended is None:
+def decided_of(decided: PolicyDecided, intended: bool) -> tuple[str, str]:
+    """A decision (of the time 0) that rides with a success, and the intent after it where there is one: what comes
+    before its time, and between that and the time of the intent (or after, without one)."""
+    before, members = _encode(decided).decode().split('"at_ms":0', 1)
+    before = f',"then":[{{"event":{before}"at_ms":'
+    if not intended:
         return before, members + ',"type":"PolicyDecided"}]' + _LAST
     return before, members + ',"type":"PolicyDecided"},{"event":{"at_ms":'
 

@@ -16,7 +16,7 @@ import msgspec
 from nano_vm import canonical
 from nano_vm.errors import NanoVMError, RuntimeFault
 from nano_vm.expr.reference import UNSET as UNASSIGNED
-from nano_vm.journal.entry import decided_of, decision_of
+from nano_vm.journal.entry import decided_of
 from nano_vm.journal.replay import KEYED
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import (
@@ -196,36 +196,73 @@ class Gate:
             step=step.id,
         )
 
-    def along(self, step: CompiledStep, occurrence: int) -> ev.PolicyDecided | None:
-        """The decision (of the time 0) about a plain step's first attempt, where it stands before the step is reached;
-        None where something has to be looked at."""
-        ruling = self._ruling(step)
-        return self._settled_event(step, ruling.decision, occurrence) if ruling is not None else None
+    def along(
+        self, step: CompiledStep, spec: ToolSpec, occurrence: int, args: dict[str, Any], passed: list[int]
+    ) -> ev.PolicyDecided | None:
+        """The decision (of the time 0) that a plain step's first attempt may go ahead; None where more has to be looked
+        at than rules and arguments.
 
-    def rides(self, step: CompiledStep, occurrence: int, intended: str | None) -> tuple[str, str] | None:
+        Args:
+            passed: steps that have succeeded and that the progress does not know of; taken over.
+        """
+        ruling = self._ruling(step)
+        if ruling is not None:
+            return self._settled_event(step, ruling.decision, occurrence)
+        policies = self.policies
+        if step.approved_by or any(policy.has_limits for policy in policies):
+            return None
+        self.progress.passed(passed)
+        passed.clear()
+        assert type(step.action) is ToolAction
+        command = CallTool(
+            step=step.index,
+            step_id=step.id,
+            occurrence=occurrence,
+            item=-1,
+            attempt=1,
+            tool=step.action.tool,
+            args=args,
+        )
+        verdict = self.judge(policies, command, spec)
+        if verdict.decision.decision != ALLOW or verdict.asks:
+            return None
+        return self._decided(command, spec, verdict, verdict.decision, None, 0)
+
+    def rides(
+        self,
+        step: CompiledStep,
+        spec: ToolSpec,
+        occurrence: int,
+        args: dict[str, Any],
+        passed: list[int],
+        intended: bool,
+    ) -> tuple[str, str] | None:
         """`along`, encoded as `decided_of` does."""
-        ruling = self._ruling(step)
-        if ruling is None or occurrence == 1:
-            return None if ruling is None else ruling.rides if intended is not None else ruling.alone
-        members = decision_of(self._settled_event(step, ruling.decision, occurrence))
-        return decided_of(members, intended)
+        decided = self.along(step, spec, occurrence, args, passed)
+        return None if decided is None else decided_of(decided, intended)
 
-    def _ruling(self, step: CompiledStep) -> Ruling | None:
+    @property
+    def rulings(self) -> dict[int, Ruling | None]:
+        """By step, what is known to be decided by the tool's name alone. Good until the policy in force changes."""
         if self._rulings is None or self._ruled_under is not self.engine.policy:
             self._ruled_under = self.engine.policy
             under = (self.run.program.hash, *(policy.hash for policy in self.policies))
             self._rulings = self.engine.rulings.setdefault(under, {})
+        return self._rulings
+
+    def _ruling(self, step: CompiledStep) -> Ruling | None:
+        rulings = self.rulings
         try:
-            return self._rulings[step.index]
+            return rulings[step.index]
         except KeyError:
             pass
         ruling, action = None, step.action
         if type(action) is ToolAction and not step.approved_by:
             decision = settled_by_all(self.policies, "tool", action.tool)
             if decision is not None:
-                members = decision_of(self._settled_event(step, decision, 1))
-                ruling = Ruling(decision, decided_of(members, ""), decided_of(members, None))
-        self._rulings[step.index] = ruling
+                event = self._settled_event(step, decision, 1)
+                ruling = Ruling(decision, decided_of(event, True), decided_of(event, False))
+        rulings[step.index] = ruling
         return ruling
 
     @property
@@ -536,29 +573,38 @@ class Gate:
         decision: Decision,
         approval: dict[str, Any] | None,
     ) -> None:
+        self.run.intend(self._decided(command, spec, verdict, decision, approval, verdict.at_ms))
+
+    def _decided(
+        self,
+        command: Dispatch,
+        spec: ToolSpec | None,
+        verdict: Verdict,
+        decision: Decision,
+        approval: dict[str, Any] | None,
+        at_ms: int,
+    ) -> ev.PolicyDecided:
         current = self._other()
         is_model = type(command) is CallModel
-        self.run.intend(
-            ev.PolicyDecided(
-                action=verdict.action or _UNSET,
-                approval=_UNSET if approval is None else approval["nonce"],
-                at_ms=verdict.at_ms,
-                attempt=command.attempt,
-                compensation=True if type(command) is Compensate else _UNSET,
-                counts=verdict.counts or _UNSET,
-                current=_UNSET if current is None else current.hash,
-                decision=decision.decision,
-                detail=decision.detail or _UNSET,
-                item=command.item if command.item >= 0 else _UNSET,
-                model=_model_name(command) if type(command) is CallModel else _UNSET,
-                occurrence=command.occurrence,
-                policy=decision.policy or _UNSET,
-                reason=decision.reason,
-                rule=decision.rule or "program",
-                schema=_UNSET if spec is None else spec.digest,
-                step=command.step_id,
-                tool=_UNSET if is_model else command.tool,  # type: ignore[union-attr]
-            )
+        return ev.PolicyDecided(
+            action=verdict.action or _UNSET,
+            approval=_UNSET if approval is None else approval["nonce"],
+            at_ms=at_ms,
+            attempt=command.attempt,
+            compensation=True if type(command) is Compensate else _UNSET,
+            counts=verdict.counts or _UNSET,
+            current=_UNSET if current is None else current.hash,
+            decision=decision.decision,
+            detail=decision.detail or _UNSET,
+            item=command.item if command.item >= 0 else _UNSET,
+            model=_model_name(command) if type(command) is CallModel else _UNSET,
+            occurrence=command.occurrence,
+            policy=decision.policy or _UNSET,
+            reason=decision.reason,
+            rule=decision.rule or "program",
+            schema=_UNSET if spec is None else spec.digest,
+            step=command.step_id,
+            tool=_UNSET if is_model else command.tool,  # type: ignore[union-attr]
         )
 
     def refused(self, command: Dispatch, decision: Decision, *, pure: bool) -> Outcome:

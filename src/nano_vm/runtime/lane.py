@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from nano_vm.canonical import INT_MAX, encode_scalar, normalize
 from nano_vm.errors import InputError, RuntimeFault
-from nano_vm.journal.entry import ALONE, end_of, intent_of, start_of, success_of, with_start
+from nano_vm.journal.entry import (
+    ALONE,
+    decided_of,
+    end_of,
+    intent_of,
+    start_of,
+    success_of,
+    with_start,
+)
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import CallTool
 from nano_vm.kernel.lane import (
@@ -186,7 +194,7 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
         index, occurrence, args, verdicts = reached
         plan = known.plans[index] or _plan_for(known.plans, index, program, run.engine.tools)
     if plan and gate is not None:
-        ruled = gate.along(plan.step, occurrence)
+        ruled = gate.along(plan.step, plan.spec, occurrence, args, [])
     if (
         not plan
         or plan.way == barred
@@ -200,32 +208,33 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
             event.verdicts = state.verdicts or ev.UNSET
             run.retain(event, payload)
         return plan is not None and plan.way == barred
-    if opening is not None and gate is None:
+    label = 0 if track is None else track.together
+    if opening is not None:
         event, payload = opening
         at = str(event.at_ms)
         start = known.start if _is_bare(event) else start_of(event)
-        steady = plan.steady
-        if steady.events == 1:
-            before, then_at, after = ALONE
-        elif track is None or not track.together:
-            before, then_at, after = steady.intent, at, steady.intended
-        else:
-            then_at = at
-            before, after = intent_of(plan.step.id, plan.spec.effect, 1, track.together)
-        run.pending.append((at, start, verdicts, payload, before, then_at, with_start(after)))
+        riders = _riders(plan, ruled, at, label)
+        run.pending.append((at, start, verdicts, payload, *riders[:-1], with_start(riders[-1])))
         return walker, plan, occurrence, args, track
-    if opening is not None:
-        event, payload = opening
-        event.verdicts = verdicts or ev.UNSET
-        run.retain(event, payload)
     if ruled is not None:
         ruled.at_ms = state.now_ms
         run.ride(ruled)
     if plan.steady.events != 1:
-        label = 0 if track is None else track.together
         run.ride(_started(state.now_ms, plan.spec, plan.step, occurrence, label))
     run.seal_open()  # what came before the lane comes before it in the journal
     return walker, plan, occurrence, args, track
+
+
+def _riders(
+    plan: _Plan, ruled: ev.PolicyDecided | None, at: str, label: int
+) -> tuple[str, str, str, str, str]:
+    """What rides before a plain step's first occurrence, as `Success` has it."""
+    intends = plan.steady.events != 1
+    intent, intended = intent_of(plan.step.id, plan.spec.effect, 1, label)
+    if ruled is None:
+        return (intent, at, "", "", intended) if intends else ALONE
+    before, between = decided_of(ruled, intends)
+    return (before, at, between, at, intended) if intends else (before, at, "", "", between)
 
 
 def _is_bare(event: ev.RunStarted) -> bool:
@@ -261,6 +270,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
     walker, plan, occurrence, args, track = leg
     function, direct, events, only, kinds, same, intent, intended = plan.steady
     plans, now_ms, go_on = known.plans, engine.clock.now_ms, walker.send
+    rulings = {} if gate is None else gate.rulings
     decided = gate is not None  # the tool that was reached has its decision in the journal
     durably = not engine.volatile  # an intent has to be durable before its tool is called
     passed: list[int] = []
@@ -344,19 +354,27 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                 if gate is not None:
                     if engine.policy is not policy:
                         break
-                    rides = gate.rides(plan.step, occurrence, None if events == 1 else intended)
-                    if rides is None:
-                        break
+                    ruling = rulings.get(index) if occurrence == 1 else None
+                    if ruling is not None:
+                        before, between = ruling.alone if events == 1 else ruling.rides
+                    else:
+                        rides = gate.rides(plan.step, plan.spec, occurrence, args, passed, events != 1)
+                        if rides is None:
+                            break
+                        before, between = rides
                     held, decided = None, True
-                    before, between = rides
-                    after = between if events == 1 else f"{between}{at}{intended}"
-                    run.pending.append((at, success, verdicts, payload, before, at, after))
+                    if events == 1:
+                        run.pending.append((at, success, verdicts, payload, before, at, "", "", between))
+                    else:
+                        run.pending.append(
+                            (at, success, verdicts, payload, before, at, between, at, intended)
+                        )
                     continue
                 held = None
                 if events == 1:
                     run.pending.append((at, success, verdicts, payload, *ALONE))
                 else:
-                    run.pending.append((at, success, verdicts, payload, intent, at, intended))
+                    run.pending.append((at, success, verdicts, payload, intent, at, "", "", intended))
             else:
                 if len(run.batch) + len(run.pending) >= BATCH_MAX:
                     durable = run.commit()
@@ -384,7 +402,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
         ended_ms = now_ms()
         finish(state, ended_ms)
         before, after = end_of(state.ending, state.outcome)
-        run.pending.append((at, success, verdicts, payload, before, str(ended_ms), after))
+        run.pending.append((at, success, verdicts, payload, before, str(ended_ms), "", "", after))
     else:
         if run.pending:
             run.seal_pending()
