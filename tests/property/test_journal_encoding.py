@@ -124,7 +124,7 @@ def test_the_short_way_of_sealing_a_success_gives_the_same_entry(
     chain, short = Chain(run), Chain(run)
     entry = chain.seal(event, salt, data, [intent] if follows else ())
     before, after = intent_of(step, "keyed", 1)
-    rides = (before, str(at_ms), "", "", after) if follows else ALONE
+    rides = (before, str(at_ms), after) if follows else ALONE
     success = (str(at_ms), success_of(step, pure, occurrence), verdicts, data, *rides)
     compact = Chain(run).seal_compactly([success], [salt])
     entries = short.seal_successes([success], [salt])

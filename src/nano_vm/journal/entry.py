@@ -92,7 +92,18 @@ _READERS: dict[str, _Reader] = {
 }
 # Facts of these types may hold objects whose keys come from outside, which a plain encoder would leave in
 # their order.
-_OBJECTS = ("budgets", "forked", "labels", "parent", "principal", "programs", "recall", "replanned", "waits")
+_OBJECTS = (
+    "budgets",
+    "decided",
+    "forked",
+    "labels",
+    "parent",
+    "principal",
+    "programs",
+    "recall",
+    "replanned",
+    "waits",
+)
 _SHAPES: dict[Any, tuple[bool, bool]] = {
     kind: (
         "payload" in kind.__struct_fields__,
@@ -180,10 +191,11 @@ class Chain:
         """`seal_successes`, but the entries are kept as what they are made of. Takes `successes` over."""
         seq, prev = self.length, self.head
         self._seal_all(successes, salts, None)
-        for place, (at, step, verdicts, payload, *riders) in enumerate(successes):
-            if verdicts:
-                step = _with_verdicts(step, verdicts)
-                successes[place] = (at, step, None, payload, *riders)  # type: ignore[assignment]
+        for place, success in enumerate(successes):
+            if success[2]:
+                at, step, _, payload, before, then_at, after = success
+                step = _with_verdicts(step, success[2])
+                successes[place] = (at, step, None, payload, before, then_at, after)
         return SealedEntries(self.run, seq, prev, tuple(successes), b"".join(salts), self.head)
 
     def _seal_all(
@@ -191,13 +203,14 @@ class Chain:
     ) -> None:
         head, seq = self.head, self.length
         run = f'","run":{self._run},"seq":'
-        for salt, success in zip(salts, successes, strict=True):
-            at, step, verdicts, payload, before, then_at, between, next_at, after = success
+        for salt, (at, step, verdicts, payload, before, then_at, after) in zip(salts, successes, strict=True):
             if verdicts:
                 step = _with_verdicts(step, verdicts)
             commitment = sha256(salt + payload).hexdigest()
-            envelope = (_HEAD, commitment, _AT, at, step, head, run, str(seq))
-            facts = _join((*envelope, before, then_at, between, next_at, after)).encode()
+            if type(after) is tuple:
+                after = f"{after[0]}{then_at}{after[1]}"
+            parts = (_HEAD, commitment, _AT, at, step, head, run, str(seq), before, then_at, after)
+            facts = _join(parts).encode()  # type: ignore[arg-type]
             head = "sha256:" + sha256(facts).hexdigest()
             if add is not None:
                 add(Entry(seq, head, facts, salt, payload))
@@ -245,11 +258,11 @@ def first_seq(entries: Sequence[Entry]) -> int:
     return entries.seq if type(entries) is SealedEntries else entries[0].seq
 
 
-Success: TypeAlias = tuple[str, str, list[Any] | None, bytes, str, str, str, str, str]
+Success: TypeAlias = tuple[str, str, list[Any] | None, bytes, str, str, str | tuple[str, str]]
 """The success of a first attempt, to be sealed: when (digits), the members that `success_of` gives, verdicts if there
-are any, the payload, and what rides with it in five parts: what comes before the time of the first rider, its time,
-what comes before that of the second, its time, and the rest (`intent_of`, `decided_of`, `end_of`, or `ALONE`).
-Or, with `start_of` and `with_start`, the start of a run.
+are any, the payload, and what rides with it: what comes before its time, its time, and what comes after - around the
+same time once more, where two events ride (`intent_of`, `decided_of`, `end_of`, or `ALONE`). Or, with `start_of` and
+`with_start`, the start of a run.
 """
 
 _join = "".join
@@ -257,7 +270,7 @@ _HEAD, _AT = '{"commitment":"sha256:', '","event":{"at_ms":'
 _END = '},"prev":"'
 _BEFORE_END = -len(_END)
 _LAST = ',"type":"StepSucceeded"}'
-ALONE = ("", "", "", "", _LAST)
+ALONE = ("", "", _LAST)
 
 
 def _with_verdicts(step: str, verdicts: list[Any]) -> str:

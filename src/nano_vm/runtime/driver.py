@@ -121,9 +121,18 @@ class Run(JournaledRun, eq=False, kw_only=True):
             self._count_outcome()
 
     def appear_soon(self) -> None:
-        """Put a run that lives in memory into the store when it first gives way to others: nobody can look before."""
+        """Put a run that lives in memory into the store when it first gives way to others, or a tool of its own looks:
+        nobody else can before."""
         if self.appearing is None and self.loop is not None:
             self.appearing = self.loop.call_soon(self.appear)
+            if self.engine.expect is not None:
+                self.engine.expect(self.record.run_id, self.appear)
+
+    def no_longer_appearing(self) -> None:
+        if self.appearing is not None:
+            self.appearing.cancel()
+            if self.engine.expect is not None:
+                self.engine.store.expect_no_more(self.record.run_id)  # type: ignore[attr-defined]
 
     def appear(self) -> None:
         if not self.created:
@@ -235,7 +244,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
             raise
         finally:
             if self.appearing is not None:
-                self.appearing.cancel()
+                self.no_longer_appearing()
             for _, timer in self.timers.values():
                 timer.cancel()
             for task in self.tasks.values():

@@ -143,6 +143,7 @@ class Engine:
         )
         self.threads = ToolThreads()
         self.calls = Calls(llm, self.clock, self.entropy, self.threads, secrets)
+        self.expect: Callable[[str, Callable[[], None]], None] | None = getattr(store, "expect", None)
         self.compact = bool(getattr(store, "compact", False))
         self.volatile = bool(getattr(store, "volatile", False))
         self.groups = hasattr(store, "alone")  # the store gathers the appends of many runs into one commit

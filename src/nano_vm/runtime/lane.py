@@ -82,7 +82,6 @@ class _Plan(NamedTuple):
     spec: ToolSpec
     steady: _Steady
     untrusted: str  # `steady.success` of an output that is not trusted
-    protected: bool  # some of its parameters take trusted values only
     flat: bool  # arguments without problems hold no object and no array, so the tool needs no copy of them
     way: int  # `_AWAITED`; `_CALLED`: a plain function that returns at once; `_BLOCKING`: one that may not
 
@@ -121,8 +120,7 @@ async def _away(run: Run) -> bool:
     """`_along` in a thread."""
     hold = threading.Lock()
     run.hold, run.recalled = hold, False
-    if run.appearing is not None:
-        run.appearing.cancel()  # it is the thread's from here on
+    run.no_longer_appearing()  # it is the thread's from here on
 
     def leg() -> bool:
         with hold:
@@ -199,8 +197,7 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
         not plan
         or plan.way == barred
         or (gate is not None and ruled is None)
-        or (plan.protected and _is_tainted(run, plan, args, track))
-        or (plan.spec.problems is not None and plan.spec.problems(args))
+        or _is_amiss(run, plan, args, track)
     ):
         walker.close()
         if opening is not None:
@@ -213,8 +210,7 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
         event, payload = opening
         at = str(event.at_ms)
         start = known.start if _is_bare(event) else start_of(event)
-        riders = _riders(plan, ruled, at, label)
-        run.pending.append((at, start, verdicts, payload, *riders[:-1], with_start(riders[-1])))
+        run.pending.append((at, start, verdicts, payload, *_riders(plan, ruled, at, label)))
         return walker, plan, occurrence, args, track
     if ruled is not None:
         ruled.at_ms = state.now_ms
@@ -227,14 +223,14 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
 
 def _riders(
     plan: _Plan, ruled: ev.PolicyDecided | None, at: str, label: int
-) -> tuple[str, str, str, str, str]:
-    """What rides before a plain step's first occurrence, as `Success` has it."""
+) -> tuple[str, str, str | tuple[str, str]]:
+    """What rides with the start of a run before its first tool, as `Success` has it."""
     intends = plan.steady.events != 1
     intent, intended = intent_of(plan.step.id, plan.spec.effect, 1, label)
-    if ruled is None:
-        return (intent, at, "", "", intended) if intends else ALONE
-    before, between = decided_of(ruled, intends)
-    return (before, at, between, at, intended) if intends else (before, at, "", "", between)
+    if ruled is not None:
+        before, between = decided_of(ruled, intends)
+        return before, at, (between, with_start(intended)) if intends else with_start(between)
+    return (intent, at, with_start(intended)) if intends else ("", "", with_start(ALONE[2]))
 
 
 def _is_bare(event: ev.RunStarted) -> bool:
@@ -320,11 +316,10 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                         break
                 if (moment := now_ms()) != at_ms:
                     at_ms, at = moment, str(moment)
-                if occurrence != 1:
-                    label = 0 if track is None else track.coming
-                    success = success_of(plan.step.id, events == 1, occurrence, label)
+                if occurrence == 1 and track is None:
+                    success = same
                 else:
-                    success = same if track is None or not track.coming else plan.untrusted
+                    success = _success(plan, occurrence, track)
                 held = plan, occurrence
                 if gate is not None:
                     decided = False
@@ -340,17 +335,15 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                 function, direct, events, only, kinds, same, intent, intended = plan.steady
                 if only is None or away or type(args[only]) not in kinds:
                     elsewhere = plan.way == barred
-                    problems = plan.spec.problems
-                    if elsewhere or (problems is not None and problems(args)):
+                    if elsewhere or _is_amiss(run, plan, args, track):
                         break
                 elif not direct and plan.way == barred:
                     elsewhere = True
                     break
-                if plan.protected and _is_tainted(run, plan, args, track):
-                    break
-                if events != 1 and (occurrence != 1 or (track is not None and track.together)):
+                if (occurrence != 1 or track is not None) and events != 1:
                     label = 0 if track is None else track.together
-                    intended = intent_of(plan.step.id, plan.spec.effect, occurrence, label)[1]
+                    if label or occurrence != 1:
+                        intended = intent_of(plan.step.id, plan.spec.effect, occurrence, label)[1]
                 if gate is not None:
                     if engine.policy is not policy:
                         break
@@ -363,18 +356,14 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                             break
                         before, between = rides
                     held, decided = None, True
-                    if events == 1:
-                        run.pending.append((at, success, verdicts, payload, before, at, "", "", between))
-                    else:
-                        run.pending.append(
-                            (at, success, verdicts, payload, before, at, between, at, intended)
-                        )
+                    after = between if events == 1 else (between, intended)
+                    run.pending.append((at, success, verdicts, payload, before, at, after))
                     continue
                 held = None
                 if events == 1:
                     run.pending.append((at, success, verdicts, payload, *ALONE))
                 else:
-                    run.pending.append((at, success, verdicts, payload, intent, at, "", "", intended))
+                    run.pending.append((at, success, verdicts, payload, intent, at, intended))
             else:
                 if len(run.batch) + len(run.pending) >= BATCH_MAX:
                     durable = run.commit()
@@ -402,7 +391,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
         ended_ms = now_ms()
         finish(state, ended_ms)
         before, after = end_of(state.ending, state.outcome)
-        run.pending.append((at, success, verdicts, payload, before, str(ended_ms), "", "", after))
+        run.pending.append((at, success, verdicts, payload, before, str(ended_ms), after))
     else:
         if run.pending:
             run.seal_pending()
@@ -480,16 +469,28 @@ def _plan(step: CompiledStep, tools: ToolInvoker) -> _Plan | None:
         intended=intended,
     )
     untrusted = success_of(step.id, spec.effect == "pure", 1, UNTRUSTED)
-    return _Plan(step, spec, steady, untrusted, bool(spec.schema.protected), flat, way)
+    return _Plan(step, spec, steady, untrusted, flat, way)
 
 
-def _is_tainted(run: Run, plan: _Plan, args: dict[str, Any], track: Track | None) -> bool:
-    return tainted(run, plan.spec, args, None if track is None else track.arguments) is not None
+def _is_amiss(run: Run, plan: _Plan, args: dict[str, Any], track: Track | None) -> bool:
+    """Whether something is wrong with the arguments, which the general path says."""
+    spec = plan.spec
+    if spec.problems is not None and spec.problems(args):
+        return True
+    labels = None if track is None else track.arguments
+    return bool(spec.schema.protected) and tainted(run, spec, args, labels) is not None
+
+
+def _success(plan: _Plan, occurrence: int, track: Track | None) -> str:
+    label = 0 if track is None else track.coming
+    if occurrence == 1:
+        return plan.untrusted if label else plan.steady.success
+    return success_of(plan.step.id, plan.steady.events == 1, occurrence, label)
 
 
 def _only(spec: ToolSpec, action: ToolAction) -> tuple[str | None, tuple[type, ...]]:
-    """`spec.only`, where the step gives that argument."""
-    if spec.only is None or action.args.names != (spec.only[0],):
+    """`spec.only`, where the step gives that argument, and there is nothing else to ask about it."""
+    if spec.only is None or spec.schema.protected or action.args.names != (spec.only[0],):
         return None, ()
     return spec.only
 

@@ -115,6 +115,7 @@ class MemoryJournalStore:
         self._pauses: dict[tuple[str, str], Pause] = {}
         self._counts: dict[str, dict[str, int]] = {}  # key -> action -> amount
         self._lock = threading.RLock()
+        self._expected: dict[str, tuple[int, Callable[[], None]]] = {}
         self._turnstile = Turnstile()
         self._database: GuardedConnection | None = None
         self._closed = False
@@ -134,6 +135,21 @@ class MemoryJournalStore:
         return False
 
     # --- journal ------------------------------------------------------------------------------------------
+    def expect(self, run_id: str, appear: Callable[[], None]) -> None:
+        """A run is under way in this thread that has not been created yet. Before anybody in this thread is told
+        anything, `appear` is called, which is to create it."""
+        self._expected[run_id] = threading.get_ident(), appear
+
+    def expect_no_more(self, run_id: str) -> None:
+        self._expected.pop(run_id, None)
+
+    def _await_expected(self) -> None:
+        here = threading.get_ident()
+        for run_id, (thread, appear) in list(self._expected.items()):
+            if thread == here:
+                del self._expected[run_id]
+                appear()
+
     def create(self, record: RunRecord, entries: Sequence[Entry]) -> None:
         if self._closed:
             raise rules.closed()
@@ -487,11 +503,17 @@ class MemoryJournalStore:
 
     # --- inside -------------------------------------------------------------------------------------------
     def _check_open(self) -> None:
+        """What every call does first that tells anything."""
         if self._closed:
             raise rules.closed()
+        if self._expected:
+            self._await_expected()
 
     def _run(self, run_id: str, tenant: str | None = None) -> _Run:
         run = self._runs.get(run_id)
+        if run is None and self._expected:
+            self._await_expected()
+            run = self._runs.get(run_id)
         if run is None or (tenant is not None and run.record.tenant != tenant):
             self._check_open()
             raise rules.run_not_found(run_id)

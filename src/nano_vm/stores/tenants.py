@@ -52,7 +52,7 @@ class TenantStore:
 
     def __getattr__(self, name: str) -> Any:
         # What stores have beside the port, and the engine asks for.
-        if name in ("volatile", "compact", "alone", "driven", "path"):
+        if name in ("volatile", "compact", "expect", "expect_no_more", "alone", "driven", "path"):
             return getattr(self.store, name)
         raise AttributeError(name)
 
