@@ -20,6 +20,7 @@ decisions that follow and the next step's intent are one entry, written and hash
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple, TypeAlias, overload
@@ -267,21 +268,26 @@ same time once more, where two events ride (`intent_of`, `decided_of`, `end_of`,
 
 _join = "".join
 _HEAD, _AT = '{"commitment":"sha256:', '","event":{"at_ms":'
-_END = '},"prev":"'
-_BEFORE_END = -len(_END)
+END = '},"prev":"'
+_BEFORE_END = -len(END)
 _LAST = ',"type":"StepSucceeded"}'
 ALONE = ("", "", _LAST)
 
 
+def encode_verdicts(verdicts: list[Any]) -> bytes:
+    """Verdicts as they are written: nothing in them needs more than the plain encoder."""
+    return _encode(verdicts)
+
+
 def _with_verdicts(step: str, verdicts: list[Any]) -> str:
-    return f'{step[:_BEFORE_END]},"verdicts":{_encode(verdicts).decode()}{_END}'
+    return f'{step[:_BEFORE_END]},"verdicts":{_encode(verdicts).decode()}{END}'
 
 
 def success_of(step_id: str, pure: bool, occurrence: int, label: int = 0) -> str:
     """A StepSucceeded from `attempt` on. Step ids need no escaping."""
     member = '"pure":true,' if pure else ""
     labelled = f'"label":{label},' if label else ""
-    return f',"attempt":1,{labelled}"occurrence":{occurrence},{member}"step":"{step_id}"{_END}'
+    return f',"attempt":1,{labelled}"occurrence":{occurrence},{member}"step":"{step_id}"{END}'
 
 
 def intent_of(step_id: str, effect: str, occurrence: int, label: int = 0) -> tuple[str, str]:
@@ -294,7 +300,7 @@ def intent_of(step_id: str, effect: str, occurrence: int, label: int = 0) -> tup
 def start_of(event: RunStarted) -> str:
     """A RunStarted without its time, payload and verdicts."""
     body = _body(event)
-    return f"{body[body.index(',') : -1]}{_END}"
+    return f"{body[body.index(',') : -1]}{END}"
 
 
 def with_start(after: str) -> str:
@@ -488,6 +494,58 @@ class ChainReader:
         self.length += 1
         return events
 
+    def take_success(self, entry: Entry, expected: bytes) -> Taken | None:
+        """`take` of the entry that is expected next, the success of a first attempt, by comparing its bytes with what
+        they have to be: nothing is parsed but the payload. None, and nothing is taken, when it is anything else.
+
+        Args:
+            expected: the members that `success_of` gives, but for the end.
+        """
+        written, payload, salt, seq = entry.facts, entry.payload, entry.salt, self.length
+        end = written.find(b",", _AT_PLACE)
+        at = written[_AT_PLACE:end]
+        if (
+            payload is None
+            or not at.isdigit()
+            or len(at) > _AT_DIGITS_MAX
+            or (at[0] == _ZERO and len(at) > 1)
+        ):
+            return None
+        place = end + len(expected)
+        verdicts = b""
+        if written.startswith(_VERDICTS, place):
+            stop = written.find(_END_BYTES, place)
+            verdicts = written[place + len(_VERDICTS) : stop]
+            place = stop
+        link = b'%b%b","run":%b,"seq":%d' % (_END_BYTES, self.head.encode(), self._run, seq)
+        tail = written[place + len(link) :]
+        intent: Any = None
+        if tail != _LAST_BYTES:
+            found = _INTENT(tail)
+            if found is None:
+                return None
+            intent = found.groups()
+        commitment = sha256(salt + payload).hexdigest().encode()
+        whole = b"".join((_HEAD_BYTES, commitment, _AT_BYTES, at, expected))
+        if (
+            not written.startswith(whole)
+            or not written.startswith(link, place)
+            or entry.seq != seq
+            or len(salt) != SALT_BYTES
+            or entry.digest != "sha256:" + sha256(written).hexdigest()
+        ):
+            return None
+        try:
+            value = canonical.decode(payload)
+            if canonical.encode(value) != payload:
+                return None
+        except InputError:
+            return None
+        self.payloads += 1
+        self.head = entry.digest
+        self.length = seq + 1
+        return value, int(at), verdicts, intent
+
     def _usual(self, entry: Entry) -> list[Event] | None:
         written, payload, salt = entry.facts, entry.payload, entry.salt
         try:
@@ -542,6 +600,27 @@ class ChainReader:
         if not same:
             raise _broken("JOURNAL_MALFORMED", f"a {facts.type} that is not in canonical form", self.length)
         return [event, *then]
+
+
+Taken: TypeAlias = tuple[Any, int, bytes, tuple[bytes, bytes, bytes, bytes] | None]
+"""A success as `ChainReader.take_success` found it: the output, when, its verdicts as they are written, and the intent
+that rides with it, if one does: its time, effect, occurrence and step."""
+
+_HEAD_BYTES, _AT_BYTES, _END_BYTES, _LAST_BYTES = (
+    _HEAD.encode(),
+    _AT.encode(),
+    END.removesuffix("sha256:").encode(),
+    _LAST.encode(),
+)
+_VERDICTS = b',"verdicts":'
+_AT_PLACE = len(_HEAD) + 64 + len(_AT)
+_AT_DIGITS_MAX = 15  # of numbers that every JSON reader reads alike
+_ZERO = ord("0")
+_NUMBER, _NAME = rb"(0|[1-9][0-9]{0,14})", rb"([A-Za-z_][A-Za-z0-9_]*)"
+_INTENT = re.compile(
+    rb',"then":\[\{"event":\{"at_ms":%b,"attempt":1,"effect":"([a-z]+)","occurrence":%b,"step":"%b"\},'
+    rb'"type":"StepStarted"\}\]%b' % (_NUMBER, _NUMBER, _NAME, re.escape(_LAST.encode()))
+).fullmatch
 
 
 def _usual_riders(riders: list[_Rider], events: list[Event]) -> bytes:

@@ -12,6 +12,8 @@ from typing import Any
 
 from msgspec import UNSET
 
+from nano_vm.journal.entry import END as _END
+from nano_vm.journal.entry import Taken, success_of
 from nano_vm.kernel.events import Event, StepStarted, StepSucceeded
 from nano_vm.kernel.lane import begin, is_plain, lane, walk
 from nano_vm.kernel.state import Activity, Phase, State
@@ -25,6 +27,7 @@ class Stretch:
         "_activity",
         "_at_ms",
         "_effect",
+        "_expected",
         "_index",
         "_occurrence",
         "_program",
@@ -39,6 +42,7 @@ class Stretch:
         self._activity = activity
         self._started = started
         self._effect = activity.effect
+        self._expected: dict[tuple[int, bool], bytes] = {}
         activity.effect = (
             ""  # the lane moves this activity on from step to step; what is not begun has no effect yet
         )
@@ -77,6 +81,49 @@ class Stretch:
         if not plain or len(events) > 1:
             self.leave()
         return 1, verdicts or []
+
+    @property
+    def expected(self) -> bytes:
+        """The encoded members of the success that comes next, as `ChainReader.take_success` wants them."""
+        index, occurrence = self._index, self._occurrence
+        if occurrence == 1:
+            known = self._expected.get((index, self._started))
+            if known is not None:
+                return known
+        step = self._program.steps[index].id
+        found = success_of(step, not self._started, occurrence).removesuffix(_END).encode()
+        if occurrence == 1:
+            self._expected[index, self._started] = found
+        return found
+
+    def take_success(self, taken: Taken) -> tuple[list[Any] | None, bool]:
+        """`take` of an entry that the reader has found to be the success that is expected.
+
+        Returns:
+            the verdicts that it led to, and whether the intent that rode with it, if one did, has been taken. Without
+            verdicts nothing was taken at all.
+        """
+        value, at_ms, _, intent = taken
+        if at_ms < self._at_ms:
+            return None, False
+        assert self._walk is not None
+        events = 2 if self._started else 1
+        self._started = False
+        try:
+            self._index, self._occurrence, _, verdicts = self._walk.send((value, at_ms, events))
+        except StopIteration:
+            self._walk = None
+            return self._state.verdicts, False
+        step = self._program.steps[self._index]
+        plain = is_plain(step)
+        if intent is not None and plain:
+            begun_ms, effect, occurrence, name = intent
+            if name == step.id.encode() and int(occurrence) == self._occurrence:
+                self._started, self._effect, self._at_ms = True, effect.decode(), int(begun_ms)
+                return verdicts or [], True
+        if not plain or intent is not None:
+            self.leave()
+        return verdicts or [], False
 
     def leave(self) -> None:
         """Bring `state` up to date and go no further."""
