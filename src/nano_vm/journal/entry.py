@@ -202,17 +202,17 @@ class Chain:
     def _seal_all(
         self, successes: Sequence[Success], salts: Sequence[bytes], add: Callable[[Entry], None] | None
     ) -> None:
-        head, seq = self.head, self.length
+        head, seq, join, hashed = self.head, self.length, _join, sha256  # names are looked up faster here
         run = f'","run":{self._run},"seq":'
         for salt, (at, step, verdicts, payload, before, then_at, after) in zip(salts, successes, strict=True):
             if verdicts:
                 step = _with_verdicts(step, verdicts)
-            commitment = sha256(salt + payload).hexdigest()
-            if type(after) is tuple:
+            commitment = hashed(salt + payload).hexdigest()
+            if after.__class__ is tuple:
                 after = f"{after[0]}{then_at}{after[1]}"
-            parts = (_HEAD, commitment, _AT, at, step, head, run, str(seq), before, then_at, after)
-            facts = _join(parts).encode()  # type: ignore[arg-type]
-            head = "sha256:" + sha256(facts).hexdigest()
+            parts = (_HEAD, commitment, _AT, at, step, head, run, f"{seq}", before, then_at, after)
+            facts = join(parts).encode()  # type: ignore[arg-type]
+            head = "sha256:" + hashed(facts).hexdigest()
             if add is not None:
                 add(Entry(seq, head, facts, salt, payload))
             seq += 1

@@ -161,6 +161,7 @@ class Engine:
         self.proved: set[tuple[Any, ...]] = (
             set()
         )  # programs with what they call, and the policy: see `prove_calls`
+        self._id_ms, self._id_time = -1, ""  # what the ids of runs that begin in this millisecond begin with
         self.policy: Policy | None = None
         self._policies: dict[str, Policy] = {}  # those that runs are pinned to, by hash
         self._policies_stored: set[str] = set()
@@ -434,7 +435,7 @@ class Engine:
             check_names(trace_id, key, tenant)
         digest = ""
         pinned = self.pin_calls(compiled, tenant) if compiled.calls else {}
-        needs = needs_of(self, compiled, pinned.values())
+        needs = (not pinned and self.needs.get(compiled.hash)) or needs_of(self, compiled, pinned.values())
         if needs.sealed:
             require_keys(self, needs)
         if key is not None:
@@ -448,7 +449,9 @@ class Engine:
             prove_calls(self, program, compiled, pinned, labels=needs.labels)
         now = self.clock.now_ms()
         self.pausing.check(compiled.name, compiled.hash, tenant, now)
-        run_id = qualified(trace_id or self.new_run_id(now), tenant)
+        run_id = trace_id or self.new_run_id(now)
+        if tenant != DEFAULT_TENANT:
+            run_id = qualified(run_id, tenant)
         record = RunRecord(
             run_id=run_id,
             tenant=tenant,
@@ -542,8 +545,10 @@ class Engine:
     def new_run_id(self, now_ms: int) -> str:
         """A UUIDv7: time-ordered, so that stores keep young runs together."""
         chance = self.entropy.salt().hex()
-        time = f"{now_ms & 0xFFFFFFFFFFFF:012x}"
-        return f"{time[:8]}-{time[8:]}-7{chance[:3]}-{_VARIANT[chance[3]]}{chance[4:7]}-{chance[7:19]}"
+        if now_ms != self._id_ms:
+            time = f"{now_ms & 0xFFFFFFFFFFFF:012x}"
+            self._id_ms, self._id_time = now_ms, f"{time[:8]}-{time[8:]}-7"
+        return f"{self._id_time}{chance[:3]}-{_VARIANT[chance[3]]}{chance[4:7]}-{chance[7:19]}"
 
     def new_run(self, record: RunRecord, compiled: CompiledProgram, who: dict[str, Any] | None) -> Run:
         state = State(run=record.run_id)
@@ -1010,7 +1015,7 @@ def take_inputs(program: CompiledProgram, context: Mapping[str, Any] | None) -> 
             help='{"order_id": "A-1001"}',
             facts={"path": "", "keyword": "type"},
         )
-    inputs, payload = canonical.normalize(dict(context or {}))
+    inputs, payload = canonical.normalize(context if type(context) is dict else dict(context or {}))
     if len(payload) > PAYLOAD_BYTES_MAX:
         canonical.check_size(payload, PAYLOAD_BYTES_MAX, "the context")
     for name in program.input_slots:
