@@ -17,4 +17,4 @@ def test_the_benchmark_of_labels_runs() -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert "labels over none" in done.stdout
+    assert "labels and decisions over neither" in done.stdout

@@ -100,6 +100,7 @@ class Rows(dict[int, Row]):
     def __init__(self, program: CompiledProgram) -> None:
         super().__init__()
         self._steps = program.steps
+        self.sources: dict[int, tuple[int, ...]] = {}  # the slots that a tool's arguments are made of
         budgets = program.budgets
         self.begins = not (  # whether runs of the program may take the lane from their start
             program.is_dag
@@ -110,7 +111,10 @@ class Rows(dict[int, Row]):
         )
 
     def __missing__(self, index: int) -> Row:
-        row = self[index] = _row(self._steps[index])
+        step = self._steps[index]
+        row = self[index] = _row(step)
+        if type(step.action) is ToolAction:
+            self.sources[index] = tuple({slot for slot, _ in step.action.args.refs})
         return row
 
 
@@ -181,16 +185,11 @@ def finish(state: State, at_ms: int) -> None:
     state.seq += 1
 
 
-def _reach(track: Track, state: State, step: CompiledStep) -> bool:
-    """Note the labels of a tool's arguments; False where something has to be sealed."""
-    labels, action = state.labels, step.action
-    for slot, _ in action.args.refs:  # type: ignore[union-attr]
-        if labels[slot]:  # type: ignore[index]
-            track.together, track.arguments = together, _ = argument_labels(state, action)  # type: ignore[arg-type]
-            track.coming = together & step.keeps | step.adds
-            return not (together | step.adds) & SEALED
-    track.together, track.arguments, track.coming = 0, None, step.adds
-    return not step.adds & SEALED
+def _reach(track: Track, state: State, step: CompiledStep) -> int:
+    """Note the labels of a tool's arguments; returns all of them and what the output will have."""
+    track.together, track.arguments = together, _ = argument_labels(state, step.action)  # type: ignore[arg-type]
+    track.coming = together & step.keeps | step.adds
+    return together | step.adds
 
 
 def walk(
@@ -213,7 +212,7 @@ def walk(
     """
     if rows is None:
         rows = Rows(program)
-    slots, occurrences = state.slots, state.occurrences
+    slots, occurrences, labels = state.slots, state.occurrences, state.labels
     seq, now_ms, output = state.seq, state.now_ms, state.last_output
     verdicts: list[Any] | None
     left = state.steps_max - state.steps
@@ -233,8 +232,16 @@ def walk(
                     kind, act, first, second, error, following = rows[coming]
                     if kind == _IS_TOOL:
                         args = act(slots)
-                        if track is not None and not _reach(track, state, program.steps[coming]):
-                            return
+                        if track is not None:
+                            for slot in rows.sources[coming]:
+                                if labels[slot]:  # type: ignore[index]
+                                    reached = _reach(track, state, program.steps[coming])
+                                    break
+                            else:
+                                track.together, track.arguments = 0, None
+                                track.coming = reached = program.steps[coming].adds
+                            if reached & SEALED:
+                                return
                         occurrences[coming] = occurrence = occurrences[coming] + 1
                         left -= 1
                         index, coming = coming, _HERE
@@ -264,7 +271,6 @@ def walk(
             if error >= 0:
                 slots[error] = None
             if track is not None:
-                labels = state.labels
                 track.output = labels[first] = labels[second] = track.coming  # type: ignore[index]
                 if error >= 0:
                     labels[error] = 0  # type: ignore[index]

@@ -11,12 +11,13 @@ from nano_vm.program.compiled import CompiledProgram, Kind, ToolAction, WaitActi
 class Progress:
     """The requirements that are met, as `Request.done` has them."""
 
-    __slots__ = ("_done", "_frozen", "program")
+    __slots__ = ("_done", "_frozen", "_passed", "program")
 
     def __init__(self, program: CompiledProgram) -> None:
         self.program = program
         self._done: set[str] = set()
         self._frozen: frozenset[str] | None = None
+        self._passed: list[int] = []  # looked up when somebody asks
 
     def note(self, settled: Iterable[Settled]) -> None:
         """Take note of what a transition settled. Only real successes count: no substitute for an answer, no step
@@ -39,14 +40,16 @@ class Progress:
 
     def passed(self, indexes: Iterable[int]) -> None:
         """Take note of tool steps that have succeeded, by index."""
-        for index in indexes:
-            step = self.program.steps[index]
-            if type(step.action) is ToolAction:
-                self._done |= {f"step:{step.id}", f"tool:{step.action.tool}"}
+        self._passed += indexes
         self._frozen = None
 
     @property
     def done(self) -> frozenset[str]:
+        for index in self._passed:
+            step = self.program.steps[index]
+            if type(step.action) is ToolAction:
+                self._done |= {f"step:{step.id}", f"tool:{step.action.tool}"}
+        self._passed.clear()
         if self._frozen is None:
             self._frozen = frozenset(self._done)
         return self._frozen

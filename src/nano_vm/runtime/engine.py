@@ -156,7 +156,9 @@ class Engine:
         self.lane = True  # off in the tests that compare it with the general path
         self.proves = True  # off in the tests of what happens where nothing was proved
         self.needs: dict[str, Needs] = {}  # by program hash
-        self.lanes: dict[str, Lane] = {}  # program hash -> how the lane takes its steps
+        self.lanes: dict[
+            tuple[str, bool], Lane
+        ] = {}  # how the lane takes a program's steps, without and with labels
         self._checked: dict[str, CompiledProgram] = {}  # by hash, those that were checked against the tools
         self.proved: set[tuple[Any, ...]] = (
             set()

@@ -238,6 +238,9 @@ class Gate:
         intended: bool,
     ) -> tuple[str, str] | None:
         """`along`, encoded as `decided_of` does."""
+        ruling = self._ruling(step) if occurrence == 1 else None
+        if ruling is not None:
+            return ruling.rides if intended else ruling.alone
         decided = self.along(step, spec, occurrence, args, passed)
         return None if decided is None else decided_of(decided, intended)
 

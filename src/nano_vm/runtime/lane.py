@@ -16,7 +16,6 @@ from nano_vm.canonical import INT_MAX, encode_scalar, normalize
 from nano_vm.errors import InputError, RuntimeFault
 from nano_vm.journal.entry import (
     ALONE,
-    decided_of,
     end_of,
     intent_of,
     start_of,
@@ -82,6 +81,7 @@ class _Plan(NamedTuple):
     spec: ToolSpec
     steady: _Steady
     untrusted: str  # `steady.success` of an output that is not trusted
+    protected: bool  # some of its parameters take trusted values only
     flat: bool  # arguments without problems hold no object and no array, so the tool needs no copy of them
     way: int  # `_AWAITED`; `_CALLED`: a plain function that returns at once; `_BLOCKING`: one that may not
 
@@ -89,6 +89,7 @@ class _Plan(NamedTuple):
 class Lane(NamedTuple):
     """What an engine knows of a program's steps: as the kernel takes them, and as they are called."""
 
+    tracks: bool  # for runs that track labels
     rows: Rows
     start: str  # the encoded RunStarted that names the program and nothing else, as `start_of` gives it
     plans: list[Any]  # by step: `_Plan`, None before it is needed, False where there is none
@@ -187,16 +188,19 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
         track = None if state.labels is None else Track(program, state, None)
         walker = walk(program, state, None, known.rows, track)
     reached = next(walker, None)
-    ruled, plan = None, None
+    ruled, rides, plan = None, None, None
     if reached is not None:
         index, occurrence, args, verdicts = reached
-        plan = known.plans[index] or _plan_for(known.plans, index, program, run.engine.tools)
+        plan = known.plans[index] or _plan_for(known, index, program, run.engine.tools)
     if plan and gate is not None:
-        ruled = gate.along(plan.step, plan.spec, occurrence, args, [])
+        if opening is None:
+            ruled = gate.along(plan.step, plan.spec, occurrence, args, [])
+        else:
+            rides = gate.rides(plan.step, plan.spec, occurrence, args, [], plan.steady.events != 1)
     if (
         not plan
         or plan.way == barred
-        or (gate is not None and ruled is None)
+        or (gate is not None and ruled is None and rides is None)
         or _is_amiss(run, plan, args, track)
     ):
         walker.close()
@@ -210,7 +214,7 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
         event, payload = opening
         at = str(event.at_ms)
         start = known.start if _is_bare(event) else start_of(event)
-        run.pending.append((at, start, verdicts, payload, *_riders(plan, ruled, at, label)))
+        run.pending.append((at, start, verdicts, payload, *_riders(plan, rides, at, label)))
         return walker, plan, occurrence, args, track
     if ruled is not None:
         ruled.at_ms = state.now_ms
@@ -222,13 +226,15 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
 
 
 def _riders(
-    plan: _Plan, ruled: ev.PolicyDecided | None, at: str, label: int
+    plan: _Plan, rides: tuple[str, str] | None, at: str, label: int
 ) -> tuple[str, str, str | tuple[str, str]]:
     """What rides with the start of a run before its first tool, as `Success` has it."""
     intends = plan.steady.events != 1
-    intent, intended = intent_of(plan.step.id, plan.spec.effect, 1, label)
-    if ruled is not None:
-        before, between = decided_of(ruled, intends)
+    intent, intended = plan.steady.intent, plan.steady.intended
+    if label:
+        intended = intent_of(plan.step.id, plan.spec.effect, 1, label)[1]
+    if rides is not None:
+        before, between = rides
         return before, at, (between, with_start(intended)) if intends else with_start(between)
     return (intent, at, with_start(intended)) if intends else ("", "", with_start(ALONE[2]))
 
@@ -253,7 +259,10 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
     gate, policy = run.gate, engine.policy
     if gate is not None and (away is not None or not gate.may_go_along):
         return False
-    known = engine.lanes.get(program.hash) or _lane_of(engine, program)
+    tracks = state.labels is not None or (
+        run.opening is not None and (program.labelled or run.opening[0].features is not ev.UNSET)
+    )
+    known = engine.lanes.get((program.hash, tracks)) or _lane_of(engine, program, tracks)
     barred = _AWAITED if away is not None else _NOWHERE if engine.calls.inline_sync else _BLOCKING
     leg = _set_out(run, known, barred)
     if leg is True or leg is False:
@@ -267,9 +276,9 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
     function, direct, events, only, kinds, same, intent, intended = plan.steady
     plans, now_ms, go_on = known.plans, engine.clock.now_ms, walker.send
     rulings = {} if gate is None else gate.rulings
-    decided = gate is not None  # the tool that was reached has its decision in the journal
     durably = not engine.volatile  # an intent has to be durable before its tool is called
-    passed: list[int] = []
+    index, passed = plan.step.index, list[int]()
+    note = passed.append
     elsewhere = False
     value = failure = None
     # The last success while it is not known what rides with it, the next intent or the end: its plan and occurrence.
@@ -316,19 +325,18 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                         break
                 if (moment := now_ms()) != at_ms:
                     at_ms, at = moment, str(moment)
-                if occurrence == 1 and track is None:
+                if occurrence == 1 and (track is None or not track.coming):
                     success = same
                 else:
                     success = _success(plan, occurrence, track)
                 held = plan, occurrence
                 if gate is not None:
-                    decided = False
-                    passed.append(plan.step.index)
+                    note(index)
                     events += 1
                 index, occurrence, args, verdicts = go_on((value, at_ms, events))
                 if (run.stirred or away) and (run.disturbed or (away and _is_crowded(engine))):
                     break
-                known_plan = plans[index] or _plan_for(plans, index, program, engine.tools)
+                known_plan = plans[index] or _plan_for(known, index, program, engine.tools)
                 if not known_plan:
                     break
                 plan = known_plan
@@ -340,10 +348,12 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                 elif not direct and plan.way == barred:
                     elsewhere = True
                     break
-                if (occurrence != 1 or track is not None) and events != 1:
-                    label = 0 if track is None else track.together
-                    if label or occurrence != 1:
-                        intended = intent_of(plan.step.id, plan.spec.effect, occurrence, label)[1]
+                if track is not None and track.together:
+                    if plan.protected and _is_amiss(run, plan, args, track):
+                        break
+                    intended = intent_of(plan.step.id, plan.spec.effect, occurrence, track.together)[1]
+                elif occurrence != 1 and events != 1:
+                    intended = intent_of(plan.step.id, plan.spec.effect, occurrence)[1]
                 if gate is not None:
                     if engine.policy is not policy:
                         break
@@ -355,7 +365,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                         if rides is None:
                             break
                         before, between = rides
-                    held, decided = None, True
+                    held = None
                     after = between if events == 1 else (between, intended)
                     run.pending.append((at, success, verdicts, payload, before, at, after))
                     continue
@@ -379,7 +389,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
         walker.close()
         if gate is not None:
             gate.progress.passed(passed)
-            if decided:
+            if held is None:
                 state.active[plan.step.index].cleared = 1
                 state.seq += 1
         if held is None and events != 1:
@@ -425,20 +435,21 @@ async def _leave_in_call(run: Run, plan: _Plan, value: Any, failure: BaseExcepti
     run.conclude(outcome)
 
 
-def _lane_of(engine: Engine, program: CompiledProgram) -> Lane:
+def _lane_of(engine: Engine, program: CompiledProgram, tracks: bool) -> Lane:
     start = start_of(ev.RunStarted(at_ms=0, program=program.hash))
-    known = engine.lanes[program.hash] = Lane(Rows(program), start, [None] * len(program.steps))
+    known = Lane(tracks, Rows(program), start, [None] * len(program.steps))
+    engine.lanes[program.hash, tracks] = known
     return known
 
 
-def _plan_for(plans: list[Any], index: int, program: CompiledProgram, tools: ToolInvoker) -> _Plan | None:
+def _plan_for(known: Lane, index: int, program: CompiledProgram, tools: ToolInvoker) -> _Plan | None:
     """The plan of a step that has none yet, or None when the lane cannot take it."""
-    if plans[index] is None:
-        plans[index] = _plan(program.steps[index], tools) or False
-    return plans[index] or None
+    if known.plans[index] is None:
+        known.plans[index] = _plan(program.steps[index], tools, known.tracks) or False
+    return known.plans[index] or None
 
 
-def _plan(step: CompiledStep, tools: ToolInvoker) -> _Plan | None:
+def _plan(step: CompiledStep, tools: ToolInvoker, tracks: bool) -> _Plan | None:
     """The plan of a step; None when its call needs more than its arguments."""
     action = step.action
     if type(action) is not ToolAction:
@@ -452,6 +463,7 @@ def _plan(step: CompiledStep, tools: ToolInvoker) -> _Plan | None:
         or spec.effect == "transactional"
         or spec.schema.output_label is not None
         or spec.secrets
+        or (spec.schema.protected and not tracks)  # it became so after the run had started
     ):
         return None
     intent, intended = intent_of(step.id, spec.effect, 1)
@@ -469,7 +481,7 @@ def _plan(step: CompiledStep, tools: ToolInvoker) -> _Plan | None:
         intended=intended,
     )
     untrusted = success_of(step.id, spec.effect == "pure", 1, UNTRUSTED)
-    return _Plan(step, spec, steady, untrusted, flat, way)
+    return _Plan(step, spec, steady, untrusted, bool(spec.schema.protected), flat, way)
 
 
 def _is_amiss(run: Run, plan: _Plan, args: dict[str, Any], track: Track | None) -> bool:
@@ -489,8 +501,8 @@ def _success(plan: _Plan, occurrence: int, track: Track | None) -> str:
 
 
 def _only(spec: ToolSpec, action: ToolAction) -> tuple[str | None, tuple[type, ...]]:
-    """`spec.only`, where the step gives that argument, and there is nothing else to ask about it."""
-    if spec.only is None or spec.schema.protected or action.args.names != (spec.only[0],):
+    """`spec.only`, where the step gives that argument."""
+    if spec.only is None or action.args.names != (spec.only[0],):
         return None, ()
     return spec.only
 
