@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import ast
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import nano_vm
@@ -22,6 +24,7 @@ from nano_vm.demos.kyc.naive import Naive
 from nano_vm.demos.kyc.outcome import LabResult
 from nano_vm.demos.kyc.world import CHIEF, HONEST, LISTED, Bank, ObedientModel
 from nano_vm.errors import InputError
+from nano_vm.stores import rules
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [one.name for one in lab.INJECTORS]
@@ -301,3 +304,78 @@ def test_the_application_runs_as_a_script(tmp_path: Path) -> None:
     assert document["healthy"]["governed"]["status"] == "SUCCESS"
     assert [one["name"] for one in document["injectors"]] == NAMES
     assert (tmp_path / "lab" / "governed" / "reviews.db").exists()
+
+
+# --- attackers who know the store -----------------------------------------------------------------------------------
+
+
+def reseal(path: Path, run_id: str, **changes: object) -> None:
+    """Change a run's record, and compute its seal anew, as whoever has read our source can."""
+    store = nano_vm.SqliteStore(path)
+    record = store.record(run_id)
+    fence = record.fence
+    store.close()
+    con = sqlite3.connect(path)
+    changed = msgspec.structs.replace(record, owner=None, lease_until_ms=0, **changes)
+    waits = rules.encode_waits(changed.waits)
+    seal = rules.seal_record(rules.seal_origin(changed), changed, waits, None, fence)
+    con.execute(
+        "UPDATE nvm_runs SET status = ?, waits = ?, wake_at_ms = ?, length = ?, head = ?, owner = NULL, "
+        "lease_until_ms = 0, seal = ? WHERE run_id = ?",
+        (changed.status, waits.decode(), changed.wake_at_ms, changed.length, changed.head, seal, run_id),
+    )
+    con.commit()
+    con.close()
+
+
+def recovered(governed: Governed) -> list[Exception]:
+    failures: list[Exception] = []
+    governed.wait(lambda vm: vm.recover(on_error=lambda _, error: failures.append(error)))
+    return failures
+
+
+def test_a_record_that_is_moved_with_its_seal_moves_no_run(tmp_path: Path) -> None:
+    """The record is only what lists show: where a run stands, its journal says."""
+    governed = Governed(tmp_path)
+    governed.submit(HONEST, name="r")
+    governed.close()
+    reseal(governed.database, "r", status="RUNNING", waits=[], wake_at_ms=0)
+    recovered(governed)
+    assert governed.bank.lines() == []
+    trace = governed.vm.trace("r")
+    assert trace.status == "SUSPENDED"
+    assert trace.waiting[0].step == "human_approval"
+    governed.close()
+
+
+def test_an_approval_that_is_grafted_with_its_seal_breaks_the_chain(tmp_path: Path) -> None:
+    governed = Governed(tmp_path)
+    governed.submit(HONEST, name="r")
+    governed.submit(HONEST, name="other")
+    governed.approve("other", CHIEF)
+    length = len(governed.vm.store.read("r"))
+    governed.close()
+    con = sqlite3.connect(governed.database)
+    numbers = dict(con.execute("SELECT run_id, no FROM nvm_runs"))
+    row = con.execute(
+        "SELECT digests, facts, payloads FROM nvm_segments WHERE run = ? AND seq >= ? ORDER BY seq LIMIT 1",
+        (numbers["other"], length),
+    ).fetchone()
+    con.execute(
+        "INSERT INTO nvm_segments (run, seq, digests, facts, payloads) VALUES (?, ?, ?, ?, ?)",
+        (numbers["r"], length, *row),
+    )
+    con.commit()
+    con.close()
+    grafted = len(row[0]) // 32
+    head = "sha256:" + row[0][-32:].hex()
+    reseal(
+        governed.database, "r", status="RUNNING", waits=[], wake_at_ms=0, length=length + grafted, head=head
+    )
+    failures = recovered(governed)
+    assert len(governed.bank.accounts(HONEST)) == 1  # the other run's
+    assert [getattr(failure, "code", "") for failure in failures] == ["CHAIN_BROKEN"]
+    with pytest.raises(nano_vm.VerificationError) as broken:
+        governed.vm.verify("r")
+    assert broken.value.code == "CHAIN_BROKEN"
+    governed.close()

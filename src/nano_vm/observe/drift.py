@@ -116,9 +116,10 @@ def _threshold(
     peaks = []
     for _ in range(REPLICATES):
         drawn_mean, drawn_deviation = _moments(chance.choices(scores, k=len(scores)))
+        steps = [min((score - drawn_mean) / drawn_deviation, CLIPPED) - slack for score in scores]
         level = peak = 0.0
-        for score in chance.choices(scores, k=horizon):
-            level += min((score - drawn_mean) / drawn_deviation, CLIPPED) - slack
+        for step in chance.choices(steps, k=horizon):
+            level += step
             if level < 0.0:
                 level = 0.0
             elif level > peak:
