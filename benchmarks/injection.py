@@ -212,20 +212,25 @@ class Suite:
 
         self.suite = get_suites(VERSION)[name]
         self.vectors = self.suite.get_injection_vector_defaults()
+        self.fresh = {
+            mark: self.suite.load_and_inject_default_environment(self._injections(mark)) for mark in (0, 1)
+        }
         self.changing = self._changing()
 
     def pairs(self) -> list[tuple[Any, Any]]:
         return [(u, i) for u in self.suite.user_tasks.values() for i in self.suite.injection_tasks.values()]
 
+    def _injections(self, mark: int) -> dict[str, str]:
+        return dict.fromkeys(self.vectors, MARK) if mark else {}
+
     def environment(self, user: Any, mark: bool) -> Any:
-        injections = dict.fromkeys(self.vectors, MARK) if mark else {}
-        return user.init_environment(self.suite.load_and_inject_default_environment(injections))
+        return user.init_environment(self.fresh[mark].model_copy(deep=True))
 
     def _changing(self) -> set[str]:
         """The tools that change the environment in any of the ground truths."""
         found = set()
         for task in [*self.suite.user_tasks.values(), *self.suite.injection_tasks.values()]:
-            env = self.suite.load_and_inject_default_environment({})
+            env = self.fresh[0].model_copy(deep=True)
             if hasattr(task, "init_environment"):
                 env = task.init_environment(env)
             run = self.runner(env)

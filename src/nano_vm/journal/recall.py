@@ -72,6 +72,9 @@ class Recall:
         self._decisions: list[Any] = []
         self._at = 0
         self._verdicts: list[Any] = []
+        self._asks: dict[
+            tuple[str, Any], dict[str, str]
+        ] = {}  # what approvals were asked of, by step and item
         self._read(entries)
         self.program = _wrapped(program, self)
 
@@ -99,10 +102,22 @@ class Recall:
         self._decisions, self._at = note.get("d", []), 0
         events = open_events(entry, facts)
         self._verdicts = list(getattr(events[0], "verdicts", None) or ())
+        for asked in events:
+            if type(asked) is ev.ApprovalRequested:
+                self._asks[asked.step, asked.item] = {"action": asked.action, "nonce": asked.nonce}
         if is_closed(entry, facts):
             event: Any = events[0]
-            event.payload = _filled(self.original, event, note.get("p"))
+            if type(event) is ev.EventReceived:
+                event.payload = _filled_event(self.original, event, note.get("p"), self._asked(event))
+            else:
+                event.payload = _filled(self.original, event, note.get("p"))
         return events
+
+    def _asked(self, event: ev.EventReceived) -> dict[str, str]:
+        """What an answer that was taken must have named, where it answers to an action: both are facts."""
+        if event.step is not ev.UNSET:
+            return self._asks.get((event.step, event.item), {})
+        return next(reversed(self._asks.values()), {})
 
     def take(self, take: Take, state: State, event: Any, seq: int) -> None:
         """Apply an event. Where values are sealed and not erased, nothing was noted: then nobody can tell whether the
@@ -492,12 +507,6 @@ def _filled(program: CompiledProgram, event: Any, shape: Any) -> Any:
         names = program.input_slots if kind is ev.RunStarted else event.names
         known = dict.fromkeys(names) if shape is None else shape
         return {name: ERASED if value is None else value[0] for name, value in known.items()}
-    if kind is ev.EventReceived:
-        if type(shape) is bool:
-            return {"approved": shape}
-        if type(shape) is dict:
-            return shape["value"]
-        return {"approved": True} if shape is None and _is_approval(program, event) else ERASED
     if kind is ev.ChildFinished:
         known = shape or {}
         undone = [{**undo, "args": ERASED} for undo in known.get("undo", ())]
@@ -508,6 +517,18 @@ def _filled(program: CompiledProgram, event: Any, shape: Any) -> Any:
         return {"message": ERASED}
     if kind is ev.OutcomeResolved and event.resolution == "failed":
         return {"message": ERASED}
+    return ERASED
+
+
+def _filled_event(
+    program: CompiledProgram, event: ev.EventReceived, shape: Any, asked: dict[str, str]
+) -> Any:
+    if type(shape) is bool:
+        return {"approved": shape, **asked}
+    if type(shape) is dict:
+        return shape["value"]
+    if shape is None and ((asked and event.step is not ev.UNSET) or _is_approval(program, event)):
+        return {"approved": True, **asked}  # nothing was noted: whatever follows was what a yes leads to
     return ERASED
 
 

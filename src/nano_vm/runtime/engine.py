@@ -678,7 +678,7 @@ class Engine:
         recheck = Recheck(program, self.load_policy, record.tenant, closed)
         watchers = (recheck,) if Recheck.concerns(entries) else ()
         verified = verify_run(program, record, entries, watchers=watchers)
-        if recheck.decisions:
+        if recheck.decisions or recheck.unchecked:
             rest = f", {recheck.unchecked} about what is erased or closed" if recheck.unchecked else ""
             verified.steps.append(("decisions", f"{recheck.decisions} made again{rest}"))
         return verified

@@ -1,0 +1,103 @@
+"""Approvals, decisions and proposals about private values: verified with the key, without it, and after the erasure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from runtime_stage import play, program, tool_step
+
+from nano_vm import Completion, ExecutionVM, MemoryStore, MockLLMAdapter, RunStatus, ToolCall, Trace, tool
+from nano_vm.evidence.bundle import export
+from nano_vm.evidence.verify import verify_bundle
+from nano_vm.vault.local import Vault
+
+ANA = {"id": "ana", "roles": ["clerk"]}
+EVE, BOB = {"id": "eve", "roles": ["boss"]}, {"id": "bob", "roles": ["boss"]}
+PRIVATE = {
+    "inputs": {
+        "type": "object",
+        "properties": {"n": {"type": "integer", "private": True}, "who": {"type": "string", "private": True}},
+        "required": ["n", "who"],
+    },
+    "subject": "$who",
+}
+ACT = tool_step("a", args={"effect": "$n"}, on_failure="end", next_step="end")
+END = tool_step("end", "done")
+POLICY = {
+    "policy": "p",
+    "tools": ["done"],
+    "models": ["*"],
+    "rules": [
+        {"id": "few", "tools": ["act"], "when": "$args.effect < 5", "limits": [{"max_calls": 9, "per": ["day"]}]},
+        {"id": "many", "tools": ["act"], "when": "$args.effect >= 5 and $args.effect < 100",
+         "approval": {"roles": ["boss"], "count": 2}},
+        {"id": "sum", "tools": ["act"], "when": "$args.effect == 100",
+         "limits": [{"max_sum": 999, "of": "$args.effect", "per": ["day"]}]},
+    ],
+}  # fmt: skip
+MAP = {"id": "m", "type": "map", "over": [1, 2], "step": tool_step("a", args={"effect": "$n"})}
+WAIT = {"id": "ok", "type": "wait", "approvers": ["boss"], "approves": "a"}
+FLOWS: dict[str, tuple[dict[str, Any], int]] = {
+    "allowed": (program(ACT, END, **PRIVATE), 3),
+    "approved": (program(ACT, END, **PRIVATE), 7),
+    "denied": (program(ACT, END, **PRIVATE), 700),
+    "a sum of what is private": (program(ACT, END, **PRIVATE), 100),
+    "a wait": (program(WAIT, ACT, END, **PRIVATE), 7),
+    "lanes": (program(MAP, END, **PRIVATE), 7),
+    "an agent": (
+        program({"id": "m", "type": "agent", "prompt": "$n", "tools": ["act", "done"]}, END, **PRIVATE),
+        7,
+    ),
+}  # fmt: skip
+
+
+async def two_say(vm: ExecutionVM, trace: Trace, answer: bool) -> Trace:
+    while trace.status is RunStatus.SUSPENDED:
+        found = vm.approvals()[0]
+        for who in (EVE, BOB):
+            if any(one.nonce == found.nonce for one in vm.approvals()):
+                trace = await vm.approve(
+                    trace.trace_id, answer, step=found.step, item=found.item, principal=who
+                )
+    return trace
+
+
+@pytest.mark.parametrize("answer", [True, False])
+@pytest.mark.parametrize("name", FLOWS)
+def test_what_was_decided_about_private_values_still_verifies_when_they_are_gone(
+    name: str, answer: bool
+) -> None:
+    flow, n = FLOWS[name]
+    calls = [ToolCall(str(at), "act", f'{{"effect": {number}}}') for at, number in enumerate((1, 50, 5000))]
+    model = MockLLMAdapter([Completion(tool_calls=tuple(calls)), "done"])
+
+    @tool(effect="keyed", blocking=False)
+    def act(effect: int) -> int:
+        return effect
+
+    async def main() -> None:
+        vm = ExecutionVM(
+            model, {"act": act, "done": lambda: 1}, MemoryStore(), vault=Vault.in_memory(), policy=POLICY
+        )
+        trace = await two_say(vm, await vm.run(flow, {"n": n, "who": "s-1"}, principal=ANA), answer)
+        run_id, hashes = trace.trace_id, (trace.trace_hash, trace.outcome_hash)
+        decisions = verified(lambda: vm.verify(run_id).steps)
+        assert decisions > 0
+        bundle = export(vm.store, run_id, opened=vm.read).data
+        assert verify_bundle(bundle).receipt["status"] == trace.status.value
+        await vm.erase(subject="s-1", reason="asked", by=ANA)
+        verified(lambda: vm.verify(run_id).steps)
+        again = vm.trace(run_id)
+        assert (again.status, again.trace_hash, again.outcome_hash) == (trace.status, *hashes)
+        erased = export(vm.store, run_id, opened=vm.read).data
+        assert verify_bundle(erased).receipt["hashes"]["trace_hash"] == hashes[0]
+
+    play(main())
+
+
+def verified(steps: Callable[[], Any]) -> int:
+    """How many decisions were made again."""
+    told = dict(steps())
+    return int(told.get("decisions", "0 ").split()[0])
