@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +16,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from nano_vm import Completion, ExecutionVM, MockLLMAdapter, ToolCall, Trace, tool
+from nano_vm import Completion, ExecutionVM, MockLLMAdapter, SqliteStore, ToolCall, Trace, tool
+from nano_vm.cli.main import main
 from nano_vm.observe import eventlog, imports
 from nano_vm.observe.analyzer import metrics_of
-from nano_vm.observe.telemetry import Telemetry
+from nano_vm.observe.telemetry import Telemetry, trace_id_of
 from nano_vm.observe.trajectory import of_trace
 from unit.runtime.runtime_stage import play
 
@@ -173,3 +175,41 @@ def test_whatever_is_read_can_be_handed_on_to_process_mining(form: str, source: 
     assert [(run.id, run.path, run.source) for run in back] == [
         (run.id, run.path, run.source) for run in read
     ]
+
+
+def test_stored_runs_are_told_as_they_would_have_been_live(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exported))
+    store = SqliteStore(tmp_path / "runs.db", durability="normal")
+    vm = ExecutionVM(MockLLMAdapter("yes"), tools(), store)
+    telemetry = Telemetry(vm, tracer_provider=provider)
+    play(vm.run({"name": "order", "steps": STEPS}, {"q": "secret-order"}, trace_id="r1"))
+    telemetry.close()
+    store.close()
+    file = tmp_path / "spans.jsonl"
+    words = ["eventlog", "order", "--format", "otlp", "-o", str(file), "--store", str(tmp_path / "runs.db")]
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"] == 1
+    first = file.read_bytes()
+    assert main(words) == 0
+    assert file.read_bytes() == first
+    assert b"secret-order" not in first
+    told = [
+        span
+        for resource in json.loads(first)["resourceSpans"]
+        for scope in resource["scopeSpans"]
+        for span in scope["spans"]
+    ]
+    live = exported.get_finished_spans()
+    assert [
+        (span["name"], int(span["startTimeUnixNano"]), int(span["endTimeUnixNano"])) for span in told
+    ] == [(span.name, span.start_time, span.end_time) for span in live]
+    assert {span["traceId"] for span in told} == {f"{trace_id_of('r1'):032x}"}
+    assert len({span["spanId"] for span in told}) == len(told)
+    assert all(len(span["spanId"]) == 16 for span in told)
+    [back] = imports.read("otel", first)
+    assert back.id == f"{trace_id_of('r1'):032x}"
+    assert back.path == ["look", imports.MODEL, "pay", "pay", "look"]

@@ -3,6 +3,7 @@
 nano-vm eventlog PROGRAM --format xes -o runs.xes      IEEE 1849 (XES)
 nano-vm eventlog PROGRAM --format ocel -o runs.json    OCEL 2.0
 nano-vm eventlog PROGRAM --format jsonl -o runs.jsonl  one trajectory a line
+nano-vm eventlog PROGRAM --format otlp -o spans.jsonl  OpenTelemetry spans (OTLP JSON), one run a line; extra `otel`
 nano-vm eventlog --all --format jsonl -o -             to standard output
 
 A log says what was done, when, and how it ended. It holds no inputs, outputs or messages.
@@ -29,7 +30,9 @@ RUNS_MAX = 10_000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("program", metavar="PROGRAM", nargs="?", help="name of the program")
     parser.add_argument("--all", action="store_true", help="the runs of all programs")
-    parser.add_argument("--format", choices=("xes", "ocel", "jsonl"), required=True, help="what to write")
+    parser.add_argument(
+        "--format", choices=("xes", "ocel", "jsonl", "otlp"), required=True, help="what to write"
+    )
     parser.add_argument(
         "-o", "--output", metavar="FILE", required=True, help="where to; `-` for standard output"
     )
@@ -46,7 +49,11 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     counts = {"runs": 0, "left_out": 0, "moves": 0}
     with Session(args) as session:
         found = session.engine.runs(program=args.program, limit=args.limit)[::-1]
-        pieces = _pieces(args.format, _read(session, [record.run_id for record in found], counts))
+        run_ids = [record.run_id for record in found]
+        if args.format == "otlp":
+            pieces: Iterable[str] = _spans(session, run_ids, counts)
+        else:
+            pieces = _pieces(args.format, _read(session, run_ids, counts))
         if args.output == "-":
             for piece in pieces:
                 sys.stdout.write(piece)
@@ -70,6 +77,17 @@ def _read(session: Session, run_ids: list[str], counts: dict[str, int]) -> Itera
         counts["runs"] += 1
         counts["moves"] += len(trajectory.moves)
         yield trajectory
+
+
+def _spans(session: Session, run_ids: list[str], counts: dict[str, int]) -> Iterator[str]:
+    from nano_vm.observe.otlp_file import otlp
+
+    left_out: list[str] = []
+    for line in otlp(session.engine, run_ids, left_out):
+        counts["runs"] += 1
+        counts["moves"] += line.count('"endTimeUnixNano"')
+        yield line
+    counts["left_out"] += len(left_out)
 
 
 def _pieces(form: str, trajectories: Iterator[Trajectory]) -> Iterable[str]:
