@@ -426,7 +426,7 @@ def play(seed: int, agents: bool = False, asks: bool = False) -> Verdict | None:
     return Verdict(not found, blocked, paid, breach, disagree=not found and blocked)
 
 
-def _sound(rng: Random, name: str, children: dict[str, Program], agents: bool) -> Program | None:
+def _sound(rng: Random, name: str, children: dict[str, Program], agents: bool = False) -> Program | None:
     """A program in which nothing is wrong but, perhaps, what flows where."""
     schemas = ExecutionVM(tools=World(rng).tools()).tools.schemas()
     for _ in range(12):
