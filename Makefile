@@ -55,8 +55,12 @@ test: $(VENV)/.dev
 campaign: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist worksteal -q -m campaign $(ARGS)
 
-# The studio in a real browser. ARGS='--screenshots DIR' keeps what was seen.
-browser: $(VENV)/.dev
+# The studio in a real browser. ARGS='--screenshots DIR' keeps what was seen. Needs a package index the first time.
+$(VENV)/.browser: | $(VENV)/.dev
+	$(PIP) playwright
+	@touch $@
+
+browser: $(VENV)/.dev $(VENV)/.browser
 	$(BIN)/python -m pytest -q -m browser tests/browser $(ARGS)
 
 lint: $(VENV)/.dev
