@@ -17,10 +17,10 @@ from nano_vm.journal.entry import open_events
 from nano_vm.journal.ledger import TraceStep
 from nano_vm.journal.trace import Trace
 from nano_vm.observe.describe import describe
-from nano_vm.observe.svg import STYLE, run_svg
+from nano_vm.observe.svg import STYLE, run_svg, waiting_steps
 from nano_vm.observe.timeline import timeline
 from nano_vm.observe.veil import Veil
-from nano_vm.observe.wording import duration, moment, printable, step_text
+from nano_vm.observe.wording import duration, moment, precise_moment, printable, step_text
 
 STEPS_MAX = 2_000  # that are shown one by one: a browser has to hold them
 ENTRIES_MAX = 5_000
@@ -89,7 +89,9 @@ def page(trace: Trace, *, values: bool = True) -> str:
             "Graph",
             f'<div class="card">{run_svg(trace, steps, standalone=False)}</div>',
         ),
-        _section("Timeline", f'<div class="card">{timeline(steps)}</div>') if steps else "",
+        _section("Timeline", f'<div class="card">{timeline(steps, waiting=waiting_steps(trace))}</div>')
+        if steps
+        else "",
         _section("Steps", f'<div class="card">{_steps(steps, veil, values)}</div>'),
         _section("Journal", f'<div class="card">{_journal(trace, values)}</div>'),
         _section("Receipt", _receipt(shown)),
@@ -184,7 +186,8 @@ def _journal(trace: Trace, values: bool) -> str:
             line = describe(event)
             words = line.text if values else ""
             rows.append(
-                f"<tr><td class=soft>{entry.seq}</td><td class=soft>{moment(event.at_ms)}</td><td>{event.type}</td>"
+                f"<tr><td class=soft>{entry.seq}</td><td class=soft>{precise_moment(event.at_ms)}</td>"
+                f"<td>{event.type}</td>"
                 f"<td><code>{_text(line.step)}</code></td><td>{_text(words)}</td>"
                 f"<td class=soft title={_quoted(entry.digest)}><code>{_text(entry.digest[7:15])}</code></td></tr>"
             )

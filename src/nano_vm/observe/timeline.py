@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 
 from nano_vm.journal.ledger import TraceStep
-from nano_vm.observe.svg import COLOURS, state_of
+from nano_vm.kernel.state import StepStatus
+from nano_vm.observe.svg import COLOURS, WAITING, state_of
 from nano_vm.observe.wording import duration, printable
 
 BARS_MAX = 120
 _NAME, _AFTER, _ROW = 190.0, 90.0, 24.0
 
 
-def timeline(steps: Sequence[TraceStep], *, now_ms: int | None = None, width: float = 960.0) -> str:
-    """The bars of the last `BARS_MAX` occurrences. Steps in progress reach to `now_ms`, or to the last known moment."""
+def timeline(
+    steps: Sequence[TraceStep],
+    *,
+    now_ms: int | None = None,
+    waiting: Collection[str] = (),
+    width: float = 960.0,
+) -> str:
+    """The bars of the last `BARS_MAX` occurrences. Steps in progress reach to `now_ms`, or to the last known moment;
+    those in `waiting` are not at work."""
     shown = steps[-BARS_MAX:]
     if not shown:
         return ""
@@ -36,9 +44,9 @@ def timeline(steps: Sequence[TraceStep], *, now_ms: int | None = None, width: fl
             f'class="nv-f-soft" font-size="11">{duration(span * part / 4)}</text>'
         )
     for row, (step, until) in enumerate(zip(shown, ends, strict=True)):
-        parts.append(
-            _bar(step, row * _ROW, (step.started_at_ms - start) * scale, (until - step.started_at_ms) * scale)
-        )
+        left, long = (step.started_at_ms - start) * scale, (until - step.started_at_ms) * scale
+        waits = step.id in waiting and step.status is StepStatus.RUNNING
+        parts.append(_bar(step, WAITING if waits else step.status.value, row * _ROW, left, long))
     parts.append("</svg>")
     return "".join(parts)
 
@@ -49,14 +57,14 @@ def _end(step: TraceStep, now_ms: int | None) -> int:
     return max(now_ms or 0, step.started_at_ms + int(step.duration_ms))
 
 
-def _bar(step: TraceStep, top: float, left: float, width: float) -> str:
-    state = state_of(step.status.value)
+def _bar(step: TraceStep, status: str, top: float, left: float, width: float) -> str:
+    state = state_of(status)
     name = step.id + (f"[{step.item}]" if step.item is not None else "")
     name += f" #{step.occurrence}" if step.occurrence > 1 else ""
     name = escape(printable(name if len(name) < 27 else name[:25] + "…"))
     width = max(width, 3.0)
     live = " nv-live" if state == "running" else ""
-    took = duration(step.duration_ms) if step.finished_at_ms is not None else step.status.value.lower()
+    took = duration(step.duration_ms) if step.finished_at_ms is not None else status.lower()
     return (
         f'<g class="nv-node" data-step="{escape(printable(step.id), quote=True)}">'
         f'<text x="0" y="{top + 15:.1f}" class="nv-f-text">{name}</text>'

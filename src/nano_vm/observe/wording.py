@@ -36,6 +36,12 @@ def moment(at_ms: int) -> str:
         return f"{at_ms} ms"
 
 
+def precise_moment(at_ms: int) -> str:
+    """`moment`, with milliseconds."""
+    text = moment(at_ms)
+    return f"{text[:-1]}.{at_ms % 1_000:03d}Z" if text.endswith("Z") else text
+
+
 def duration(ms: float) -> str:
     if ms < 1_000:
         return f"{ms:.0f} ms"

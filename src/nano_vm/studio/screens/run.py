@@ -9,9 +9,9 @@ import streamlit as st
 
 from nano_vm.evidence.narrative import narrative
 from nano_vm.evidence.receipt import receipt
-from nano_vm.observe.svg import run_svg
+from nano_vm.observe.svg import run_svg, waiting_steps
 from nano_vm.observe.timeline import timeline
-from nano_vm.observe.wording import duration, moment
+from nano_vm.observe.wording import duration, precise_moment
 from nano_vm.studio import acting, inspector
 from nano_vm.studio.frame import (
     DRAWN_MAX,
@@ -60,7 +60,7 @@ def page() -> None:
     sight = library().sight(run_id)
     seconds = settings().seconds if sight.is_live else SLOW_SECONDS
     st.fragment(guarded(lambda: _body(run_id)), run_every=seconds)()
-    acting.actions(sight)
+    st.fragment(guarded(lambda: acting.actions(library().sight(run_id))), run_every=seconds)()
 
 
 def _choose() -> None:
@@ -186,7 +186,7 @@ def _picture(sight: Sight, as_timeline: bool) -> None:
     key = "timeline" if as_timeline else "graph"
     if as_timeline:
         last = library().engine.clock.now_ms() if sight.is_live else None
-        drawn = timeline(sight.steps, now_ms=last, width=620.0)
+        drawn = timeline(sight.steps, now_ms=last, waiting=waiting_steps(sight.trace), width=620.0)
         bars = drawn.count("nv-node")
         note = (
             soft(f"the last {bars} of {len(sight.steps):,} occurrences") if len(sight.steps) > bars else None
@@ -263,7 +263,7 @@ def _journal(sight: Sight) -> None:
             rows.append(
                 (
                     entry.seq,
-                    moment(event.at_ms),
+                    precise_moment(event.at_ms),
                     event.type,
                     code(line.step) if line.step else "",
                     said,
