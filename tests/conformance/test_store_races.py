@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 import nano_vm
-from nano_vm.journal.entry import GENESIS, verify_entry
+from nano_vm.journal.entry import GENESIS
 from nano_vm.journal.port import LEASE_MS
+from nano_vm.journal.reading import verify_entry
 from nano_vm.stores.sqlite import SqliteStore
 from nano_vm.testing.store_conformance import NOW, Draft
 

@@ -15,8 +15,9 @@ import pytest
 
 import nano_vm
 from nano_vm import canonical
-from nano_vm.journal.entry import GENESIS, verify_entry
+from nano_vm.journal.entry import GENESIS
 from nano_vm.journal.port import RunQuery
+from nano_vm.journal.reading import verify_entry
 from nano_vm.stores.sqlite import SqliteStore
 from nano_vm.testing.store_conformance import NOW
 

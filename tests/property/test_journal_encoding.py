@@ -12,16 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nano_vm import canonical
-from nano_vm.journal.entry import (
-    ALONE,
-    GENESIS,
-    RIDER_TYPES,
-    Chain,
-    intent_of,
-    open_events,
-    success_of,
-    verify_entry,
-)
+from nano_vm.journal.entry import GENESIS, RIDER_TYPES, Chain, open_events
+from nano_vm.journal.plain import ALONE, intent_of, success_of
+from nano_vm.journal.reading import verify_entry
 from nano_vm.kernel.events import EVENT_TYPES, StepStarted, StepSucceeded, Switch
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -13,7 +13,8 @@ import msgspec
 
 from nano_vm.errors import VerificationError
 from nano_vm.journal import merkle
-from nano_vm.journal.entry import Entry, read_facts, verify_shown
+from nano_vm.journal.entry import Entry, read_facts
+from nano_vm.journal.reading import verify_shown
 
 _PREFIX = len("sha256:")
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, TypeAlias
 from msgspec import UNSET
 
 from nano_vm.errors import VerificationError
-from nano_vm.journal.entry import GENESIS, Chain, Entry, is_closed, open_events, read_facts, verify_entry
+from nano_vm.journal.entry import GENESIS, Chain, Entry, is_closed, open_events, read_facts
+from nano_vm.journal.reading import verify_entry
 from nano_vm.journal.recall import Notes, Recall
 from nano_vm.kernel.events import Event
 from nano_vm.kernel.state import Rejection, State

@@ -10,18 +10,11 @@ from msgspec import UNSET
 
 from nano_vm import canonical
 from nano_vm.errors import VerificationError
-from nano_vm.journal.entry import (
-    GENESIS,
-    ChainReader,
-    Entry,
-    encode_verdicts,
-    is_closed,
-    open_event,
-    open_events,
-    read_facts,
-)
+from nano_vm.journal.entry import GENESIS, Entry, is_closed, open_event, open_events, read_facts
 from nano_vm.journal.fold import OnTransition, check_verdicts, take
+from nano_vm.journal.plain import encode_verdicts
 from nano_vm.journal.port import RunRecord
+from nano_vm.journal.reading import ChainReader
 from nano_vm.journal.recall import Notes, Recall
 from nano_vm.journal.standing import Standing, standing
 from nano_vm.journal.stretch import Stretch, stretch_from

@@ -12,8 +12,9 @@ from typing import Any
 
 from msgspec import UNSET
 
-from nano_vm.journal.entry import END as _END
-from nano_vm.journal.entry import Taken, success_of
+from nano_vm.journal.plain import END as _END
+from nano_vm.journal.plain import success_of
+from nano_vm.journal.reading import Taken
 from nano_vm.kernel.events import Event, StepStarted, StepSucceeded
 from nano_vm.kernel.lane import begin, is_plain, lane, walk
 from nano_vm.kernel.state import Activity, Phase, State

@@ -16,7 +16,7 @@ import msgspec
 from nano_vm import canonical
 from nano_vm.errors import NanoVMError, RuntimeFault
 from nano_vm.expr.reference import UNSET as UNASSIGNED
-from nano_vm.journal.entry import decided_of
+from nano_vm.journal.plain import decided_of
 from nano_vm.journal.replay import KEYED
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import (

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 import msgspec
 
 from nano_vm.errors import RuntimeFault
-from nano_vm.journal.entry import Chain, Entry, SealedEntries, Success
+from nano_vm.journal.entry import Chain, Entry, SealedEntries
+from nano_vm.journal.plain import Success
 from nano_vm.journal.port import RunRecord, RunUpdate
 from nano_vm.journal.standing import standing
 from nano_vm.kernel import events as ev

@@ -14,14 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from nano_vm.canonical import INT_MAX, encode_scalar, normalize
 from nano_vm.errors import InputError, RuntimeFault
-from nano_vm.journal.entry import (
-    ALONE,
-    end_of,
-    intent_of,
-    start_of,
-    success_of,
-    with_start,
-)
+from nano_vm.journal.entry import start_of
+from nano_vm.journal.plain import ALONE, end_of, intent_of, success_of, with_start
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import CallTool
 from nano_vm.kernel.lane import (

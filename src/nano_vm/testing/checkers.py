@@ -16,9 +16,10 @@ import msgspec
 
 from nano_vm import canonical
 from nano_vm.errors import NanoVMError, NotFoundError, VerificationError
-from nano_vm.journal.entry import GENESIS, Entry, open_events, verify_entry
+from nano_vm.journal.entry import GENESIS, Entry, open_events
 from nano_vm.journal.fold import take
 from nano_vm.journal.port import JournalStore
+from nano_vm.journal.reading import verify_entry
 from nano_vm.journal.replay import verify_run
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev

@@ -23,7 +23,7 @@ import msgspec
 
 from nano_vm import canonical
 from nano_vm.errors import NanoVMError
-from nano_vm.journal.entry import GENESIS, Chain, Entry, verify_entry
+from nano_vm.journal.entry import GENESIS, Chain, Entry
 from nano_vm.journal.port import (
     BLOB_BYTES_MIN,
     LEASE_MS,
@@ -36,6 +36,7 @@ from nano_vm.journal.port import (
     RunRecord,
     RunUpdate,
 )
+from nano_vm.journal.reading import verify_entry
 from nano_vm.journal.storelog import LogFold
 from nano_vm.kernel.events import EventRefused, RunFinished, TimerFired
 

@@ -10,16 +10,8 @@ import pytest
 
 from nano_vm import canonical
 from nano_vm.errors import InputError, VerificationError
-from nano_vm.journal.entry import (
-    GENESIS,
-    Chain,
-    Entry,
-    open_event,
-    open_events,
-    read_facts,
-    verify_entry,
-    verify_shown,
-)
+from nano_vm.journal.entry import GENESIS, Chain, Entry, open_event, open_events, read_facts
+from nano_vm.journal.reading import verify_entry, verify_shown
 from nano_vm.kernel import events as ev
 from unit.journal.journal_runs import refund_run
 

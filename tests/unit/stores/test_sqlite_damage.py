@@ -6,8 +6,9 @@ from typing import Any
 
 from nano_vm import canonical
 from nano_vm.errors import NanoVMError
-from nano_vm.journal.entry import GENESIS, verify_entry
+from nano_vm.journal.entry import GENESIS
 from nano_vm.journal.port import BLOB_BYTES_MIN, Mail, RunQuery
+from nano_vm.journal.reading import verify_entry
 from nano_vm.stores.sqlite import SqliteStore
 from nano_vm.testing.store_conformance import NOW, Draft
 
