@@ -32,7 +32,7 @@ _FAMILIES = {
     "nano_vm_runs_total": ("counter", "Ended runs.", ("workflow", "status")),
     "nano_vm_steps_total": ("counter", "Outcomes of attempts.", ("workflow", "kind", "result")),
     "nano_vm_llm_calls_total": ("counter", "Model calls.", ("model", "provider", "error")),
-    "nano_vm_tool_calls_total": ("counter", "Tool calls.", ("tool", "error")),
+    "nano_vm_tool_attempts_total": ("counter", "Attempts of tools in programs.", ("tool", "error")),
     "nano_vm_retries_total": ("counter", "Attempts after the first.", ("workflow",)),
     "nano_vm_tokens_total": ("counter", "Tokens.", ("model", "type")),
     "nano_vm_cost_usd_total": ("counter", "What models cost, in US dollars.", ("model",)),
@@ -140,7 +140,7 @@ class RunMetrics:
                 self._count("nano_vm_cost_usd_total", model, add=cost / NANO)
         tool = _tool(program, event.step)
         if tool is not None:
-            self._count("nano_vm_tool_calls_total", tool, error)
+            self._count("nano_vm_tool_attempts_total", tool, error)
 
     # --- keeping --------------------------------------------------------------------------------------------
 

@@ -106,8 +106,8 @@ def test_the_counts_are_what_the_run_did() -> None:
     found = samples(metrics.text())
     name = PROGRAM["name"]
     assert total(found, "nano_vm_runs_total", workflow=name, status="SUCCESS") == 1
-    assert total(found, "nano_vm_tool_calls_total") == 4
-    assert total(found, "nano_vm_tool_calls_total", tool="pay", error="ValueError") == 1
+    assert total(found, "nano_vm_tool_attempts_total") == 4
+    assert total(found, "nano_vm_tool_attempts_total", tool="pay", error="ValueError") == 1
     assert total(found, "nano_vm_retries_total") == 1
     assert total(found, "nano_vm_llm_calls_total") == 3
     assert total(found, "nano_vm_tokens_total", type="input") == 10
