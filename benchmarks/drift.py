@@ -26,6 +26,7 @@ from random import Random
 import msgspec
 
 from nano_vm.observe import imports
+from nano_vm.observe.archetypes import ArchetypeMonitor, learn_archetypes
 from nano_vm.observe.baseline import learn
 from nano_vm.observe.drift import DriftMonitor, Health
 from nano_vm.observe.trajectory import Move, Trajectory
@@ -101,13 +102,13 @@ def disturbed(case: Trajectory, kind: str, share: float, chance: Random) -> Traj
 
 
 def life_of(
-    cases: list[Trajectory], baseline_runs: int, life: int, kind: str, share: float, seed: int
+    cases: list[Trajectory], baseline_runs: int, life: int, kind: str, share: float, seed: int, kinds: bool
 ) -> tuple[bool, int | None]:
     """(was there a false alarm, after how many cases from the disturbance on there was one)."""
     chance = Random(seed)
     order = list(cases)
     chance.shuffle(order)
-    monitor = DriftMonitor(learn(order[:baseline_runs]))
+    monitor = _monitor(order[:baseline_runs], kinds)
     lived = order[baseline_runs : baseline_runs + life]
     onset = len(lived) // 2
     for number, case in enumerate(lived):
@@ -117,18 +118,22 @@ def life_of(
     return False, None
 
 
-def as_recorded(cases: list[Trajectory], baseline_runs: int) -> dict[str, object]:
+def _monitor(healthy: list[Trajectory], kinds: bool) -> DriftMonitor | ArchetypeMonitor:
+    return ArchetypeMonitor(learn_archetypes(healthy)) if kinds else DriftMonitor(learn(healthy))
+
+
+def as_recorded(cases: list[Trajectory], baseline_runs: int, kinds: bool) -> dict[str, object]:
     """A log in the order in which it was recorded: when the first alarm came, if one did."""
-    monitor = DriftMonitor(learn(cases[:baseline_runs]))
+    monitor = _monitor(cases[:baseline_runs], kinds)
     for number, case in enumerate(cases[baseline_runs:], 1):
         if monitor.observe(case) is not Health.STABLE:
-            report = monitor.report()
+            report = monitor.report() if isinstance(monitor, DriftMonitor) else monitor.report().worst.report
             first = report.evidence[0] if report.evidence else {}
             return {"first_alarm": number, "evidence": [first.get("from"), first.get("to")]}
     return {"first_alarm": None, "evidence": None}
 
 
-def over_log(file: str, form: str, seeds: int, quick: bool) -> list[dict[str, object]]:
+def over_log(file: str, form: str, seeds: int, quick: bool, kinds: bool) -> list[dict[str, object]]:
     cases = imports.read(form, Path(file).read_bytes())
     cases.sort(key=lambda case: case.started_at_ms)
     print(f"{Path(file).name}: {len(cases)} cases, {len({tuple(case.path) for case in cases})} ways")
@@ -138,7 +143,7 @@ def over_log(file: str, form: str, seeds: int, quick: bool) -> list[dict[str, ob
         plan = [("none", 0.0)] + [(kind, share) for kind in KINDS for share in (0.1, 0.2, 0.5)]
         for kind, share in plan[:: 3 if quick else 1]:
             lives = [
-                life_of(cases, size, life, "churn" if kind == "none" else kind, share, seed)
+                life_of(cases, size, life, "churn" if kind == "none" else kind, share, seed, kinds)
                 for seed in range(seeds)
             ]
             false = sum(early for early, _ in lives)
@@ -165,7 +170,7 @@ def over_log(file: str, form: str, seeds: int, quick: bool) -> list[dict[str, ob
             "log": Path(file).name,
             "baseline": size,
             "disturbance": "as recorded",
-            **as_recorded(cases, size),
+            **as_recorded(cases, size, kinds),
         }
         rows.append(recorded)
         print(
@@ -179,12 +184,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--log", metavar="FILE", action="append", default=[], help="an event log")
     parser.add_argument("--from", dest="form", default="xes", choices=sorted(imports.READERS))
+    parser.add_argument("--archetypes", action="store_true", help="hold every case against its own kind")
     parser.add_argument("--seeds", metavar="N", type=int, default=20, help="lives for each row of a log")
     args = parser.parse_args()
     quick = args.quick
     if args.log:
         found = [
-            row for file in args.log for row in over_log(file, args.form, 2 if quick else args.seeds, quick)
+            row
+            for file in args.log
+            for row in over_log(file, args.form, 2 if quick else args.seeds, quick, args.archetypes)
         ]
         print(json.dumps({"rows": found}))
         return

@@ -53,3 +53,4 @@ def test_the_benchmark_of_drift_takes_a_log(tmp_path: Path) -> None:
         "evidence": None,
     }
     assert any(row.get("found") for row in rows)
+    assert len(run("--log", str(file), "--archetypes")["rows"]) == len(rows)
