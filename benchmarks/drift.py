@@ -32,6 +32,7 @@ from nano_vm.observe.drift import DriftMonitor, Health
 from nano_vm.observe.trajectory import Move, Trajectory
 
 HEALTHY = 0.05
+SURE = 0.9  # of a change
 STRENGTHS = (0.05, 0.1, 0.2, 0.4)
 
 
@@ -53,13 +54,25 @@ def runs(count: int, seed: int, failing: float) -> list[Trajectory]:
     return found
 
 
-def alarm_after(baseline_runs: int, failing: float, seed: int, life: int) -> int | None:
-    """The run at which the first alarm came; None without one."""
+def alarm_after(baseline_runs: int, failing: float, seed: int, life: int) -> tuple[int | None, int | None]:
+    """The run at which the first alarm came, and the one at which the probability of a change first exceeded 0.9; None
+    without one."""
     monitor = DriftMonitor(learn(runs(baseline_runs, seed, HEALTHY)))
+    alarm = sure = None
     for place, run in enumerate(runs(life, 10_000 + seed, failing), 1):
-        if monitor.observe(run) is not Health.STABLE:
-            return place
-    return None
+        if monitor.observe(run) is not Health.STABLE and alarm is None:
+            alarm = place
+        if sure is None and place % 5 == 0 and monitor.changed() > SURE:
+            sure = place
+        if alarm is not None and sure is not None:
+            break
+    return alarm, sure
+
+
+def _median(found: list[int | None]) -> tuple[int, int | None]:
+    """How many there are, and the middle one."""
+    there = sorted(one for one in found if one is not None)
+    return len(there), there[len(there) // 2] if there else None
 
 
 # --- event logs -------------------------------------------------------------------------------------------------------
@@ -200,20 +213,23 @@ def main() -> None:
     rows = []
     for size in (150,) if quick else (50, 150, 400):
         for failing in STRENGTHS:
-            delays = [alarm_after(size, failing, seed, life) for seed in range(seeds)]
-            alarms = sorted(delay for delay in delays if delay is not None)
-            median = alarms[len(alarms) // 2] if alarms else None
+            lives = [alarm_after(size, failing, seed, life) for seed in range(seeds)]
+            alarms, median = _median([alarm for alarm, _ in lives])
+            changes, after = _median([sure for _, sure in lives])
             rows.append(
                 {
                     "baseline": size,
                     "failing": failing,
-                    "alarms": len(alarms),
+                    "alarms": alarms,
                     "of": seeds,
                     "median_delay": median,
+                    "changes": changes,
+                    "median_change": after,
                 }
             )
             print(
-                f"baseline {size:>4}, {failing:.0%} failing: {len(alarms):>2} of {seeds} alarm, median after {median}"
+                f"baseline {size:>4}, {failing:.0%} failing: {alarms:>2} of {seeds} alarm, median after {median}; "
+                f"change more than {SURE:.0%} sure in {changes:>2}, median after {after}"
             )
     many = runs(500 if quick else 10_000, 7, HEALTHY)
     began = time.process_time()

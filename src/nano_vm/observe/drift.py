@@ -255,6 +255,10 @@ class DriftMonitor:
                 self._on_change(self.report())
         return health
 
+    def changed(self) -> float:
+        """The probability that the mean surprisal has changed since the monitoring began."""
+        return self._changes.since(self._runs)
+
     def _alarmed(self) -> Cusum | None:
         """The sum that has alarmed, of two the one whose change began first."""
         found = [one for one in (self._surprisal, self._length) if one.alarm is not None]
@@ -300,7 +304,7 @@ class DriftMonitor:
             cusum=self._surprisal.level,
             threshold=self._surprisal.threshold,
             alarm=None if alarmed is None else alarmed.alarm,
-            changed=self._changes.since(self._runs),
+            changed=self.changed(),
             since=now[0][0].id if changed and now else None,
             shift=self._shift(now),
             success=(
