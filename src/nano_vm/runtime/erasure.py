@@ -18,13 +18,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nano_vm import canonical
-from nano_vm.errors import ConflictError, InputError, NanoVMError, RejectedError, RuntimeFault
+from nano_vm.errors import ConflictError, InputError, NanoVMError, RejectedError, RuntimeFault, StoreError
 from nano_vm.journal.entry import Chain, Entry, open_events
 from nano_vm.journal.port import RunRecord
 from nano_vm.journal.recall import record as take_notes
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.limits import TEXT_CHARS_MAX
 from nano_vm.kernel.state import RunStatus
+from nano_vm.runtime.erasure_scan import look_through
 from nano_vm.runtime.ports import ErasableKeys
 from nano_vm.runtime.rights import ERASE, check_right
 from nano_vm.runtime.sealing import open_entries
@@ -98,8 +99,32 @@ async def complete(engine: Engine, erasure: Any) -> Any:
 
 async def replay(engine: Engine) -> list[dict[str, Any]]:
     """Make the store and the keys agree about what is erased, whichever of them came back from a back-up, and complete
-    what a crash has cut. Returns the receipts of all erasures."""
+    what a crash has cut. Returns the receipts of all erasures.
+
+    Entries that were looked at before are not looked at again, unless the store is another one than then."""
     keys = erasable(engine)
+    try:
+        seen = look_through(engine.store, keys)
+    except StoreError as error:
+        if error.code != "STORE_DAMAGED":
+            raise
+        return await _replay_around(engine, keys)
+    for run_id, event in seen.told:
+        _adopt(keys, event, engine.store.record(run_id).tenant, run_id)
+    done = {(run_id, event.erasure) for run_id, event in seen.told}
+    receipts = []
+    for erasure in keys.all_erasures():
+        names = erasure.keys if erasure.kind != "secret" else [erasure.target]
+        runs = {run_id for name in names for run_id in seen.naming.get(name, ())}
+        if erasure.stage != DONE or any((run_id, erasure.id) not in done for run_id in runs):
+            erasure = await complete(engine, erasure)
+        receipts.append(_receipt(erasure))
+    seen.keep()
+    return receipts
+
+
+async def _replay_around(engine: Engine, keys: ErasableKeys) -> list[dict[str, Any]]:
+    """`replay` where entries cannot be read one after the other: the journals that nothing is wrong with are heeded."""
     for run_id in engine.store.holding(b'"type":"Erased"'):
         tenant = engine.store.record(run_id).tenant
         for entry in engine.store.read(run_id):

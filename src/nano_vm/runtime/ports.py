@@ -200,6 +200,11 @@ class ErasableKeys(SubjectKeys, Protocol):
     def adopt_erasure(self, **fields: Any) -> None:
         """Take over an erasure that a journal tells of and the list of erasures does not."""
 
+    def mark(self, name: str) -> bytes | None:
+        """How far a store has been looked through for erasures; None when nobody knows."""
+
+    def set_mark(self, name: str, mark: bytes) -> None: ...
+
 
 class Compiler(Protocol):
     """Turns a stored canonical program into its compiled form; raises ProgramError."""

@@ -26,7 +26,7 @@ except ImportError:  # Windows: one process at a time is the operator's business
 
 FILE_BYTES_MAX = 1024 * 1024
 _NAME = re.compile(r"[a-z0-9]{1,64}\Z").match
-DRAWERS = ("keys", "secrets", "subjects", "holds")
+DRAWERS = ("keys", "secrets", "subjects", "holds", "marks")
 
 
 class Cabinet(Protocol):

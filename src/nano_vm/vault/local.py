@@ -415,6 +415,13 @@ class Vault:
             self.erasures.write(Erasure(**fields, target=target, kind=kind, stage=DONE))
             self.bury()
 
+    def mark(self, name: str) -> bytes | None:
+        """How far a store has been looked through for erasures, as `set_mark` was told; None when it was never."""
+        return self._cabinet.read("marks", name)
+
+    def set_mark(self, name: str, mark: bytes) -> None:
+        self._cabinet.write("marks", name, mark)
+
     def _forget(self, erasure: Erasure) -> None:
         """Remove what names destroyed keys: the secret's ciphertext, the subject's list."""
         dead = set(erasure.keys)
