@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from nano_vm import canonical
-from nano_vm.errors import InputError, NotFoundError
+from nano_vm.errors import InputError, NanoVMError, NotFoundError
 from nano_vm.journal.entry import Entry
 from nano_vm.journal.port import JournalStore, RunQuery, RunRecord
 from nano_vm.journal.replay import Verified
@@ -232,6 +232,12 @@ class Library:
         """Raises NotFoundError PROGRAM_NOT_FOUND."""
         document = canonical.decode(self.store.program(program_hash))
         return Program.from_dict(document["program"])
+
+    def program_name(self, program_hash: str) -> str:
+        """The name of a stored program, whatever the name means by now."""
+        with contextlib.suppress(NanoVMError):
+            return self.engine.load_program(program_hash).name
+        return program_hash[7:19]
 
     def called(self) -> dict[str, Program]:
         """The stored programs that others may call, by name and hash."""

@@ -1,7 +1,8 @@
 """Figures over all journals: tokens and cost, decisions, policies. Read once, in the order of commits, then only what
 is new; and a slice at a time, so that no page waits for a large store.
 
-Counted are model calls that have settled, in the run that made them: a child's are the child's, nothing counts twice.
+Counted are model calls that have settled, in the run that made them: a child's are the child's, and what a fork shares
+with another run is that run's. Nothing counts twice.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from nano_vm.errors import NanoVMError
 from nano_vm.journal.entry import Entry, open_events
 from nano_vm.kernel import events as ev
 from nano_vm.studio.library import Library
@@ -25,7 +25,7 @@ _MARKS = (b'"tokens_', b'"cost_nanousd"', b'"PolicyDecided"', b'"RunStarted"', b
 
 
 class Cell(NamedTuple):
-    """Where spending belongs: program, model, and day (days since the epoch, UTC)."""
+    """Where spending belongs: program (its hash), model, and day (days since the epoch, UTC)."""
 
     program: str
     model: str
@@ -58,7 +58,8 @@ class Meter:
         self.erased: list[tuple[str, str, int]] = []  # (run, reason, when)
         self.entries = 0
         self.complete = False
-        self._programs: dict[str, str] = {}
+        self._programs: dict[str, str] = {}  # run -> hash of its program
+        self._forked: dict[str, int] = {}  # run -> when it was forked; what is older was copied
         self._cursor = 0
         self._lock = threading.Lock()
 
@@ -82,6 +83,9 @@ class Meter:
         for event in open_events(entry):
             match event:
                 case ev.RunStarted():
+                    self._programs[run_id] = event.program
+                    if event.forked is not ev.UNSET:
+                        self._forked[run_id] = self.library.record(run_id).created_at_ms
                     if event.policy is not ev.UNSET:
                         self.policies[event.policy] += 1
                 case ev.StepSucceeded() | ev.StepFailed() | ev.ModelTurned():
@@ -97,26 +101,21 @@ class Meter:
 
     def _spend(self, run_id: str, event: ev.StepSucceeded | ev.StepFailed | ev.ModelTurned) -> None:
         spent = Spent(1, event.tokens_in or 0, event.tokens_out or 0, event.cost_nanousd or 0)
+        if event.at_ms < self._forked.get(run_id, 0):
+            return
         if not (spent.tokens_in or spent.tokens_out or spent.cost_nanousd):
             return
-        cell = Cell(self._program(run_id), event.model or "-", event.at_ms // DAY_MS)
+        cell = Cell(self._programs.get(run_id, ""), event.model or "-", event.at_ms // DAY_MS)
         self.cells[cell].add(spent)
         self.runs[run_id].add(spent)
-
-    def _program(self, run_id: str) -> str:
-        if run_id not in self._programs:
-            try:
-                self._programs[run_id] = self.library.record(run_id).program_name
-            except NanoVMError:
-                self._programs[run_id] = "?"
-        return self._programs[run_id]
 
     def by(self, name: str) -> dict[str | int, Spent]:
         """Spending by "program", "model" or "day"."""
         found: dict[str | int, Spent] = defaultdict(Spent)
         with self._lock:
             for cell, spent in self.cells.items():
-                found[getattr(cell, name)].add(spent)
+                belongs = getattr(cell, name)
+                found[self.library.program_name(belongs) if name == "program" else belongs].add(spent)
         return dict(found)
 
     def total(self) -> Spent:

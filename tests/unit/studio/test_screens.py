@@ -242,6 +242,19 @@ def test_costs_are_the_sum_of_what_the_traces_say(looked_at: Stage) -> None:
     assert f"${total.cost_nanousd / 1e9:,.4f}" in page.markup()
 
 
+def test_what_a_fork_shares_with_another_run_is_not_paid_for_again(own: Stage) -> None:
+    Page("costs")
+    before = frame.meter().total()
+    own.run(
+        lambda vm: vm.fork(
+            "small", "tell_customer", principal={"id": "o", "roles": []}, new_trace_id="forked"
+        )
+    )
+    Page("costs")
+    assert frame.library().sight("forked").trace.total_cost_nanousd() > 0
+    assert frame.meter().total() == before
+
+
 def test_a_program_shows_its_findings_and_what_was_proved_of_it(filled: Stage) -> None:
     from nano_vm.tools.registry import ToolSet
 
@@ -340,6 +353,17 @@ def test_drift_says_when_there_are_too_few_runs_and_reports_when_there_are_enoug
     assert "CUSUM" in shown
     assert ">degraded<" in shown or ">drifting<" in shown
     assert "run:drift-" in shown
+
+
+def test_an_attack_in_the_laboratory_is_carried_out_on_both_sides(looked_at: Stage) -> None:
+    page = Page("laboratory").choose("lab_attack", "skip_step").press("Attack")
+    shown = page.markup()
+    plain, governed = shown.split("Governed by nano-vm")
+    assert ">through<" in plain
+    assert ">broken<" in plain
+    assert ">stopped<" in governed
+    assert ">held<" in governed
+    assert ">through<" not in governed
 
 
 def test_the_application_itself_leads_to_every_page(looked_at: Stage) -> None:
