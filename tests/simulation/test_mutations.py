@@ -20,11 +20,12 @@ from nano_vm.journal import replay
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import ending, flow, outside, settle, transition
 from nano_vm.program.compiled import ConditionAction
-from nano_vm.runtime import calls, intents
+from nano_vm.runtime import calls, erasure, intents
 from nano_vm.runtime.journaled import JournaledRun
 from nano_vm.runtime.tooling import EFFECTS
 from nano_vm.testing import checkers as checking
 from nano_vm.testing.simulator import Simulation
+from nano_vm.vault.keys import Keys
 
 SEEDS = 60
 Patch = pytest.MonkeyPatch
@@ -238,6 +239,43 @@ async def _no_adoption(engine: Any, run: Any) -> None:
     raise RuntimeError("nobody takes it up")
 
 
+def keys_outlive_their_erasure(patch: Patch) -> None:
+    destroy = Keys.destroy
+
+    def careless(self: Any, key_id: str) -> bool:
+        stored = self.stored(key_id)
+        gone = destroy(self, key_id)
+        if stored is not None:  # somebody keeps what was thrown away
+            self._cabinet.write("keys", key_id, canonical.encode(msgspec.to_builtins(stored)))
+        return gone
+
+    patch.setattr(Keys, "destroy", careless)
+
+
+def private_values_are_stored_in_clear(patch: Patch) -> None:
+    patch.setattr("nano_vm.runtime.journaled.is_sealed", lambda event: False)
+
+
+def runs_are_not_told_of_an_erasure(patch: Patch) -> None:
+    async def silent(*args: Any) -> bool:
+        return True
+
+    patch.setattr(erasure, "_tell", silent)
+
+
+def agents_call_what_they_like(patch: Patch) -> None:
+    """A proposal of a tool that the step does not list is made with another one."""
+    prepare = intents._tool
+
+    def wrong(run: Any, command: Any, launches: Any) -> None:
+        prepare(run, command, launches)
+        if launches and launches[-1][1] is not None and "." in run.program.steps[launches[-1][0].step].id:
+            held, _, limit = launches[-1]
+            launches[-1] = (held, run.engine.tools.spec("undo_keyed"), limit)
+
+    patch.setattr(intents, "_tool", wrong)
+
+
 WAITS = {"name": "waits", "steps": [{"id": f"w{n}", "type": "wait", "event": "go"} for n in range(4)]}
 ASKS = {
     "name": "asks",
@@ -251,6 +289,9 @@ OFTEN: dict[Callable[[Patch], None], dict[str, Any]] = {
     failures_are_always_retried: {"only": {"oversized", "not_json"}, "rate": 0.4},
     model_text_is_read_as_a_template: {"only": {"garbage"}, "rate": 0.6, "program": ASKS},
     compensations_are_forgotten: {"only": {"refused"}, "rate": 0.3},
+    keys_outlive_their_erasure: {"rate": 0},
+    private_values_are_stored_in_clear: {"rate": 0},
+    runs_are_not_told_of_an_erasure: {"rate": 0},
     events_are_taken_twice: {"only": {"corrupted"}, "rate": 0.9, "program": WAITS},
 }
 MUTANTS: list[tuple[Callable[[Patch], None], set[str]]] = [
@@ -272,6 +313,10 @@ MUTANTS: list[tuple[Callable[[Patch], None], set[str]]] = [
     (another_tool_is_called, {"P9"}),
     (errors_have_no_names, {"P11"}),
     (runs_are_forgotten, {"P10", "P11"}),
+    (keys_outlive_their_erasure, {"P7"}),
+    (private_values_are_stored_in_clear, {"P7", "P6"}),
+    (runs_are_not_told_of_an_erasure, {"P7"}),
+    (agents_call_what_they_like, {"P9"}),
 ]
 
 

@@ -48,10 +48,24 @@ def test_a_seed_goes_the_same_way_again() -> None:
 def test_all_kinds_of_steps_and_faults_come_up() -> None:
     reports = [Simulation(seed, rate=0.4).run() for seed in range(FIRST, FIRST + 25)]
     kinds = {step["type"] for report in reports for step in report.program["steps"]}
-    assert kinds >= {"tool", "llm", "condition", "parallel", "map", "wait", "call"}
+    assert kinds >= {"tool", "llm", "condition", "parallel", "map", "wait", "call", "agent"}
     faults = {fault for report in reports for fault in report.faults.values()}
     assert faults >= {"crash", "disk_full", "fsync_failed", "lost_answer", "oversized", "not_json", "refused"}
     assert {"SUCCESS", "FAILED"} <= {report.status for report in reports}
+
+
+def test_people_are_erased_in_the_middle_of_their_runs_and_at_the_end_of_them() -> None:
+    reports = simulate(range(FIRST, FIRST + 40), only={"erase", "crash"}, rate=0.3)
+    assert not broken(reports)
+    personal = [report for report in reports if "subject" in report.program]
+    assert len(personal) > 5
+    assert any("erase" in report.faults.values() for report in personal)
+
+
+def test_without_a_vault_nobody_is_named() -> None:
+    reports = [Simulation(seed, rate=0.1, private=False).run() for seed in range(FIRST, FIRST + 8)]
+    assert not broken(reports)
+    assert not any("subject" in report.program for report in reports)
 
 
 def test_a_program_of_ones_own_is_simulated_with_its_own_tools() -> None:

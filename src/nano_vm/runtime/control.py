@@ -205,7 +205,9 @@ async def _deliver(engine: Engine, trace_id: str, kind: str, letter: dict[str, A
 
 
 async def _until_settled(engine: Engine, trace_id: str) -> None:
-    """Wait while another worker drives the run on with what we sent it."""
+    """Wait while another worker drives the run on with what we sent it; when it dies over that, go on in its place."""
+    from nano_vm.runtime import recovery
+
     while not engine.draining:
         live = engine.live_here(trace_id)
         if live is not None:
@@ -213,7 +215,13 @@ async def _until_settled(engine: Engine, trace_id: str) -> None:
         record = engine.store.record(trace_id)
         if record.status != RunStatus.RUNNING or record.owner is None:
             return
-        await asyncio.sleep(POLL_MS / 1_000)
+        run = await recovery.take_over(engine, trace_id)
+        if run is None:
+            await asyncio.sleep(POLL_MS / 1_000)
+        elif run.state.status.is_terminal:
+            await run.flush(run.update(release=True))
+        else:
+            await engine.drive(run)
 
 
 async def _post(engine: Engine, trace_id: str, kind: str, letter: dict[str, Any]) -> str:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
 
 import msgspec
 
 from nano_vm import canonical
 from nano_vm.errors import NanoVMError, NotFoundError, VerificationError
-from nano_vm.journal.entry import GENESIS, Entry, open_events
+from nano_vm.journal.entry import GENESIS, Entry, is_closed, open_events, read_facts
 from nano_vm.journal.fold import take
 from nano_vm.journal.port import JournalStore
 from nano_vm.journal.reading import verify_entry
@@ -26,6 +26,7 @@ from nano_vm.kernel import events as ev
 from nano_vm.kernel.state import Stage, State, snapshot
 from nano_vm.program.compiled import CompiledProgram
 from nano_vm.runtime.ports import Message, ToolSpec
+from nano_vm.runtime.sealing import open_entries
 from nano_vm.runtime.tooling import ToolContext
 from nano_vm.testing.edges import Edges
 from nano_vm.testing.invariants import broken_invariant
@@ -67,6 +68,7 @@ class _Run:
         self.finished: set[tuple[str, int, int | None, bool]] = set()
         self.events: set[str] = set()
         self.ended_at = -1
+        self.blind = False  # a value is gone: nobody can fold transition by transition any more
 
 
 class Checkers(Watcher):
@@ -75,6 +77,8 @@ class Checkers(Watcher):
     Args:
         store: a store object of the checkers' own, on the same data.
         sources: the programs as their authors wrote them, by hash; compiled forms come from `compiled`.
+        keys: a vault of the checkers' own, where private values are.
+        vouched: what protected parameters may be given; None where that is not known.
     """
 
     def __init__(
@@ -82,8 +86,13 @@ class Checkers(Watcher):
         store: JournalStore,
         sources: Mapping[str, Mapping[str, Any]],
         compiled: Mapping[str, CompiledProgram],
+        *,
+        keys: Any = None,
+        vouched: Collection[str] | None = None,
     ) -> None:
         self.store = store
+        self.vault = keys
+        self._vouched_values = vouched
         self.findings: list[Finding] = []
         self.transitions = 0
         self.calls: Counter[str] = Counter()
@@ -105,17 +114,22 @@ class Checkers(Watcher):
     def durable(self, run_id: str) -> None:
         """Fold what has been added to the run's journal, transition by transition."""
         run = self._run(run_id)
-        for entry in self.store.read(run_id, len(run.entries)):
+        for entry in self._read(run_id, len(run.entries), erasing=True):
             head = run.entries[-1].digest if run.entries else GENESIS
             try:
                 facts = verify_entry(entry, run_id, head, len(run.entries))
-                for event in open_events(entry, facts):
+                run.blind |= is_closed(entry, facts)
+                for event in () if run.blind else open_events(entry, facts):
                     take(run.program, run.state, event, entry.seq)
                     self.transitions += 1
                     self._after(run, run_id, event)
             except VerificationError as error:
                 self.broken("P6" if error.code != "REPLAY_MISMATCH" else "P1", run_id, error.code)
             run.entries.append(entry)
+
+    def _read(self, run_id: str, start: int = 0, *, erasing: bool = False) -> list[Entry]:
+        entries = self.store.read(run_id, start)
+        return entries if self.vault is None else open_entries(self.vault, run_id, entries, erasing=erasing)
 
     def _run(self, run_id: str) -> _Run:
         run = self.runs.get(run_id)
@@ -182,6 +196,9 @@ class Checkers(Watcher):
         self.calls[spec.name] += 1
         if spec.name not in self._allowed:
             self.broken("P9", run_id, f"`{spec.name}` is in no program")
+        for name in spec.schema.protected:
+            if self._vouched_values is not None and arguments.get(name) not in self._vouched_values:
+                self.broken("P2", run_id, f"`{name}` of `{spec.name}` was given what nobody vouches for")
         for text in _texts(arguments):
             if HOSTILE[:12] in text and HOSTILE not in text:
                 self.broken("P2", run_id, f"a model's text was read as a template on its way to `{step}`")
@@ -192,6 +209,9 @@ class Checkers(Watcher):
         except NotFoundError:
             self.broken("P3", run_id, f"`{step}` began in a run that is not stored")
         run = self.runs[run_id]
+        self._listed(run, run_id, step, spec)
+        if run.blind:
+            return
         owner, _, inner = step.rpartition("/")
         name = step if owner else inner
         wanted = [(name, context.occurrence, context.item, attempt, undo) for undo in (False, True)]
@@ -203,6 +223,13 @@ class Checkers(Watcher):
         if (name, context.occurrence, context.item, undo) in run.finished:
             self.broken("P4", run_id, f"`{step}` runs again after it has finished")
         self.keys[run_id, step, context.occurrence, context.item, attempt] = context.idempotency_key
+
+    def _listed(self, run: _Run, run_id: str, step: str, spec: ToolSpec) -> None:
+        """What an agent's model proposes is called only when the agent's step lists it (P9)."""
+        agent = step.rpartition("/")[2].partition(".")[0]
+        for source in _steps_of(run.source):
+            if source["id"] == agent and source["type"] == "agent" and spec.name not in source["tools"]:
+                self.broken("P9", run_id, f"`{spec.name}` was called for `{agent}`, which does not list it")
 
     def happened(self, context: ToolContext, spec: ToolSpec) -> None:
         if spec.effect not in ONCE or spec.effect == "keyed":
@@ -224,7 +251,7 @@ class Checkers(Watcher):
         """A caller was told how a run stands: it has to be durable by then (P3)."""
         self.durable(trace.trace_id)
         run = self.runs[trace.trace_id]
-        if trace.status.is_terminal and run.state.status is not trace.status:
+        if trace.status.is_terminal and not run.blind and run.state.status is not trace.status:
             self.broken("P3", trace.trace_id, "a caller heard of an end that is not durable")
 
     # --- at the end -------------------------------------------------------------------------------------------
@@ -238,15 +265,18 @@ class Checkers(Watcher):
         for run_id, run in self.runs.items():
             self.durable(run_id)
             record = self.store.record(run_id)
-            entries = self.store.read(run_id)
+            entries = self._read(run_id)
+            closed = any(is_closed(entry, read_facts(entry)) for entry in entries)
             try:
                 verified = verify_run(run.program, record, entries)
             except VerificationError as error:
                 self.broken("P6", run_id, f"an untouched journal does not verify: {error.code}")
                 return
-            if snapshot(verified.state) != snapshot(run.state):
+            # A fold without the values knows less than one that had them.
+            if not closed and snapshot(verified.state) != snapshot(run.state):
                 self.broken("P5", run_id, "two folds of the same journal differ")
-            if run.state.status is not verified.state.status or record.status != run.state.status:
+            known = verified.state.status if run.blind else run.state.status
+            if known is not verified.state.status or record.status != known:
                 self.broken("P12", run_id, "the record says otherwise than the journal")
             traces = [Trace(run.program, run_id, lambda entries=entries: entries) for _ in range(2)]  # type: ignore[misc]
             views = [canonical.encode(_plain(trace.to_dict())) for trace in traces]
@@ -255,6 +285,14 @@ class Checkers(Watcher):
             self._tampered(run, run_id, record, entries, tamper)
         self._once()
 
+    def trace_hashes(self) -> dict[str, str]:
+        """The trace hash of every run."""
+        found = {}
+        for run_id, run in self.runs.items():
+            entries = self._read(run_id)
+            found[run_id] = Trace(run.program, run_id, lambda entries=entries: entries).trace_hash  # type: ignore[misc]
+        return found
+
     def _tampered(self, run: _Run, run_id: str, record: Any, entries: list[Entry], tamper: Any) -> None:
         """Every change has to be found: of a byte, and of the order (P6)."""
         changed = list(entries)
@@ -262,7 +300,7 @@ class Checkers(Watcher):
         entry = changed[place]
         if tamper.random() < 0.3 and len(changed) > 1:
             changed.pop(place)
-        elif entry.payload and tamper.random() < 0.5:
+        elif entry.payload and entry.salt and tamper.random() < 0.5:
             changed[place] = msgspec.structs.replace(entry, payload=_flip(entry.payload, tamper))
         else:
             changed[place] = msgspec.structs.replace(entry, facts=_flip(entry.facts, tamper))
@@ -286,6 +324,8 @@ class Checkers(Watcher):
                 )
 
     def _effect_of(self, run: _Run, step: str, undo: bool) -> str:
+        if "." in step:  # an action of an agent: `agent.tool`
+            return step.rpartition("_")[2]
         for found in _steps_of(run.source):
             if found["id"] == step:
                 tool = found.get("compensate", {}).get("tool", "") if undo else found.get("tool", "")

@@ -17,7 +17,20 @@ MOMENTS: Final[dict[str, tuple[str, ...]]] = {
     "effected": ("crash", "lost_answer", "hang", "oversized", "not_json"),  # the effect has happened
     "model": ("crash", "provider_down", "hang"),
     "modelled": ("crash", "garbage", "oversized"),
-    "outside": ("duplicate", "corrupted", "oversized", "stranger", "late", "cancel", "clock_jump", "rival"),
+    "vault": ("crash",),  # before something is written or destroyed where the keys are
+    "vaulted": ("crash",),
+    "outside": (
+        "duplicate",
+        "corrupted",
+        "oversized",
+        "stranger",
+        "late",
+        "cancel",
+        "clock_jump",
+        "rival",
+        "erase",
+        "new_policy",
+    ),
 }
 """Kinds of moments, and what may go wrong at one of each kind.
 
@@ -28,7 +41,8 @@ seconds. `oversized`: an answer or event beyond every limit. `not_json`: an answ
 model that answers anything, instructions to the engine included. `duplicate`, `corrupted`, `stranger`, `late`: an
 event twice, with other content under the same id, from somebody without the role, or for a run that is over.
 `cancel`: somebody cancels. `clock_jump`: the wall clock jumps by up to an hour, either way. `rival`: another
-worker tries to take the run.
+worker tries to take the run. `erase`: the data subject of a run with private values is erased. `new_policy`: another
+policy is put in force.
 """
 
 

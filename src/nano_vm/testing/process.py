@@ -74,6 +74,7 @@ class Process:
         store: a store object of its own; it must have `abandon`.
         plan: what goes wrong.
         watcher: who checks.
+        vault: makes the process's vault, given what passes the moments there.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Process:
         plan: FaultPlan,
         watcher: Watcher,
         options: dict[str, Any] | None = None,
+        vault: Callable[[Callable[[str], Any]], Any] | None = None,
     ) -> None:
         self.number = number
         self.plan = plan
@@ -95,14 +97,18 @@ class Process:
         self.dead = False
         self.tasks: set[asyncio.Task[Any]] = set()
         self._store = store
+        self._ready = False
+        # Opening a vault is no moment: there is nothing yet that could die.
+        keys = vault(lambda kind: self._ready and self.passes(kind)) if vault is not None else None
         self.engine = Engine(
             llm=None if llm is None else _Model(self, llm),
             tools=_Tools(self, tools),
             store=_Store(self, store),
             clock=clock,
             entropy=SimulatedEntropy(f"{seed}/{number}"),
-            **(options or {}),
+            **{"keys": keys, "secrets": keys, **(options or {})},
         )
+        self._ready = True
         self.engine.threads = self.engine.calls.threads = _NoThreads()
 
     @property

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from nano_vm.compiler import check
 from nano_vm.program.document import from_data
-from nano_vm.testing.world import EFFECTS, schemas
+from nano_vm.testing.world import EFFECTS, VOUCHED, schemas
 
 Step: TypeAlias = dict[str, Any]
 
@@ -25,10 +25,13 @@ _TRIES = 40
 class _Author:
     """Writes one program, step by step."""
 
-    def __init__(self, draw: random.Random, *, dag: bool) -> None:
+    def __init__(self, draw: random.Random, *, dag: bool, private: bool = False) -> None:
         self.draw = draw
         self.dag = dag
-        self.values = ["$x"]  # references that are assigned on every path to the step being written
+        self.private = private
+        self.values = (
+            ["$x", "$who"] if private else ["$x"]
+        )  # references that are assigned on every path to the step being written
         self.count = 0
 
     def name(self) -> str:
@@ -72,7 +75,28 @@ class _Author:
             step["compensate"] = {"tool": f"undo_{undo}", "args": {"value": self.draw.choice(self.values)}}
         if effect == "keyed" and self.draw.random() < 0.2:
             step["idempotency_key"] = f"order-$x-{step['id']}"
+        if self.private and self.draw.random() < 0.15:
+            step["private"] = True
         return step
+
+    def agent(self) -> Step:
+        """A model that proposes calls: of tools that are listed, and of others."""
+        effects = self.draw.sample(EFFECTS, self.draw.randint(1, 3))
+        step: Step = {
+            "id": self.name(),
+            "type": "agent",
+            "prompt": f"Look into {self.draw.choice(self.values)}.",
+        }
+        step |= {"tools": [f"act_{effect}" for effect in effects], "max_turns": self.draw.randint(2, 6)}
+        if self.draw.random() < 0.3:
+            step["allowed_outputs"] = ["yes", "no"]
+        return self.failing(step)
+
+    def guarded(self) -> Step:
+        """A tool with a protected parameter: given what somebody vouches for."""
+        step: Step = {"id": self.name(), "type": "tool", "tool": "act_guarded"}
+        step["args"] = {"value": self.draw.choice([VOUCHED, "$sure"])}
+        return self.failing(step)
 
     def llm(self, *, lane: bool = False) -> Step:
         step: Step = {"id": self.name(), "type": "llm", "prompt": f"Judge {self.draw.choice(self.values)}."}
@@ -125,17 +149,25 @@ class _Author:
             (2, self.group),
             (1, self.mapped),
             (1, self.call),
+            (2, self.agent),
+            (1, self.guarded),
         ]
         (make,) = self.draw.choices([make for _, make in kinds], [weight for weight, _ in kinds])
         step = make()
-        certain = step.get("on_error") != "skip" and step["type"] not in ("wait", "parallel", "map", "call")
+        certain = step.get("on_error") != "skip" and step["type"] not in (
+            "wait",
+            "parallel",
+            "map",
+            "call",
+            "agent",
+        )
         if certain and not self.dag:
             self.values.append(f"${step['id']}.output")
         return step
 
 
-def _list_program(draw: random.Random) -> list[Step]:
-    author = _Author(draw, dag=False)
+def _list_program(draw: random.Random, private: bool) -> list[Step]:
+    author = _Author(draw, dag=False, private=private)
     steps: list[Step] = []
     for _ in range(draw.randint(2, 6)):
         if steps and draw.random() < 0.3:
@@ -160,8 +192,8 @@ def _list_program(draw: random.Random) -> list[Step]:
     return steps
 
 
-def _dag_program(draw: random.Random) -> list[Step]:
-    author = _Author(draw, dag=True)
+def _dag_program(draw: random.Random, private: bool) -> list[Step]:
+    author = _Author(draw, dag=True, private=private)
     steps: list[Step] = []
     for number in range(draw.randint(2, 6)):
         step = author.step()
@@ -172,19 +204,30 @@ def _dag_program(draw: random.Random) -> list[Step]:
     return steps
 
 
-def random_program(draw: random.Random) -> dict[str, Any]:
-    """A program that the compiler accepts, with the input `x` (an integer) and a budget of steps.
+def random_program(draw: random.Random, *, private: bool = False) -> dict[str, Any]:
+    """A program that the compiler accepts, with the inputs `x` (an integer) and `sure` (a text that somebody vouches
+    for), and a budget of steps. The same state of `draw` gives the same program.
 
-    The same state of `draw` gives the same program.
+    Args:
+        private: whether it may be about a person: then `who` names them, and the values made of it are private.
     """
     for _ in range(_TRIES):
-        steps = _dag_program(draw) if draw.random() < 0.25 else _list_program(draw)
-        program = {
-            "name": "simulated",
-            "inputs": {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]},
-            "max_steps": draw.choice([8, 40, 40, 40]),
-            "steps": steps,
+        personal = draw.random() < 0.4 and private
+        make = _dag_program if draw.random() < 0.25 else _list_program
+        properties: dict[str, Any] = {
+            "x": {"type": "integer"},
+            "sure": {"type": "string", "label": "trusted"},
         }
+        program: dict[str, Any] = {
+            "name": "simulated",
+            "inputs": {"type": "object", "properties": properties, "required": ["x", "sure"]},
+            "max_steps": draw.choice([8, 40, 40, 40]),
+            "steps": make(draw, personal),
+        }
+        if personal:
+            properties["who"] = {"type": "string", "private": True}
+            program["inputs"]["required"].append("who")
+            program["subject"] = "$who"
         if draw.random() < 0.2:
             program["max_tokens"] = draw.choice([40, 4_000])
         if not check(from_data(program), schemas()).errors:

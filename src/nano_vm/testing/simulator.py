@@ -16,7 +16,7 @@ import random
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,16 @@ from nano_vm.stores.sqlite import SqliteStore
 from nano_vm.testing.checkers import Checkers, Finding, PromiseBroken
 from nano_vm.testing.faults import Crash, FaultPlan
 from nano_vm.testing.loop import SimulatedClock, SimulatedLoop, run
+from nano_vm.testing.privacy import Privacy
 from nano_vm.testing.process import Process, adopt_tasks
 from nano_vm.testing.programs import child_program, random_program
-from nano_vm.testing.world import HOSTILE, Model, World
+from nano_vm.testing.vaults import SharedCabinet, WatchedCabinet, is_available, seeded, vault_on
+from nano_vm.testing.world import HOSTILE, SURE, VOUCHED, Model, World
+from nano_vm.vault.erasures import DONE
 
 RUN = "run"
 _TURNS_MAX = 40  # of trouble; after it nothing goes wrong any more
+_OPERATION_S = 6 * 3_600.0  # clocks jump back by an hour, and leases and back-offs with them
 _CALM_TURNS_MAX = 120  # by then a run has ended, or nobody knows what it waits for
 _HUGE = "x" * (9 * 1024 * 1024)
 # What an operation may end in while things go wrong: its caller is told, by name.
@@ -56,6 +60,8 @@ _EXPECTED = frozenset(
         "MAIL_CONFLICT",
         "MAIL_FULL",
         "MAIL_NOT_FOUND",
+        "ERASED",
+        "SUBJECT_NOT_FOUND",  # nothing of that person is stored yet, or any more
         *REJECTIONS,
     }
 )
@@ -92,6 +98,8 @@ class Simulation:
         rate, only: of faults, see `FaultPlan`.
         faults: a fixed plan instead of a drawn one.
         engine: options for `Engine`, as `policy`.
+        private: whether there is a vault, and random programs may be about a person; by default where the extra
+            `vault` is installed.
     """
 
     def __init__(
@@ -108,13 +116,19 @@ class Simulation:
         only: Iterable[str] | None = None,
         faults: Mapping[int, str] | None = None,
         engine: Mapping[str, Any] | None = None,
+        private: bool | None = None,
     ) -> None:
         self.seed = seed
         self._draw = random.Random(f"outside {seed}")
         self._own = program is not None
-        self.program = dict(program) if program is not None else random_program(random.Random(seed))
+        private = is_available() if private is None else private
+        self.program = (
+            dict(program) if program is not None else random_program(random.Random(seed), private=private)
+        )
         self._called = [dict(one) for one in called] if program is not None else [child_program()]
-        self.context = dict(context) if context is not None else {"x": self._draw.randint(0, 3)}
+        self.subject = f"person {random.Random(f'subject {seed}').getrandbits(64):016x}"
+        self.context = dict(context) if context is not None else self._drawn_context()
+        self.cabinet = SharedCabinet() if private else None
         self._answers = dict(answers or {})
         self.world = World()
         self._tools = tools if tools is not None else self.world.tools
@@ -126,13 +140,26 @@ class Simulation:
         self._events = 0
         self._sent: list[dict[str, Any]] = []
 
+    def _drawn_context(self) -> dict[str, Any]:
+        context: dict[str, Any] = {"x": self._draw.randint(0, 3)}
+        if not self._own:
+            context["sure"] = SURE
+        if "subject" in self.program and not self._own:
+            context["who"] = self.subject
+        return context
+
+    @property
+    def _personal(self) -> bool:
+        """Whether the run is about a person who can be erased."""
+        return not self._own and self.cabinet is not None and "subject" in self.program
+
     def run(self) -> Report:
         """Carry it out. Raises nothing that the simulated engine did wrong: that is in the report's `findings`."""
         loop = SimulatedLoop(self._thread_at_work)
         adopt_tasks(loop)
         loop.set_exception_handler(lambda loop, facts: None)  # tasks of the dead complain of their death
         self._clock = SimulatedClock(loop)
-        with tempfile.TemporaryDirectory(prefix="nano-vm-") as place:
+        with tempfile.TemporaryDirectory(prefix="nano-vm-") as place, seeded(self.seed):
             self._path = Path(place) / "runs.db"
             with SqliteStore(self._path, durability="normal") as store:
                 self.checkers = _Checkers(store, self)
@@ -171,6 +198,8 @@ class Simulation:
                     break
             await self._calm()
             self.checkers.close(self._draw)
+            if self._personal:
+                await self._erase_all()
         except PromiseBroken:
             pass  # it is among the findings
         finally:
@@ -185,13 +214,19 @@ class Simulation:
         if self._draw.random() < 0.2:
             rival = self._spawn()
             others.append(rival.start(self._rival(rival)))
-        await asyncio.wait([work, *others])
+        await self._ended(work, *others)
         for task in (work, *others):
             self._judge(task)
         self._crashes += sum(one.dead for one in self._processes)
         self._processes = [one for one in self._processes if not one.dead]
         record = self._record()
         return record is not None and RunStatus(record.status).is_terminal
+
+    async def _ended(self, *tasks: asyncio.Task[Any]) -> None:
+        """Wait for operations to end. What any of them waits for has happened by then, or never will."""
+        _, left = await asyncio.wait(tasks, timeout=_OPERATION_S)
+        if left:
+            self.checkers.broken("P10", RUN, f"{len(left)} operations never end")
 
     def _judge(self, task: asyncio.Task[Any]) -> None:
         """What an operation ended in has to be something that its caller could be told."""
@@ -202,12 +237,18 @@ class Simulation:
             return
         if isinstance(error, PromiseBroken):
             raise error
-        if isinstance(error, NanoVMError) and error.code in _EXPECTED:
+        if isinstance(error, NanoVMError) and (error.code in _EXPECTED or self._is_half_erased(error)):
             return
         if isinstance(error, VerificationError):
             self.checkers.broken("P5", RUN, f"the engine's own journal does not fold: {error.code}")
         what = f"an operation ended in {type(error).__name__}: {getattr(error, 'code', error)}"
         self.checkers.broken("P11", RUN, what)
+
+    def _is_half_erased(self, error: NanoVMError) -> bool:
+        """Somebody died in the middle of an erasure: until `recover` completes it, nobody can go on with the run."""
+        if error.code != "NO_KEYS" or self.cabinet is None:
+            return False
+        return any(erasure.stage != DONE for erasure in vault_on(self.cabinet).all_erasures())
 
     async def _operate(self, process: Process) -> None:
         """What an application does: start the run - again, after a crash, under the same key - and look after it."""
@@ -257,6 +298,8 @@ class Simulation:
                 await engine.resume(RUN, {"approved": True}, principal={"id": "eve", "roles": ["intern"]})
             case "oversized":
                 await engine.resume(RUN, {"approved": True, "text": _HUGE}, name="go")
+            case "erase" if self._personal:
+                await engine.erase(subject=self.subject, reason="asked", by="ana")
 
     # --- looking after what waits -----------------------------------------------------------------------------
 
@@ -269,7 +312,7 @@ class Simulation:
         for _ in range(_CALM_TURNS_MAX):
             process = self._a_process()
             work = process.start(self._settle(process))
-            await asyncio.wait([work])
+            await self._ended(work)
             self._judge(work)
             record = self._record()
             if record is not None and RunStatus(record.status).is_terminal:
@@ -277,6 +320,21 @@ class Simulation:
                 return
             self._clock.skew_ms += 31_000  # a lease
         self.checkers.broken("P10", RUN, "the run neither ends nor names what it waits for")
+
+    async def _erase_all(self) -> None:
+        """The person is erased at the latest now, and nobody finds anything of them any more (P7)."""
+        assert self.cabinet is not None
+        privacy = Privacy(self._path, self.cabinet, self.subject, self.checkers.broken)
+        privacy.at_rest()
+        copy = privacy.keep_copy()
+        runs = {run_id: run.program for run_id, run in self.checkers.runs.items()}
+        privacy.hashes = self.checkers.trace_hashes()
+        process = self._a_process()
+        work = process.start(process.engine.erase(subject=self.subject, reason="asked", by="ana"))
+        await self._ended(work)
+        self._judge(work)
+        await self._ended(process.start(process.engine.recover()))
+        privacy.erased(self.checkers.store, copy, runs)
 
     async def _settle(self, process: Process) -> None:
         engine = process.engine
@@ -355,12 +413,17 @@ class Simulation:
             plan=self.plan,
             watcher=self.checkers,
             options=self._options,
+            vault=self._vault if self.cabinet is not None else None,
         )
         for program in self._called:
             with contextlib.suppress(Crash):
                 process.engine.save_program(program)
         self._processes.append(process)
         return process
+
+    def _vault(self, passes: Callable[[str], Any]) -> Any:
+        assert self.cabinet is not None
+        return vault_on(WatchedCabinet(self.cabinet, passes))
 
     def _record(self) -> Any:
         try:
@@ -377,7 +440,10 @@ class _Checkers(Checkers):
             program = Program.from_dict(source)
             sources[program.hash] = source
             compiled[program.hash] = compile_program(program, simulation._tools.schemas())
-        super().__init__(store, sources, compiled)
+        keys = vault_on(simulation.cabinet) if simulation.cabinet is not None else None
+        super().__init__(
+            store, sources, compiled, keys=keys, vouched=None if simulation._own else (VOUCHED, SURE)
+        )
         self._path = store.path
 
     def transactional(self) -> Counter[tuple[str, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import os
+from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 
@@ -20,10 +21,13 @@ NONCE_BYTES = 12
 _VERSION = b"\x01"
 _TAG_BYTES = 16
 
+chance: Callable[[int], bytes] = os.urandom
+"""Every random byte of the vault - keys, nonces, ids - from the operating system. Simulations draw them from a seed."""
+
 
 def new_key() -> bytes:
-    """32 bytes from the operating system."""
-    return os.urandom(KEY_BYTES)
+    """32 random bytes."""
+    return chance(KEY_BYTES)
 
 
 def binding(kind: str, *parts: Any) -> bytes:
@@ -37,7 +41,7 @@ def seal(key: bytes, plain: bytes, bound: bytes) -> bytes:
     Raises:
         RuntimeFault: EXTRA_MISSING.
     """
-    nonce = os.urandom(NONCE_BYTES)
+    nonce = chance(NONCE_BYTES)
     sealed: bytes = _aead(key).encrypt(nonce, plain, bound)
     return _VERSION + nonce + sealed
 

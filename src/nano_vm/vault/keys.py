@@ -8,7 +8,6 @@ known by its `handle`, an HMAC of tenant, kind and name under the vault's index 
 from __future__ import annotations
 
 import base64
-import os
 from typing import Any, NamedTuple
 
 import msgspec
@@ -67,7 +66,7 @@ class Keys:
 
     def make(self, kind: str, tenant: str, handle: str, at_ms: int, digesting: bytes | None = None) -> str:
         """A new data key, durable when this returns. Returns its id, "k" and 24 hexadecimal digits."""
-        key_id = "k" + os.urandom(12).hex()
+        key_id = "k" + cipher.chance(12).hex()
         key = DataKey(cipher.new_key(), digesting or cipher.new_key())
         self._store(self._file(key_id, kind, tenant, handle, at_ms, key))
         return key_id

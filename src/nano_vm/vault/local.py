@@ -356,7 +356,7 @@ class Vault:
                 if erasure.target == target and erasure.tenant == tenant and erasure.stage != DONE:
                     return erasure
             begun = Erasure(
-                id="e" + os.urandom(12).hex(),
+                id="e" + cipher.chance(12).hex(),
                 tenant=tenant,
                 kind="subject" if secret is None else "secret",
                 target=target,

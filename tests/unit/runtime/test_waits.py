@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 from runtime_stage import Counter, Opener, kinds, play, program, refused, sound, tool_step, wait_step
 
-from nano_vm import PENDING, ExecutionVM, RunStatus, tool
+from nano_vm import PENDING, ExecutionVM, RunStatus, SqliteStore, tool
+from nano_vm.runtime import control
+from nano_vm.runtime.system import SystemClock
 from nano_vm.testing.clock import VirtualClock
 
 ANA = {"id": "ana", "roles": ["manager"]}
@@ -307,3 +310,25 @@ def test_mail_reaches_a_run_that_another_machine_drives(opener: Opener) -> None:
         sound(vm, vm.trace("r"))
 
     play(main())
+
+
+async def _dead_owner(path: Path) -> str:
+    """A run that is under way in a process which has died."""
+    store = SqliteStore(path, durability="normal")
+    trace = await ExecutionVM(tools={"f": lambda: 1}, store=store).start(
+        {"name": "p", "steps": [{"id": "a", "type": "tool", "tool": "f"}]}
+    )
+    assert store.claim(trace.trace_id, SystemClock().now_ms()) is not None
+    store.abandon()
+    return trace.trace_id
+
+
+def test_whoever_waits_for_another_worker_goes_on_in_its_place_when_it_dies(tmp_path: Path) -> None:
+    async def main() -> None:
+        run_id = await _dead_owner(tmp_path / "runs.db")
+        with SqliteStore(tmp_path / "runs.db", durability="normal") as store:
+            vm = ExecutionVM(tools={"f": lambda: 1}, store=store)
+            await control._until_settled(vm, run_id)
+            assert vm.trace(run_id).status == "SUCCESS"
+
+    asyncio.run(main())
