@@ -281,6 +281,7 @@ CODES: dict[str, ErrorCode] = {
     # --- observing ----------------------------------------------------------------------------------------
     "BAD_BASELINE": ErrorCode(C, False, 2, "a file that is no baseline, or one of another program"),
     "BASELINE_FILE": ErrorCode(E, False, 1, "a baseline's file that cannot be read or written"),
+    "ALERT_FAILED": ErrorCode(E, True, 1, "an alert did not arrive"),
     "BAD_EVENT_LOG": ErrorCode(C, False, 2, "a line of an event log that is none"),
     "EVENT_LOG_FILE": ErrorCode(E, False, 1, "an event log that cannot be written"),
     "SMALL_BASELINE": ErrorCode(C, False, 2, "too few runs to learn from"),

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,8 @@ from nano_vm import (
     tool,
 )
 from nano_vm.cli.main import main
-from nano_vm.errors import CapabilityDeniedError, StoreError
+from nano_vm.errors import CapabilityDeniedError, InputError, StoreError
+from nano_vm.observe.alerts import WebhookAlert
 from nano_vm.observe.archetypes import ArchetypeMonitor, learn_archetypes
 from nano_vm.observe.drift import Health
 from nano_vm.observe.escalation import Escalation
@@ -222,3 +227,93 @@ def test_the_command_line_pauses_and_lets_go(tmp_path: Path, capsys: pytest.Capt
 def test_what_cannot_be_meant_is_a_usage_error(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["drift", *words, "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "USAGE"
+
+
+@contextmanager
+def receiver(*statuses: int) -> Iterator[tuple[str, list[Any]]]:
+    """An HTTP server that answers with these statuses, then with 204; and what came."""
+    came: list[Any] = []
+    left = list(statuses)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            came.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(left.pop(0) if left else 204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/hook?token=hunter2", came
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_an_alert_arrives_over_http_and_no_run_waits_for_it() -> None:
+    vm = machine()
+    with receiver(503) as (address, came):
+        alert = WebhookAlert(address, program="pay")
+        Escalation(vm, DriftMonitor(learn_baseline(healthy(vm))), alert=alert)
+        assert drift_until_paused(vm) is not None
+        alert.close()
+    assert alert.failures == []
+    assert [report["health"] for report in came][-1] == "DEGRADED"
+    assert came[0] == came[1]  # the first answer was 503: sent again
+    assert came[-1]["program"] == "pay"
+    assert came[-1]["evidence"][0]["to"] == "charge"
+
+
+@pytest.mark.parametrize("statuses", [(404,), (500, 502, 503)])
+def test_an_alert_that_does_not_arrive_is_kept_and_its_address_is_not_told(statuses: tuple[int, ...]) -> None:
+    vm = machine()
+    report = DriftMonitor(learn_baseline(healthy(vm, 40))).report()
+    with receiver(*statuses) as (address, came):
+        alert = WebhookAlert(address)
+        alert(report)
+        alert.close()
+    assert len(came) == len(statuses)
+    (failure,) = alert.failures
+    assert failure.code == "ALERT_FAILED"
+    assert failure.retryable
+    assert "hunter2" not in f"{failure} {failure.facts}"
+    gone = WebhookAlert(address)  # nobody listens there any more
+    gone(report)
+    gone.close()
+    assert [one.code for one in gone.failures] == ["ALERT_FAILED"]
+
+
+@pytest.mark.parametrize("address", ["", "file:///etc/passwd", "ftp://host/x", "http://", "host"])
+def test_an_alert_goes_to_http_addresses_alone(address: str) -> None:
+    with pytest.raises(InputError) as refused:
+        WebhookAlert(address)
+    assert refused.value.code == "USAGE"
+
+
+def test_the_command_line_alerts_unless_all_is_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "runs.db")
+    vm = machine(SqliteStore(path, durability="normal"))
+    healthy(vm, 80)
+    words = ["drift", "pay", "--store", path, "--baseline-runs", "60", "--json"]
+    with receiver() as (address, came):
+        assert main([*words, "--alert", address]) == 0
+        assert came == []
+        for n in range(30):
+            vm.run_sync(PROGRAM, {"n": -1_000 - n})
+        vm.store.close()
+        capsys.readouterr()
+        assert main([*words, "--alert", address]) == 0
+        (report,) = came
+        assert report == json.loads(capsys.readouterr().out)
+        assert report["program"]["name"] == "pay"
+    assert main([*words, "--alert", address]) == 1
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "ALERT_FAILED"
+    assert main([*words, "--alert", "mail:ana"]) == 2
+    capsys.readouterr()

@@ -8,6 +8,7 @@ nano-vm drift PROGRAM --windows 50         the measures of every 50 runs, agains
 nano-vm drift PROGRAM --check              exit with 1 unless the runs are STABLE
 nano-vm drift PROGRAM --pause              when they are DEGRADED, begin no more runs of it
 nano-vm drift PROGRAM --resume             let runs of it begin again
+nano-vm drift PROGRAM --alert URL          unless they are STABLE, post the report there as JSON
 nano-vm drift --paused                     what is paused, by whom and why
 nano-vm drift FILE --from xes              traces of other systems, oldest first: what `nano-vm measure` reads
 
@@ -37,6 +38,7 @@ from nano_vm.cli.session import Session
 from nano_vm.errors import InputError, NanoVMError, NotFoundError
 from nano_vm.journal.port import RunRecord
 from nano_vm.observe import imports
+from nano_vm.observe.alerts import check_address, post
 from nano_vm.observe.archetypes import FAMILIES_MAX, ArchetypeMonitor, learn_archetypes
 from nano_vm.observe.baseline import Baseline, learn
 from nano_vm.observe.drift import RUNS_MIN, DriftMonitor, Health, Report, calibrate
@@ -90,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=SIZE,
         help=f"also show the measures of every N runs (default: {SIZE})",
     )
+    parser.add_argument("--alert", metavar="URL", help="post the report there unless the runs are STABLE")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--pause", action="store_true", help="begin no more runs of it when they are DEGRADED")
     what.add_argument("--resume", action="store_true", help="lift the pause; nothing is measured")
@@ -120,6 +123,9 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         document["paused"] = health is Health.DEGRADED
         if health is Health.DEGRADED:
             _pause(args, console, runs[0].program, report)
+    if args.alert is not None and health is not Health.STABLE:
+        post(args.alert, document)
+        console.line("  alerted       the report was sent")
     console.document(document)
     return exits.FAILED if args.check and health is not Health.STABLE else exits.DONE
 
@@ -129,6 +135,8 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("USAGE", f"--limit is a number from 1 to {RUNS_MAX}", help="--limit 1000")
     if (args.program is None) is not args.paused:
         raise InputError("USAGE", "name a program, or say --paused", help="nano-vm drift PROGRAM")
+    if args.alert is not None:
+        check_address(args.alert)
     if args.windows is not None and args.archetypes is not None:
         raise InputError(
             "USAGE", "windows are of all runs of a program", help="either --windows or --archetypes"
