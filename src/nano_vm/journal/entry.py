@@ -128,7 +128,7 @@ class Chain:
     Sealing one entry costs one digest over its facts and one over its payload, however long the chain is.
     """
 
-    __slots__ = ("_run", "head", "length", "run")
+    __slots__ = ("_run", "head", "length", "place", "run")
 
     def __init__(self, run: str, length: int = 0, head: str = GENESIS) -> None:
         self.run = run
@@ -136,6 +136,7 @@ class Chain:
         self.head = head
         # Encoded once: a run id is any text, and its JSON form is the same in every entry.
         self._run = canonical.encode(run).decode()
+        self.place = f'","run":{self._run},"seq":'  # between the head and the number of an entry
 
     def seal(
         self,
@@ -204,7 +205,7 @@ class Chain:
         self, successes: Sequence[Success], salts: Sequence[bytes], add: Callable[[Entry], None] | None
     ) -> None:
         head, seq, join, hashed = self.head, self.length, _join, sha256  # names are looked up faster here
-        run = f'","run":{self._run},"seq":'
+        run = self.place
         for salt, (at, step, verdicts, payload, before, then_at, after) in zip(salts, successes, strict=True):
             if verdicts:
                 step = with_verdicts(step, verdicts)
@@ -218,6 +219,26 @@ class Chain:
                 add(Entry(seq, head, facts, salt, payload))
             seq += 1
         self.head, self.length = head, seq
+
+
+def seal_each(plain: Sequence[tuple[Chain, Success, bytes]]) -> list[tuple[int, bytes, bytes]]:
+    """`Chain.seal_successes` of one success in each of many chains, with its salt: places, digests (32 bytes), facts.
+    In a row they cost half of what they cost one by one between other things."""
+    join, hashed = _join, sha256
+    sealed = []
+    for chain, (at, step, verdicts, payload, before, then_at, after), salt in plain:
+        if verdicts:
+            step = with_verdicts(step, verdicts)
+        if after.__class__ is tuple:
+            after = f"{after[0]}{then_at}{after[1]}"
+        commitment = hashed(salt + payload).hexdigest()
+        seq = chain.length
+        start = (HEAD, commitment, AT, at, step, chain.head, chain.place, f"{seq}", before, then_at, after)
+        facts = join(start).encode()  # type: ignore[arg-type]
+        digest = hashed(facts).digest()
+        chain.head, chain.length = f"sha256:{digest.hex()}", seq + 1
+        sealed.append((seq, digest, facts))
+    return sealed
 
 
 class SealedEntries(Sequence[Entry]):

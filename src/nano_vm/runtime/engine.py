@@ -147,6 +147,7 @@ class Engine:
         self.compact = bool(getattr(store, "compact", False))
         self.volatile = bool(getattr(store, "volatile", False))
         self.groups = hasattr(store, "alone")  # the store gathers the appends of many runs into one commit
+        self.append_plain = getattr(store, "append_plain", None)
         self.draining = False
         self.live: dict[str, Run] = {}  # in all event loops that use this engine
         self.background: set[asyncio.Task[Any]] = set()  # kept from being collected

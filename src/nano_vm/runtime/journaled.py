@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import msgspec
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 _SUSPENDED = RunStatus.SUSPENDED.value
+Durable: TypeAlias = "Callable[[str, int, Chain, Success, bytes], Awaitable[None] | None]"
 Answer: TypeAlias = "asyncio.Future[Rejection | None]"
 
 
@@ -129,6 +130,17 @@ class JournaledRun(msgspec.Struct, eq=False):
             self._gathered().extend(self.chain.seal_successes(pending, salts))
             pending.clear()
 
+    @property
+    def _is_lone(self) -> bool:
+        """Whether nothing has to be written before what is pending, or with it."""
+        return (
+            self.created
+            and self.engine.append_plain is not None
+            and not self.batch
+            and self._open is None
+            and self.recorded != _SUSPENDED
+        )
+
     def _gathered(self) -> list[Entry]:
         if type(self.batch) is not list:
             self.batch = list(self.batch)
@@ -161,6 +173,10 @@ class JournaledRun(msgspec.Struct, eq=False):
     def commit(self, update: RunUpdate | None = None) -> Awaitable[None] | None:
         """Make the batch durable."""
         if self.pending:
+            if update is None and len(self.pending) == 1 and self._is_lone:
+                plain: Durable = self.engine.append_plain  # type: ignore[assignment]
+                salt = self.engine.entropy.salt()
+                return plain(self.record.run_id, self.fence, self.chain, self.pending.pop(), salt)
             self.seal_pending()
         if self._open is not None:
             self._seal()

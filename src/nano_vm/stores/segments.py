@@ -81,6 +81,11 @@ def pack_lone(entry: Entry) -> tuple[bytes, bytes, bytes] | None:
         return None
 
 
+def pack_payload(salt: bytes, payload: bytes) -> bytes:
+    """Payloads of a segment of one entry, for a payload that is no blob."""
+    return _pack_head(len(payload), _SALTED) + salt + payload
+
+
 def _pack_one(entries: Sequence[Entry], blobs: dict[bytes, bytes]) -> Segment:
     facts = b"\n".join([entry.facts for entry in entries])
     try:

@@ -19,8 +19,10 @@ from typing import Literal, TypeVar
 
 from nano_vm import canonical
 from nano_vm.errors import InputError, NotFoundError, StoreError
-from nano_vm.journal.entry import Entry
+from nano_vm.journal.entry import Chain, Entry
+from nano_vm.journal.plain import Success
 from nano_vm.journal.port import (
+    BLOB_BYTES_MIN,
     DEFAULT_TENANT,
     LEASE_MS,
     Durable,
@@ -163,6 +165,17 @@ class SqliteJournalStore:
         if self._writer.tool_open and inside_tool.get():
             refuse_inside(self._turnstile)
         return self._group.submit(Work(run_id, entries, fence, update))
+
+    def append_plain(self, run_id: str, fence: int, chain: Chain, success: Success, salt: bytes) -> Durable:
+        """`append` of a success at the end of a chain. It is sealed when it is written, together with those of other
+        runs; the chain has to be left alone until then."""
+        if len(success[3]) > BLOB_BYTES_MIN:
+            return self.append(run_id, fence, chain.seal_successes((success,), (salt,)))
+        if self._closed or _forks != self._forks:
+            self._check_open()
+        if self._writer.tool_open and inside_tool.get():
+            refuse_inside(self._turnstile)
+        return self._group.submit(Work(run_id, fence=fence, plain=(chain, success, salt)))
 
     def annex(self, run_id: str, build: Callable[[int, str], Sequence[Entry]]) -> Durable:
         return self._submit(Work(run_id, build=build))

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from nano_vm.errors import NanoVMError
-from nano_vm.journal.entry import GENESIS, Entry
+from nano_vm.journal.entry import GENESIS, Chain, Entry, seal_each
+from nano_vm.journal.plain import Success
 from nano_vm.journal.port import LEASE_MS, RunRecord, RunUpdate
 from nano_vm.stores import rules
-from nano_vm.stores.segments import DIGEST_BYTES, pack, pack_lone
+from nano_vm.stores.segments import DIGEST_BYTES, pack, pack_lone, pack_payload
 
 NOBODY = -1  # a fence that no caller holds
 
@@ -31,7 +32,11 @@ _HOLDER = """SELECT run_id FROM nvm_runs WHERE run_id = ?
 
 
 class Work(msgspec.Struct, eq=False):
-    """One call of `create`, `append` or `annex` on its way into a commit. Whoever commits sets `error`."""
+    """One call of `create`, `append` or `annex` on its way into a commit. Whoever commits sets `error`.
+
+    A `plain` one is a success that is sealed when it is written, together with those of other runs: `packed` is its
+    place and its row then.
+    """
 
     run_id: str
     entries: Sequence[Entry] = ()
@@ -39,6 +44,8 @@ class Work(msgspec.Struct, eq=False):
     update: RunUpdate | None = None
     record: RunRecord | None = None
     build: Callable[[int, str], Sequence[Entry]] | None = None
+    plain: tuple[Chain, Success, bytes] | None = None
+    packed: tuple[int, bytes, bytes, bytes] | None = None
     future: asyncio.Future[None] | None = None
     error: BaseException | None = None
 
@@ -79,20 +86,19 @@ class Batch:
         """`append` of one entry at the end of a run that is known, which nearly every append is; False for others, and
         nothing is done."""
         run = self._known.get(work.run_id)
-        entries = work.entries
-        if run is None or len(entries) != 1 or work.update is not None or run.fence != work.fence:
+        if run is None or run.fence != work.fence or work.update is not None:
             return False
-        entry = entries[0]
-        seq = run.length
-        packed = pack_lone(entry) if entry.seq == seq and seq else None
-        if packed is None:
+        row = lone_row(work, run.length)
+        if row is None:
             return False
-        self._segments.append((run.no, seq, *packed))
-        run.length = seq + 1
+        self._segments.append((run.no, *row))
+        run.length += 1
         return True
 
     def add(self, work: Work) -> None:
         """Raises what the port says for the call; sqlite3 errors are not the call's own and come through."""
+        if work.packed is not None:
+            work.entries = (_entry_of(work),)
         if work.record is not None:
             self._create(work.record, work.entries)
         elif work.build is not None:
@@ -248,6 +254,37 @@ class Batch:
                 if start <= seq + at // DIGEST_BYTES < stop:
                     found.append("sha256:" + digests[at : at + DIGEST_BYTES].hex())
         return found
+
+
+def seal_plain(works: Sequence[Work]) -> None:
+    """Seal the plain ones that are not sealed yet, in a row."""
+    plain = [work for work in works if work.plain is not None and work.packed is None]
+    if not plain:
+        return
+    sealed = seal_each([work.plain for work in plain])  # type: ignore[misc]
+    for work, (seq, digest, facts) in zip(plain, sealed, strict=True):
+        _, success, salt = work.plain  # type: ignore[misc]
+        work.packed = seq, digest, facts, pack_payload(salt, success[3])
+
+
+def lone_row(work: Work, length: int) -> tuple[int, bytes, bytes, bytes] | None:
+    """The row, but for its run, of a work that adds one entry to `length` others; None for any other."""
+    packed = work.packed
+    if packed is not None:
+        return packed if packed[0] == length else None
+    entries = work.entries
+    if len(entries) != 1 or not length or entries[0].seq != length:
+        return None
+    found = pack_lone(entries[0])
+    return None if found is None else (length, *found)
+
+
+def _entry_of(work: Work) -> Entry:
+    assert work.packed is not None
+    assert work.plain is not None
+    seq, digest, facts, _ = work.packed
+    _, success, salt = work.plain
+    return Entry(seq, "sha256:" + digest.hex(), facts, salt, success[3])
 
 
 def attempt(batch: Batch, works: Sequence[Work]) -> None:

@@ -18,8 +18,7 @@ from typing import TypeVar
 
 from nano_vm.errors import NanoVMError, StoreError
 from nano_vm.stores import rules
-from nano_vm.stores.segments import pack_lone
-from nano_vm.stores.sqlite_batch import INSERT_SEGMENT, Batch, OwnedRun, Work, attempt
+from nano_vm.stores.sqlite_batch import INSERT_SEGMENT, Batch, OwnedRun, Work, attempt, lone_row, seal_plain
 from nano_vm.stores.sqlite_errors import FAILURES, translate
 from nano_vm.stores.sqlite_schema import is_busy
 
@@ -102,6 +101,7 @@ class Writer:
             return True
         batch = Batch(self.con, self.owner, self.known)
         try:
+            seal_plain(works)
             attempt(batch, works)
             batch.execute()
             self.con.execute("COMMIT")
@@ -128,13 +128,11 @@ class Writer:
         The caller holds `lock`.
         """
         run = self.known.get(work.run_id)
-        entries = work.entries
-        if run is None or len(entries) != 1 or work.update is not None or run.fence != work.fence:
+        if run is None or run.fence != work.fence or work.update is not None:
             return False
-        entry = entries[0]
-        seq = run.length
-        packed = pack_lone(entry) if entry.seq == seq and seq else None
-        if packed is None:
+        seal_plain((work,))
+        row = lone_row(work, run.length)
+        if row is None:
             return False
         execute = self._cursor.execute
         try:
@@ -145,7 +143,7 @@ class Writer:
             if execute("PRAGMA data_version").fetchone()[0] != self._data_version:
                 execute("ROLLBACK")
                 return False
-            execute(INSERT_SEGMENT, (run.no, seq, *packed))
+            execute(INSERT_SEGMENT, (run.no, *row))
             execute("COMMIT")
         except BaseException as error:
             self._undo()
@@ -153,7 +151,7 @@ class Writer:
             if not isinstance(error, Exception):
                 raise
             return True
-        run.length = seq + 1
+        run.length += 1
         return True
 
     def wait_for_tool(self) -> None:
