@@ -100,6 +100,7 @@ def run_console(block: Block, where: str, directory: Path) -> None:
         **os.environ,
         "PATH": f"{shim}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT / "src"),
+        "NANO_VM_KEYS": str(directory / ".keys"),  # not those of whoever runs the tests
         "COLUMNS": "200",
         "NO_COLOR": "1",
     }
