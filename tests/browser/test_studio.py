@@ -174,7 +174,7 @@ class Seen:
 
 @pytest.fixture
 def shots(request: pytest.FixtureRequest) -> Path | None:
-    given = request.config.getoption("--screenshots")
+    given = request.config.getoption("--screenshots", default=None)
     return None if given is None else Path(given)
 
 

@@ -32,11 +32,18 @@ def answer_card(found: PendingApproval, may: bool) -> None:
             st.caption(
                 f"This takes somebody who is {' or '.join(found.roles)}. Start the studio with that role."
             )
+        hidden = bool(found.action and not found.shown)
+        seen = not hidden or st.checkbox(
+            "I have seen the arguments of this action elsewhere: its digest is the one above",
+            key=f"seen:{key}",
+        )
         comment = st.text_input(
             "Comment", key=f"comment:{key}", placeholder="kept with the answer", max_chars=500
         )
         yes, no, _ = st.columns([1, 1, 4])
-        if yes.button("Approve", key=f"yes:{key}", type="primary", disabled=bool(missing), width="stretch"):
+        if yes.button(
+            "Approve", key=f"yes:{key}", type="primary", disabled=bool(missing) or not seen, width="stretch"
+        ):
             _answer(found, True, comment or None)
         if no.button("Refuse", key=f"no:{key}", disabled=bool(missing), width="stretch"):
             _answer(found, False, comment or None)

@@ -139,8 +139,10 @@ class Desk:
         asyncio.set_event_loop(loop)
         with self._stack:
             loop.run_forever()
-            for task in asyncio.all_tasks(loop):
+            left = asyncio.all_tasks(loop)
+            for task in left:
                 task.cancel()
+            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
             loop.run_until_complete(loop.shutdown_asyncgens())
             self._session = None
         loop.close()

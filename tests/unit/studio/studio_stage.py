@@ -104,6 +104,7 @@ class Stage:
         self.paid: list[Paid] = []
         self.desks: list[Desk] = []
         self.has_tools = True  # at the desk
+        self.policy: Any = EXAMPLES / "refund.policy.yaml"  # in force, where nothing else is said
         if new:
             make_key_file(directory / "runs.db.key")
         self.vault = Vault.beside(self.path)
@@ -165,7 +166,7 @@ class Stage:
         return [lookup_order, send_refund, notify_customer, echo, flaky, double]
 
     def machine(self, **options: Any) -> ExecutionVM:
-        options.setdefault("policy", EXAMPLES / "refund.policy.yaml")
+        options.setdefault("policy", self.policy)
         return ExecutionVM(
             llm=self.model,
             tools=self.tools(),

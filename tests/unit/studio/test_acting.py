@@ -10,7 +10,7 @@ import pytest
 from nano_vm.studio import frame
 from nano_vm.studio.library import Library
 from nano_vm.studio.settings import ACT, APPROVE, READ, VERIFY, rights_of
-from unit.studio.studio_stage import Page, Paid, Stage, done, use
+from unit.studio.studio_stage import PRIVATE, SECRET, Page, Paid, Stage, done, use
 
 DUE = Paid("A-1002", 240)
 
@@ -227,3 +227,24 @@ def test_events_and_cancellations_are_left_too_and_forks_are_not(bare: Stage) ->
     done(bare)
     work(bare)
     assert frame.library().sight("large").trace.status.value == "CANCELLED"
+
+
+def test_private_arguments_are_approved_by_nobody_who_has_not_seen_them_elsewhere(own: Stage) -> None:
+    own.policy = {
+        "policy": "private",
+        "tools": ["double"],
+        "models": ["default"],
+        "rules": [{"id": "look", "tools": ["echo"], "approval": {"roles": ["supervisor"]}}],
+    }
+    own.run(lambda vm: vm.run(PRIVATE, context={"who": SECRET}, trace_id="asks", principal="ana"))
+    use(own.acting("approver", "supervisor"))
+    page = Page("run", id="asks")
+    assert SECRET not in page.everything()
+    assert "[PRIVATE]" in page.markup()
+    (yes,) = [each for each in page.test.button if each.label == "Approve"]
+    assert yes.disabled
+    next(each for each in page.test.checkbox if "digest" in each.label).check()
+    page.run().press("Approve")
+    (job,) = done(own)
+    assert (job.state, job.error) == ("done", None)
+    assert frame.library().sight("asks").trace.status.value == "SUCCESS"

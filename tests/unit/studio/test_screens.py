@@ -216,6 +216,13 @@ def test_private_values_are_marked_and_erased_ones_are_tombstones(looked_at: Sta
     assert "asked for it" in Page("policies").markup()
 
 
+@pytest.mark.parametrize("run_id", ["private", "erased", "mapped", "failed"])
+def test_runs_verify_without_any_key(looked_at: Stage, run_id: str) -> None:
+    page = Page("run", id=run_id).choose("run_view", "Receipt").press("Verify")
+    assert ">VERIFIED<" in page.markup()
+    assert ("opens them with the key" in page.markup()) is (run_id == "private")
+
+
 def test_policies_show_their_rules_and_what_was_decided(looked_at: Stage) -> None:
     shown = Page("policies").markup()
     for rule in ("small", "large", "daily", "never"):

@@ -322,7 +322,9 @@ def _verify(sight: Sight) -> tuple[Markup, str]:
         return tag(
             "div", tag("div", "NOT VERIFIED", class_="lead"), *passed, failed, class_="card", role="status"
         ), sight.trace.head
-    closed = any(entry.payload is not None and not entry.salt for entry in sight.entries)
+    closed = not sight.veil.erased and any(
+        entry.payload is not None and not entry.salt for entry in sight.entries
+    )
     note = (
         soft("Private values were taken as recorded: `nano-vm verify` opens them with the key.")
         if closed
