@@ -88,7 +88,8 @@ def governance(
     The labels of a program whose tools protect nothing and that has no secrets need not be worked out.
     """
     schemas = tools or {}
-    if not _concerns(compiled, schemas, lookup, set()):
+    sums = policy is not None and policy.adds_up
+    if not sums and not _concerns(compiled, schemas, lookup, set()):
         return
     places = _Places(document)
     for number, finding in enumerate(Analysis(compiled, schemas, lookup, policy=policy).findings()):

@@ -126,6 +126,11 @@ class Policy:
             )
         )
 
+    @property
+    def adds_up(self) -> bool:
+        """Whether something in arguments is added up: then it must not be private."""
+        return any(limit.unit == "sum" for rule in self.rules for limit in rule.limits)
+
     def reserves(self, model: str) -> bool:
         """Whether calls of a model are held at their worst case: there is a limit on tokens or cost."""
         return any(limit.unit in RESERVED for rule in self.rules_for("model", model) for limit in rule.limits)

@@ -31,7 +31,7 @@ from nano_vm.program.labels import DECLARED, PRIVATE, SEALED, SECRET, UNTRUSTED
 from nano_vm.program.tool_schema import ToolSchema
 
 UNPROVED: Final = 8  # it may be untrusted: that shows only when it runs
-_BITS = (UNTRUSTED, SECRET, UNPROVED)
+_BITS = (UNTRUSTED, SECRET, PRIVATE, UNPROVED)
 _CALL_DEPTH_MAX = 16
 
 Tools: TypeAlias = Mapping[str, ToolSchema]
@@ -276,8 +276,10 @@ class Analysis:
         for step in self.program.steps:
             pins = self.pins[step.index]
             action = step.action
-            if type(action) is ToolAction and not self._vouched(step, action):
-                yield from self._protected(step, action.tool, action.args, "args", pins)
+            if type(action) is ToolAction:
+                if not self._vouched(step, action):
+                    yield from self._protected(step, action.tool, action.args, "args", pins)
+                yield from self._summed(step, action.tool, action.args, "args", pins)
             elif isinstance(action, ModelAction):
                 yield from self._prompts(step, pins)
                 for tool in getattr(action, "tools", ()):
@@ -288,6 +290,7 @@ class Analysis:
                 after = after_success(self.program, step, pins)
                 args = step.compensation.args
                 yield from self._protected(step, step.compensation.tool, args, "compensate/args", after)
+                yield from self._summed(step, step.compensation.tool, args, "compensate/args", after)
 
     def _vouched(self, step: CompiledStep, action: ToolAction) -> bool:
         """Whether the action is taken with an approval of exactly this action only: by the program's word, or by that
@@ -321,6 +324,25 @@ class Analysis:
             else:
                 message = f"whether `{name}` of `{tool}` gets a trusted value shows only when it runs"
                 yield Finding("UNPROVED_FLOW", message, _remedy(flow), flow, unproved=True)
+
+    def _summed(
+        self, step: CompiledStep, tool: str, args: Template, field: str, pins: Pins
+    ) -> Iterator[Finding]:
+        """What the policy would add up and is private: limits are counted in clear, so such a call is denied."""
+        for rule in self.policy.rules_for("tool", tool) if self.policy is not None else ():
+            for name in dict.fromkeys(limit.path[0] for limit in rule.limits if limit.path is not None):
+                refs = next(
+                    (refs for part, refs in args.parts if part == name), args.refs if not args.parts else ()
+                )
+                label = self.label_of(refs, step, pins) & SEALED
+                if not label:
+                    continue
+                target = Hop(f"`{field.replace('/', '.')}.{name}` of `{step.id}`", step.id, f"{field}/{name}")
+                flow = self.flow(refs, step, pins, PRIVATE if label & PRIVATE else SECRET, target)
+                message = f"the rule `{rule.id}` adds up `{name}` of `{tool}`, and would get a private value"
+                help = "limit `max_calls`, or take the amount out of what is private: limits are counted in clear"
+                # A rule with a condition may not apply.
+                yield Finding("PRIVATE_AMOUNT", message, help, flow, unproved=rule.when is not None)
 
     def _proposals(self, step: CompiledStep, tool: str) -> Iterator[Finding]:
         schema = self.tools.get(tool)

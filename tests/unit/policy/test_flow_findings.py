@@ -323,3 +323,27 @@ def test_a_call_that_the_policy_never_allows_is_found() -> None:
     report = check(from_data({"steps": [tool("t", "token"), tool("e")]}), TOOLS, None, POLICY)
     assert [(finding.code, finding.place.step) for finding in report.errors] == [("DENIED_TOOL", "t")]
     assert ProgramValidator({"steps": [tool("e")]}, tools=TOOLS, policy=POLICY).validate().ok
+
+
+@pytest.mark.parametrize(
+    ("when", "private", "severity"),
+    [(None, True, "error"), ("$args.amount > 5", True, "warning"), (None, False, None)],
+)
+def test_a_private_value_that_a_limit_would_add_up_is_found(
+    when: str | None, private: bool, severity: str | None
+) -> None:
+    rule = {"id": "sum", "tools": ["pay"], "limits": [{"max_sum": 9, "of": "$args.amount", "per": ["day"]}]}
+    policy = load_policy(
+        {"policy": "p", "default": "allow", "rules": [rule | ({"when": when} if when else {})]}
+    )
+    amount = {"type": "integer", "label": "trusted", **({"private": True} if private else {})}
+    data = {
+        "steps": [tool("t", args={"x": "$n"}), pay("$t.output"), DONE],
+        "inputs": {"type": "object", "properties": {"n": amount, "who": {"private": True}}},
+    }
+    found = [f for f in check(from_data(data), TOOLS, None, policy).diagnostics if f.code == "PRIVATE_AMOUNT"]
+    assert [(f.severity, f.place.step, f.place.path) for f in found] == (
+        [] if severity is None else [(severity, "p", "/steps/1/args/amount")]
+    )
+    if found:
+        assert "input `n` -> `args.x` of `t` -> `$t.output` -> `args.amount` of `p`" in found[0].message

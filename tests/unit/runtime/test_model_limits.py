@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runtime_stage import Opener, play, program, sound, tool_step
+from runtime_stage import Opener, play, program, refused, sound, tool_step
 
 from nano_vm import Completion, ExecutionVM, RunStatus, SqliteStore, ToolCall, Trace, Usage, tool
 from nano_vm.kernel.events import PolicyDecided
@@ -226,6 +226,10 @@ def test_private_amounts_are_not_added_up_in_clear(tmp_path: Path, private: bool
         vm = partial(ExecutionVM, store=store, vault=Vault.in_memory())(
             tools={"act": act, "end": lambda: None}, policy={**PAYING, "tools": ["end"]}
         )
+        if private:
+            with refused("INVALID_PROGRAM"):  # the action, and what undoes it
+                await vm.run(flow, {"n": 7_777_123, "who": "s-1"}, principal=ANA)
+        vm.proves = False  # as where the policy came later
         trace = await vm.run(flow, {"n": 7_777_123, "who": "s-1"}, principal=ANA)
         details = [e.detail for e in trace.events if type(e) is PolicyDecided and e.detail]
         vm.verify(trace.trace_id)
