@@ -308,4 +308,6 @@ def action_digest(tool: str, schema: str, args: Any, policy: str, *, kind: str =
         schema: digest of the tool's definition.
         policy: hash of the policy the run is pinned to; empty without one.
     """
-    return canonical.digest_value(["nano-vm action 1", kind, tool, schema, args, policy])
+    # The array is put together here: only the arguments need the encoder's whole care.
+    names, ends = canonical.encode(["nano-vm action 1", kind, tool, schema]), canonical.encode([policy])
+    return canonical.digest(b"%b,%b,%b" % (names[:-1], canonical.encode(args), ends[1:]))

@@ -95,6 +95,8 @@ class Gate:
         "_ahead",
         "_cleared",
         "_held",
+        "_limited",
+        "_ruled_by",
         "_ruled_under",
         "_rulings",
         "engine",
@@ -113,6 +115,8 @@ class Gate:
             None  # by step, for all runs of the program and policies
         )
         self._ruled_under: Policy | None = None
+        self._ruled_by: list[Policy] = []
+        self._limited = False
         self._ahead: tuple[str, Verdict] | None = None  # a dispatch whose limits have been counted
         # Model calls that are counted at their worst case until it is known what they took.
         self._held: dict[tuple[int, int], tuple[Reservation, tuple[Counter, ...], str]] = {}
@@ -208,11 +212,12 @@ class Gate:
         ruling = self._ruling(step)
         if ruling is not None:
             return self._settled_event(step, ruling.decision, occurrence)
-        policies = self.policies
-        if step.approved_by or any(policy.has_limits for policy in policies):
+        policies = self._ruled_by
+        if step.approved_by or self._limited:
             return None
-        self.progress.passed(passed)
-        passed.clear()
+        if passed:
+            self.progress.passed(passed)
+            passed.clear()
         assert type(step.action) is ToolAction
         command = CallTool(
             step=step.index,
@@ -223,9 +228,14 @@ class Gate:
             tool=step.action.tool,
             args=args,
         )
-        verdict = self.judge(policies, command, spec)
-        if verdict.decision.decision != ALLOW or verdict.asks:
+        request, _ = self._request(policies, command, frozenset())  # private arguments are not plain
+        decision = decide_all(policies, request)
+        if decision.decision != ALLOW or decision.asks:
             return None
+        action = action_digest(
+            command.tool, spec.digest, args, "" if self.pinned is None else self.pinned.hash
+        )
+        verdict = Verdict(decision, action, (), [], 0)
         return self._decided(command, spec, verdict, verdict.decision, None, 0)
 
     def rides(
@@ -249,7 +259,9 @@ class Gate:
         """By step, what is known to be decided by the tool's name alone. Good until the policy in force changes."""
         if self._rulings is None or self._ruled_under is not self.engine.policy:
             self._ruled_under = self.engine.policy
-            under = (self.run.program.hash, *(policy.hash for policy in self.policies))
+            self._ruled_by = policies = self.policies
+            self._limited = any(policy.has_limits for policy in policies)
+            under = (self.run.program.hash, *(policy.hash for policy in policies))
             self._rulings = self.engine.rulings.setdefault(under, {})
         return self._rulings
 
@@ -469,7 +481,7 @@ class Gate:
             args=args,
             principal=run.facts.principal,
             run={} if facts is UNASSIGNED else facts,
-            done=self.progress.done,
+            done=self.progress.done if any(policy.has_requirements for policy in policies) else frozenset(),
             at_ms=self.engine.clock.now_ms(),
             private=private,
             tokens=tokens,
