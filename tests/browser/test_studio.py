@@ -180,10 +180,15 @@ def shots(request: pytest.FixtureRequest) -> Path | None:
 
 def test_an_empty_studio_fills_when_another_process_runs_something(served: Served, browser: Any) -> None:
     seen = Seen(browser, served.address)
+    other = Seen(browser, served.address)
     seen.open("", ".card")
-    assert "no database" in seen.page.locator(".card").first.inner_text()
+    other.open("approvals", ".card")
+    for page in (seen.page, other.page):
+        assert "no database" in page.locator(".card").first.inner_text()
     served.refund("large", "A-1002", 6)
     seen.page.locator('[data-pick="run:large"]').wait_for()  # without a reload
+    other.page.get_by_text("send_refund").wait_for()
+    other.close()
     served.refund("small", "A-1001", 0)
     seen.page.locator('[data-pick="run:small"]').wait_for()
     assert "key=" not in seen.page.url  # it does not stay in the address

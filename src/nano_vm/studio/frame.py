@@ -14,7 +14,7 @@ from nano_vm.errors import NanoVMError
 from nano_vm.studio import settings as settings_
 from nano_vm.studio.desk import Job
 from nano_vm.studio.library import Library
-from nano_vm.studio.markup import Markup, chip, code, join, tag, text
+from nano_vm.studio.markup import Markup, chip, code, join, soft, tag, text
 from nano_vm.studio.meter import Meter
 from nano_vm.studio.settings import Settings
 from nano_vm.studio.view import show
@@ -79,20 +79,58 @@ def title(name: str, lead: str = "") -> None:
 
 
 def guarded(page: Callable[[], None]) -> Callable[[], None]:
-    """A page whose errors are shown as errors are shown everywhere: what, where, and how to mend it."""
+    """A page whose errors are shown as errors are shown everywhere: what, where, and how to mend it. One that waits for
+    its database looks again by itself."""
 
     def run() -> None:
         try:
             page()
         except NanoVMError as error:
             show_error(error)
+            if error.code in _PASSING:
+                st.fragment(_look_again(), run_every=settings().seconds)()
 
     run.__name__ = page.__name__
     return run
 
 
+def part(name: str, body: Callable[[], None], seconds: float) -> None:
+    """A part of a page that is made again every few seconds; its errors are shown in its place."""
+
+    def run() -> None:
+        try:
+            body()
+        except NanoVMError as error:
+            show_error(error, f"error:{name}")
+
+    st.fragment(run, run_every=seconds, key=name)()
+
+
+_PASSING = ("STORE_NOT_FOUND", "STORE_LOCKED")
+
+
+def _look_again() -> Callable[[], None]:
+    """Makes the page again when the store can be read; not at once, or a page that cannot be made would spin."""
+    looked: list[bool] = []
+
+    def look() -> None:
+        if looked:
+            try:
+                library().generation()
+            except NanoVMError:
+                return
+            st.rerun()
+        looked.append(True)
+
+    return look
+
+
 def show_error(error: NanoVMError, key: str = "error") -> None:
     """An error of ours."""
+    if error.code == "STORE_NOT_FOUND":
+        lines = (soft(str(settings().path)), code(command("run", "my.yaml")), soft(error.code))
+        empty("There is no database yet", "A first run makes one, and it shows up here.", *lines, key=key)
+        return
     where = str(error.place) if error.place is not None else ""
     show(
         tag(

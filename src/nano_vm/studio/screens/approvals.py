@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from nano_vm.studio.answering import answer_card
-from nano_vm.studio.frame import empty, guarded, library, settings, show_jobs
+from nano_vm.studio.frame import empty, guarded, library, part, settings, show_jobs
 from nano_vm.studio.settings import APPROVE
 
 ROWS = 20
@@ -14,7 +14,7 @@ ROWS = 20
 @guarded
 def page() -> None:
     st.markdown("# Approvals")
-    st.fragment(guarded(_list), run_every=settings().seconds)()
+    part("approvals", _list, settings().seconds)
 
 
 def _list() -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import streamlit as st
 
 from nano_vm.studio import charts
-from nano_vm.studio.frame import empty, follow, guarded, library, meter, run_link, settings
+from nano_vm.studio.frame import empty, follow, guarded, library, meter, part, run_link, settings
 from nano_vm.studio.markup import Markup, table, tag, tiles
 from nano_vm.studio.meter import Spent
 from nano_vm.studio.view import show
@@ -20,7 +20,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 @guarded
 def page() -> None:
     st.markdown("# Costs")
-    st.fragment(guarded(_figures), run_every=settings().seconds)()
+    part("costs", _figures, settings().seconds)
 
 
 def _figures() -> None:

@@ -21,6 +21,7 @@ from nano_vm.studio.frame import (
     guarded,
     library,
     param,
+    part,
     run_link,
     settings,
     show_jobs,
@@ -59,8 +60,8 @@ def page() -> None:
         return
     sight = library().sight(run_id)
     seconds = settings().seconds if sight.is_live else SLOW_SECONDS
-    st.fragment(guarded(lambda: _body(run_id)), run_every=seconds)()
-    st.fragment(guarded(lambda: acting.actions(library().sight(run_id))), run_every=seconds)()
+    part("run", lambda: _body(run_id), seconds)
+    part("actions", lambda: acting.actions(library().sight(run_id)), seconds)
 
 
 def _choose() -> None:

@@ -15,6 +15,7 @@ from nano_vm.studio.frame import (
     guarded,
     library,
     param,
+    part,
     run_link,
     settings,
     show_jobs,
@@ -44,7 +45,7 @@ def page() -> None:
 
 
 def _live() -> None:
-    st.fragment(guarded(_list), run_every=settings().seconds)()
+    part("runs", _list, settings().seconds)
 
 
 def _list() -> None:
