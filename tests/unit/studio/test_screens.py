@@ -159,6 +159,7 @@ def test_the_head_of_a_run_is_what_its_trace_says(looked_at: Stage) -> None:
     ):
         assert figure in shown
     assert "refunded" in shown
+    assert "started by ana" in shown
 
 
 def test_the_graph_is_coloured_by_how_steps_stand_and_a_wait_is_no_work(looked_at: Stage) -> None:
@@ -237,6 +238,27 @@ def test_secrets_are_listed_without_their_values(filled: Stage) -> None:
     shown = Page("policies").markup()
     assert "vault://secret/card" in shown
     assert "legal hold" in shown
+
+
+def test_the_command_lists_a_real_vault_without_a_value_and_says_what_is_missing(
+    own: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nano_vm.cli.arguments import global_defaults
+    from nano_vm.cli.commands import studio
+    from nano_vm.cli.main import command_parser
+
+    value = "4111-1111-1111-1111"
+    own.vault.put("card-token", value, tools=["charge"])
+    words = ["--store", str(own.path), "--principal", "ana", "--role", "viewer"]
+    given = studio.make_settings(command_parser("studio", studio).parse_args(words, global_defaults()))
+    assert given.desk is None  # a viewer looks
+    use(given)
+    page = Page("policies")
+    assert "vault://secret/card-token" in page.markup()
+    assert "<td>charge</td>" in page.markup()
+    assert value not in page.everything()
+    Path(f"{own.path}.key").unlink()
+    assert "--key-file" in page.run().markup()
 
 
 def test_costs_are_the_sum_of_what_the_traces_say(looked_at: Stage) -> None:

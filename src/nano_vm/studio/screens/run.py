@@ -9,6 +9,9 @@ import streamlit as st
 
 from nano_vm.evidence.narrative import narrative
 from nano_vm.evidence.receipt import receipt
+from nano_vm.journal.entry import open_events
+from nano_vm.kernel.events import UNSET, RunStarted
+from nano_vm.observe.describe import describe
 from nano_vm.observe.svg import run_svg, waiting_steps
 from nano_vm.observe.timeline import timeline
 from nano_vm.observe.wording import duration, precise_moment
@@ -164,6 +167,14 @@ def _head(sight: Sight) -> Markup:
 def _relations(sight: Sight) -> Markup | None:
     record = sight.record
     parts: list[object] = []
+    start = open_events(sight.entries[0])[0] if sight.entries else None
+    if isinstance(start, RunStarted):
+        if start.principal is not UNSET:
+            parts.append(soft(f"started by {start.principal['id']}"))
+        if start.policy is not UNSET:
+            parts += [soft("under policy "), digest(start.policy)]
+        if start.forked is not UNSET:
+            parts += [soft("forked from "), run_link(start.forked["run"])]
     if record.parent is not None:
         parts += [soft("child of "), run_link(record.parent)]
     first = library().children(record.run_id)
@@ -250,9 +261,6 @@ def _page_of(pages: int, first: int, key: str) -> int:
 
 
 def _journal(sight: Sight) -> None:
-    from nano_vm.journal.entry import open_events
-    from nano_vm.observe.describe import describe
-
     entries = sight.entries
     pages = max((len(entries) - 1) // ROWS + 1, 1)
     at = _page_of(pages, pages, "journal_page")
