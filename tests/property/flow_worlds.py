@@ -447,8 +447,13 @@ async def _run(
     """How often something was kept from a protected parameter."""
     store = MemoryStore()
     clock = VirtualClock()
-    vm = ExecutionVM(llm=world, tools=world.tools(), store=store, clock=clock, policy=policy)  # type: ignore[arg-type]
-    vm.proves = False
+    engines = [
+        ExecutionVM(llm=world, tools=world.tools(), store=store, clock=clock, policy=policy)  # type: ignore[arg-type]
+        for _ in range(2)
+    ]
+    vm = engines[0]
+    for engine in engines:
+        engine.proves = False
     try:
         for child in children.values():
             vm.save_program(child)
@@ -459,6 +464,7 @@ async def _run(
     for turn in range(16 if policy else 6):
         if trace.status != "SUSPENDED":
             break
+        vm = engines[turn % 2]  # what the other knows of the run it has out of the journal
         if (approvals := vm.approvals()) and approvals[0].tool:
             first = approvals[0]
             trace = await vm.approve(trace.trace_id, step=first.step, item=first.item, principal=EVE)
