@@ -289,6 +289,24 @@ def contrast(page: Any) -> float:
     return (found[0] + 0.05) / (found[1] + 0.05)
 
 
+def test_what_is_being_typed_stays_while_the_page_looks_at_the_store(served: Served, browser: Any) -> None:
+    seen = Seen(browser, served.address)
+    seen.open("run?id=large", '[data-pick="step:pay"]')
+    seen.page.get_by_text("Cancel this run").click()
+    reason = seen.page.get_by_label("Reason")
+    reason.fill("the customer has")
+    comment = seen.page.get_by_label("Comment")
+    comment.click()
+    comment.type("not yet")
+    seen.page.wait_for_timeout(5_000)  # two looks
+    assert reason.input_value() == "the customer has"
+    assert comment.input_value() == "not yet"
+    assert comment.evaluate("node => document.activeElement === node")
+    comment.type(", I think")
+    assert comment.input_value() == "not yet, I think"
+    seen.close()
+
+
 def test_an_approval_in_the_browser_pays_once(served: Served, browser: Any) -> None:
     seen = Seen(browser, served.address)
     seen.open("approvals", "text=send_refund")
