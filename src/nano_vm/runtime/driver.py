@@ -418,7 +418,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
                 if outcome is None:
                     outcome = await calls.model(self.program.steps[command.step], command, limit, offered)
                 if self.gate is not None:
-                    await self.gate.settle(command, outcome)
+                    await self.gate.models.settle(command, outcome)
             elif type(command) is Compensate:
                 assert spec is not None
                 if self.gate is not None:

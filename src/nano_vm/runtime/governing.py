@@ -7,8 +7,7 @@ this one.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
@@ -28,30 +27,27 @@ from nano_vm.kernel.commands import (
     Reconcile,
     RequestApproval,
 )
-from nano_vm.kernel.labels import output_label
-from nano_vm.kernel.state import Activity, State, activity_key
+from nano_vm.kernel.state import activity_key
 from nano_vm.policy.decide import (
     ALLOW,
     ASK,
     DENIED,
     DENY,
     Asked,
-    Counter,
     Decision,
     Request,
     action_digest,
     decide_all,
-    sealed_parts,
     settled_by_all,
 )
 from nano_vm.policy.decide import counters as counters_of
 from nano_vm.policy.load import stored_policy
-from nano_vm.policy.model import RESERVED, Approval, Policy
+from nano_vm.policy.model import Approval, Policy
 from nano_vm.policy.progress import Progress
 from nano_vm.program.compiled import SLOT_RUN, CompiledProgram, CompiledStep, ToolAction, WaitAction
-from nano_vm.runtime.admission import PROPOSED
+from nano_vm.runtime.actions import model_name, place_of, private_parts, proposal_parts, why_denied
 from nano_vm.runtime.patience import patiently
-from nano_vm.runtime.reservations import Reservation, taken, worst_case
+from nano_vm.runtime.reservations import Reservations
 from nano_vm.runtime.sealing import keyed_content
 
 if TYPE_CHECKING:
@@ -62,8 +58,6 @@ if TYPE_CHECKING:
 
 _UNSET = ev.UNSET
 APPROVAL_EXPIRY_MS = 7 * 86_400_000  # of an approval for which neither policy nor wait says how long
-DEFAULT_MODEL = "default"
-COUNTED_MAX = 2**62  # what a correction may come to: it is no request, and never refused
 
 Dispatch: TypeAlias = CallTool | CallModel | Compensate
 Action: TypeAlias = Dispatch | RequestApproval
@@ -94,12 +88,12 @@ class Gate:
     __slots__ = (
         "_ahead",
         "_cleared",
-        "_held",
         "_limited",
         "_ruled_by",
         "_ruled_under",
         "_rulings",
         "engine",
+        "models",
         "pinned",
         "progress",
         "run",
@@ -118,8 +112,7 @@ class Gate:
         self._ruled_by: list[Policy] = []
         self._limited = False
         self._ahead: tuple[str, Verdict] | None = None  # a dispatch whose limits have been counted
-        # Model calls that are counted at their worst case until it is known what they took.
-        self._held: dict[tuple[int, int], tuple[Reservation, tuple[Counter, ...], str]] = {}
+        self.models = Reservations(run)
 
     @property
     def policies(self) -> list[Policy]:
@@ -312,68 +305,19 @@ class Gate:
             decision = verdict.decision
             waits = bool(verdict.asks) and self._approval(command, verdict)[0] is None
             if decision.decision != DENY and decision.counters and not waits:
-                place = self._place(command)
+                place = place_of(self.run, command)
                 wanted = [(counter.key, counter.amount, counter.maximum) for counter in decision.counters]
-                reservation = self._reservation(policies, command)
+                reservation = self.models.of(policies, command)
                 if not await self._add(place, wanted, verdict.at_ms):
                     continue  # others were quicker: the policy decides again, with what they have counted
                 if reservation is not None:
-                    self._held.setdefault(_key(command), (reservation, decision.counters, place))
+                    self.models.hold(command, reservation, decision.counters, place)
             if self.policies == policies:
                 self._ahead = (command.id, verdict)
                 return
 
     async def _add(self, place: str, wanted: list[tuple[str, int, int]], at_ms: int) -> bool:
         return await patiently(lambda: self.engine.store.count(place, wanted, at_ms))
-
-    # --- what models may take ---------------------------------------------------------------------------------
-
-    def _reservation(self, policies: Sequence[Policy], command: Action) -> Reservation | None:
-        """The worst case of a model call whose tokens or cost a policy limits."""
-        if not isinstance(command, CallModel):
-            return None
-        held = self._held.get(_key(command))
-        if held is not None:
-            return held[0]  # as it has been counted
-        name = _model_name(command)
-        if not any(policy.reserves(name) for policy in policies):
-            return None
-        return worst_case(self.run, command)
-
-    def held(self, command: CallModel) -> Reservation | None:
-        """What has been counted for a model call that is about to be made."""
-        held = self._held.get(_key(command))
-        return None if held is None else held[0]
-
-    async def settle(self, command: CallModel, outcome: Outcome) -> None:
-        """Count what a model call took in place of its worst case. Where this fails, or the process dies before it,
-        the worst case stands."""
-        correction = self._correction(command, lambda unit: taken(outcome.event, unit))
-        if correction is not None:
-            with contextlib.suppress(NanoVMError):
-                await self._add(*correction, self.engine.clock.now_ms())
-
-    def give_back(self, command: CallModel) -> None:
-        """A model call that was counted is not made."""
-        correction = self._correction(command, lambda unit: 0)
-        if correction is not None:
-            with contextlib.suppress(NanoVMError):
-                self.engine.store.count(*correction, self.engine.clock.now_ms())
-
-    def _correction(
-        self, command: CallModel, found: Callable[[str], int | None]
-    ) -> tuple[str, list[tuple[str, int, int]]] | None:
-        """What is to be counted beside the reservation, so that both together come to what was found."""
-        held = self._held.pop(_key(command), None)
-        if held is None:
-            return None
-        _, counters, place = held
-        wanted = []
-        for counter in counters:
-            actual = found(counter.unit) if counter.unit in RESERVED else None
-            if actual is not None and actual != counter.amount:
-                wanted.append((counter.key, actual - counter.amount, COUNTED_MAX))
-        return (canonical.digest_value([place, "settled"]), wanted) if wanted else None
 
     def _stands(self, key: tuple[int, int]) -> bool:
         known = self._cleared.get(key)
@@ -466,9 +410,9 @@ class Gate:
         run = self.run
         tokens, cost, private = None, None, frozenset[str]()
         if type(command) is CallModel:
-            kind, name = "model", _model_name(command)
+            kind, name = "model", model_name(command)
             args: Any = {"model": name, "params": command.request.get("params") or {}}
-            reservation = self._reservation(policies, command)
+            reservation = self.models.of(policies, command)
             if reservation is not None:
                 tokens, cost = reservation.tokens, reservation.cost_nanousd
         else:
@@ -492,19 +436,10 @@ class Gate:
         if not amounts:
             return request, []
         so_far = dict(
-            zip(amounts, self.engine.store.counted(list(amounts), self._place(command)), strict=True)
+            zip(amounts, self.engine.store.counted(list(amounts), place_of(self.run, command)), strict=True)
         )
         counts = [[key, so_far[key], amount] for key, amount in amounts.items()]
         return msgspec.structs.replace(request, counts=so_far), counts
-
-    def _place(self, command: Any) -> str:
-        """Identity of a dispatch for counting: attempts of one occurrence are one action. A model is paid for each, and
-        the turns of an agent are attempts."""
-        kind = "undo" if type(command) is Compensate else "step"
-        place = [self.run.record.run_id, kind, command.step_id, command.occurrence, command.item]
-        if type(command) is CallModel:
-            place.append(command.attempt)
-        return canonical.digest_value(place)
 
     # --- approvals --------------------------------------------------------------------------------------------
 
@@ -612,7 +547,7 @@ class Gate:
             decision=decision.decision,
             detail=decision.detail or _UNSET,
             item=command.item if command.item >= 0 else _UNSET,
-            model=_model_name(command) if type(command) is CallModel else _UNSET,
+            model=model_name(command) if type(command) is CallModel else _UNSET,
             occurrence=command.occurrence,
             policy=decision.policy or _UNSET,
             reason=decision.reason,
@@ -624,12 +559,9 @@ class Gate:
 
     def refused(self, command: Dispatch, decision: Decision, *, pure: bool) -> Outcome:
         """The failure of an action that is not allowed. It is not tried again."""
-        what = "the model" if type(command) is CallModel else command.tool  # type: ignore[union-attr]
+        what = "the model" if type(command) is CallModel else f"`{command.tool}`"  # type: ignore[union-attr]
         where = f"rule `{decision.rule}`" if decision.rule != "default" else "the policy's default"
-        detail = (
-            f" ({decision.reason} {decision.detail})".replace(" )", ")") if decision.reason != "RULE" else ""
-        )
-        message = f"{what} is denied by {where}{detail}"
+        message = f"{what} is denied by {where}{why_denied(decision, type(command) is CallModel)}"
         if type(command) is Compensate:
             return self.engine.calls.not_undone(command, DENIED, message)
         return self.engine.calls.failed(
@@ -734,35 +666,6 @@ def _asked_by_program(program: CompiledProgram, command: CallTool | RequestAppro
         approval = Approval(roles=wait.action.approvers, four_eyes=False, expiry_ms=0)
         asked.append(Asked("program", approval))
     return asked[:1]
-
-
-def _key(command: Any) -> tuple[int, int]:
-    return activity_key(command.step, command.item), command.attempt
-
-
-def _model_name(command: CallModel) -> str:
-    model = command.request.get("model", DEFAULT_MODEL)
-    return model if type(model) is str else DEFAULT_MODEL
-
-
-def proposal_parts(run: Run, agent: Activity) -> frozenset[str]:
-    """`private_parts` of an action that the model of an agent proposes."""
-    if run.state.labels is None:
-        return frozenset()
-    label = output_label(run.program.steps[agent.step], agent)
-    return sealed_parts({name: bits | label for name, bits in PROPOSED.items()})
-
-
-def private_parts(state: State, command: Any) -> frozenset[str]:
-    """Names of the arguments of an action that are private or secret; "" for all of them."""
-    if state.labels is None:
-        return frozenset()
-    if type(command) is Compensate:
-        labels = state.undo[-1].labels if state.undo else None
-    else:
-        activity = state.active.get(activity_key(command.step, command.item))
-        labels = None if activity is None else activity.labels
-    return sealed_parts(labels)
 
 
 def _as(decision: Decision, said: str) -> Decision:

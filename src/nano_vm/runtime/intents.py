@@ -166,7 +166,7 @@ def _model(run: Run, command: CallModel, launches: Launches) -> None:
         run.record_event(outcome.event, outcome.payload)
         return
     limit, tokens, cost = 0, 0, 0
-    counted = None if run.gate is None else run.gate.held(command)
+    counted = None if run.gate is None else run.gate.models.held(command)
     if counted is not None or state.tokens_max or state.cost_nanousd_max:
         reservation = worst_case(run, command) if counted is None else counted
         limit = reservation.limit
@@ -196,7 +196,7 @@ def _model(run: Run, command: CallModel, launches: Launches) -> None:
         if held and needed <= left + held and (run.tasks or launches):
             return  # calls under way hold it, and may give it back: their outcome makes us look again
         if run.gate is not None:
-            run.gate.give_back(command)
+            run.gate.models.give_back(command)
         run.record_event(
             ev.BudgetExhausted(
                 at_ms=engine.clock.now_ms(),

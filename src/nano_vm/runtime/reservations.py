@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nano_vm import canonical
+from nano_vm.errors import NanoVMError
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import CallModel
+from nano_vm.policy.decide import Counter
+from nano_vm.policy.model import RESERVED, Policy
+from nano_vm.runtime.actions import key_of, model_name
 from nano_vm.runtime.agent import definitions
+from nano_vm.runtime.patience import patiently
 
 if TYPE_CHECKING:
+    from nano_vm.runtime.calls import Outcome
     from nano_vm.runtime.driver import Run
 
 _UNSET = ev.UNSET
+COUNTED_MAX = 2**62  # what a correction may come to: it is no request, and never refused
 MODEL_TOKENS_DEFAULT = (
     4_096  # asked for, and reserved, when something is to be held and the step sets no limit
 )
@@ -25,6 +34,67 @@ class Reservation(NamedTuple):
     limit: int
     tokens: int
     cost_nanousd: int | None
+
+
+class Reservations:
+    """Model calls of one run that limits of policies have counted at their worst case, until it is known what they
+    took."""
+
+    __slots__ = ("_held", "_run")
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._held: dict[tuple[int, int], tuple[Reservation, tuple[Counter, ...], str]] = {}
+
+    def of(self, policies: Sequence[Policy], command: Any) -> Reservation | None:
+        """The worst case of a model call whose tokens or cost a policy limits; of everything else None."""
+        if not isinstance(command, CallModel):
+            return None
+        held = self.held(command)
+        if held is not None:
+            return held  # as it has been counted
+        name = model_name(command)
+        return worst_case(self._run, command) if any(policy.reserves(name) for policy in policies) else None
+
+    def held(self, command: CallModel) -> Reservation | None:
+        """What has been counted for a model call that is about to be made."""
+        held = self._held.get(key_of(command))
+        return None if held is None else held[0]
+
+    def hold(self, command: Any, reservation: Reservation, counters: tuple[Counter, ...], place: str) -> None:
+        """A call has been counted, under this identity."""
+        self._held.setdefault(key_of(command), (reservation, counters, place))
+
+    async def settle(self, command: CallModel, outcome: Outcome) -> None:
+        """Count what a model call took in place of its worst case. Where this fails, or the process dies before it,
+        the worst case stands."""
+        correction = self._correction(command, lambda unit: taken(outcome.event, unit))
+        if correction is not None:
+            engine = self._run.engine
+            with contextlib.suppress(NanoVMError):
+                await patiently(lambda: engine.store.count(*correction, engine.clock.now_ms()))
+
+    def give_back(self, command: CallModel) -> None:
+        """A model call that was counted is not made."""
+        correction = self._correction(command, lambda unit: 0)
+        if correction is not None:
+            with contextlib.suppress(NanoVMError):
+                self._run.engine.store.count(*correction, self._run.engine.clock.now_ms())
+
+    def _correction(
+        self, command: CallModel, found: Callable[[str], int | None]
+    ) -> tuple[str, list[tuple[str, int, int]]] | None:
+        """What is to be counted beside the reservation, so that both together come to what was found."""
+        held = self._held.pop(key_of(command), None)
+        if held is None:
+            return None
+        _, counters, place = held
+        wanted = []
+        for counter in counters:
+            actual = found(counter.unit) if counter.unit in RESERVED else None
+            if actual is not None and actual != counter.amount:
+                wanted.append((counter.key, actual - counter.amount, COUNTED_MAX))
+        return (canonical.digest_value([place, "settled"]), wanted) if wanted else None
 
 
 def worst_case(run: Run, command: CallModel) -> Reservation:
