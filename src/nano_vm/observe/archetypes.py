@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from math import log2
+from math import erfc, exp, lgamma, log, log2, sqrt
 from typing import Any
 
 import msgspec
@@ -34,6 +34,7 @@ SKELETON_MAX = 200  # activities of a run that are looked at
 ROUNDS_MAX = 30
 SMOOTHING = 0.5
 NAME_ACTIVITIES = 6
+RECENT = 500  # runs that the present mix of work is judged by
 
 Skeleton = tuple[str, ...]
 
@@ -255,6 +256,18 @@ def _name_of(runs: Sequence[Trajectory]) -> str:
     return " > ".join(name for name in shown if name != END) or END
 
 
+def _chi_square_tail(value: float, freedom: int) -> float:
+    """The probability that a chi-square variable with these degrees of freedom exceeds the value: Q(a, x) by its
+    recurrence in a, from Q(1/2, x) = erfc(sqrt x) or Q(1, x) = exp(-x)."""
+    half = value / 2
+    a = 0.5 if freedom % 2 else 1.0
+    tail = erfc(sqrt(half)) if freedom % 2 else exp(-half)
+    while a < freedom / 2:
+        tail += exp(a * log(half) - half - lgamma(a + 1)) if half else 0.0
+        a += 1
+    return min(tail, 1.0)
+
+
 # --- watching ---------------------------------------------------------------------------------------------------------
 
 
@@ -268,11 +281,14 @@ class FamilyReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ArchetypeReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The worst health of any family, and all of them."""
+    """The worst health of any family, and all of them. `mix` is the probability that families would be as unlike the
+    baseline's, by chance, as they are among the newest runs (at most `RECENT`); it bears on no health, since that
+    another kind of work comes in is nothing wrong with how it is done."""
 
     health: Health
     runs: int
     families: list[FamilyReport]
+    mix: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         plain: dict[str, Any] = msgspec.to_builtins(self)
@@ -320,11 +336,14 @@ class ArchetypeMonitor:
             )
             self.monitors.append(DriftMonitor(family.baseline, calibration))
         self._seen = [0] * count
+        self._recent: list[int] = []
 
     def observe(self, trajectory: Trajectory) -> Health:
         """Take one more run, in the order in which they were started."""
         place = self.archetypes.of(trajectory)
         self._seen[place] += 1
+        self._recent.append(place)
+        del self._recent[:-RECENT]
         self.monitors[place].observe(trajectory)
         order = list(Health)
         health = max((monitor.health for monitor in self.monitors), key=order.index)
@@ -334,12 +353,26 @@ class ArchetypeMonitor:
                 self._on_change(self.report())
         return health
 
+    def _mix(self) -> float:
+        """The p-value of Pearson's test that the newest runs and the baseline's fall into families alike."""
+        now = [self._recent.count(place) for place in range(len(self.monitors))]
+        before = [family.baseline.runs for family in self.archetypes.families]
+        new, old = sum(now), sum(before)
+        if not new or len(now) < 2:
+            return 1.0
+        statistic = 0.0
+        for seen, had in zip(now, before, strict=True):
+            share = (seen + had) / (new + old)
+            statistic += (seen - new * share) ** 2 / (new * share) + (had - old * share) ** 2 / (old * share)
+        return _chi_square_tail(statistic, len(now) - 1)
+
     def report(self) -> ArchetypeReport:
         """How things stand."""
         runs = sum(self._seen)
         return ArchetypeReport(
             health=self.health,
             runs=runs,
+            mix=self._mix(),
             families=[
                 FamilyReport(
                     name=family.name,

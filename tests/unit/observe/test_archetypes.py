@@ -10,7 +10,13 @@ import pytest
 
 from nano_vm import ExecutionVM, SqliteStore, tool
 from nano_vm.cli.main import main
-from nano_vm.observe.archetypes import ArchetypeMonitor, Archetypes, learn_archetypes, skeleton
+from nano_vm.observe.archetypes import (
+    ArchetypeMonitor,
+    Archetypes,
+    _chi_square_tail,
+    learn_archetypes,
+    skeleton,
+)
 from nano_vm.observe.baseline import learn
 from nano_vm.observe.drift import DriftMonitor, Health
 from nano_vm.observe.trajectory import Move, Trajectory
@@ -101,6 +107,27 @@ def test_healthy_runs_raise_no_alarm() -> None:
         monitor = ArchetypeMonitor(learn_archetypes(work(300, seed)))
         alarms += any(monitor.observe(one) is not Health.STABLE for one in work(600, 100 + seed))
     assert alarms <= 1
+
+
+def test_another_mix_of_work_is_told_and_is_no_illness() -> None:
+    healthy = work(400, 1)
+    same, other = ArchetypeMonitor(learn_archetypes(healthy)), ArchetypeMonitor(learn_archetypes(healthy))
+    assert same.report().mix == 1.0
+    for one in work(300, 7):
+        same.observe(one)
+    for one in (one for one in work(1_000, 8) if one.path[1] == "charge" or int(one.id) % 3 == 0):
+        other.observe(one)
+    assert same.report().mix > 0.01
+    assert other.report().mix < 0.001
+    assert other.health is Health.STABLE
+
+
+@pytest.mark.parametrize(
+    ("value", "freedom", "tail"),
+    [(3.841, 1, 0.05), (5.991, 2, 0.05), (7.815, 3, 0.05), (18.475, 7, 0.01), (0.0, 4, 1.0), (0.0, 3, 1.0)],
+)
+def test_the_tail_of_chi_square_is_that_of_the_tables(value: float, freedom: int, tail: float) -> None:
+    assert _chi_square_tail(value, freedom) == pytest.approx(tail, rel=1e-3)
 
 
 def test_every_family_is_large_enough_to_be_calibrated() -> None:

@@ -49,6 +49,7 @@ from nano_vm.runtime.engine import Engine
 
 RUNS_MAX = 10_000
 WINDOWS_SHOWN = 20
+MIX_UNLIKE = 0.001
 _MARKS = {Health.STABLE: ("good", "good"), Health.DRIFTING: ("wait", "warn"), Health.DEGRADED: ("bad", "bad")}
 
 
@@ -202,6 +203,10 @@ def _by_archetype(
         monitor.observe(run)
     report = monitor.report()
     _headline(console, report.health, archetypes.name)
+    if len(report.families) > 1:
+        unlike = report.mix < MIX_UNLIKE
+        shares = "not in the shares of the baseline" if unlike else "as in the baseline"
+        console.line(f"  kinds of work {shares} (p {report.mix:.2g})", "warn" if unlike else None)
     for family, one in zip(archetypes.families, report.families, strict=True):
         symbol, style = _MARKS[one.report.health]
         console.line(
