@@ -20,9 +20,10 @@ from nano_vm.journal import replay
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import ending, flow, outside, settle, transition
 from nano_vm.program.compiled import ConditionAction
-from nano_vm.runtime import calls, erasure, intents
+from nano_vm.runtime import calls, erasure, governing, intents
 from nano_vm.runtime.journaled import JournaledRun
 from nano_vm.runtime.tooling import EFFECTS
+from nano_vm.stores.sqlite import SqliteStore
 from nano_vm.testing import checkers as checking
 from nano_vm.testing.simulator import Simulation
 from nano_vm.vault.keys import Keys
@@ -276,6 +277,29 @@ def agents_call_what_they_like(patch: Patch) -> None:
     patch.setattr(intents, "_tool", wrong)
 
 
+def limits_are_not_counted(patch: Patch) -> None:
+    patch.setattr(SqliteStore, "count", lambda self, action, wanted, now_ms: True)
+    patch.setattr(SqliteStore, "counted", lambda self, keys, action: [0] * len(keys))
+
+
+def nobody_is_asked(patch: Patch) -> None:
+    """What somebody should approve is allowed."""
+    decide = governing.decide_all
+
+    def lenient(policies: Any, request: Any) -> Any:
+        decision = decide(policies, request)
+        if decision.decision != "ask":
+            return decision
+        return msgspec.structs.replace(decision, decision="allow", asks=())
+
+    patch.setattr(governing, "decide_all", lenient)
+
+
+def a_new_policy_is_not_looked_at(patch: Patch) -> None:
+    pinned = property(lambda self: [] if self.pinned is None else [self.pinned])
+    patch.setattr(governing.Gate, "policies", pinned)
+
+
 WAITS = {"name": "waits", "steps": [{"id": f"w{n}", "type": "wait", "event": "go"} for n in range(4)]}
 ASKS = {
     "name": "asks",
@@ -292,6 +316,9 @@ OFTEN: dict[Callable[[Patch], None], dict[str, Any]] = {
     keys_outlive_their_erasure: {"rate": 0},
     private_values_are_stored_in_clear: {"rate": 0},
     runs_are_not_told_of_an_erasure: {"rate": 0},
+    limits_are_not_counted: {"rate": 0},
+    nobody_is_asked: {"rate": 0},
+    a_new_policy_is_not_looked_at: {"only": {"new_policy"}, "rate": 0.9},
     events_are_taken_twice: {"only": {"corrupted"}, "rate": 0.9, "program": WAITS},
 }
 MUTANTS: list[tuple[Callable[[Patch], None], set[str]]] = [
@@ -317,6 +344,9 @@ MUTANTS: list[tuple[Callable[[Patch], None], set[str]]] = [
     (private_values_are_stored_in_clear, {"P7", "P6"}),
     (runs_are_not_told_of_an_erasure, {"P7"}),
     (agents_call_what_they_like, {"P9"}),
+    (limits_are_not_counted, {"P9"}),
+    (nobody_is_asked, {"P9"}),
+    (a_new_policy_is_not_looked_at, {"P9"}),
 ]
 
 

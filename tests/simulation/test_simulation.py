@@ -7,6 +7,7 @@ import os
 import pytest
 
 from nano_vm import tool
+from nano_vm.journal.entry import open_events
 from nano_vm.testing.simulator import Report, Simulation, simulate
 
 FIRST = int(os.environ.get("NANO_VM_SEED", "1"))
@@ -60,6 +61,25 @@ def test_people_are_erased_in_the_middle_of_their_runs_and_at_the_end_of_them() 
     personal = [report for report in reports if "subject" in report.program]
     assert len(personal) > 5
     assert any("erase" in report.faults.values() for report in personal)
+
+
+def test_policies_refuse_ask_and_change_while_programs_run() -> None:
+    rules, decisions = set(), set()
+    for seed in range(FIRST, FIRST + 60):
+        simulation = Simulation(seed, rate=0.1, only={"new_policy", "crash"})
+        assert not simulation.run().findings
+        if simulation.policy is not None:
+            rules |= {rule["id"] for rule in simulation.policy["rules"]}
+        for run in simulation.checkers.runs.values():
+            decisions |= {
+                event.decision
+                for entry in run.entries
+                if b"PolicyDecided" in entry.facts
+                for event in open_events(entry)
+                if event.type == "PolicyDecided"
+            }
+    assert rules >= {"no", "few", "ask"}
+    assert decisions >= {"allow", "ask", "deny"}
 
 
 def test_without_a_vault_nobody_is_named() -> None:

@@ -99,6 +99,8 @@ class Recall:
         """The events of an entry, with as much of a closed payload as is known."""
         note = self._notes.get(str(entry.seq), {})
         self._seq = entry.seq
+        if type(note) is not dict:
+            raise _malformed(entry.seq)
         self._decisions, self._at = note.get("d", []), 0
         events = open_events(entry, facts)
         self._verdicts = list(getattr(events[0], "verdicts", None) or ())
@@ -107,10 +109,14 @@ class Recall:
                 self._asks[asked.step, asked.item] = {"action": asked.action, "nonce": asked.nonce}
         if is_closed(entry, facts):
             event: Any = events[0]
-            if type(event) is ev.EventReceived:
-                event.payload = _filled_event(self.original, event, note.get("p"), self._asked(event))
-            else:
-                event.payload = _filled(self.original, event, note.get("p"))
+            try:
+                if type(event) is ev.EventReceived:
+                    event.payload = _filled_event(self.original, event, note.get("p"), self._asked(event))
+                else:
+                    event.payload = _filled(self.original, event, note.get("p"))
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+                # What the journal says was noted is not what anybody notes: it comes from outside, as all of it does.
+                raise _malformed(entry.seq) from None
         return events
 
     def _asked(self, event: ev.EventReceived) -> dict[str, str]:
@@ -498,6 +504,14 @@ def _shape_of_talk(program: CompiledProgram, event: Any, payload: dict[str, Any]
             for call in payload["calls"]
         ]
     return shape or None
+
+
+def _malformed(seq: int) -> VerificationError:
+    return VerificationError(
+        "JOURNAL_MALFORMED",
+        f"what was noted of entry {seq} when it was erased cannot be read",
+        facts={"seq": seq},
+    )
 
 
 def _filled(program: CompiledProgram, event: Any, shape: Any) -> Any:

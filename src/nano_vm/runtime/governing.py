@@ -402,7 +402,14 @@ class Gate:
             command.tool, schema, command.args, "" if self.pinned is None else self.pinned.hash
         )
         keyed = keyed_content(self.run, command)
-        return digest if keyed is None else KEYED + keyed(digest.encode())
+        if keyed is None:
+            return digest
+        try:
+            return KEYED + keyed(digest.encode())
+        except NanoVMError as error:
+            if error.code != "ERASED":
+                raise
+            return KEYED + "erased"  # it is decided, and journaled, and nothing is sent
 
     def _request(
         self, policies: Sequence[Policy], command: Action, parts: frozenset[str] | None = None

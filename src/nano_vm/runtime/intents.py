@@ -105,6 +105,8 @@ def _refuse_erased(run: Run, command: Any) -> None:
         outcome = run.engine.calls.failed(command, "ERASED", message, False, pure=True)
         run.record_event(outcome.event, outcome.payload)
         return
+    if run.gate is not None and not run.gate.admit(command, run.engine.tools.spec(command.tool)):
+        return
     item = command.item if command.item >= 0 else _UNSET
     where: dict[str, Any] = {
         "attempt": command.attempt,

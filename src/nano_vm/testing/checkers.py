@@ -30,7 +30,8 @@ from nano_vm.runtime.sealing import open_entries
 from nano_vm.runtime.tooling import ToolContext
 from nano_vm.testing.edges import Edges
 from nano_vm.testing.invariants import broken_invariant
-from nano_vm.testing.process import Watcher
+from nano_vm.testing.policies import Opinion
+from nano_vm.testing.process import Watcher, current
 from nano_vm.testing.world import HOSTILE
 
 Place: TypeAlias = tuple[str, int, int | None]  # step, occurrence, item
@@ -68,6 +69,8 @@ class _Run:
         self.finished: set[tuple[str, int, int | None, bool]] = set()
         self.events: set[str] = set()
         self.ended_at = -1
+        self.opinion = Opinion()
+        self.policy: str | None = None  # hash of the one that it is pinned to
         self.blind = False  # a value is gone: nobody can fold transition by transition any more
 
 
@@ -102,6 +105,7 @@ class Checkers(Watcher):
         self._sources = sources
         self._compiled = compiled
         self.runs: dict[str, _Run] = {}
+        self.policies: dict[str, Mapping[str, Any]] = {}  # as their authors wrote them, by hash
         self._allowed = {name for source in sources.values() for name in _tools_of(source)}
 
     def broken(self, promise: str, run_id: str, what: str) -> None:
@@ -163,7 +167,12 @@ class Checkers(Watcher):
             case ev.StepStarted() | ev.CompensationStarted():
                 undo = type(event) is ev.CompensationStarted
                 run.intents.add((event.step, event.occurrence, item, event.attempt, undo))
+            case ev.RunStarted():
+                run.policy = None if event.policy is msgspec.UNSET else event.policy
+            case ev.ApprovalRequested():
+                run.opinion.asked.add((event.step, item))
             case ev.StepSucceeded() | ev.CompensationSucceeded():
+                run.opinion.succeeded.add(self._tool_of(run, event.step))
                 undo = type(event) is ev.CompensationSucceeded
                 place = (event.step, event.occurrence, item, undo)
                 if place in run.finished:
@@ -173,6 +182,9 @@ class Checkers(Watcher):
                 if event.event_id in run.events:
                     self.broken("P4", run_id, "an event was taken twice")
                 run.events.add(event.event_id)
+                answer = event.payload if type(event.payload) is dict else {}
+                if answer.get("approved") is True and (event.step, item) in run.opinion.asked:
+                    run.opinion.granted[str(event.step), item] += 1
             case ev.RunFinished() if event.status != "SUCCESS":
                 self._undone(run, run_id)
             case ev.OutcomeResolved() if event.resolution == "repeat" and event.by == "operator":
@@ -223,6 +235,27 @@ class Checkers(Watcher):
         if (name, context.occurrence, context.item, undo) in run.finished:
             self.broken("P4", run_id, f"`{step}` runs again after it has finished")
         self.keys[run_id, step, context.occurrence, context.item, attempt] = context.idempotency_key
+        if not undo:
+            self._governed(run, run_id, (name, context.occurrence, context.item), spec, arguments)
+
+    def _governed(
+        self, run: _Run, run_id: str, place: Place, spec: ToolSpec, arguments: dict[str, Any]
+    ) -> None:
+        """The policy that the run is pinned to and the one in force where it is called must both allow it (P9)."""
+        process = current.get()
+        hashes = [run.policy, None if process is None else process.policy_hash]
+        for policy_hash in dict.fromkeys(hashes):
+            policy = self.policies.get(policy_hash or "")
+            why = None if policy is None else run.opinion.refuses(policy, spec.name, arguments, place)
+            if why is not None:
+                self.broken("P9", run_id, f"`{spec.name}` began at `{place[0]}`: {why}")
+        run.opinion.begun[place] = spec.name
+
+    def _tool_of(self, run: _Run, step: str) -> str:
+        if "." in step:  # an action of an agent: `agent.tool`
+            return step.partition(".")[2]
+        found = next((one for one in _steps_of(run.source) if one["id"] == step), {})
+        return str(found.get("tool", ""))
 
     def _listed(self, run: _Run, run_id: str, step: str, spec: ToolSpec) -> None:
         """What an agent's model proposes is called only when the agent's step lists it (P9)."""

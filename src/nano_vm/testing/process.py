@@ -112,6 +112,11 @@ class Process:
         self.engine.threads = self.engine.calls.threads = _NoThreads()
 
     @property
+    def policy_hash(self) -> str | None:
+        """Of the policy that is in force in this process."""
+        return None if self.engine.policy is None else self.engine.policy.hash
+
+    @property
     def is_committing(self) -> bool:
         return bool(self._store.at_work)
 

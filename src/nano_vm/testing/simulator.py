@@ -31,6 +31,7 @@ from nano_vm.stores.sqlite import SqliteStore
 from nano_vm.testing.checkers import Checkers, Finding, PromiseBroken
 from nano_vm.testing.faults import Crash, FaultPlan
 from nano_vm.testing.loop import SimulatedClock, SimulatedLoop, run
+from nano_vm.testing.policies import by_hash, random_policy, tighter
 from nano_vm.testing.privacy import Privacy
 from nano_vm.testing.process import Process, adopt_tasks
 from nano_vm.testing.programs import child_program, random_program
@@ -134,11 +135,25 @@ class Simulation:
         self._tools = tools if tools is not None else self.world.tools
         self._llm: ModelClient | None = llm if llm is not None else Model()
         self._options = dict(engine or {})
+        self._policies: dict[str, Mapping[str, Any]] = {}
+        self._govern(random.Random(f"policy {seed}"))
         self.plan = FaultPlan(seed, rate=rate, only=only, faults=faults)
         self._processes: list[Process] = []
         self._crashes = 0
         self._events = 0
         self._sent: list[dict[str, Any]] = []
+
+    def _govern(self, draw: random.Random) -> None:
+        """Four of ten random programs are run under a random policy."""
+        self.policy: dict[str, Any] | None = None
+        self.tighter: dict[str, Any] | None = None
+        if self._own or "policy" in self._options or draw.random() >= 0.4:
+            return
+        self.policy = random_policy(draw, self.program, *self._called)
+        if self.policy is not None:
+            self.tighter = tighter(draw, self.policy)
+            self._policies = by_hash(self.policy, self.tighter)
+            self._options["policy"] = self.policy
 
     def _drawn_context(self) -> dict[str, Any]:
         context: dict[str, Any] = {"x": self._draw.randint(0, 3)}
@@ -163,6 +178,7 @@ class Simulation:
             self._path = Path(place) / "runs.db"
             with SqliteStore(self._path, durability="normal") as store:
                 self.checkers = _Checkers(store, self)
+                self.checkers.policies = self._policies
                 run(self._main(), loop)
         return self._report()
 
@@ -298,6 +314,9 @@ class Simulation:
                 await engine.resume(RUN, {"approved": True}, principal={"id": "eve", "roles": ["intern"]})
             case "oversized":
                 await engine.resume(RUN, {"approved": True, "text": _HUGE}, name="go")
+            case "new_policy" if self.tighter is not None:
+                engine.set_policy(self.tighter)
+                self._options["policy"] = self.tighter
             case "erase" if self._personal:
                 await engine.erase(subject=self.subject, reason="asked", by="ana")
 
@@ -358,7 +377,7 @@ class Simulation:
                 await self._give(process, wait.get("waits", ()), f"{step}/")
             elif wait["kind"] == "outcome":
                 await self._resolve(process, wait, step)
-            elif wait.get("due_ms"):
+            elif wait.get("due_ms") and not (wait.get("action") and self._draw.random() < 0.8):
                 self._clock.skew_ms += max(0, wait["due_ms"] - self._clock.now_ms())
             else:
                 await self._send(process, wait, step)
@@ -375,6 +394,12 @@ class Simulation:
             "item": wait.get("item"),
             "principal": {"id": "ana", "roles": roles},
         }
+        if wait.get("action"):  # it is of one exact action
+            ana = event["principal"]
+            await process.engine.approve(
+                RUN, True, step=step, item=wait.get("item"), action=wait["action"], principal=ana
+            )
+            return
         self._sent.append(event)
         await process.engine.resume(RUN, **event)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from nano_vm import (
@@ -868,3 +869,45 @@ def test_errors_about_keys_are_ours(place: Place) -> None:
     with pytest.raises(RuntimeFault):
         asyncio.run(ExecutionVM().erase(subject="x", reason="r", by="ana"))
     assert issubclass(RuntimeFault, NanoVMError)
+
+
+@pytest.mark.parametrize("noted", [b"[]", b"7", b'"x"'])
+def test_what_an_erasure_has_noted_is_read_as_anything_from_outside(noted: bytes, place: Place) -> None:
+    async def main() -> Any:
+        trace = await place.vm.run(program(act("a")), {"who": NAME})
+        await place.vm.erase(subject=NAME, reason="asked", by="ana")
+        return trace
+
+    trace = asyncio.run(main())
+    entries = [
+        msgspec.structs.replace(entry, facts=entry.facts.replace(b'"who":null', b'"who":' + noted))
+        for entry in place.vm.read(trace.trace_id)
+    ]
+    with pytest.raises(VerificationError):
+        verify_run(trace.program, place.store.record(trace.trace_id), entries)
+
+
+def test_a_governed_compensation_whose_arguments_are_erased_is_named_and_the_run_ends(place: Place) -> None:
+    """Nothing is sent in place of what is gone - and nobody has to decide about it for ever."""
+    policy = {
+        "policy": "p",
+        "tools": ["echo"],
+        "rules": [{"id": "few", "tools": ["undo"], "limits": [{"max_calls": 3, "per": ["run"]}]}],
+    }
+    place.close()
+    vm = place.open(policy=policy)
+    undone = act("a", compensate={"tool": "undo", "args": {"x": "$who"}})
+
+    async def main() -> Trace:
+        trace = await vm.run(program(undone, {"id": "w", "type": "wait", "event": "go"}), {"who": NAME})
+        assert place.vault is not None
+        # Somebody dies when the erasure is written down, and another one completes it.
+        place.vault.begin_erasure(subject=NAME, reason="asked", by={"id": "ana"})
+        await vm.recover()
+        return await vm.cancel(trace.trace_id, "enough")
+
+    trace = asyncio.run(main())
+    assert trace.status == "CANCELLED"
+    assert trace.incomplete_compensations == ["a"]
+    assert place.effects == []
+    vm.verify(trace.trace_id)
