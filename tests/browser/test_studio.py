@@ -318,3 +318,16 @@ def test_an_approval_in_the_browser_pays_once(served: Served, browser: Any) -> N
     refunds = [line for line in ledger if line["effect"] == "refund" and line["amount"] == 240]
     assert len(refunds) == 1
     assert "VERIFIED" in served.command("verify")
+
+
+def test_names_that_are_images_ask_nobody(served: Served, browser: Any) -> None:
+    image = "![x](http://evil.example/x.png)<img src=http://evil.example/y.png>"
+    steps = [{"id": "a", "type": "wait", "approvers": [image]}]
+    file = served.directory / "hostile.json"
+    file.write_text(json.dumps({"name": image, "description": image, "steps": steps}))
+    served.command("run", str(file), "--trace-id", "hostile", "--quiet", expected=6)
+    seen = Seen(browser, served.address)
+    for path in ("", "run?id=hostile", "approvals", "programs"):
+        seen.open(path, ':text("evil.example")')
+        seen.page.wait_for_timeout(500)
+    seen.close()

@@ -29,8 +29,9 @@ def answer_card(found: PendingApproval, may: bool) -> None:
         principal = settings().principal or {}
         missing = found.roles and not set(found.roles) & set(principal.get("roles", ()))
         if missing:
-            st.caption(
-                f"This takes somebody who is {' or '.join(found.roles)}. Start the studio with that role."
+            needed = " or ".join(found.roles)
+            show(
+                soft(f"This takes somebody who is {needed}. Start the studio with that role."), f"lacks:{key}"
             )
         hidden = bool(found.action and not found.shown)
         seen = not hidden or st.checkbox(

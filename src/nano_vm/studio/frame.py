@@ -1,4 +1,8 @@
-"""What all pages have in common: the library of this process, the way from page to page, empty states, and errors."""
+"""What all pages have in common: the library of this process, the way from page to page, empty states, and errors.
+
+What an author, a model or a tool has written goes through `markup`, never into Streamlit's Markdown: a name could else
+be an image, and an image a request to somebody.
+"""
 
 from __future__ import annotations
 
@@ -69,13 +73,6 @@ def again() -> None:
 def param(name: str) -> str | None:
     value = st.query_params.get(name)
     return value or None
-
-
-def title(name: str, lead: str = "") -> None:
-    """The head of a page."""
-    st.markdown(f"# {name}")
-    if lead:
-        st.caption(lead)
 
 
 def guarded(page: Callable[[], None]) -> Callable[[], None]:

@@ -106,7 +106,7 @@ def inspect(sight: Sight) -> None:
     try:
         seen = view(sight, step, audience, settings().schemas)
     except NanoVMError as error:
-        st.caption(f"{error.code}: {error.message}")
+        show(soft(code(error.code), " ", error.message), "no_view")
         return
     if seen is None:
         st.caption("No model was asked." if audience == "LLM" else "No tool was called.")

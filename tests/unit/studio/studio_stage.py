@@ -19,7 +19,7 @@ from nano_vm.vault.kek import make_key_file
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 SECRET = "Ada Lovelace of St James"
-HOSTILE = "<script>alert(1)</script>"
+HOSTILE = "<script>alert(1)</script>![x](http://evil.example/x.png)"
 USAGE = {"prompt_tokens": 100, "completion_tokens": 3, "cost_usd": 0.002}
 PRIVATE = {
     "name": "private_case",
@@ -259,6 +259,33 @@ class Page:
             field.set_value(what)
             return self.run()
         raise KeyError(key)
+
+    def markdown(self) -> str:
+        """What Streamlit renders as Markdown, where an image would be a request."""
+        kinds = (
+            "markdown",
+            "caption",
+            "error",
+            "info",
+            "warning",
+            "success",
+            "toast",
+            "title",
+            "header",
+            "subheader",
+        )
+        found = [each.value for kind in kinds for each in getattr(self.test, kind)]
+        labelled = (
+            "button",
+            "checkbox",
+            "toggle",
+            "text_input",
+            "text_area",
+            "number_input",
+            "selectbox",
+            "radio",
+        )
+        return "\n".join(found + [each.label for kind in labelled for each in getattr(self.test, kind)])
 
     def codes(self) -> list[Any]:
         """What is shown as JSON."""

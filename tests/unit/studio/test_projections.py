@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("streamlit", reason="the extra [studio] is not installed")
+
 from nano_vm import Completion, ExecutionVM, MockLLMAdapter, SqliteStore, ToolCall, tool
 from nano_vm.studio.library import Library
 from nano_vm.studio.projections import AUDIENCES, calls, view

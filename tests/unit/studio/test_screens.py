@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("streamlit", reason="the extra [studio] is not installed")
+
 from nano_vm import SqliteStore, StoreError
 from nano_vm.observe.wording import duration
 from nano_vm.policy import load_policy
@@ -43,6 +45,8 @@ def test_every_page_shows_a_full_store_escaped_and_without_a_private_value(
     assert HOSTILE not in page.markup()  # an author's name is text, and no markup
     assert SECRET not in shown
     assert "Grace" not in shown
+    assert "evil.example" not in page.markdown()
+    assert not page.markup().count("<img")
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -15,6 +15,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+pytest.importorskip("streamlit", reason="the extra [studio] is not installed")
+
 from nano_vm.cli.main import main
 from nano_vm.studio.launch import options
 from unit.studio.studio_stage import Stage

@@ -66,9 +66,9 @@ def page() -> None:
             st.session_state["drift_found"] = (program, watch(records, part / 100, float(rate)))
     held = st.session_state.get("drift_found")
     if held is None or held[0] != program:
-        st.caption(
-            "The older runs are the baseline, the newer ones are held against it. "
-            + command("drift", by_program[program][0].program_name)
+        line = code(command("drift", by_program[program][0].program_name))
+        show(
+            soft("The older runs are the baseline, the newer ones are held against it. ", line), "drift_note"
         )
         return
     _report(held[1])
