@@ -268,6 +268,9 @@ CODES: dict[str, ErrorCode] = {
     "SIGNATURE_MISSING": ErrorCode(T, False, 5, "a signature is expected and there is none"),
     "SIGNER_UNKNOWN": ErrorCode(T, False, 5, "something is signed with a key that is not expected"),
     "NOTE_MALFORMED": ErrorCode(T, False, 5, "a checkpoint that cannot be read"),
+    "COUNT_MISSING": ErrorCode(
+        T, False, 5, "what a limit counted for an allowed action is not in the store any more"
+    ),
     "CHECKPOINT_MISMATCH": ErrorCode(T, False, 5, "the store's log is not what a checkpoint says it was"),
     "EXPORT_LIMIT": ErrorCode(C, False, 2, "a run too large for one bundle"),
     "BUNDLE_FILE": ErrorCode(E, False, 1, "a file of evidence that cannot be read or written"),

@@ -153,10 +153,10 @@ def under_called(
                 continue
             seen.add(child.hash)
             for each in under(policy, program.document, tools):
-                message = f"in {way}: {each.message}"
-                found.append(
-                    places.at(each.code, each.severity, message, each.help or "", step.id, "program")
-                )
+                message, help = f"in {way}: {each.message}", each.help or ""
+                if each.code == "GUARD_MISSED":
+                    help += "; what comes before the call does not count there"
+                found.append(places.at(each.code, each.severity, message, help, step.id, "program"))
             waiting += [
                 (below.action.program, f"{way}, `{below.action.program}`")
                 for below in child.steps

@@ -267,7 +267,9 @@ def _counters_of(policy: Policy, rule: Rule, request: Request) -> list[Counter]:
             else:
                 where.append(request.at_ms // _WINDOWS_MS[scope])
         # By the policy's name, not its hash: a new version does not start counting anew.
-        place = [request.tenant, policy.name, rule.id, number, limit.per, where]
+        # And by what is counted: a limit that is rewritten to count something else begins anew.
+        path = None if limit.path is None else list(limit.path)
+        place = [request.tenant, policy.name, rule.id, number, limit.unit, path, limit.per, where]
         found.append(Counter(canonical.digest_value(place), amount, limit.maximum, rule.id, limit.unit))
     return found
 
@@ -286,6 +288,17 @@ def _amount(limit: Limit, request: Request) -> int:
     if reserved is None:
         raise NanoVMError("NO_PRICE", "nobody knows what the model may cost")
     return reserved
+
+
+def counted_place(run_id: str, kind: str, step: str, occurrence: int, item: int, attempt: int | None) -> str:
+    """Identity of an action for counting: the same one counts once.
+
+    Args:
+        kind: "step", or "undo" for a compensation.
+        attempt: of a model call, which is paid for each time; None for a tool.
+    """
+    place = [run_id, kind, step, occurrence, item]
+    return canonical.digest_value(place if attempt is None else [*place, attempt])
 
 
 def sealed_parts(labels: Mapping[str, int] | None) -> frozenset[str]:

@@ -26,6 +26,7 @@ from nano_vm.policy.decide import (
     Decision,
     Request,
     action_digest,
+    counted_place,
     counters,
     decide_all,
     sealed_parts,
@@ -63,6 +64,7 @@ class Recheck:
         self.find = find
         self.tenant = tenant
         self.decisions = 0
+        self.counted: list[tuple[int, str, str, int]] = []  # entry, identity of the action, key, amount
         self.progress = Progress(program)
 
     @staticmethod
@@ -138,6 +140,14 @@ class Recheck:
         }
         if {(key, amount) for key, _, amount in recorded} != wanted:
             raise _mismatch(entry, "does not count what the policy counts")
+        if event.decision == ALLOW and recorded:
+            undoes = "undo" if event.compensation is True else "step"
+            item, attempt = (
+                -1 if event.item is UNSET else event.item,
+                event.attempt if kind == "model" else None,
+            )
+            place = counted_place(state.run, undoes, event.step, event.occurrence, item, attempt)
+            self.counted += [(entry.seq, place, key, amount) for key, _, amount in recorded]
 
     def _proposed(self, entry: Entry, event: ActionProposed, state: State) -> None:
         """A call that a model proposed and a policy denied."""

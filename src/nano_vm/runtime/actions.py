@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nano_vm import canonical
 from nano_vm.errors import CODES
 from nano_vm.kernel.commands import CallModel, Compensate
 from nano_vm.kernel.labels import output_label
 from nano_vm.kernel.state import Activity, State, activity_key
-from nano_vm.policy.decide import Decision, sealed_parts
+from nano_vm.policy.decide import Decision, counted_place, sealed_parts
 from nano_vm.runtime.admission import PROPOSED
 
 if TYPE_CHECKING:
@@ -22,10 +21,9 @@ def place_of(run: Run, command: Any) -> str:
     """Identity of a dispatch for counting: attempts of one occurrence are one action. A model is paid for each, and the
     turns of an agent are attempts."""
     kind = "undo" if type(command) is Compensate else "step"
-    place = [run.record.run_id, kind, command.step_id, command.occurrence, command.item]
-    if type(command) is CallModel:
-        place.append(command.attempt)
-    return canonical.digest_value(place)
+    attempt = command.attempt if type(command) is CallModel else None
+    where = command.step_id, command.occurrence, command.item
+    return counted_place(run.record.run_id, kind, *where, attempt)
 
 
 def key_of(command: Any) -> tuple[int, int]:

@@ -682,6 +682,9 @@ class Engine:
         if recheck.decisions or recheck.unchecked:
             rest = f", {recheck.unchecked} about what is erased or closed" if recheck.unchecked else ""
             verified.steps.append(("decisions", f"{recheck.decisions} made again{rest}"))
+        if recheck.counted:
+            governing.verify_counts(self.store, recheck.counted)
+            verified.steps.append(("limits", f"{len(recheck.counted)} amounts still counted"))
         return verified
 
     def replay(self, trace_id: str, *, principal: str | Mapping[str, Any] | None = None) -> Trace:

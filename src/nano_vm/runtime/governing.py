@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import msgspec
 
 from nano_vm import canonical
-from nano_vm.errors import NanoVMError, RuntimeFault
+from nano_vm.errors import NanoVMError, RuntimeFault, VerificationError
 from nano_vm.expr.reference import UNSET as UNASSIGNED
 from nano_vm.journal.plain import decided_of
 from nano_vm.journal.replay import KEYED
@@ -51,6 +51,7 @@ from nano_vm.runtime.reservations import Reservations
 from nano_vm.runtime.sealing import keyed_content
 
 if TYPE_CHECKING:
+    from nano_vm.journal.port import JournalStore
     from nano_vm.runtime.calls import Outcome
     from nano_vm.runtime.driver import Run
     from nano_vm.runtime.engine import Engine
@@ -658,6 +659,23 @@ def read_policy(engine: Engine, policy_hash: str) -> Policy:
     if policy.hash != policy_hash:
         raise RuntimeFault("POLICY_MISSING", f"the stored policy is not `{policy_hash}`")
     return policy
+
+
+def verify_counts(store: JournalStore, counted: Sequence[tuple[int, str, str, int]]) -> None:
+    """What limits have counted for allowed actions - entry, identity of the action, key, amount - is still there.
+
+    Raises:
+        VerificationError: COUNT_MISSING: somebody took back what was counted, so that limits let more through.
+    """
+    for seq, place, key, amount in counted:
+        (everything,), (others,) = store.counted([key], ""), store.counted([key], place)
+        if everything - others != amount:
+            raise VerificationError(
+                "COUNT_MISSING",
+                f"entry {seq}: what the limit counted is not in the store any more, or another amount",
+                help="somebody has written to `nvm_counts`; the journals say what was allowed",
+                facts={"seq": seq, "key": key},
+            )
 
 
 def _asked_by_program(program: CompiledProgram, command: CallTool | RequestApproval) -> list[Asked]:

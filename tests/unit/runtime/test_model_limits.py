@@ -4,6 +4,8 @@ and what is private is not added up in clear."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -269,5 +271,36 @@ def test_an_agents_private_conversation_hands_no_amount_to_a_limit(tmp_path: Pat
         assert trace.status is RunStatus.SUCCESS
         store.close()
         assert b"7777123" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+    play(main())
+
+
+@pytest.mark.parametrize("change", ["DELETE FROM nvm_counts", "UPDATE nvm_counts SET amount = amount - 1"])
+def test_what_was_counted_and_is_gone_is_found(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "runs.db"
+    limit = {"limits": [{"max_sum": 50, "of": "$args.amount", "per": ["day"]}]}
+    policy = {"policy": "p", "rules": [{"id": "m", "models": ["*"], "limits": [{"max_tokens": 9_000, "per": ["day"]}]},
+                                       {"id": "sum", "tools": ["act"], **limit}]}  # fmt: skip
+    flow = program(
+        tool_step("a", args={"amount": 20}, compensate={"tool": "act", "args": {"amount": 2}}),
+        {"id": "m", "type": "llm", "prompt": "?"},
+        {"id": "e", "type": "map", "over": [1, 2], "step": tool_step("each", args={"amount": "$item"})},
+        tool_step("end", args={"amount": 3}, is_terminal=True, final_status="FAILED"),
+    )
+
+    async def main() -> None:
+        with SqliteStore(path) as store:
+            vm = ExecutionVM(Priced(cost(None, 50)), {"act": lambda amount: amount}, store, policy=policy)
+            run_id = (await ran(vm, flow)).trace_id
+            assert dict(vm.verify(run_id).steps)["limits"].startswith("6 ")
+        with contextlib.closing(sqlite3.connect(path)) as con:
+            for (name,) in con.execute(
+                "SELECT name FROM sqlite_master WHERE tbl_name = 'nvm_counts'"
+            ).fetchall():
+                con.execute(f"DROP TRIGGER IF EXISTS {name}") if name != "nvm_counts" else None
+            con.execute(change)
+            con.commit()
+        with SqliteStore(path) as store, refused("COUNT_MISSING"):
+            ExecutionVM(store=store).verify(run_id)
 
     play(main())
