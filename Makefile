@@ -22,7 +22,7 @@ INPUTS  ?=
 MODEL   ?=
 ARGS    ?=
 
-.PHONY: run test campaign browser lint format bench bench-peers docs-check reference conformance clean
+.PHONY: run test campaign browser lint format bench bench-peers docs-check reference figures conformance clean
 .DEFAULT_GOAL := run
 
 # The stamps are files, so a second run calls no pip, and works without a network.
@@ -79,6 +79,10 @@ docs-check: $(VENV)/.dev
 # Writes the generated pages: spec/errors.md, docs/reference/api.md, docs/reference/program.md.
 reference: $(VENV)/.dev
 	$(BIN)/python scripts/reference.py
+
+# Writes the tables of measured figures into pages, from the reports in docs/figures/.
+figures: $(VENV)/.dev
+	$(BIN)/python scripts/figures.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/start.py

@@ -349,7 +349,9 @@ def table(curves: Sequence[dict[str, Any]]) -> str:
         points = list(dict.fromkeys(x for one in chosen for x in one["ratios"]))
         lines.append(f"{name:<34}" + "".join(f"{int(x):>11,}" for x in points) + f"{'at most':>10}  verdict")
         for one in chosen:
-            shown = "".join(f"{one['ratios'].get(x, float('nan')):>10.2f}x" for x in points)
+            shown = "".join(
+                f"{one['ratios'][x]:>10.2f}x" if x in one["ratios"] else f"{'-':>11}" for x in points
+            )
             verdict = {None: "", True: "flat", False: "GROWS"}[one["flat"]]
             lines.append(f"  {one['what']:<32}{shown}{one['at_most']:>9.1f}x  {verdict}")
     return "\n".join(lines)
