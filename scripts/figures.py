@@ -86,8 +86,8 @@ def soak() -> str:
     one = report("soak")
     memory = {name: size / 2**20 for name, size in one["memory_bytes"].items()}
     return (
-        f"{one['seconds']:,.0f} seconds: {one['runs']:,} runs, {one['events']:,} events, {one['kills']} processes killed, "
-        f"{one['effects']:,} effects counted outside, {one['settled']:,} unknown outcomes looked into.\n"
+        f"{one['seconds']:,.0f} seconds: {one['runs']:,} runs, {one['events']:,} events, {one['kills']} processes "
+        f"killed, {one['effects']:,} effects counted outside, {one['settled']:,} unknown outcomes looked into.\n"
         f"Memory {memory['warm']:.1f} → {memory['last']:.1f} MiB (most {memory['most']:.1f}), handles "
         f"{one['handles']['warm']} → {one['handles']['last']}, write-ahead log at most "
         f"{one['log_bytes_max'] / 2**20:.1f} MiB. Promises broken: {len(one['violations']) or 'none'}."
