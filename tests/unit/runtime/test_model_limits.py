@@ -304,3 +304,29 @@ def test_what_was_counted_and_is_gone_is_found(tmp_path: Path, change: str) -> N
             ExecutionVM(store=store).verify(run_id)
 
     play(main())
+
+
+def test_others_may_count_while_a_run_is_verified(tmp_path: Path) -> None:
+    limit = {"id": "sum", "tools": ["act"], "limits": [{"max_calls": 50, "per": ["day"]}]}
+
+    class Busy(SqliteStore):
+        """Somebody else counts between any two looks, for a while."""
+
+        def counted(self, keys: Any, action: str) -> Any:
+            found = super().counted(keys, action)
+            if self.busy:
+                self.busy -= 1
+                self.count(f"other {self.busy}", [(key, 1, 10**9) for key in keys], 0)
+            return found
+
+        busy = 0
+
+    async def main() -> None:
+        with Busy(tmp_path / "runs.db") as store:
+            vm = ExecutionVM(tools={"act": lambda: 1}, store=store, policy={"policy": "p", "rules": [limit]})
+            trace = await vm.run(program(tool_step("a")), principal=ANA)
+            store.busy = 7
+            assert dict(vm.verify(trace.trace_id).steps)["limits"].startswith("1 ")
+            assert store.busy == 0
+
+    play(main())
