@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +216,53 @@ def test_stored_runs_are_told_as_they_would_have_been_live(
     [back] = imports.read("otel", first)
     assert back.id == f"{trace_id_of('r1'):032x}"
     assert back.path == ["look", imports.MODEL, "pay", "pay", "look"]
+
+
+def test_a_real_session_of_the_gateway_is_measured(tmp_path: Path) -> None:
+    """Both directions of stdio, as they went over the wire."""
+    pytest.importorskip("mcp")
+    gateway = subprocess.Popen(
+        [sys.executable, "-m", "nano_vm.cli", "mcp", "--store", str(tmp_path / "runs.db")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert gateway.stdin is not None
+    assert gateway.stdout is not None
+    wire: list[str] = []
+
+    def send(id: int | None, method: str, params: dict[str, Any]) -> None:
+        assert gateway.stdin is not None
+        assert gateway.stdout is not None
+        message = {"jsonrpc": "2.0", "method": method, "params": params} | ({} if id is None else {"id": id})
+        wire.append(json.dumps(message))
+        gateway.stdin.write(wire[-1] + "\n")
+        gateway.stdin.flush()
+        while id is not None:
+            line = gateway.stdout.readline()
+            assert line, "the gateway has ended"
+            wire.append(line)
+            if json.loads(line).get("id") == id:
+                return
+
+    try:
+        client = {"name": "test", "version": "1"}
+        send(0, "initialize", {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client})
+        send(None, "notifications/initialized", {})
+        send(1, "tools/call", {"name": "list_programs", "arguments": {}})
+        send(2, "tools/call", {"name": "get_trace", "arguments": {"trace_id": "nobody"}})
+        send(3, "tools/call", {"name": "list_programs", "arguments": {}})
+    finally:
+        gateway.stdin.close()
+        gateway.wait(timeout=60)
+        gateway.stdout.close()
+    [session] = imports.read("mcp", "\n".join(wire).encode())
+    assert [(move.activity, move.failed) for move in session.moves] == [
+        ("list_programs", False),
+        ("get_trace", True),
+        ("list_programs", False),
+    ]
+    assert metrics_of(session)["tool_churn"] == pytest.approx(1 / 3)
