@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,6 +105,8 @@ class Stage:
         self.paid: list[Paid] = []
         self.desks: list[Desk] = []
         self.has_tools = True  # at the desk
+        self.entered, self.gate = threading.Event(), threading.Event()  # of the tool `double`
+        self.gate.set()
         self.policy: Any = EXAMPLES / "refund.policy.yaml"  # in force, where nothing else is said
         if new:
             make_key_file(directory / "runs.db.key")
@@ -161,6 +164,8 @@ class Stage:
         @tool(effect="pure")
         def double(n: int) -> int:
             self.told.append({"n": n})
+            self.entered.set()
+            self.gate.wait(30)
             return 2 * n
 
         return [lookup_order, send_refund, notify_customer, echo, flaky, double]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import msgspec
@@ -157,6 +158,28 @@ def test_a_fork_is_a_new_run_that_repeats_nothing(own: Stage) -> None:
     assert job.result not in (None, "waits")
     assert len(own.told) == before
     assert f"run:{job.result}" in page.run().markup()
+
+
+def test_stopping_the_studio_lets_a_call_finish_and_leaves_the_rest_to_recovery(own: Stage) -> None:
+    use(own.acting("operator"))
+    (desk,) = own.desks
+    own.policy = None
+    own.gate.clear()
+    own.entered.clear()
+    Page("run", id="waits").press("Resume")
+    assert own.entered.wait(30)
+    stopping = threading.Thread(target=desk.close)
+    stopping.start()
+    own.gate.set()
+    stopping.join(30)
+    (job,) = desk.jobs()
+    assert (job.error, job.unexpected) == (None, None)
+    step = frame.library().sight("waits").trace.step("end")
+    assert step is not None
+    assert (step.status.value, step.output) == ("SUCCESS", 8)
+    work(own)
+    assert frame.library().sight("waits").trace.status.value == "SUCCESS"
+    assert own.told == [{"n": 4}]  # nothing was done twice
 
 
 def test_what_goes_wrong_is_shown_with_its_code(own: Stage) -> None:

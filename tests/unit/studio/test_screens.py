@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("streamlit", reason="the extra [studio] is not installed")
 
-from nano_vm import SqliteStore, StoreError
+from nano_vm import RuntimeFault, SqliteStore, StoreError
 from nano_vm.observe.wording import duration
 from nano_vm.policy import load_policy
 from nano_vm.studio import frame
@@ -397,6 +397,20 @@ def test_an_attack_in_the_laboratory_is_carried_out_on_both_sides(looked_at: Sta
     assert ">stopped<" in governed
     assert ">held<" in governed
     assert ">through<" not in governed
+
+
+def test_a_laboratory_that_lacks_something_says_what(
+    looked_at: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nano_vm.demos.kyc import lab
+
+    def lacks(name: str, **_: Any) -> Any:
+        raise RuntimeFault("EXTRA_MISSING", "the laboratory needs keys", help="pip install 'nano-vm[vault]'")
+
+    monkeypatch.setattr(lab, "run", lacks)
+    shown = Page("laboratory").press("Attack").markup()
+    assert "EXTRA_MISSING" in shown
+    assert "nano-vm[vault]" in shown
 
 
 def test_the_application_itself_leads_to_every_page(looked_at: Stage) -> None:
