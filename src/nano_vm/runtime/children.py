@@ -68,7 +68,7 @@ async def run_child(engine: Engine, parent: Run, command: StartChild) -> Outcome
 
 
 async def _create(engine: Engine, parent: Run, command: StartChild) -> Run:
-    from nano_vm.runtime.engine import take_inputs
+    from nano_vm.runtime.starting import take_inputs
 
     compiled = engine.load_program(command.program)
     inputs, payload = take_inputs(compiled, command.inputs)

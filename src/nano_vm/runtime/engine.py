@@ -13,12 +13,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from nano_vm import canonical
-from nano_vm.errors import ConflictError, InputError, NanoVMError, NotFoundError, RuntimeFault
-from nano_vm.expr.reference import UNSET as UNASSIGNED
+from nano_vm.errors import ConflictError, InputError, NanoVMError, RuntimeFault
 from nano_vm.journal.entry import Chain, Entry
 from nano_vm.journal.port import (
     DEFAULT_TENANT,
-    TENANT_SEPARATOR,
     JournalStore,
     Pause,
     RunQuery,
@@ -29,24 +27,20 @@ from nano_vm.journal.replay import KEYED, Verified, verify_run
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import CallTool, StartChild
-from nano_vm.kernel.labels import FEATURE
-from nano_vm.kernel.limits import PAYLOAD_BYTES_MAX
-from nano_vm.kernel.state import RunStatus, State
-from nano_vm.policy.load import PolicySource, load_policy
+from nano_vm.kernel.state import State
+from nano_vm.policy.load import PolicySource
 from nano_vm.policy.model import Policy
 from nano_vm.policy.recheck import Recheck
-from nano_vm.program.compiled import SLOT_PRINCIPAL, CompiledProgram
+from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.model import Program
 from nano_vm.runtime import approvals, children, control, erasure, forks, governing, recovery
 from nano_vm.runtime.approvals import PendingApproval
 from nano_vm.runtime.calls import Calls, Outcome, action_key
-from nano_vm.runtime.compilations import compiled_before, compiled_for
 from nano_vm.runtime.driver import Run
-from nano_vm.runtime.gates import validator
 from nano_vm.runtime.journaled import JournaledRun
 from nano_vm.runtime.keeper import Keeper
-from nano_vm.runtime.labelling import Needs, needs_of, prove_calls, require_keys
-from nano_vm.runtime.lane import Lane
+from nano_vm.runtime.labelling import needs_of
+from nano_vm.runtime.library import Library
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.pausing import Pausing
 from nano_vm.runtime.ports import (
@@ -64,21 +58,18 @@ from nano_vm.runtime.rights import (
     ACT,
     APPROVE,
     READ,
-    START,
     VERIFY,
     check_right,
     principal_of,
     tenant_of,
 )
-from nano_vm.runtime.sealing import inputs_digest, keyed_content, open_entries
+from nano_vm.runtime.sealing import keyed_content, open_entries
+from nano_vm.runtime.starting import begin
 from nano_vm.runtime.system import SystemClock, SystemEntropy
 from nano_vm.runtime.threads import ToolThreads
 
 _T = TypeVar("_T")
 _UNSET = ev.UNSET
-TRACE_ID_CHARS_MAX = 200
-KEY_CHARS_MAX = 500
-POLL_S = 0.02  # how often a run that another process drives is looked at
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -91,7 +82,7 @@ class Progress(msgspec.Struct, frozen=True):
     digest: str
 
 
-class Engine:
+class Engine(Library):
     """Runs programs against a store, with tools and a model.
 
     Args:
@@ -124,6 +115,7 @@ class Engine:
         policy: PolicySource | None = None,
         access: str = "open",
     ) -> None:
+        super().__init__(tools, store, clock or SystemClock())
         self.secrets = secrets
         self.keys = keys
         self.make_keys = make_keys
@@ -132,10 +124,7 @@ class Engine:
             raise InputError("USAGE", f"unknown access `{access}`", help=f"one of: {', '.join(ACCESS)}")
         self.access = access
         self.llm = llm
-        self.tools = tools
-        self.store = store
         self.tenant: str | None = getattr(store, "tenant", None)  # of a store that holds one tenant's runs
-        self.clock: Clock = clock or SystemClock()
         self.entropy: Entropy = entropy or SystemEntropy()
         draw = self.entropy.salt
         self.salts: Callable[[int], list[bytes]] = getattr(self.entropy, "salts", None) or (
@@ -155,128 +144,25 @@ class Engine:
         self.listeners: list[Listener] = []
         self.pausing = Pausing(self)
         self.lane = True  # off in the tests that compare it with the general path
-        self.proves = True  # off in the tests of what happens where nothing was proved
-        self.needs: dict[str, Needs] = {}  # by program hash
-        self.lanes: dict[
-            tuple[str, bool], Lane
-        ] = {}  # how the lane takes a program's steps, without and with labels
-        self._checked: dict[str, CompiledProgram] = {}  # by hash, those that were checked against the tools
-        self.proved: set[tuple[Any, ...]] = (
-            set()
-        )  # programs with what they call, and the policy: see `prove_calls`
         self._id_ms, self._id_time = -1, ""  # what the ids of runs that begin in this millisecond begin with
-        self.policy: Policy | None = None
-        self._policies: dict[str, Policy] = {}  # those that runs are pinned to, by hash
-        self._policies_stored: set[str] = set()
-        self.rulings: dict[
-            tuple[str, ...], dict[int, governing.Ruling | None]
-        ] = {}  # by program and policies: see `Gate`
         if policy is not None:
             self.set_policy(policy)
-        self._compiled: dict[str, CompiledProgram] = {}
-        self._stored: set[tuple[str, str]] = set()  # hashes of programs, and whose name for them is known
         self._max_concurrent_runs = max_concurrent_runs
         self._slots: asyncio.Semaphore | None = None
         self._slots_loop: asyncio.AbstractEventLoop | None = None
 
     # --- programs ---------------------------------------------------------------------------------------------
 
-    def compile(self, program: Program | Mapping[str, Any]) -> tuple[Program, CompiledProgram]:
-        """The compiled form; checked against the registered tools, once per program.
-
-        Raises:
-            ProgramError: with `diagnostics`, all findings.
-        """
-        if not isinstance(program, Program):
-            program = Program.from_dict(dict(program) if isinstance(program, Mapping) else program)
-        compiled = self._checked.get(program.hash)
-        if compiled is None:
-            compiled = compiled_for(program, self.tools.schemas(), proved=self.proves, policy=self.policy)
-            self._compiled[program.hash] = self._checked[program.hash] = compiled
-        return program, compiled
-
-    def forget_compiled(self) -> None:
-        """Programs are checked again: the tools have changed."""
-        self._checked.clear()
-        self.proved.clear()
-        self.needs.clear()
-        self.lanes.clear()
-
-    def trim_programs(self, most: int) -> None:
-        """Keep at most `most` programs compiled: for servers that are sent new ones all the time. Runs under way keep
-        theirs."""
-        if len(self._compiled) > most:
-            self._compiled.clear()
-            self.needs.clear()
-            self.forget_compiled()
-        if len(self._stored) > 10 * most:
-            self._stored.clear()
-
     def save_program(self, program: Program | Mapping[str, Any], *, tenant: str | None = None) -> str:
         """Store a program under its name, so that `call` steps and other processes of the tenant find it. Returns its
         hash."""
         program, compiled = self.compile(program)
-        whose = self._tenant(None, tenant) or DEFAULT_TENANT
+        whose = self.whose(None, tenant) or DEFAULT_TENANT
         if (program.hash, whose) not in self._stored:
             now = self.clock.now_ms()
             self.store.put_program(program.hash, compiled.name, program.canonical, now, whose)
             self._stored.add((program.hash, whose))
         return program.hash
-
-    def load_program(self, program_hash: str) -> CompiledProgram:
-        """The compiled form of a stored program. Tools are not checked again: what runs was admitted before."""
-        compiled = self._compiled.get(program_hash)
-        if compiled is None:
-            stored = self.store.program(program_hash)
-            if canonical.digest(stored) == program_hash:
-                compiled = compiled_before(program_hash)
-            if compiled is None:
-                compiled = compiled_for(self.stored_program(program_hash), None)
-            self._compiled[program_hash] = compiled
-        return compiled
-
-    def stored_program(self, program_hash: str) -> Program:
-        """A program as the store has it.
-
-        Raises:
-            NotFoundError: PROGRAM_NOT_FOUND. RuntimeFault: PROGRAM_CHANGED.
-        """
-        program = Program.from_dict(canonical.decode(self.store.program(program_hash))["program"])
-        if program.hash != program_hash:
-            raise RuntimeFault("PROGRAM_CHANGED", f"the stored program is not {program_hash}")
-        return program
-
-    # --- policies ---------------------------------------------------------------------------------------------
-
-    def set_policy(self, policy: PolicySource | None) -> None:
-        """Put another policy in force, for all that is dispatched from now on. Runs stay pinned to theirs.
-
-        Raises:
-            PolicyError: it cannot be accepted; the one in force stays.
-        """
-        if policy is not None and not isinstance(policy, Policy):
-            policy = load_policy(policy)
-        self.policy = policy
-        self.rulings.clear()
-        self._checked.clear()  # what somebody has to approve is no longer untrusted
-
-    def load_policy(self, policy_hash: str) -> Policy:
-        """The policy that a run is pinned to. Raises RuntimeFault POLICY_MISSING."""
-        policy = self._policies.get(policy_hash)
-        if policy is None:
-            policy = self._policies[policy_hash] = governing.read_policy(self, policy_hash)
-        return policy
-
-    async def keep_policy(self, policy: Policy) -> None:
-        """Store a policy that something is decided by, so that it can be decided again."""
-        if policy.hash not in self._policies_stored:
-            now = self.clock.now_ms()
-            await patiently(lambda: self.store.put_policy(policy.hash, policy.canonical, now))
-            self._policies_stored.add(policy.hash)
-            self._policies[policy.hash] = policy
-
-    def is_kept(self, policy: Policy) -> bool:
-        return policy.hash in self._policies_stored
 
     async def govern(self, run: Run, pinned: Policy | None) -> None:
         """Put the gate in front of a run that is about to start, and keep what it is pinned to."""
@@ -284,37 +170,6 @@ class Engine:
             await self.keep_policy(pinned)
         if pinned is not None or self.policy is not None or run.program.approves:
             run.gate = governing.Gate(run, pinned)
-
-    def pin_calls(self, compiled: CompiledProgram, tenant: str = DEFAULT_TENANT) -> dict[str, str]:
-        """Resolve the programs that `call` steps name, through the whole tree, to hashes.
-
-        Raises:
-            NotFoundError: PROGRAM_NOT_FOUND. RuntimeFault: CALL_RECURSION.
-        """
-        pinned: dict[str, str] = {}
-        for name in compiled.calls:
-            self._pin(name, (compiled.hash,), pinned, tenant)
-        return pinned
-
-    def _pin(self, name: str, above: tuple[str, ...], pinned: dict[str, str], tenant: str) -> None:
-        if name in pinned:
-            program_hash = pinned[name]
-        elif name.startswith("sha256:"):
-            program_hash = name
-        else:
-            found = self.store.program_named(name, tenant)
-            if found is None:
-                raise NotFoundError(
-                    "PROGRAM_NOT_FOUND",
-                    f"no stored program is named `{name}`",
-                    help="store it first: vm.save_program(program), or `nano-vm run --program FILE`",
-                )
-            program_hash = found
-        if program_hash in above:
-            raise RuntimeFault("CALL_RECURSION", f"the program `{name}` calls itself")
-        pinned[name] = program_hash
-        for called in self.load_program(program_hash).calls:
-            self._pin(called, (*above, program_hash), pinned, tenant)
 
     # --- running ----------------------------------------------------------------------------------------------
 
@@ -350,8 +205,8 @@ class Engine:
             ProgramError: the program cannot be run. InputError: the context does not fit. ConflictError: KEY_CONFLICT
             or RUN_EXISTS. StoreError: the journal cannot be written; nothing is lost.
         """
-        run = await self._begin(
-            program, context, idempotency_key, trace_id, principal, tenant, listener, replanned, True
+        run = await begin(
+            self, program, context, idempotency_key, trace_id, principal, tenant, listener, replanned, True
         )
         if isinstance(run, Trace):
             return run
@@ -393,7 +248,7 @@ class Engine:
         tenant: str | None = None,
     ) -> Trace:
         """Create a run without driving it: `step`, `recover` or a worker takes it on."""
-        run = await self._begin(program, context, idempotency_key, trace_id, principal, tenant)
+        run = await begin(self, program, context, idempotency_key, trace_id, principal, tenant)
         if isinstance(run, Trace):
             return run
         await run.flush()
@@ -413,118 +268,7 @@ class Engine:
             yield progress
         await task
 
-    async def _begin(
-        self,
-        program: Program | Mapping[str, Any],
-        context: Mapping[str, Any] | None,
-        key: str | None,
-        trace_id: str | None,
-        principal: str | Mapping[str, Any] | None,
-        tenant: str | None,
-        listener: Callable[[Progress], None] | None = None,
-        replanned: Mapping[str, Any] | None = None,
-        at_once: bool = False,
-    ) -> Run | Trace:
-        if self.draining:
-            raise RuntimeFault("SHUTTING_DOWN", "the engine has been closed")
-        program, compiled = self.compile(program)
-        inputs, payload = take_inputs(compiled, context)
-        if principal is not None or tenant is not None or self.tenant is not None or self.access != "open":
-            check_right(self.access, principal, START)
-            tenant = self._tenant(principal, tenant)
-        tenant = tenant or DEFAULT_TENANT
-        who = None if principal is None else principal_of(principal, tenant)
-        if trace_id is not None or key is not None:
-            check_names(trace_id, key, tenant)
-        digest = ""
-        pinned = self.pin_calls(compiled, tenant) if compiled.calls else {}
-        needs = (not pinned and self.needs.get(compiled.hash)) or needs_of(self, compiled, pinned.values())
-        if needs.sealed:
-            require_keys(self, needs)
-        if key is not None:
-            digest = inputs_digest(self, self._subject_key(compiled, inputs, tenant, who, needs), payload)
-            existing = self.store.find_key(tenant, compiled.name, key)
-            if existing is not None:
-                return await self._first_result(existing, digest)
-        if (compiled.hash, tenant) not in self._stored:
-            await patiently(lambda: self.save_program(program, tenant=tenant))
-        if pinned and self.proves and (needs.labels or self.policy is not None):
-            prove_calls(self, program, compiled, pinned, labels=needs.labels)
-        now = self.clock.now_ms()
-        self.pausing.check(compiled.name, compiled.hash, tenant, now)
-        run_id = trace_id or self.new_run_id(now)
-        if tenant != DEFAULT_TENANT:
-            run_id = qualified(run_id, tenant)
-        record = RunRecord(
-            run_id=run_id,
-            tenant=tenant,
-            program_hash=compiled.hash,
-            program_name=compiled.name,
-            key=key,
-            inputs_digest=digest,
-            created_at_ms=now,
-            updated_at_ms=now,
-            owner=self.store.owner,
-            fence=1,
-        )
-        run = self.new_run(record, compiled, who)
-        run.listener = listener
-        policy = self.policy
-        if policy is not None or compiled.approves:
-            await self.govern(run, policy)
-        if who is None and key is None and policy is None and replanned is None and not pinned:
-            features = [FEATURE] if needs.labels else _UNSET
-            start = ev.RunStarted(at_ms=now, features=features, payload=inputs, program=compiled.hash)
-        else:
-            start = ev.RunStarted(
-                at_ms=now,
-                features=[FEATURE] if needs.labels else _UNSET,
-                key=_UNSET if key is None else canonical.digest_value(key),
-                payload=inputs,
-                policy=_UNSET if policy is None else policy.hash,
-                principal=_UNSET if who is None else who,
-                program=compiled.hash,
-                programs=pinned or _UNSET,
-                replanned=dict(replanned) if replanned else _UNSET,
-            )
-        run.opening = start, payload
-        if key is None and trace_id is None:
-            if not at_once:
-                run.open()
-            return run  # a fresh id: its creation may ride with the first intent
-        run.open()
-        try:
-            await run.flush()
-        except ConflictError as error:
-            if key is None or error.code != "RUN_EXISTS":
-                raise
-            existing = self.store.find_key(tenant, compiled.name, key)
-            if existing is None:
-                raise
-            return await self._first_result(existing, digest)
-        return run
-
-    def _subject_key(
-        self,
-        compiled: CompiledProgram,
-        inputs: dict[str, Any],
-        tenant: str,
-        who: dict[str, Any] | None,
-        needs: Needs,
-    ) -> str | None:
-        """The key that digests of a run's inputs are made with: its subject's; None when nothing in it is private. A
-        run without a subject has no key yet: then the tenant's stands in."""
-        if not needs.sealed or self.keys is None:
-            return None
-        if compiled.subject is None:
-            return self.keys.subject_key(tenant, ("inputs", compiled.name))
-        slots: list[Any] = [UNASSIGNED] * len(compiled.slots)
-        for name, slot in compiled.input_slots.items():
-            slots[slot] = inputs.get(name, compiled.optional_inputs.get(name, UNASSIGNED))
-        slots[SLOT_PRINCIPAL] = UNASSIGNED if who is None else who
-        return self.keys.subject_key(tenant, compiled.subject.render(slots))
-
-    def _tenant(self, principal: str | Mapping[str, Any] | None, given: str | None) -> str | None:
+    def whose(self, principal: str | Mapping[str, Any] | None, given: str | None) -> str | None:
         """The tenant that a call is about; None when it is about all of them, which only the embedding program is."""
         tenant = tenant_of(principal, self.tenant if given is None else given)
         if self.tenant is not None and tenant != self.tenant:
@@ -542,7 +286,7 @@ class Engine:
             CapabilityDeniedError: CAPABILITY_DENIED. NotFoundError: RUN_NOT_FOUND, also for other tenants' runs.
         """
         check_right(self.access, principal, right)
-        tenant = self._tenant(principal, tenant)
+        tenant = self.whose(principal, tenant)
         return self.store.record(trace_id if tenant is None else qualified(trace_id, tenant), tenant)
 
     def new_run_id(self, now_ms: int) -> str:
@@ -596,30 +340,6 @@ class Engine:
             self._slots, self._slots_loop = asyncio.Semaphore(self._max_concurrent_runs), loop
         return self._slots
 
-    async def _first_result(self, record: RunRecord, digest: str) -> Trace:
-        """The run that an idempotency key started: its result, once there is one."""
-        if record.inputs_digest != digest:
-            raise ConflictError(
-                "KEY_CONFLICT",
-                "the idempotency key was used before with another context",
-                help="use a new key for a new context, or the same context for the same key",
-                facts={"run_id": record.run_id},
-            )
-        while True:
-            live = self.live_here(record.run_id)
-            if live is not None:
-                await live.wait_until_settled()
-            record = self.store.record(record.run_id)
-            if record.status != RunStatus.RUNNING or self.draining:
-                return self.trace(record.run_id)
-            run = await recovery.take_over(self, record.run_id)
-            if run is None:
-                await asyncio.sleep(POLL_S)
-            elif run.state.status.is_terminal:
-                await run.flush(run.update(release=True))
-            else:
-                await self.drive(run)
-
     # --- looking ----------------------------------------------------------------------------------------------
 
     def trace(self, trace_id: str, *, principal: str | Mapping[str, Any] | None = None) -> Trace:
@@ -661,7 +381,7 @@ class Engine:
     ) -> list[RunRecord]:
         """Records of top-level runs, newest first."""
         check_right(self.access, principal, READ)
-        tenant = self._tenant(principal, tenant)
+        tenant = self.whose(principal, tenant)
         return self.store.records(
             RunQuery(tenant=tenant, status=status, program_name=program, parent="", limit=limit)
         )
@@ -733,7 +453,7 @@ class Engine:
     ) -> list[PendingApproval]:
         """Everything that waits for somebody's approval, of the newest `limit` suspended runs."""
         check_right(self.access, principal, READ)
-        return approvals.all_pending(self, self._tenant(principal, tenant), limit)
+        return approvals.all_pending(self, self.whose(principal, tenant), limit)
 
     async def approve(
         self,
@@ -893,7 +613,7 @@ class Engine:
     ) -> list[Pause]:
         """The programs that are paused, with who paused them and why."""
         check_right(self.access, principal, READ)
-        return self.store.pauses(self._tenant(principal, tenant))
+        return self.store.pauses(self.whose(principal, tenant))
 
     def refuse_paused(self, program: CompiledProgram, tenant: str) -> None:
         """Raises CapabilityDeniedError PROGRAM_PAUSED when no run of it may begin."""
@@ -987,71 +707,4 @@ _VARIANT = {
 }  # two bits of an RFC 9562 id are fixed
 
 
-def check_names(trace_id: str | None, key: str | None, tenant: str = DEFAULT_TENANT) -> None:
-    """Ids below another one with `/` belong to the children of that run, those with `::` to a tenant: nobody else may
-    take them."""
-    if trace_id is not None:
-        text = trace_id if type(trace_id) is str else ""
-        if TENANT_SEPARATOR in text.removeprefix(
-            f"{tenant}{TENANT_SEPARATOR}" if tenant != DEFAULT_TENANT else ""
-        ):
-            raise InputError(
-                "TRACE_ID", f"a trace id holds no `{TENANT_SEPARATOR}`", help="use another separator"
-            )
-        if not 0 < len(text) <= TRACE_ID_CHARS_MAX or "/" in text or not text.isprintable() or text.isspace():
-            raise InputError(
-                "TRACE_ID",
-                f"a trace id has 1 to {TRACE_ID_CHARS_MAX} printable characters and no `/`",
-                help="leave it out: an unused one is made",
-            )
-    if key is not None and (type(key) is not str or not 0 < len(key) <= KEY_CHARS_MAX):
-        raise InputError("RUN_KEY", f"a run's idempotency key is a text of 1 to {KEY_CHARS_MAX} characters")
-
-
-def take_inputs(program: CompiledProgram, context: Mapping[str, Any] | None) -> tuple[dict[str, Any], bytes]:
-    """The context as the program's inputs, checked against what it declares.
-
-    Raises:
-        InputError: INPUT_MISSING, INPUT_UNKNOWN, INPUT_INVALID, VALUE_NOT_JSON and its kin, VALUE_TOO_LARGE.
-    """
-    if context is not None and type(context) is not dict and not isinstance(context, Mapping):
-        raise InputError(
-            "INPUT_INVALID",
-            f"the context is a {type(context).__name__} and should be an object of inputs by name",
-            help='{"order_id": "A-1001"}',
-            facts={"path": "", "keyword": "type"},
-        )
-    inputs, payload = canonical.normalize(context if type(context) is dict else dict(context or {}))
-    if len(payload) > PAYLOAD_BYTES_MAX:
-        canonical.check_size(payload, PAYLOAD_BYTES_MAX, "the context")
-    for name in program.input_slots:
-        if name not in inputs and name not in program.optional_inputs:
-            raise InputError(
-                "INPUT_MISSING",
-                f"the program `{program.name}` needs the input `{name}`",
-                help=f"pass it in the context: {{{name!r}: …}}, or `--input {name}=…`",
-                facts={"input": name},
-            )
-    schema = program.inputs_schema
-    if schema is None:
-        return inputs, payload
-    for name in inputs:
-        if name not in program.input_slots:
-            raise InputError(
-                "INPUT_UNKNOWN",
-                f"the program `{program.name}` declares no input `{name}`",
-                help=f"it declares: {', '.join(program.input_slots) or 'none'}",
-                facts={"input": name},
-            )
-    for fault in validator(canonical.encode(schema)).iter_errors(inputs):
-        pointer = "/" + "/".join(str(part) for part in fault.instance_path)
-        raise InputError(
-            "INPUT_INVALID",
-            f"the input at `{pointer}` does not fit its schema: {fault.kind.name}",
-            help="see the program's `inputs`",
-            facts={"path": pointer, "keyword": fault.kind.name},
-        )
-    return inputs, payload
-
-
-__all__ = ["Engine", "Progress", "take_inputs"]
+__all__ = ["Engine", "Progress"]

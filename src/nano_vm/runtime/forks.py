@@ -38,8 +38,8 @@ async def fork(
     A step is entered by the entry before it: everything up to that entry is shared. When `at_step` is a condition, it
     was evaluated by that entry; then the changes come before it, so that they bear on the verdict.
     """
-    from nano_vm.runtime.engine import check_names
     from nano_vm.runtime.rights import principal_of
+    from nano_vm.runtime.starting import check_names
 
     source = engine.store.record(trace_id)
     check_names(new_trace_id, None, source.tenant)

@@ -16,6 +16,7 @@ from nano_vm import canonical
 from nano_vm.errors import NanoVMError, RuntimeFault, VerificationError
 from nano_vm.expr.reference import UNSET as UNASSIGNED
 from nano_vm.journal.plain import decided_of
+from nano_vm.journal.port import JournalStore
 from nano_vm.journal.replay import KEYED
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import (
@@ -643,10 +644,10 @@ def gate_of(run: Run) -> Gate | None:
     return Gate(run, run.engine.load_policy(pinned) if pinned else None)
 
 
-def read_policy(engine: Engine, policy_hash: str) -> Policy:
+def read_policy(store: JournalStore, policy_hash: str) -> Policy:
     """The stored policy of that hash."""
     try:
-        policy = stored_policy(engine.store.policy(policy_hash))
+        policy = stored_policy(store.policy(policy_hash))
     except NanoVMError as error:
         if error.code not in ("POLICY_NOT_FOUND", "INVALID_POLICY"):
             raise

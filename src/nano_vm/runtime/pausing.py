@@ -70,7 +70,7 @@ class Pausing:
             raise InputError("USAGE", "a program is named by its name or its hash", help="vm.pause('refund')")
         if type(reason) is not str or len(reason) > REASON_CHARS_MAX:
             raise InputError("USAGE", f"a reason is a text of at most {REASON_CHARS_MAX} characters")
-        whose = engine._tenant(by, tenant) or DEFAULT_TENANT
+        whose = engine.whose(by, tenant) or DEFAULT_TENANT
         who = principal_of(by, whose)
         now = engine.clock.now_ms()
         pause = Pause(
