@@ -7,7 +7,7 @@ the trace. Everything an author, a model or a tool has written is escaped.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -189,7 +189,7 @@ def _journal(trace: Trace, values: bool) -> str:
                 f"<tr><td class=soft>{entry.seq}</td><td class=soft>{precise_moment(event.at_ms)}</td>"
                 f"<td>{event.type}</td>"
                 f"<td><code>{_text(line.step)}</code></td><td>{_text(words)}</td>"
-                f"<td class=soft title={_quoted(entry.digest)}><code>{_text(entry.digest[7:15])}</code></td></tr>"
+                f"<td class=soft title='{_text(entry.digest)}'><code>{_text(entry.digest[7:15])}</code></td></tr>"
             )
     left = len(trace.entries) - ENTRIES_MAX
     rest = f'<p class="soft">{left} further entries are not shown here.</p>' if left > 0 else ""
@@ -215,11 +215,8 @@ def _sentences(text: str) -> str:
 
 def _value(value: Any) -> str:
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    return _text(text if len(text) <= VALUE_CHARS_MAX else text[:VALUE_CHARS_MAX] + "…", keep=True)
+    return _text(text if len(text) <= VALUE_CHARS_MAX else text[:VALUE_CHARS_MAX] + "…")
 
 
-def _text(text: str, keep: bool = True) -> str:
-    return escape(printable(text, keep_newlines=keep))
-
-
-_quoted: Callable[[str], str] = lambda text: f'"{escape(text, quote=True)}"'  # noqa: E731
+def _text(text: str) -> str:
+    return escape(printable(text, keep_newlines=True), quote=True)
