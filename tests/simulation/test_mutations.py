@@ -295,6 +295,11 @@ def nobody_is_asked(patch: Patch) -> None:
     patch.setattr(governing, "decide_all", lenient)
 
 
+def an_approval_serves_for_ever(patch: Patch) -> None:
+    """What the program wants approved is approved once, however often it comes to it."""
+    patch.setattr(governing, "_asked_by_program", lambda program, command: [])
+
+
 def a_new_policy_is_not_looked_at(patch: Patch) -> None:
     pinned = property(lambda self: [] if self.pinned is None else [self.pinned])
     patch.setattr(governing.Gate, "policies", pinned)
@@ -346,6 +351,7 @@ MUTANTS: list[tuple[Callable[[Patch], None], set[str]]] = [
     (agents_call_what_they_like, {"P9"}),
     (limits_are_not_counted, {"P9"}),
     (nobody_is_asked, {"P9"}),
+    (an_approval_serves_for_ever, {"P9"}),
     (a_new_policy_is_not_looked_at, {"P9"}),
 ]
 

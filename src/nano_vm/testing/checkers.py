@@ -249,6 +249,9 @@ class Checkers(Watcher):
             why = None if policy is None else run.opinion.refuses(policy, spec.name, arguments, place)
             if why is not None:
                 self.broken("P9", run_id, f"`{spec.name}` began at `{place[0]}`: {why}")
+        asks = [one["id"] for one in _steps_of(run.source) if one.get("approves") == place[0]]
+        if asks and not run.opinion.is_granted(asks[0], place):
+            self.broken("P9", run_id, f"`{place[0]}` began, and nobody has approved it at `{asks[0]}`")
         run.opinion.begun[place] = spec.name
 
     def _tool_of(self, run: _Run, step: str) -> str:

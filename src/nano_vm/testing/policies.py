@@ -79,6 +79,13 @@ class Opinion:
                 return why
         return None
 
+    def is_granted(self, wait: str, place: Place) -> bool:
+        """Whether somebody has approved this action: at the wait that is bound to it or, where the program comes to it
+        again by another way, when it asked by itself."""
+        step, _, item = place
+        same = sum((one[0], one[2]) == (step, item) for one in self.begun if one != place)
+        return self.granted[wait, None] + self.granted[step, item] > same
+
     def _unmet(self, rule: Mapping[str, Any], place: Place) -> str | None:
         others = [one for one, tool in self.begun.items() if one != place and _names(rule["tools"], tool)]
         for limit in rule.get("limits", ()):

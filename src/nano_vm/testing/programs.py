@@ -177,7 +177,11 @@ def _list_program(draw: random.Random, private: bool) -> list[Step]:
             branch = draw.choice(["refused", *(step["id"] for step in steps)])
             steps.append({"id": author.name(), "type": "condition", "condition": test})
             steps[-1] |= {"then": onward, "otherwise": branch}
-        steps.append(author.step())
+        step = author.step()
+        if step["type"] == "tool" and draw.random() < 0.2:
+            asked = {"id": author.name(), "type": "wait", "approvers": [ROLE], "approves": step["id"]}
+            steps.append(author.failing(asked))
+        steps.append(step)
     steps.append({"id": "done", "type": "tool", "tool": "act_keyed", "args": {"value": "$x"}})
     steps[-1] |= {"is_terminal": True, "outcome": "done"}
     for number, step in enumerate(steps):
