@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import traceback
 from collections.abc import Callable
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -18,11 +17,20 @@ from nano_vm import canonical
 from nano_vm.errors import InputError, NanoVMError
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import CallModel, CallTool, Compensate, Reconcile
-from nano_vm.kernel.limits import TEXT_CHARS_MAX
 from nano_vm.program.compiled import AgentAction, CompiledStep, ModelAction
 from nano_vm.projection.views import for_model, for_tool
 from nano_vm.runtime.agent import read_turn
-from nano_vm.runtime.completions import accepted_by, completion_of, encodable_text, told_by
+from nano_vm.runtime.completions import accepted_by, completion_of, told_by
+from nano_vm.runtime.failures import (
+    TRACEBACK_CHARS_MAX,
+    describe,
+    encodable,
+    is_ours,
+    lost_contact,
+    message_of,
+    text_of,
+    traceback_of,
+)
 from nano_vm.runtime.gates import feedback, pass_gate
 from nano_vm.runtime.ports import (
     Clock,
@@ -39,7 +47,6 @@ from nano_vm.runtime.tooling import PENDING, Reconciled, ToolContext, ToolError
 from nano_vm.runtime.values import to_data
 
 _UNSET = ev.UNSET
-TRACEBACK_CHARS_MAX = 8_000
 
 
 class Outcome(NamedTuple):
@@ -134,7 +141,7 @@ class Calls:
         except Exception as error:
             # The effect has happened; what it returned cannot be kept. Doing it again would not help.
             code = error.code if isinstance(error, InputError) else "VALUE_NOT_JSON"
-            message = f"what `{spec.name}` returned cannot be kept: {_message(error)}"
+            message = f"what `{spec.name}` returned cannot be kept: {message_of(error)}"
             return self.failed(command, code, message, False, pure=pure, error=error)
         return Outcome(
             ev.StepSucceeded(
@@ -206,14 +213,14 @@ class Calls:
             return self.failed(command, "TIMEOUT", message, True, pure=pure)
         if isinstance(error, ToolError):
             if error.unknown and not certain:
-                return self.unknown(command, _text(error.code), spec.effect, _describe(error))
-            code, retryable = _text(error.code), bool(error.retryable)
-            return self.failed(command, code, _message(error), retryable, pure=pure, error=error)
+                return self.unknown(command, text_of(error.code), spec.effect, describe(error))
+            code, retryable = text_of(error.code), bool(error.retryable)
+            return self.failed(command, code, message_of(error), retryable, pure=pure, error=error)
         if not certain and isinstance(error, asyncio.CancelledError):
-            return self.unknown(command, "CANCELLED", spec.effect, _describe(error))
-        if not certain and _lost_contact(error):
-            return self.unknown(command, "CONNECTION", spec.effect, _describe(error))
-        return self.failed(command, type(error).__name__, _message(error), True, pure=pure, error=error)
+            return self.unknown(command, "CANCELLED", spec.effect, describe(error))
+        if not certain and lost_contact(error):
+            return self.unknown(command, "CONNECTION", spec.effect, describe(error))
+        return self.failed(command, type(error).__name__, message_of(error), True, pure=pure, error=error)
 
     async def compensation(
         self, run: RunFacts, command: Compensate, spec: ToolSpec, transaction: Any = None
@@ -236,12 +243,12 @@ class Calls:
         except BaseException as error:
             if is_ours(error):
                 raise
-            unknown = error.unknown if isinstance(error, ToolError) else _lost_contact(error)
+            unknown = error.unknown if isinstance(error, ToolError) else lost_contact(error)
             if unknown and spec.effect not in ("pure", "idempotent"):
-                return self.unknown(command, "CONNECTION", spec.effect, _describe(error), compensation=True)
+                return self.unknown(command, "CONNECTION", spec.effect, describe(error), compensation=True)
             code = error.code if isinstance(error, ToolError | NanoVMError) else type(error).__name__
             retryable = getattr(error, "retryable", True) is not False
-            return self.not_undone(command, code, "", retryable=retryable, details=_describe(error))
+            return self.not_undone(command, code, "", retryable=retryable, details=describe(error))
         return Outcome(
             ev.CompensationSucceeded(
                 at_ms=self.clock.now_ms(),
@@ -270,7 +277,7 @@ class Calls:
                 at_ms=self.clock.now_ms(),
                 attempt=command.attempt,
                 draw=self.entropy.draw(),
-                error=_text(code),
+                error=text_of(code),
                 item=command.item if command.item >= 0 else _UNSET,
                 occurrence=command.occurrence,
                 payload=details,
@@ -354,7 +361,7 @@ class Calls:
             retryable = getattr(error, "retryable", True) is not False
             code = getattr(error, "code", None)
             kind = code if isinstance(code, str) else type(error).__name__
-            return self.failed(command, kind, _message(error), retryable, error=error, told=told_by(error))
+            return self.failed(command, kind, message_of(error), retryable, error=error, told=told_by(error))
         told = told_by(completion)
         if completion.tool_calls and type(action) is AgentAction:
             return self._turned(command, completion, told)
@@ -373,7 +380,7 @@ class Calls:
                 "answer": completion.text[:TRACEBACK_CHARS_MAX],
                 "feedback": feedback(completion.text, gated.problem),
             }
-            details, payload = _encodable(details)
+            details, payload = encodable(details)
             return Outcome(
                 ev.StepFailed(
                     at_ms=self.clock.now_ms(),
@@ -472,13 +479,13 @@ class Calls:
     ) -> Outcome:
         details: dict[str, Any] = {"message": message[:TRACEBACK_CHARS_MAX]}
         if error is not None:
-            details["traceback"] = _traceback(error)
-        details, payload = _encodable(details)
+            details["traceback"] = traceback_of(error)
+        details, payload = encodable(details)
         event = ev.StepFailed(
             at_ms=self.clock.now_ms(),
             attempt=command.attempt,
             draw=self.entropy.draw(),
-            error=_text(code),
+            error=text_of(code),
             item=command.item if command.item >= 0 else _UNSET,
             occurrence=command.occurrence,
             payload=details,
@@ -624,78 +631,3 @@ def action_key(run: RunFacts, command: Any, spec: ToolSpec, args: dict[str, Any]
     content = canonical.encode(parts)
     keyed = None if run.keyed is None else run.keyed(command)
     return "nvm-" + (sha256(content).hexdigest() if keyed is None else keyed(content))[:48]
-
-
-def _lost_contact(error: BaseException) -> bool:
-    """Whether an exception is, or was caused by, losing contact in the middle of a call."""
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        if isinstance(cause, OSError | TimeoutError | asyncio.TimeoutError | EOFError):
-            return True
-        # HTTP clients have exceptions of their own for the same thing; they are told by name, not imported.
-        if any(kind.__name__ in _TRANSPORT_ERRORS for kind in type(cause).__mro__):
-            return True
-        seen.add(id(cause))
-        cause = cause.__cause__ or cause.__context__
-    return False
-
-
-_TRANSPORT_ERRORS = frozenset({"TransportError", "ConnectionError", "Timeout", "ClientConnectionError"})
-
-
-def _describe(error: BaseException) -> dict[str, Any]:
-    message = _message(error)[:TRACEBACK_CHARS_MAX]
-    details, _ = _encodable({"message": message, "traceback": _traceback(error)})
-    return details
-
-
-def _message(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # an exception may be as broken as anything else
-        return f"{type(error).__name__}, which cannot be printed"
-
-
-def _traceback(error: BaseException) -> str:
-    """The traceback from the tool's own frame on: which of our ways led to it is not the author's business."""
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("nano_vm.runtime."):
-        frames = frames.tb_next
-    try:
-        return "".join(traceback.format_exception(type(error), error, frames))[-TRACEBACK_CHARS_MAX:]
-    except Exception:
-        return ""
-
-
-def is_ours(error: BaseException) -> bool:
-    """Whether an exception out of a call is meant for us, not a failure of what was called."""
-    if isinstance(error, asyncio.CancelledError):
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:
-            return False  # in a thread nobody cancels: the tool has raised it
-        return task is None or task.cancelling() > 0  # else something inside the tool was cancelled
-    return isinstance(error, KeyboardInterrupt | GeneratorExit)
-
-
-def _text(value: Any) -> str:
-    """A name or code that came from outside, as text that facts may hold."""
-    return encodable_text(value if type(value) is str else str(value))[:TEXT_CHARS_MAX]
-
-
-def _encodable(details: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    try:
-        return canonical.normalize(details)
-    except InputError:  # a message may hold anything, lone surrogates included
-        return canonical.normalize(_scrub(details))
-
-
-def _scrub(value: Any) -> Any:
-    if type(value) is str:
-        return encodable_text(value)
-    if type(value) is dict:
-        return {key: _scrub(item) for key, item in value.items()}
-    if type(value) is list:
-        return [_scrub(item) for item in value]
-    return value

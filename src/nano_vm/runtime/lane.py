@@ -36,7 +36,8 @@ from nano_vm.kernel.state import Activity
 from nano_vm.program.compiled import CompiledProgram, CompiledStep, ToolAction
 from nano_vm.program.labels import UNTRUSTED
 from nano_vm.runtime.admission import tainted
-from nano_vm.runtime.calls import copy_arguments, is_ours
+from nano_vm.runtime.calls import copy_arguments
+from nano_vm.runtime.failures import is_ours
 from nano_vm.runtime.ports import ToolInvoker, ToolSpec
 from nano_vm.runtime.threads import ThreadsExhaustedError
 from nano_vm.runtime.tooling import PENDING
