@@ -101,6 +101,9 @@ class Rows(dict[int, Row]):
         super().__init__()
         self._steps = program.steps
         self.sources: dict[int, tuple[int, ...]] = {}  # the slots that a tool's arguments are made of
+        self.adding = frozenset(
+            step.index for step in program.steps if step.adds
+        )  # what labels its own output
         budgets = program.budgets
         self.begins = not (  # whether runs of the program may take the lane from their start
             program.is_dag
@@ -212,8 +215,9 @@ def walk(
     """
     if rows is None:
         rows = Rows(program)
-    slots, occurrences, labels = state.slots, state.occurrences, state.labels
+    slots, occurrences, labels, pins = state.slots, state.occurrences, state.labels, state.pins
     seq, now_ms, output = state.seq, state.now_ms, state.last_output
+    mixed = labels is not None and any(labels)  # something is not trusted; else nothing has to be looked at
     verdicts: list[Any] | None
     left = state.steps_max - state.steps
     first = second = error = following = 0
@@ -232,7 +236,8 @@ def walk(
                     kind, act, first, second, error, following = rows[coming]
                     if kind == _IS_TOOL:
                         args = act(slots)
-                        if track is not None:
+                        if track is not None and (mixed or coming in rows.adding):
+                            mixed = True
                             for slot in rows.sources[coming]:
                                 if labels[slot]:  # type: ignore[index]
                                     reached = _reach(track, state, program.steps[coming])
@@ -270,13 +275,17 @@ def walk(
             slots[first] = slots[second] = output
             if error >= 0:
                 slots[error] = None
-            if track is not None:
-                track.output = labels[first] = labels[second] = track.coming  # type: ignore[index]
+            if mixed:
+                track.output = labels[first] = labels[second] = track.coming  # type: ignore[index, union-attr]
                 if error >= 0:
                     labels[error] = 0  # type: ignore[index]
-                if state.pins:
-                    for slot in (first, second, error):
-                        state.pins.pop(slot, None)
+            if pins:
+                if first in pins:
+                    del pins[first]
+                if second in pins:
+                    del pins[second]
+                if error in pins:
+                    del pins[error]
             verdicts = None
             coming = following
     except NanoVMError:

@@ -86,7 +86,9 @@ class Lane(NamedTuple):
 
     tracks: bool  # for runs that track labels
     rows: Rows
-    start: str  # the encoded RunStarted that names the program and nothing else, as `start_of` gives it
+    starts: dict[
+        tuple[Any, Any], str
+    ]  # RunStarted as `start_of` gives it, by the policy and the label that it names
     plans: list[Any]  # by step: `_Plan`, None before it is needed, False where there is none
 
 
@@ -208,7 +210,9 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
     if opening is not None:
         event, payload = opening
         at = str(event.at_ms)
-        start = known.start if _is_bare(event) else start_of(event)
+        start = known.starts.get((event.policy, event.label)) if _is_bare(event) else start_of(event)
+        if start is None:
+            start = known.starts[event.policy, event.label] = start_of(event)
         run.pending.append((at, start, verdicts, payload, *_riders(plan, rides, at, label)))
         return walker, plan, occurrence, args, track
     if ruled is not None:
@@ -235,13 +239,10 @@ def _riders(
 
 
 def _is_bare(event: ev.RunStarted) -> bool:
-    """Whether it names the program and nothing else. (The payload is not among what is encoded.)"""
+    """Whether it says no more than the program, the policy and a label, and whether labels are tracked."""
     return (
         event.key is ev.UNSET
-        and event.features is ev.UNSET
-        and event.label is ev.UNSET
         and event.principal is ev.UNSET
-        and event.policy is ev.UNSET
         and event.programs is ev.UNSET
         and event.replanned is ev.UNSET
     )
@@ -352,8 +353,8 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                 if gate is not None:
                     if engine.policy is not policy:
                         break
-                    ruling = rulings.get(index) if occurrence == 1 else None
-                    if ruling is not None:
+                    ruling = rulings.get(index)
+                    if ruling is not None and occurrence == 1:
                         before, between = ruling.alone if events == 1 else ruling.rides
                     else:
                         rides = gate.rides(plan.step, plan.spec, occurrence, args, passed, events != 1)
@@ -431,8 +432,7 @@ async def _leave_in_call(run: Run, plan: _Plan, value: Any, failure: BaseExcepti
 
 
 def _lane_of(engine: Engine, program: CompiledProgram, tracks: bool) -> Lane:
-    start = start_of(ev.RunStarted(at_ms=0, program=program.hash))
-    known = Lane(tracks, Rows(program), start, [None] * len(program.steps))
+    known = Lane(tracks, Rows(program), {}, [None] * len(program.steps))
     engine.lanes[program.hash, tracks] = known
     return known
 
