@@ -147,6 +147,22 @@ def decode(data: bytes) -> Any:
     return value
 
 
+def decode_canonical(data: bytes) -> Any:
+    """`decode` of bytes that have to be canonical.
+
+    Raises:
+        InputError: as `decode`; `VALUE_SYNTAX` also when the value would be written otherwise.
+    """
+    value = decode(data)
+    # Without a point there is no float that the plain encoder would write as it stands here and JCS would not.
+    plain = _dumps(value) == data and data.isascii() and b"." not in data
+    if plain and data.count(b"{") + data.count(b"[") <= DEPTH_MAX:
+        return value
+    if encode(value) != data:
+        raise InputError("VALUE_SYNTAX", "the bytes are not canonical JSON", facts={"size": len(data)})
+    return value
+
+
 def is_canonical(data: bytes) -> bool:
     """Tells whether bytes are exactly what `encode` would write for the value they hold."""
     try:

@@ -31,6 +31,7 @@ from nano_vm.journal.plain import AT, END, HEAD, LAST
 from nano_vm.kernel.events import Event
 
 _encode = msgspec.json.Encoder().encode
+_join = b"".join
 
 
 def verify_entry(entry: Entry, run: str, prev: str, seq: int | None = None) -> Facts:
@@ -70,7 +71,7 @@ class ChainReader:
     `head` and `length` are the end of what has been read, `payloads` how many payloads there were.
     """
 
-    __slots__ = ("_run", "head", "length", "payloads", "run")
+    __slots__ = ("_at", "_effects", "_place", "_run", "head", "length", "payloads", "run")
 
     def __init__(self, run: str) -> None:
         self.run = run
@@ -78,6 +79,9 @@ class ChainReader:
         self.length = 0
         self.payloads = 0
         self._run = canonical.encode(run)
+        self._place = b'","run":%b,"seq":' % self._run
+        self._at = b"0"  # a time that is written as it has to be: the last one, most often the next one too
+        self._effects: dict[bytes, str] = {}  # that have been seen, as they are written
 
     def take(self, entry: Entry) -> list[Event]:
         """The events of the next entry.
@@ -102,47 +106,69 @@ class ChainReader:
         written, payload, salt, seq = entry.facts, entry.payload, entry.salt, self.length
         end = written.find(b",", _AT_PLACE)
         at = written[_AT_PLACE:end]
-        if (
-            payload is None
-            or not at.isdigit()
-            or len(at) > _AT_DIGITS_MAX
-            or (at[0] == _ZERO and len(at) > 1)
-        ):
-            return None
+        if at != self._at:
+            if not _is_number(at):
+                return None
+            self._at = at
         place = end + len(expected)
-        verdicts = b""
+        verdicts = told = b""
         if written.startswith(_VERDICTS, place):
             stop = written.find(_END_BYTES, place)
-            verdicts = written[place + len(_VERDICTS) : stop]
+            told = written[place:stop]
+            verdicts = told[len(_VERDICTS) :]
             place = stop
-        link = b'%b%b","run":%b,"seq":%d' % (_END_BYTES, self.head.encode(), self._run, seq)
-        tail = written[place + len(link) :]
-        intent: Any = None
+        if payload is None or len(salt) != SALT_BYTES or entry.seq != seq:
+            return None
+        head, number = self.head.encode(), b"%d" % seq
+        tail = written[place + len(_END_BYTES) + len(head) + len(self._place) + len(number) :]
+        intent = None
         if tail != _LAST_BYTES:
-            found = _INTENT(tail)
-            if found is None:
+            intent = self._intent(tail)
+            if intent is None:
                 return None
-            intent = found.groups()
         commitment = sha256(salt + payload).hexdigest().encode()
-        whole = b"".join((_HEAD_BYTES, commitment, _AT_BYTES, at, expected))
-        if (
-            not written.startswith(whole)
-            or not written.startswith(link, place)
-            or entry.seq != seq
-            or len(salt) != SALT_BYTES
-            or entry.digest != "sha256:" + sha256(written).hexdigest()
-        ):
+        start = (
+            _HEAD_BYTES,
+            commitment,
+            _AT_BYTES,
+            at,
+            expected,
+            told,
+            _END_BYTES,
+            head,
+            self._place,
+            number,
+            tail,
+        )
+        digest = "sha256:" + sha256(written).hexdigest()
+        if digest != entry.digest or _join(start) != written:
             return None
         try:
-            value = canonical.decode(payload)
-            if canonical.encode(value) != payload:
-                return None
+            value = canonical.decode_canonical(payload)
         except InputError:
             return None
         self.payloads += 1
-        self.head = entry.digest
+        self.head = digest
         self.length = seq + 1
         return value, int(at), verdicts, intent
+
+    def _intent(self, tail: bytes) -> tuple[int, str, bytes, bytes] | None:
+        """The plain intent that rides with a success, from what follows its place; None for anything else."""
+        if not tail.startswith(_THEN) or not tail.endswith(_STARTED):
+            return None
+        fields = tail[len(_THEN) : -len(_STARTED)].split(b",")
+        if len(fields) != 5:
+            return None
+        begun, attempt, effect, occurrence, step = fields
+        if attempt != b'"attempt":1' or (begun != self._at and not _is_number(begun)):
+            return None
+        known = self._effects.get(effect)
+        if known is None:
+            found = _EFFECT(effect)
+            if found is None:
+                return None
+            known = self._effects[effect] = found[1].decode()
+        return int(begun), known, occurrence, step
 
     def _usual(self, entry: Entry) -> list[Event] | None:
         written, payload, salt = entry.facts, entry.payload, entry.salt
@@ -200,9 +226,9 @@ class ChainReader:
         return [event, *then]
 
 
-Taken: TypeAlias = tuple[Any, int, bytes, tuple[bytes, bytes, bytes, bytes] | None]
+Taken: TypeAlias = tuple[Any, int, bytes, tuple[int, str, bytes, bytes] | None]
 """A success as `ChainReader.take_success` found it: the output, when, its verdicts as they are written, and the intent
-that rides with it, if one does: its time, effect, occurrence and step."""
+that rides with it, if one does: its time, its effect, and the members `occurrence` and `step` as they are written."""
 
 _HEAD_BYTES, _AT_BYTES, _END_BYTES, _LAST_BYTES = (
     HEAD.encode(),
@@ -211,14 +237,15 @@ _HEAD_BYTES, _AT_BYTES, _END_BYTES, _LAST_BYTES = (
     LAST.encode(),
 )
 _VERDICTS = b',"verdicts":'
+_THEN, _STARTED = b',"then":[{"event":{"at_ms":', b'},"type":"StepStarted"}]' + _LAST_BYTES
 _AT_PLACE = len(HEAD) + 64 + len(AT)
 _AT_DIGITS_MAX = 15  # of numbers that every JSON reader reads alike
-_ZERO = ord("0")
-_NUMBER, _NAME = rb"(0|[1-9][0-9]{0,14})", rb"([A-Za-z_][A-Za-z0-9_]*)"
-_INTENT = re.compile(
-    rb',"then":\[\{"event":\{"at_ms":%b,"attempt":1,"effect":"([a-z]+)","occurrence":%b,"step":"%b"\},'
-    rb'"type":"StepStarted"\}\]%b' % (_NUMBER, _NUMBER, _NAME, re.escape(LAST.encode()))
-).fullmatch
+_EFFECT = re.compile(rb'"effect":"([a-z]+)"').fullmatch
+
+
+def _is_number(digits: bytes) -> bool:
+    """Whether these are a number that is not negative, as it has to be written."""
+    return digits.isdigit() and len(digits) <= _AT_DIGITS_MAX and (digits[0] != ord("0") or len(digits) == 1)
 
 
 def _usual_riders(riders: list[Rider], events: list[Event]) -> bytes:

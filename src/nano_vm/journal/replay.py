@@ -198,8 +198,7 @@ class _Replay:
 
     def take_success(self, entry: Entry, reader: ChainReader) -> bool:
         """Take an entry that is the success which the stretch expects; False when it is not, and nothing is taken."""
-        stretch = self.stretch
-        assert stretch is not None
+        stretch: Stretch = self.stretch  # type: ignore[assignment]
         taken = reader.take_success(entry, stretch.expected)
         if taken is None:
             return False

@@ -12,8 +12,7 @@ from typing import Any
 
 from msgspec import UNSET
 
-from nano_vm.journal.plain import END as _END
-from nano_vm.journal.plain import success_of
+from nano_vm.journal.plain import END, success_of
 from nano_vm.journal.reading import Taken
 from nano_vm.kernel.events import Event, StepStarted, StepSucceeded
 from nano_vm.kernel.lane import begin, is_plain, lane, walk
@@ -30,6 +29,7 @@ class Stretch:
         "_effect",
         "_expected",
         "_index",
+        "_names",
         "_occurrence",
         "_program",
         "_started",
@@ -43,7 +43,8 @@ class Stretch:
         self._activity = activity
         self._started = started
         self._effect = activity.effect
-        self._expected: dict[tuple[int, bool], bytes] = {}
+        self._expected: dict[tuple[int, bool], bytes] = {}  # formats for the number of an occurrence
+        self._names: dict[int, bytes] = {}
         activity.effect = (
             ""  # the lane moves this activity on from step to step; what is not begun has no effect yet
         )
@@ -86,16 +87,16 @@ class Stretch:
     @property
     def expected(self) -> bytes:
         """The encoded members of the success that comes next, as `ChainReader.take_success` wants them."""
-        index, occurrence = self._index, self._occurrence
-        if occurrence == 1:
-            known = self._expected.get((index, self._started))
-            if known is not None:
-                return known
-        step = self._program.steps[index].id
-        found = success_of(step, not self._started, occurrence).removesuffix(_END).encode()
-        if occurrence == 1:
-            self._expected[index, self._started] = found
-        return found
+        known = self._expected.get((self._index, self._started))
+        if known is None:
+            step = self._program.steps[self._index].id
+            # Two halves around the number of the occurrence.
+            halves = success_of(step, not self._started, 7).removesuffix(END).split("7", 1)
+            known = self._expected[self._index, self._started] = b"%b%%d%b" % (
+                halves[0].encode(),
+                halves[1].encode(),
+            )
+        return known % self._occurrence
 
     def take_success(self, taken: Taken) -> tuple[list[Any] | None, bool]:
         """`take` of an entry that the reader has found to be the success that is expected.
@@ -107,23 +108,25 @@ class Stretch:
         value, at_ms, _, intent = taken
         if at_ms < self._at_ms:
             return None, False
-        assert self._walk is not None
         events = 2 if self._started else 1
         self._started = False
         try:
-            self._index, self._occurrence, _, verdicts = self._walk.send((value, at_ms, events))
+            self._index, self._occurrence, _, verdicts = self._walk.send((value, at_ms, events))  # type: ignore[union-attr]
         except StopIteration:
             self._walk = None
             return self._state.verdicts, False
-        step = self._program.steps[self._index]
-        plain = is_plain(step)
-        if intent is not None and plain:
-            begun_ms, effect, occurrence, name = intent
-            if name == step.id.encode() and int(occurrence) == self._occurrence:
-                self._started, self._effect, self._at_ms = True, effect.decode(), int(begun_ms)
-                return verdicts or [], True
-        if not plain or intent is not None:
-            self.leave()
+        if intent is None:
+            return verdicts or [], False
+        # What the walk comes to is plain.
+        begun_ms, effect, occurrence, step = intent
+        index = self._index
+        name = self._names.get(index)
+        if name is None:
+            name = self._names[index] = f'"step":"{self._program.steps[index].id}"'.encode()
+        if step == name and occurrence == b'"occurrence":%d' % self._occurrence:
+            self._started, self._effect, self._at_ms = True, effect, begun_ms
+            return verdicts or [], True
+        self.leave()
         return verdicts or [], False
 
     def leave(self) -> None:
