@@ -242,16 +242,16 @@ class Checkers(Watcher):
         self, run: _Run, run_id: str, place: Place, spec: ToolSpec, arguments: dict[str, Any]
     ) -> None:
         """The policy that the run is pinned to and the one in force where it is called must both allow it (P9)."""
+        waits = [one["id"] for one in _steps_of(run.source) if one.get("approves") == place[0]]
+        if waits and not run.opinion.is_granted(waits, place):
+            self.broken("P9", run_id, f"`{place[0]}` began, and nobody has approved it at `{waits[0]}`")
         process = current.get()
         hashes = [run.policy, None if process is None else process.policy_hash]
         for policy_hash in dict.fromkeys(hashes):
             policy = self.policies.get(policy_hash or "")
-            why = None if policy is None else run.opinion.refuses(policy, spec.name, arguments, place)
+            why = None if policy is None else run.opinion.refuses(policy, spec.name, arguments, place, waits)
             if why is not None:
                 self.broken("P9", run_id, f"`{spec.name}` began at `{place[0]}`: {why}")
-        asks = [one["id"] for one in _steps_of(run.source) if one.get("approves") == place[0]]
-        if asks and not run.opinion.is_granted(asks[0], place):
-            self.broken("P9", run_id, f"`{place[0]}` began, and nobody has approved it at `{asks[0]}`")
         run.opinion.begun[place] = spec.name
 
     def _tool_of(self, run: _Run, step: str) -> str:

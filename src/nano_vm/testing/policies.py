@@ -64,9 +64,15 @@ class Opinion:
         self.granted: Counter[tuple[str, int | None]] = Counter()
 
     def refuses(
-        self, policy: Mapping[str, Any], tool: str, args: Mapping[str, Any], place: Place
+        self,
+        policy: Mapping[str, Any],
+        tool: str,
+        args: Mapping[str, Any],
+        place: Place,
+        waits: Sequence[str] = (),
     ) -> str | None:
-        """Why the policy does not let this call begin; None when it does."""
+        """Why the policy does not let this call begin; None when it does. `waits` are the program's steps that are
+        bound to the action: whoever approves there has been asked for the policy as well."""
         rules = [rule for rule in policy["rules"] if _names(rule["tools"], tool)]
         rules = [rule for rule in rules if "when" not in rule or args.get("value") is not None]
         if any(rule.get("decision") == "deny" for rule in rules):
@@ -74,30 +80,27 @@ class Opinion:
         if not rules and not _names(policy["tools"], tool):
             return "no rule allows it"
         for rule in rules:
-            why = self._unmet(rule, place)
+            why = self._unmet(rule, place, waits)
             if why is not None:
                 return why
         return None
 
-    def is_granted(self, wait: str, place: Place) -> bool:
-        """Whether somebody has approved this action: at the wait that is bound to it or, where the program comes to it
-        again by another way, when it asked by itself."""
+    def is_granted(self, waits: Sequence[str], place: Place) -> bool:
+        """Whether somebody has approved this action: at a wait that is bound to it, or when it asked by itself. One
+        approval serves one action."""
         step, _, item = place
         same = sum((one[0], one[2]) == (step, item) for one in self.begun if one != place)
-        return self.granted[wait, None] + self.granted[step, item] > same
+        return sum(self.granted[wait, None] for wait in waits) + self.granted[step, item] > same
 
-    def _unmet(self, rule: Mapping[str, Any], place: Place) -> str | None:
+    def _unmet(self, rule: Mapping[str, Any], place: Place, waits: Sequence[str]) -> str | None:
         others = [one for one, tool in self.begun.items() if one != place and _names(rule["tools"], tool)]
         for limit in rule.get("limits", ()):
             if len(others) + 1 > limit["max_calls"]:
                 return f"{len(others)} others have begun, of {limit['max_calls']}"
         if any(needed not in self.succeeded for needed in rule.get("requires", ())):
             return "what has to come first has not"
-        if "approval" in rule:
-            step, _, item = place
-            same = sum((one[0], one[2]) == (step, item) for one in others)
-            if self.granted[step, item] < same + 1:
-                return f"nobody has approved it: {same} others have used {self.granted[step, item]} approvals"
+        if "approval" in rule and not self.is_granted(waits, place):
+            return "nobody has approved it"
         return None
 
 
