@@ -37,6 +37,16 @@ class Outside:
         """An effect happens: one line."""
         self.note("effects", [kind, ctx.trace_id, ctx.step, ctx.occurrence, ctx.item, ctx.idempotency_key])
 
+    def once(self, kind: str, ctx: ToolContext) -> None:
+        """An effect of a service that honours keys: key and effect appear together, by one atomic link, or neither."""
+        draft = self.place / "keys" / f".{ctx.idempotency_key}.{os.getpid()}"
+        draft.write_text(json.dumps([kind, ctx.trace_id, ctx.step]), encoding="utf-8")
+        try:
+            os.link(draft, self.place / "keys" / ctx.idempotency_key)
+        except FileExistsError:
+            pass
+        draft.unlink()
+
     def note(self, file: str, facts: Any) -> None:
         handle = os.open(self.place / file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -61,14 +71,7 @@ class Outside:
 
         @tool(effect="keyed")
         async def charge(ctx: ToolContext, amount: Any = 0) -> dict[str, Any]:
-            """The other side honours keys: key and effect appear together, by one atomic link, or not at all."""
-            draft = self.place / "keys" / f".{ctx.idempotency_key}.{os.getpid()}"
-            draft.write_text(json.dumps(["keyed", ctx.trace_id, ctx.step]), encoding="utf-8")
-            try:
-                os.link(draft, self.place / "keys" / ctx.idempotency_key)
-            except FileExistsError:
-                pass
-            draft.unlink()
+            self.once("keyed", ctx)
             return {"charged": amount}
 
         @tool(effect="idempotent")
@@ -94,7 +97,7 @@ class Outside:
 
         @tool(effect="keyed")
         async def release(ctx: ToolContext, amount: Any = 0) -> None:
-            self.effect("undo", ctx)
+            self.once("undo", ctx)
 
         @tool(effect="keyed")
         async def refuse(ctx: ToolContext) -> None:

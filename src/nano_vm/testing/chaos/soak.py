@@ -433,7 +433,7 @@ def judge(place: Path, report: Report) -> None:
     report.refusals = len(outside.lines("refusals"))
     report.settled = len(outside.lines("settled"))
     for (kind, run_id, step), count in effects.items():
-        most = {"each": 3}.get(step, 2 if kind == "undo" else 1)
+        most = 3 if step == "each" else 1
         if count > most:
             report.violations.append(f"P4: {kind} `{step}` of {run_id} happened {count} times")
     with SqliteStore(place / "runs.db", durability="normal") as store:
