@@ -82,6 +82,13 @@ def test_policies_refuse_ask_and_change_while_programs_run() -> None:
     assert decisions >= {"allow", "ask", "deny"}
 
 
+def test_a_child_that_begins_beside_model_calls_gets_what_they_leave() -> None:
+    """Found by this seed, without any fault: a model call of the same turn had taken what the child was to reserve."""
+    report = Simulation(40_271, faults={}).run()
+    assert not report.findings
+    assert {"call", "llm"} <= {step["type"] for step in report.program["steps"]}
+
+
 def test_without_a_vault_nobody_is_named() -> None:
     reports = [Simulation(seed, rate=0.1, private=False).run() for seed in range(FIRST, FIRST + 8)]
     assert not broken(reports)

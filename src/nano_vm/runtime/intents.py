@@ -213,21 +213,24 @@ def _model(run: Run, command: CallModel, launches: Launches) -> None:
 
 
 def _child(run: Run, command: StartChild, launches: Launches) -> None:
-    run.intend(
-        ev.ChildStarted(
-            at_ms=run.engine.clock.now_ms(),
-            attempt=command.attempt,
-            child=command.child,
-            item=command.item if command.item >= 0 else _UNSET,
-            occurrence=command.occurrence,
-            program=command.program,
-            reserved_cost_nanousd=command.budgets.get("cost_nanousd") or _UNSET,
-            reserved_steps=command.budgets["steps"] or _UNSET,
-            reserved_tokens=command.budgets.get("tokens") or _UNSET,
-            step=command.step_id,
-        )
+    event = ev.ChildStarted(
+        at_ms=run.engine.clock.now_ms(),
+        attempt=command.attempt,
+        child=command.child,
+        item=command.item if command.item >= 0 else _UNSET,
+        occurrence=command.occurrence,
+        program=command.program,
+        reserved_cost_nanousd=command.budgets.get("cost_nanousd") or _UNSET,
+        reserved_steps=command.budgets["steps"] or _UNSET,
+        reserved_tokens=command.budgets.get("tokens") or _UNSET,
+        step=command.step_id,
     )
-    launches.append((command, None, 0))
+    rejection = run.record_intent(event)
+    if rejection is None:
+        launches.append((command, None, 0))
+    elif rejection.code != "OVER_BUDGET" or not (run.tasks or launches):
+        defect(run.record.run_id, event, rejection)
+    # Else what has begun in this very turn took of what the child was to get: its outcome makes us look again.
 
 
 def _compensation(run: Run, command: Compensate, launches: Launches) -> None:
