@@ -84,14 +84,21 @@ class Ruling(NamedTuple):
     alone: tuple[str, str]
 
 
+class Rulings(NamedTuple):
+    """What is known of the steps of a program under these policies, for all runs of an engine: by step, what is decided
+    by the tool's name alone (None: something has to be looked at)."""
+
+    policies: list[Policy]
+    limited: bool  # one of them counts something
+    by_step: dict[int, Ruling | None]
+
+
 class Gate:
     """What governs one run."""
 
     __slots__ = (
         "_ahead",
         "_cleared",
-        "_limited",
-        "_ruled_by",
         "_ruled_under",
         "_rulings",
         "engine",
@@ -107,12 +114,8 @@ class Gate:
         self.pinned = pinned
         self.progress = Progress(run.program)
         self._cleared: dict[tuple[int, int], tuple[Policy | None, int]] = {}
-        self._rulings: dict[int, Ruling | None] | None = (
-            None  # by step, for all runs of the program and policies
-        )
+        self._rulings: Rulings | None = None  # under `_ruled_under`, the policy in force
         self._ruled_under: Policy | None = None
-        self._ruled_by: list[Policy] = []
-        self._limited = False
         self._ahead: tuple[str, Verdict] | None = None  # a dispatch whose limits have been counted
         self.models = Reservations(run)
 
@@ -207,8 +210,8 @@ class Gate:
         ruling = self._ruling(step)
         if ruling is not None:
             return self._settled_event(step, ruling.decision, occurrence)
-        policies = self._ruled_by
-        if step.approved_by or self._limited:
+        policies, limited, _ = self.rulings
+        if step.approved_by or limited:
             return None
         if passed:
             self.progress.passed(passed)
@@ -250,18 +253,23 @@ class Gate:
         return None if decided is None else decided_of(decided, intended)
 
     @property
-    def rulings(self) -> dict[int, Ruling | None]:
-        """By step, what is known to be decided by the tool's name alone. Good until the policy in force changes."""
-        if self._rulings is None or self._ruled_under is not self.engine.policy:
-            self._ruled_under = self.engine.policy
-            self._ruled_by = policies = self.policies
-            self._limited = any(policy.has_limits for policy in policies)
-            under = (self.run.program.hash, *(policy.hash for policy in policies))
-            self._rulings = self.engine.rulings.setdefault(under, {})
+    def rulings(self) -> Rulings:
+        """Good until the policy in force changes."""
+        policy = self.engine.policy
+        if self._rulings is None or self._ruled_under is not policy:
+            self._ruled_under = policy
+            pinned = None if self.pinned is None else self.pinned.hash
+            key = self.run.program.hash, pinned, None if policy is None else policy.hash
+            found = self.engine.rulings.get(key)
+            if found is None:
+                policies = self.policies
+                limited = any(policy.has_limits for policy in policies)
+                found = self.engine.rulings[key] = Rulings(policies, limited, {})
+            self._rulings = found
         return self._rulings
 
     def _ruling(self, step: CompiledStep) -> Ruling | None:
-        rulings = self.rulings
+        rulings = self.rulings.by_step
         try:
             return rulings[step.index]
         except KeyError:

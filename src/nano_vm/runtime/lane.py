@@ -271,7 +271,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
     walker, plan, occurrence, args, track = leg
     function, direct, events, only, kinds, same, intent, intended = plan.steady
     plans, now_ms, go_on = known.plans, engine.clock.now_ms, walker.send
-    rulings = {} if gate is None else gate.rulings
+    rulings = {} if gate is None else gate.rulings.by_step
     durably = not engine.volatile  # an intent has to be durable before its tool is called
     index, passed = plan.step.index, list[int]()
     note = passed.append

@@ -13,7 +13,7 @@ from nano_vm.policy.model import Policy
 from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.model import Program
 from nano_vm.runtime.compilations import compiled_before, compiled_for
-from nano_vm.runtime.governing import Ruling, read_policy
+from nano_vm.runtime.governing import Rulings, read_policy
 from nano_vm.runtime.labelling import Needs
 from nano_vm.runtime.lane import Lane
 from nano_vm.runtime.patience import patiently
@@ -39,9 +39,8 @@ class Library:
         self.policy: Policy | None = None
         self._policies: dict[str, Policy] = {}  # those that runs are pinned to, by hash
         self._policies_stored: set[str] = set()
-        self.rulings: dict[
-            tuple[str, ...], dict[int, Ruling | None]
-        ] = {}  # by program and policies: see `Gate`
+        # By program, pinned policy and policy in force: see `Gate`.
+        self.rulings: dict[tuple[str, str | None, str | None], Rulings] = {}
         self._compiled: dict[str, CompiledProgram] = {}
         self._stored: set[tuple[str, str]] = set()  # hashes of programs, and whose name for them is known
 
