@@ -78,6 +78,10 @@ def pay(amount: int) -> dict[str, int]:
     return {"paid": amount}
 
 
+class Unsound(Exception):
+    """What `integrity` found. (Not an AssertionError: one of those would be a defect of what is tested.)"""
+
+
 class House(NamedTuple):
     """A database with runs of every kind - plain, governed, approved, an agent's, private, erased - and its keys."""
 
@@ -221,7 +225,7 @@ def picture(path: Path, vault: Vault, old: Checkpoint | None = None) -> tuple[li
     with SqliteStore(path) as store:
         problems = store.integrity()
         if problems:
-            raise AssertionError(problems)
+            raise Unsound(problems)
         vm = ExecutionVM(store=store, vault=vault)
         seen: list[object] = []
         for record in store.records(RunQuery(limit=1_000)):
@@ -315,7 +319,7 @@ def attack_databases(house: House, place: Path, seed: int, edits: int) -> Counte
             edit_rows(choose, path)
         try:
             after = picture(path, house.vault, before[1])
-        except (NanoVMError, AssertionError, *FAILURES) as error:
+        except (NanoVMError, Unsound, *FAILURES) as error:
             if isinstance(error, NanoVMError) and error.exit_code == 70:
                 pytest.fail(f"edit {number} of seed {seed} comes upon a defect: {error}")
             found[error.code if isinstance(error, NanoVMError) else type(error).__name__] += 1
