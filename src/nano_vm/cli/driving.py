@@ -58,6 +58,7 @@ async def _supervised(session: Session, operation: Callable[[], Awaitable[T]]) -
         if told.done():
             return
         told.set_result(number)
+        session.engine.draining = True  # no step begins from here on, in whatever thread
         # `timeout` and process managers send SIGTERM to a process, and then to its group. A person means it.
         if number == signal.SIGTERM:
             loop.call_later(SAME_SIGNAL_SECONDS, restore)
