@@ -321,7 +321,9 @@ def test_a_signal_ends_a_run_gracefully_and_another_process_finishes_it(
         time.sleep(0.01)
     child.send_signal(number)
     assert child.stderr is not None
-    assert any(b"stopping" in line for line in child.stderr)  # the tool goes on when the signal has been taken
+    assert any(
+        b"stopping" in line for line in child.stderr
+    )  # the tool goes on when the signal has been taken
     (place / "go").touch()
     out, err = child.communicate(timeout=60)
     assert child.returncode == code
