@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nano_vm import canonical
-from nano_vm.journal.entry import GENESIS, RIDER_TYPES, Chain, open_events
+from nano_vm.journal.entry import GENESIS, RIDER_TYPES, Chain, open_events, seal_each
 from nano_vm.journal.plain import ALONE, intent_of, success_of
 from nano_vm.journal.reading import verify_entry
 from nano_vm.kernel.events import EVENT_TYPES, StepStarted, StepSucceeded, Switch
@@ -124,6 +124,10 @@ def test_the_short_way_of_sealing_a_success_gives_the_same_entry(
     assert entries == list(compact) == [entry]
     assert (compact.seq, compact.head) == (0, entry.digest)
     assert (short.head, short.length) == (chain.head, chain.length)
+    among = Chain(run)
+    [(seq, digest, facts)] = seal_each([(among, success, salt)])
+    assert (seq, f"sha256:{digest.hex()}", facts) == (entry.seq, entry.digest, entry.facts)
+    assert (among.head, among.length) == (chain.head, chain.length)
 
 
 def test_every_event_type_can_be_generated():

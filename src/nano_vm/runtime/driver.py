@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 from collections import deque
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -43,9 +43,6 @@ from nano_vm.runtime.lane import drive_lane
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.ports import ToolSpec
 from nano_vm.runtime.sealing import keyed_content
-
-if TYPE_CHECKING:
-    pass
 
 _UNSET = ev.UNSET
 _FREE: AbstractContextManager[Any] = contextlib.nullcontext()

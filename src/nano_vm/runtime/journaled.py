@@ -34,8 +34,8 @@ class RunLeft(Exception):
 
 
 class JournaledRun(msgspec.Struct, eq=False):
-    """One run that this process owns, as far as its journal goes. (A Struct because that makes it in a tenth of the
-    time: a run of a few steps would notice.)"""
+    """One run that this process owns, as far as its journal goes. (A Struct because C code makes it: with so many
+    fields a run of a few steps would notice.)"""
 
     engine: Engine
     program: CompiledProgram
