@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -125,3 +127,52 @@ def test_the_lane_and_apply_agree_on_every_journal(
         )
         if others:
             assert outcome(compiled, others, True) == outcome(compiled, others, False)
+
+
+@pytest.mark.parametrize(
+    ("written", "otherwise"),
+    [
+        (b"5,true]]", b"5, true]]"),
+        (b'"occurrence":6,"step"', b'"occurrence": 6,"step"'),
+        (b'"step":"look"}', b'"step": "look"}'),
+    ],
+    ids=["verdicts", "occurrence", "step"],
+)
+def test_what_is_no_canonical_json_is_no_evidence_in_the_middle_of_a_stretch(
+    written: bytes, otherwise: bytes
+) -> None:
+    """Somebody has written the entry so, and every digest after it."""
+    counted = [0]
+
+    def look(n: int) -> dict[str, int]:
+        counted[0] += 1
+        return {"n": counted[0]}
+
+    steps = [
+        {"id": "look", "type": "tool", "tool": "look", "args": {"n": "$n"}},
+        {
+            "id": "more",
+            "type": "condition",
+            "condition": "$look.output.n < 9",
+            "then": "look",
+            "otherwise": "end",
+        },
+        {"id": "end", "type": "tool", "tool": "look", "args": {"n": "$n"}, "is_terminal": True},
+    ]
+    vm = ExecutionVM(tools={"look": look}, store=MemoryStore())
+    trace = vm.run_sync({"name": "loop", "max_steps": 99, "steps": steps}, {"n": 1})
+    entries = list(vm.store.read(trace.trace_id))
+    verify_run(vm.load_program(trace.program_hash), None, entries)
+    before, head = [entry.digest for entry in entries], ""
+    for place, entry in enumerate(entries):
+        facts = entry.facts
+        if place == 5:
+            assert written in facts
+            facts = facts.replace(written, otherwise)
+        if place:
+            facts = facts.replace(before[place - 1].encode(), head.encode())
+        head = f"sha256:{sha256(facts).hexdigest()}"
+        entries[place] = Entry(entry.seq, head, facts, entry.salt, entry.payload)
+    with pytest.raises(VerificationError) as raised:
+        verify_run(vm.load_program(trace.program_hash), None, entries)
+    assert (raised.value.code, raised.value.facts["seq"]) == ("JOURNAL_MALFORMED", 5)

@@ -4,13 +4,13 @@ P6)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from msgspec import UNSET
 
 from nano_vm import canonical
 from nano_vm.errors import VerificationError
-from nano_vm.journal.entry import GENESIS, Entry, is_closed, open_event, open_events, read_facts
+from nano_vm.journal.entry import GENESIS, Entry, is_closed, open_event, read_facts
 from nano_vm.journal.fold import OnTransition, check_verdicts, take
 from nano_vm.journal.plain import encode_verdicts
 from nano_vm.journal.port import RunRecord
@@ -199,30 +199,42 @@ class _Replay:
     def take_success(self, entry: Entry, reader: ChainReader) -> bool:
         """Take an entry that is the success which the stretch expects; False when it is not, and nothing is taken."""
         stretch: Stretch = self.stretch  # type: ignore[assignment]
+        prev = reader.head
         taken = reader.take_success(entry, stretch.expected)
         if taken is None:
             return False
         verdicts, begun = stretch.take_success(taken)
-        try:
-            if verdicts is None or taken[2] != (encode_verdicts(verdicts) if verdicts else b""):
-                # Something is wrong, or the clock has been set back: the usual way says what.
-                events = open_events(entry)
-                if verdicts is None:
-                    self.leave_stretch()
-                    self._one_by_one(events, entry)
-                else:
-                    check_verdicts(events[0], verdicts, entry.seq)
-            if verdicts is not None:
-                self.verdicts += len(verdicts)
-                if not stretch.is_open:
-                    self.stretch = None
-                if taken[3] is not None and not begun:
-                    self._one_by_one(open_events(entry)[1:], entry)
-        except VerificationError as failure:
-            self.failure, self.stretch = failure, None
-            return True
+        as_written = verdicts is not None and taken[2] == (encode_verdicts(verdicts) if verdicts else b"")
+        if as_written and (begun or taken[3] is None):
+            self.verdicts += len(verdicts or ())
+            if not stretch.is_open:
+                self.stretch = None
+        else:
+            # Something is wrong, or the clock has been set back: the entry is read the usual way, which asks whether
+            # what has not been compared is in canonical form, and then taken so.
+            again = ChainReader(reader.run)
+            again.head, again.length = prev, entry.seq
+            self._take_again(again.take(entry), verdicts, begun, entry)
         self._count()
         return True
+
+    def _take_again(
+        self, events: Sequence[Event], verdicts: list[Any] | None, begun: bool, entry: Entry
+    ) -> None:
+        """What `take_success` has left of the events; without verdicts, all."""
+        try:
+            if verdicts is None:
+                self.leave_stretch()
+                self._one_by_one(events, entry)
+                return
+            check_verdicts(events[0], verdicts, entry.seq)
+            self.verdicts += len(verdicts)
+            if self.stretch is not None and not self.stretch.is_open:
+                self.stretch = None
+            if not begun and len(events) > 1:
+                self._one_by_one(events[1:], entry)
+        except VerificationError as failure:
+            self.failure, self.stretch = failure, None
 
     def take(self, entry: Entry, events: Sequence[Event]) -> None:
         """Take an entry's events. A failure is kept: it is told when the whole chain has been found sound."""
