@@ -29,6 +29,7 @@ from nano_vm.runtime.ports import Message, ToolSpec
 from nano_vm.runtime.sealing import open_entries
 from nano_vm.runtime.tooling import ToolContext
 from nano_vm.testing.edges import Edges
+from nano_vm.testing.failures import Failures
 from nano_vm.testing.invariants import broken_invariant
 from nano_vm.testing.policies import Opinion
 from nano_vm.testing.process import Watcher, current
@@ -63,6 +64,7 @@ class _Run:
         self.program = program
         self.source = source
         self.edges = Edges(source)
+        self.failures = Failures(source)
         self.state = State(run=run_id)
         self.entries: list[Entry] = []
         self.intents: set[tuple[str, int, int | None, int, bool]] = set()
@@ -70,6 +72,7 @@ class _Run:
         self.events: set[str] = set()
         self.ended_at = -1
         self.opinion = Opinion()
+        self.inputs: Any = {}
         self.policy: str | None = None  # hash of the one that it is pinned to
         self.blind = False  # a value is gone: nobody can fold transition by transition any more
 
@@ -101,6 +104,8 @@ class Checkers(Watcher):
         self.calls: Counter[str] = Counter()
         self.effects: Counter[tuple[str, str]] = Counter()
         self.keys: dict[tuple[str, str, int, int | None, int], str] = {}
+        self._key_of: dict[Any, str] = {}
+        self._action_of: dict[str, Any] = {}
         self.vouched: Counter[tuple[str, str]] = Counter()  # (run, step): repetitions an operator allowed
         self._sources = sources
         self._compiled = compiled
@@ -154,6 +159,8 @@ class Checkers(Watcher):
         if state.stage is Stage.ENDED and run.ended_at < 0:
             run.ended_at = len(run.entries)
         wrong = run.edges.broken_by(event, [(s.step, s) for s in state.settled], run.program)
+        if wrong is None:
+            wrong = run.failures.broken_by(event, run.program, state)
         if wrong is not None:
             self.broken("P1", run_id, wrong)
         if state.steps > state.steps_max:
@@ -168,6 +175,7 @@ class Checkers(Watcher):
                 undo = type(event) is ev.CompensationStarted
                 run.intents.add((event.step, event.occurrence, item, event.attempt, undo))
             case ev.RunStarted():
+                run.inputs = {} if event.payload is msgspec.UNSET else event.payload
                 run.policy = None if event.policy is msgspec.UNSET else event.policy
             case ev.ApprovalRequested():
                 run.opinion.asked.add((event.step, item))
@@ -235,8 +243,22 @@ class Checkers(Watcher):
         if (name, context.occurrence, context.item, undo) in run.finished:
             self.broken("P4", run_id, f"`{step}` runs again after it has finished")
         self.keys[run_id, step, context.occurrence, context.item, attempt] = context.idempotency_key
+        self._keyed(run, context, undo)
         if not undo:
             self._governed(run, run_id, (name, context.occurrence, context.item), spec, arguments)
+
+    def _keyed(self, run: _Run, context: ToolContext, undo: bool) -> None:
+        """All attempts of an action have one key, and no other action has it (P4). Under a key of the author's own
+        every occurrence of the step is the same action, in whatever run."""
+        place: Any = (context.trace_id, context.step, context.occurrence, context.item, undo)
+        step = next((one for one in _steps_of(run.source) if one["id"] == context.step), {})
+        if "idempotency_key" in step and not undo:
+            place = (context.step, msgspec.json.encode(run.inputs))
+        key = self._key_of.setdefault(place, context.idempotency_key)
+        if key != context.idempotency_key:
+            self.broken("P4", context.trace_id, f"`{context.step}` was called again under another key")
+        if self._action_of.setdefault(key, place) != place:
+            self.broken("P4", context.trace_id, f"`{context.step}` was called under the key of another action")
 
     def _governed(
         self, run: _Run, run_id: str, place: Place, spec: ToolSpec, arguments: dict[str, Any]
