@@ -104,7 +104,8 @@ class _Lowering:
         self.slot_names.append(name)
 
     def _assign_slots(self) -> None:
-        for name in [*(self.names.inputs or ()), *self.names.assumed]:
+        # By name: the order in which an author lists them is no part of the program, whose hash does not tell it.
+        for name in sorted([*(self.names.inputs or ()), *self.names.assumed]):
             self._slot(Symbol(INPUT, name), name)
         errors = {use.target[0].step for use in self.resolved.uses if use.target[0].kind == ERROR_OF}
         for step in self.view.steps:
@@ -185,7 +186,7 @@ class _Lowering:
         outputs = self.view.data.get("outputs") or {}
         return tuple(
             Output(name, build(self.resolved.templates[-1, f"outputs.{name}"], self._address))
-            for name in outputs
+            for name in sorted(outputs)
         )
 
     def _roots(self) -> tuple[int, ...]:

@@ -63,7 +63,8 @@ def scan(value: Any, pointer: str, on_error: OnError) -> Scanned:
     if isinstance(value, str):
         return _scan_text(value, pointer, on_error) if "$" in value else Constant(value)
     if isinstance(value, dict):
-        fields = tuple((name, scan(item, join(pointer, name), on_error)) for name, item in value.items())
+        # By name: what is looked at first, and so what a failure names, must follow from the program's hash.
+        fields = tuple((name, scan(value[name], join(pointer, name), on_error)) for name in sorted(value))
         if all(type(item) is Constant for _, item in fields):
             return Constant({name: item.value for name, item in fields if isinstance(item, Constant)})
         return Fields(fields)

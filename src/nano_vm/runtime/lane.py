@@ -84,6 +84,7 @@ class _Plan(NamedTuple):
 class Lane(NamedTuple):
     """What an engine knows of a program's steps: as the kernel takes them, and as they are called."""
 
+    program: CompiledProgram  # the very one whose slots `rows` speak of
     tracks: bool  # for runs that track labels
     rows: Rows
     starts: dict[
@@ -258,7 +259,9 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
     tracks = state.labels is not None or (
         run.opening is not None and (program.labelled or run.opening[0].features is not ev.UNSET)
     )
-    known = engine.lanes.get((program.hash, tracks)) or _lane_of(engine, program, tracks)
+    known = engine.lanes.get((program.hash, tracks))
+    if known is None or known.program is not program:
+        known = _lane_of(engine, program, tracks)
     barred = _AWAITED if away is not None else _NOWHERE if engine.calls.inline_sync else _BLOCKING
     leg = _set_out(run, known, barred)
     if leg is True or leg is False:
@@ -432,7 +435,7 @@ async def _leave_in_call(run: Run, plan: _Plan, value: Any, failure: BaseExcepti
 
 
 def _lane_of(engine: Engine, program: CompiledProgram, tracks: bool) -> Lane:
-    known = Lane(tracks, Rows(program), {}, [None] * len(program.steps))
+    known = Lane(program, tracks, Rows(program), {}, [None] * len(program.steps))
     engine.lanes[program.hash, tracks] = known
     return known
 

@@ -28,6 +28,7 @@ from nano_vm.program.compiled import CompiledProgram
 from nano_vm.runtime.ports import Message, ToolSpec
 from nano_vm.runtime.sealing import open_entries
 from nano_vm.runtime.tooling import ToolContext
+from nano_vm.testing.arguments import Arguments
 from nano_vm.testing.edges import Edges
 from nano_vm.testing.failures import Failures
 from nano_vm.testing.invariants import broken_invariant
@@ -65,6 +66,7 @@ class _Run:
         self.source = source
         self.edges = Edges(source)
         self.failures = Failures(source)
+        self.arguments = Arguments(source)
         self.state = State(run=run_id)
         self.entries: list[Entry] = []
         self.intents: set[tuple[str, int, int | None, int, bool]] = set()
@@ -104,6 +106,9 @@ class Checkers(Watcher):
         self.calls: Counter[str] = Counter()
         self.effects: Counter[tuple[str, str]] = Counter()
         self.keys: dict[tuple[str, str, int, int | None, int], str] = {}
+        self.plain: Counter[tuple[str, str]] = (
+            Counter()
+        )  # effects of tools without a context, by run and step
         self._key_of: dict[Any, str] = {}
         self._action_of: dict[str, Any] = {}
         self.vouched: Counter[tuple[str, str]] = Counter()  # (run, step): repetitions an operator allowed
@@ -170,6 +175,7 @@ class Checkers(Watcher):
     def _note(self, run: _Run, run_id: str, event: ev.Event) -> None:
         item = getattr(event, "item", msgspec.UNSET)
         item = None if item is msgspec.UNSET else item
+        run.arguments.note(event)
         match event:
             case ev.StepStarted() | ev.CompensationStarted():
                 undo = type(event) is ev.CompensationStarted
@@ -213,22 +219,9 @@ class Checkers(Watcher):
 
     def begins(self, context: ToolContext, spec: ToolSpec, arguments: dict[str, Any]) -> None:
         run_id, step, attempt = context.trace_id, context.step, context.attempt
-        self.calls[spec.name] += 1
-        if spec.name not in self._allowed:
-            self.broken("P9", run_id, f"`{spec.name}` is in no program")
-        for name in spec.schema.protected:
-            if self._vouched_values is not None and arguments.get(name) not in self._vouched_values:
-                self.broken("P2", run_id, f"`{name}` of `{spec.name}` was given what nobody vouches for")
-        for text in _texts(arguments):
-            if HOSTILE[:12] in text and HOSTILE not in text:
-                self.broken("P2", run_id, f"a model's text was read as a template on its way to `{step}`")
-        if spec.effect == "pure":
+        run = self._called(run_id, step, spec, arguments)
+        if run is None:
             return
-        try:
-            self.durable(run_id)
-        except NotFoundError:
-            self.broken("P3", run_id, f"`{step}` began in a run that is not stored")
-        run = self.runs[run_id]
         self._listed(run, run_id, step, spec)
         if run.blind:
             return
@@ -245,7 +238,43 @@ class Checkers(Watcher):
         self.keys[run_id, step, context.occurrence, context.item, attempt] = context.idempotency_key
         self._keyed(run, context, undo)
         if not undo:
+            self._given(run, run_id, name, arguments)
             self._governed(run, run_id, (name, context.occurrence, context.item), spec, arguments)
+
+    def begins_plainly(self, run_id: str, step: str, spec: ToolSpec, arguments: dict[str, Any]) -> None:
+        run = self._called(run_id, step, spec, arguments)
+        if run is None or run.blind:
+            return
+        begun = {place[:3] for place in run.intents if place[0] == step}
+        under_way = begun - {place[:3] for place in run.finished}
+        if not under_way:
+            self.broken("P3", run_id, f"`{step}` began and no intent of it is durable that has not finished")
+        self._given(run, run_id, step, arguments)
+        self._governed(run, run_id, max(under_way), spec, arguments)
+
+    def _given(self, run: _Run, run_id: str, step: str, arguments: dict[str, Any]) -> None:
+        wrong = run.arguments.wrong(step, arguments)
+        if wrong is not None:
+            self.broken("P1", run_id, f"`{step}` was given another `{wrong}` than its program says")
+
+    def _called(self, run_id: str, step: str, spec: ToolSpec, arguments: dict[str, Any]) -> _Run | None:
+        """What holds of every call. Returns the run that calls, up to date; None where a pure tool is called."""
+        self.calls[spec.name] += 1
+        if spec.name not in self._allowed:
+            self.broken("P9", run_id, f"`{spec.name}` is in no program")
+        for name in spec.schema.protected:
+            if self._vouched_values is not None and arguments.get(name) not in self._vouched_values:
+                self.broken("P2", run_id, f"`{name}` of `{spec.name}` was given what nobody vouches for")
+        for text in _texts(arguments):
+            if HOSTILE[:12] in text and HOSTILE not in text:
+                self.broken("P2", run_id, f"a model's text was read as a template on its way to `{step}`")
+        if spec.effect == "pure":
+            return None
+        try:
+            self.durable(run_id)
+        except NotFoundError:
+            self.broken("P3", run_id, f"`{step}` began in a run that is not stored")
+        return self.runs[run_id]
 
     def _keyed(self, run: _Run, context: ToolContext, undo: bool) -> None:
         """All attempts of an action have one key, and no other action has it (P4). Under a key of the author's own
@@ -258,7 +287,9 @@ class Checkers(Watcher):
         if key != context.idempotency_key:
             self.broken("P4", context.trace_id, f"`{context.step}` was called again under another key")
         if self._action_of.setdefault(key, place) != place:
-            self.broken("P4", context.trace_id, f"`{context.step}` was called under the key of another action")
+            self.broken(
+                "P4", context.trace_id, f"`{context.step}` was called under the key of another action"
+            )
 
     def _governed(
         self, run: _Run, run_id: str, place: Place, spec: ToolSpec, arguments: dict[str, Any]
@@ -299,6 +330,14 @@ class Checkers(Watcher):
             self.broken(
                 "P4", context.trace_id, f"the effect of `{context.step}` happened {self.effects[what]} times"
             )
+
+    def happened_plainly(self, run_id: str, step: str, spec: ToolSpec) -> None:
+        if spec.effect not in ONCE:
+            return
+        self.plain[run_id, step] += 1
+        begun = {place[:3] for place in self.runs[run_id].intents if place[0] == step}
+        if self.plain[run_id, step] > len(begun) + self.vouched[run_id, step]:
+            self.broken("P4", run_id, f"the effect of `{step}` happened {self.plain[run_id, step]} times")
 
     def asks(self, messages: list[Message]) -> None:
         for text in _texts(messages):

@@ -42,9 +42,10 @@ class Failures:
         for settled in state.settled:
             step = program.steps[settled.step].id
             # Of what a DAG passes by no attempt was made.
-            if settled.status is StepStatus.SKIPPED and settled.attempts:
-                if self._steps.get(step, {}).get("on_error") != "skip":
-                    return f"`{step}` failed and was left out, which its program does not allow"
+            if settled.status is not StepStatus.SKIPPED or not settled.attempts:
+                continue
+            if self._steps.get(step, {}).get("on_error") != "skip":
+                return f"`{step}` failed and was left out, which its program does not allow"
         # After an unknown outcome it is the same attempt that is made again, as long as it takes.
         again = type(event) is ev.OutcomeResolved and event.resolution == "repeat"
         return (
@@ -59,7 +60,11 @@ class Failures:
             if activity is not None and activity.phase is Phase.BACKOFF:
                 continue
             del self._waiting[key]
-            if activity is not None and activity.phase in (Phase.READY, Phase.STARTED) and state.now_ms < due_ms:
+            if (
+                activity is not None
+                and activity.phase in (Phase.READY, Phase.STARTED)
+                and state.now_ms < due_ms
+            ):
                 return f"attempt {activity.attempt} began {due_ms - state.now_ms} ms too early"
         return None
 

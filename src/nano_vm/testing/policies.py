@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 from nano_vm.policy.check import ProgramValidator
 from nano_vm.policy.load import load_policy
 from nano_vm.program.model import Program
-from nano_vm.testing.world import EFFECTS, schemas
+from nano_vm.testing.world import EFFECTS, PLAIN, schemas
 
 Document: TypeAlias = dict[str, Any]
 Place: TypeAlias = tuple[str, int, int | None]  # step, occurrence, item
@@ -36,7 +36,7 @@ def random_policy(draw: random.Random, *programs: Mapping[str, Any]) -> Document
             ("first", 0.2, {"requires": ["act_pure"]}),
         ):
             if draw.random() < chance:
-                policy["rules"].append({"id": name, "tools": [f"act_{draw.choice(EFFECTS)}"], **terms})
+                policy["rules"].append({"id": name, "tools": _acting(draw.choice(EFFECTS)), **terms})
         if not any(_refused(program, policy) for program in programs):
             return policy
     return None
@@ -49,9 +49,12 @@ def _refused(program: Mapping[str, Any], policy: Document) -> bool:
 
 def tighter(draw: random.Random, policy: Mapping[str, Any]) -> Document:
     """Another policy: the same, and nothing of one effect class any more."""
-    tool = f"act_{draw.choice(EFFECTS)}"
-    never = {"id": "stop", "tools": [tool], "decision": "deny", "when": NEVER_EMPTY}
+    never = {"id": "stop", "tools": _acting(draw.choice(EFFECTS)), "decision": "deny", "when": NEVER_EMPTY}
     return {**policy, "rules": [*policy["rules"], never]}
+
+
+def _acting(effect: str) -> list[str]:
+    return [f"act_{effect}", *([f"act_plain_{effect}"] if effect in PLAIN else [])]
 
 
 class Opinion:

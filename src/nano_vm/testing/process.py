@@ -27,6 +27,7 @@ from nano_vm.testing.world import HOSTILE
 _T = TypeVar("_T")
 _HANG_S = 90.0  # longer than a lease, and than the time-outs of random programs
 _HUGE = "x" * (9 * 1024 * 1024)  # above every limit of a payload
+_PLAIN = "act_plain_"  # the world's tools that say in their arguments who calls them
 
 current: ContextVar[Process | None] = ContextVar("nano_vm_simulated_process", default=None)
 
@@ -42,6 +43,12 @@ class Watcher:
 
     def happened(self, context: ToolContext, spec: ToolSpec) -> None:
         """A tool has returned: its effect is there."""
+
+    def begins_plainly(self, run_id: str, step: str, spec: ToolSpec, arguments: dict[str, Any]) -> None:
+        """A tool is called that is told nothing but its arguments."""
+
+    def happened_plainly(self, run_id: str, step: str, spec: ToolSpec) -> None:
+        """It has returned."""
 
     def asks(self, messages: list[Message]) -> None:
         """A model is called."""
@@ -205,6 +212,9 @@ class _Store:
     def append(self, run_id: str, fence: int, entries: Any, update: Any = None) -> Any:
         return self._write(run_id, lambda: self._inner.append(run_id, fence, entries, update))
 
+    def append_plain(self, run_id: str, *success: Any) -> Any:
+        return self._write(run_id, lambda: self._inner.append_plain(run_id, *success))
+
     def annex(self, run_id: str, build: Any) -> Any:
         return self._write(run_id, lambda: self._inner.annex(run_id, build))
 
@@ -274,29 +284,47 @@ class _Tools:
         return known
 
     def _simulated(self, spec: ToolSpec) -> ToolSpec:
+        if spec.name.startswith(_PLAIN):
+            return self._plain(spec)
         parameter = spec.context_parameter
 
         async def call(**arguments: Any) -> Any:
             context = arguments[parameter] if parameter else arguments.pop("ctx")
-            process = self._process
-            process.alive()
+            watcher = self._process.watcher
+            self._process.alive()
             shown = {name: value for name, value in arguments.items() if name != parameter}
-            process.watcher.begins(context, spec, shown)
-            fault = process.passes("effect")
-            if fault is not None:
-                raise ToolError(fault, retryable=fault == "failed", code=fault.upper())
-            value = spec.function(**arguments)
-            if spec.is_async:
-                value = await value
-            process.watcher.happened(context, spec)
-            fault = process.passes("effected")
-            if fault == "hang" and spec.effect == "transactional":
-                fault = None  # it would hold the database, and with it every other process
-            return await self._answer(fault, value)
+            watcher.begins(context, spec, shown)
+            return await self._call(spec, arguments, lambda: watcher.happened(context, spec))
 
         return msgspec.structs.replace(
             spec, function=call, is_async=True, context_parameter=parameter or "ctx"
         )
+
+    def _plain(self, spec: ToolSpec) -> ToolSpec:
+        """Without a context, so that the lane calls it as it calls the tools of an application."""
+
+        async def call(**arguments: Any) -> Any:
+            watcher = self._process.watcher
+            self._process.alive()
+            run_id, _, step = arguments["at"].partition(" ")
+            watcher.begins_plainly(run_id, step, spec, arguments)
+            return await self._call(spec, arguments, lambda: watcher.happened_plainly(run_id, step, spec))
+
+        return msgspec.structs.replace(spec, function=call, is_async=True)
+
+    async def _call(self, spec: ToolSpec, arguments: dict[str, Any], happened: Callable[[], None]) -> Any:
+        process = self._process
+        fault = process.passes("effect")
+        if fault is not None:
+            raise ToolError(fault, retryable=fault == "failed", code=fault.upper())
+        value = spec.function(**arguments)
+        if spec.is_async:
+            value = await value
+        happened()
+        fault = process.passes("effected")
+        if fault == "hang" and spec.effect == "transactional":
+            fault = None  # it would hold the database, and with it every other process
+        return await self._answer(fault, value)
 
     @staticmethod
     async def _answer(fault: str | None, value: Any) -> Any:

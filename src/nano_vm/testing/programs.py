@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from nano_vm.compiler import check
 from nano_vm.program.document import from_data
-from nano_vm.testing.world import EFFECTS, VOUCHED, schemas
+from nano_vm.testing.world import EFFECTS, PLAIN, VOUCHED, schemas
 
 Step: TypeAlias = dict[str, Any]
 
@@ -77,6 +77,16 @@ class _Author:
             step["idempotency_key"] = f"order-$x-{step['id']}"
         if self.private and self.draw.random() < 0.15:
             step["private"] = True
+        return step
+
+    def plain(self) -> Step:
+        """A tool as the lane takes it."""
+        name = self.name()
+        step: Step = {"id": name, "type": "tool", "tool": f"act_plain_{self.draw.choice(PLAIN)}"}
+        step["args"] = {"value": self.value(), "at": f"$run.id {name}"}
+        if self.draw.random() < 0.5:
+            step |= {"on_error": "retry", "max_retries": self.draw.randint(2, 3)}
+        self.values.append(f"${name}.output")
         return step
 
     def agent(self) -> Step:
@@ -187,13 +197,19 @@ def _list_program(draw: random.Random, private: bool) -> list[Step]:
     for number, step in enumerate(steps):
         if step["type"] == "condition":
             step["then"] = steps[number + 1]["id"]
+    return steps + _endings(steps)
+
+
+def _endings(steps: list[Step]) -> list[Step]:
+    """The last steps of the branches that are named in others."""
     wanted = {step.get(field) for step in steps for field in ("otherwise", "on_failure")}
+    endings: list[Step] = []
     ending = {"type": "tool", "tool": "act_idempotent", "args": {"value": 1}, "is_terminal": True}
     if "refused" in wanted:
-        steps.append({"id": "refused", **ending, "outcome": "refused"})
+        endings.append({"id": "refused", **ending, "outcome": "refused"})
     if "failed" in wanted:
-        steps.append({"id": "failed", **ending, "final_status": "FAILED", "outcome": "failed"})
-    return steps
+        endings.append({"id": "failed", **ending, "final_status": "FAILED", "outcome": "failed"})
+    return endings
 
 
 def _dag_program(draw: random.Random, private: bool) -> list[Step]:
@@ -208,16 +224,32 @@ def _dag_program(draw: random.Random, private: bool) -> list[Step]:
     return steps
 
 
-def random_program(draw: random.Random, *, private: bool = False) -> dict[str, Any]:
+def _plain_program(draw: random.Random, private: bool) -> list[Step]:
+    author = _Author(draw, dag=False, private=private)
+    steps: list[Step] = []
+    for _ in range(draw.randint(3, 8)):
+        if steps and draw.random() < 0.3:
+            test = draw.choice(["$x >= 1", "$x in [1, 2]", f"{author.values[-1]} is null"])
+            steps.append({"id": author.name(), "type": "condition", "condition": test})
+            steps[-1] |= {"then": "continue", "otherwise": draw.choice(steps)["id"]}
+        steps.append(author.plain() if draw.random() < 0.85 else author.step())
+    steps.append(author.plain() | {"is_terminal": True})
+    return steps + _endings(steps)
+
+
+def random_program(draw: random.Random, *, private: bool = False, plain: bool = False) -> dict[str, Any]:
     """A program that the compiler accepts, with the inputs `x` (an integer) and `sure` (a text that somebody vouches
     for), and a budget of steps. The same state of `draw` gives the same program.
 
     Args:
         private: whether it may be about a person: then `who` names them, and the values made of it are private.
+        plain: whether it is to be of plain steps mostly, tools and conditions in a list, and about nothing that keeps
+            it off the lane: a person, or a budget of tokens.
     """
     for _ in range(_TRIES):
-        personal = draw.random() < 0.4 and private
+        personal = draw.random() < 0.4 and private and not plain
         make = _dag_program if draw.random() < 0.25 else _list_program
+        make = _plain_program if plain else make
         properties: dict[str, Any] = {
             "x": {"type": "integer"},
             "sure": {"type": "string", "label": "trusted"},
@@ -232,7 +264,7 @@ def random_program(draw: random.Random, *, private: bool = False) -> dict[str, A
             properties["who"] = {"type": "string", "private": True}
             program["inputs"]["required"].append("who")
             program["subject"] = "$who"
-        if draw.random() < 0.2:
+        if draw.random() < 0.2 and not plain:
             program["max_tokens"] = draw.choice([40, 4_000])
         if not check(from_data(program), schemas()).errors:
             return program

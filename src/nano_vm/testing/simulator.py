@@ -86,6 +86,11 @@ class Report(msgspec.Struct, kw_only=True, frozen=True):
     rerun: str
 
 
+def _is_plain(seed: int) -> bool:
+    """Whether the seed has a program of plain steps: three of ten have."""
+    return random.Random(f"plain {seed}").random() < 0.3
+
+
 class Simulation:
     """One program, one plan of faults, checked after every transition.
 
@@ -123,7 +128,9 @@ class Simulation:
         self._own = program is not None
         private = is_available() if private is None else private
         self.program = (
-            dict(program) if program is not None else random_program(random.Random(seed), private=private)
+            dict(program)
+            if program is not None
+            else random_program(random.Random(seed), private=private, plain=_is_plain(seed))
         )
         self._called = [dict(one) for one in called] if program is not None else [child_program()]
         self.subject = f"person {random.Random(f'subject {seed}').getrandbits(64):016x}"
@@ -412,6 +419,7 @@ class Simulation:
         place = (run_id, name, wait["occurrence"], wait.get("item"), wait["attempt"])
         key = self.checkers.keys.get(place)
         happened = key is not None and self.checkers.effects[run_id, key] > 0
+        happened |= self.checkers.plain[run_id, name] >= wait["occurrence"]
         resolution = "succeeded" if happened else self._draw.choice(["repeat", "failed"])
         value = {"said": f"token-{name}"} if happened else None
         await process.engine.resolve(RUN, step, resolution, value, item=wait.get("item"))
