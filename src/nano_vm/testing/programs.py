@@ -271,6 +271,20 @@ def random_program(draw: random.Random, *, private: bool = False, plain: bool = 
     raise AssertionError("the generator writes programs that the compiler refuses")  # our bug, and loud
 
 
+def neighbour_program() -> dict[str, Any]:
+    """What runs beside a random program of plain steps, in the same process, and shares its commits."""
+    tools = ("idempotent", "irreversible", "pure", "idempotent", "irreversible", "idempotent")
+    steps: list[Step] = []
+    for number, effect in enumerate(tools):
+        args = {"value": "$x" if number % 2 else number, "at": f"$run.id n{number}"}
+        steps.append({"id": f"n{number}", "type": "tool", "tool": f"act_plain_{effect}", "args": args})
+    return {
+        "name": "neighbour",
+        "inputs": {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]},
+        "steps": steps,
+    }
+
+
 def child_program() -> dict[str, Any]:
     """What the `call` steps of random programs call."""
     undo = {"tool": "undo_keyed", "args": {"value": "$x"}}

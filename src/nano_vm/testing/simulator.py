@@ -34,7 +34,7 @@ from nano_vm.testing.loop import SimulatedClock, SimulatedLoop, run
 from nano_vm.testing.policies import by_hash, random_policy, tighter
 from nano_vm.testing.privacy import Privacy
 from nano_vm.testing.process import Process, adopt_tasks
-from nano_vm.testing.programs import child_program, random_program
+from nano_vm.testing.programs import child_program, neighbour_program, random_program
 from nano_vm.testing.vaults import SharedCabinet, WatchedCabinet, is_available, seeded, vault_on
 from nano_vm.testing.world import HOSTILE, SURE, VOUCHED, Model, World
 
@@ -143,6 +143,10 @@ class Simulation:
         self._options = dict(engine or {})
         self._policies: dict[str, Mapping[str, Any]] = {}
         self._govern(random.Random(f"policy {seed}"))
+        # A random policy might not allow it.
+        beside = not self._own and self.policy is None and _is_plain(seed)
+        self._neighbour = neighbour_program() if beside else None
+        self._beside = [[4], [2, 3], [1]]  # the numbers of those that begin in one turn, the last first
         self.plan = FaultPlan(seed, rate=rate, only=only, faults=faults)
         self._processes: list[Process] = []
         self._crashes = 0
@@ -233,6 +237,8 @@ class Simulation:
         process = self._a_process()
         work = process.start(self._operate(process))
         others = [process.start(self._interfere(process))]
+        if self._neighbour is not None and self._beside:
+            others += [process.start(self._run_beside(process, number)) for number in self._beside.pop()]
         if self._draw.random() < 0.2:
             rival = self._spawn()
             others.append(rival.start(self._rival(rival)))
@@ -290,6 +296,13 @@ class Simulation:
         record = self._record()
         if record is not None and record.status == RunStatus.SUSPENDED:
             await self._give(process, process.engine.trace(RUN).waiting)
+
+    async def _run_beside(self, process: Process, number: int) -> None:
+        """Another run of the same process: the two share their commits while both go along."""
+        key = f"neighbour {number}"
+        assert self._neighbour is not None
+        trace = await process.engine.run(self._neighbour, {"x": number}, idempotency_key=key)
+        self.checkers.answered(trace)
 
     async def _rival(self, process: Process) -> None:
         """Another worker, at any moment, wants the same runs."""
@@ -472,7 +485,8 @@ class _Checkers(Checkers):
     def __init__(self, store: SqliteStore, simulation: Simulation) -> None:
         sources: dict[str, Mapping[str, Any]] = {}
         compiled = {}
-        for source in (simulation.program, *simulation._called):
+        beside = [] if simulation._neighbour is None else [simulation._neighbour]
+        for source in (simulation.program, *simulation._called, *beside):
             program = Program.from_dict(source)
             sources[program.hash] = source
             compiled[program.hash] = compile_program(program, simulation._tools.schemas())
