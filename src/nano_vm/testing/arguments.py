@@ -30,24 +30,32 @@ class Arguments:
 
     def __init__(self, source: Mapping[str, Any]) -> None:
         self._args: dict[str, Any] = {}
+        self._key: dict[str, str] = {}
         for step in source["steps"]:
             for one in [step, *step.get("parallel_steps", ())]:
                 if one["type"] == "tool":
                     self._args[one["id"]] = one.get("args", {})
+                if "output_key" in one:
+                    self._key[one["id"]] = one["output_key"]
         self._steps = {step["id"] for step in source["steps"]}
         self._inputs: Mapping[str, Any] = {}
         self._outputs: dict[str, Any] = {}
+        self._named: dict[str, Any] = {}  # by output key
 
     def note(self, event: ev.Event) -> None:
         """Take up what an event of the run's journal says of its values."""
         if type(event) is ev.RunStarted:
             self._inputs = {} if event.payload is UNSET else event.payload
         elif type(event) is ev.StepSucceeded and event.step in self._steps and event.step in self._args:
-            self._outputs[event.step] = None if event.payload is UNSET else event.payload
-        elif (step := getattr(event, "step", None)) in self._outputs and type(event) is not ev.StepStarted:
-            self._outputs[str(step)] = (
-                ANYTHING  # it failed, was left out, or somebody has said what it came to
-            )
+            self._bind(event.step, None if event.payload is UNSET else event.payload)
+        elif type(event) is not ev.StepStarted and (step := str(getattr(event, "step", ""))) in self._steps:
+            # It failed, was left out, or somebody has said what it came to.
+            self._bind(step, ANYTHING)
+
+    def _bind(self, step: str, value: Any) -> None:
+        self._outputs[step] = value
+        if step in self._key:
+            self._named[self._key[step]] = value
 
     def wrong(self, step: str, given: Mapping[str, Any]) -> str | None:
         """The name of an argument that is not what the program says, or None."""
@@ -69,8 +77,9 @@ class Arguments:
         found = _REFERENCE.fullmatch(template)
         if found is None:
             return ANYTHING
-        known = self._outputs if found[2] else self._inputs
-        return known.get(found[1], ANYTHING)
+        if found[2]:
+            return self._outputs.get(found[1], ANYTHING)
+        return self._named.get(found[1], self._inputs.get(found[1], ANYTHING))
 
 
 def _agrees(wanted: Any, given: Any) -> bool:

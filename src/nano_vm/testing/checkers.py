@@ -170,6 +170,9 @@ class Checkers(Watcher):
             self.broken("P1", run_id, wrong)
         if state.steps > state.steps_max:
             self.broken("P10", run_id, "more steps than the budget has")
+        most = run.source.get("max_tokens")
+        if most is not None and state.tokens + state.reserved_tokens > most:
+            self.broken("P10", run_id, "more tokens than the budget has")
         self._note(run, run_id, event)
 
     def _note(self, run: _Run, run_id: str, event: ev.Event) -> None:

@@ -87,6 +87,9 @@ class _Author:
         if self.draw.random() < 0.5:
             step |= {"on_error": "retry", "max_retries": self.draw.randint(2, 3)}
         self.values.append(f"${name}.output")
+        if self.draw.random() < 0.4:
+            step["output_key"] = self.draw.choice(["last", "found"])
+            self.values.append(f"${step['output_key']}")
         return step
 
     def agent(self) -> Step:
