@@ -156,12 +156,42 @@ def settled_by_all(policies: Sequence[Policy], kind: str, name: str) -> Decision
     return found[0]
 
 
+def looked_at(policy: Policy, kind: str, name: str) -> tuple[Rule, ...] | None:
+    """The rules about a tool or model, where nothing but arguments, principal and run decides: none of them counts,
+    asks, or demands that something precede. Else None."""
+    rules = tuple(policy.rules_for(kind, name))
+    demanding = any(rule.limits or rule.requires or rule.approval is not None for rule in rules)
+    return None if demanding else rules
+
+
+def allowing_rule(policy: Policy, rules: Sequence[Rule], slots: list[Any]) -> str | None:
+    """The rule by which `decide` allows a request, `rules` being those that `looked_at` gave; None where it does not.
+
+    Args:
+        slots: as `request_slots` makes them of the request.
+    """
+    allowing = "default" if policy.allows_by_default else None
+    undecided = True
+    for rule in rules:
+        if rule.when is not None:
+            try:
+                if not rule.when(slots):
+                    continue
+            except NanoVMError:
+                return None
+        if rule.decision != ALLOW:
+            return None
+        if undecided:
+            allowing, undecided = rule.id, False
+    return allowing
+
+
 def counters(policy: Policy, request: Request) -> tuple[Counter, ...]:
     """What the request would add to, where the policy has limits about it: ask the store for these keys."""
     rules = policy.rules_for(request.kind, request.name)
     if not any(rule.limits for rule in rules):
         return ()
-    slots = _slots(request)
+    slots = request_slots(request.args, request.run, request.principal)
     found: list[Counter] = []
     for rule in rules:
         if not rule.limits:
@@ -182,7 +212,7 @@ def _decide(policy: Policy, request: Request, verdicts: list[Verdict] | None) ->
         outcome, detail = "applies", ""
         if rule.when is not None:
             if slots is None:
-                slots = _slots(request)
+                slots = request_slots(request.args, request.run, request.principal)
             try:
                 if not rule.when(slots):
                     outcome = "does not apply"
@@ -240,12 +270,13 @@ def _words(limit: Limit) -> str:
     return f"{what} per {', '.join(limit.per)}"
 
 
-def _slots(request: Request) -> list[Any]:
+def request_slots(args: Any, run: Mapping[str, Any], principal: Mapping[str, Any] | None) -> list[Any]:
+    """What conditions read, as `Request` has it."""
     slots: list[Any] = [UNSET] * FIRST_FREE_SLOT
-    slots[SLOT_ARGS] = request.args
-    slots[SLOT_RUN] = dict(request.run)
-    if request.principal is not None:
-        slots[SLOT_PRINCIPAL] = dict(request.principal)
+    slots[SLOT_ARGS] = args
+    slots[SLOT_RUN] = dict(run)
+    if principal is not None:
+        slots[SLOT_PRINCIPAL] = dict(principal)
     return slots
 
 

@@ -30,7 +30,6 @@ from nano_vm.policy.decide import (
     counters,
     decide_all,
     sealed_parts,
-    settled_by_all,
 )
 from nano_vm.policy.model import Policy
 from nano_vm.policy.progress import Progress
@@ -104,9 +103,11 @@ class Recheck:
     def _decided(self, entry: Entry, event: PolicyDecided, state: State) -> None:
         policies = self._policies(entry, event, state)
         args, kind, name = self._action(event, state)
-        if event.action is UNSET and kind == "tool":
-            # Allowed by its name alone: nothing about the action has been looked at.
-            if event.decision != ALLOW or settled_by_all(policies, kind, name) is None:
+        bare = event.action is UNSET and kind == "tool"
+        if bare:
+            # Allowed, and nothing was asked or counted: what it is about follows from the program and the journal.
+            more = (event.approval, event.counts, event.schema, event.tool)
+            if event.decision != ALLOW or any(one is not UNSET for one in more):
                 raise _mismatch(entry, "names no action")
         elif kind == "tool":
             schema = "" if event.schema is UNSET else event.schema
@@ -121,6 +122,8 @@ class Recheck:
         request = self._request(event, state, kind, name, args, policies)
         found = decide_all(policies, request) if policies else Decision(ALLOW, "program", "")
         asked = self._asked_by_program(event)
+        if bare and (found.asks or found.counters or asked):
+            raise _mismatch(entry, "names no action")
         expected = found.decision
         if event.decision == ALLOW and event.approval is not UNSET:
             # The kernel has checked that the approval is of this action; without a question there is none.
@@ -131,9 +134,12 @@ class Recheck:
         elif event.decision != expected or (expected == ALLOW and asked):
             raise _mismatch(entry, f"is `{event.decision}`, and the policy says `{expected}`")
         rule = found.rule or "program"
-        named = event.policy or (state.policy if event.action is UNSET and kind == "tool" else "")
+        named = event.policy or (state.policy if bare else "")
         if event.rule != rule or named != found.policy:
             raise _mismatch(entry, f"names the rule `{event.rule}`, and `{rule}` decides")
+        detail = "" if event.detail is UNSET else event.detail
+        if (event.reason, detail) != (found.reason, found.detail):
+            raise _mismatch(entry, f"gives `{event.reason}` for a reason, and it is `{found.reason}`")
         recorded = [] if event.counts is UNSET else event.counts
         wanted = {
             (counter.key, counter.amount) for policy in policies for counter in counters(policy, request)

@@ -32,20 +32,32 @@ from nano_vm.kernel.state import activity_key
 from nano_vm.policy.decide import (
     ALLOW,
     ASK,
+    DEFAULT,
     DENIED,
     DENY,
+    RULE,
     Asked,
     Decision,
     Request,
     action_digest,
+    allowing_rule,
     decide_all,
+    looked_at,
+    request_slots,
     settled_by_all,
 )
 from nano_vm.policy.decide import counters as counters_of
 from nano_vm.policy.load import stored_policy
-from nano_vm.policy.model import Approval, Policy
+from nano_vm.policy.model import Approval, Policy, Rule
 from nano_vm.policy.progress import Progress
-from nano_vm.program.compiled import SLOT_RUN, CompiledProgram, CompiledStep, ToolAction, WaitAction
+from nano_vm.program.compiled import (
+    SLOT_ARGS,
+    SLOT_RUN,
+    CompiledProgram,
+    CompiledStep,
+    ToolAction,
+    WaitAction,
+)
 from nano_vm.runtime.actions import model_name, place_of, private_parts, proposal_parts, why_denied
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.reservations import Reservations
@@ -84,13 +96,22 @@ class Ruling(NamedTuple):
     alone: tuple[str, str]
 
 
+class Conditional(NamedTuple):
+    """Decisions about a step that its arguments, the principal and the run alone decide: the rules of each policy that
+    are about it, and, by the rule that allows, the decision as it rides."""
+
+    rules: list[tuple[Policy, tuple[Rule, ...]]]
+    by_rule: dict[str, Ruling]
+
+
 class Rulings(NamedTuple):
     """What is known of the steps of a program under these policies, for all runs of an engine: by step, what is decided
-    by the tool's name alone (None: something has to be looked at)."""
+    by the tool's name alone, and where its arguments have to be looked at (None: something else has to be)."""
 
     policies: list[Policy]
     limited: bool  # one of them counts something
     by_step: dict[int, Ruling | None]
+    conditional: dict[int, Conditional | None]
 
 
 class Gate:
@@ -101,6 +122,7 @@ class Gate:
         "_cleared",
         "_ruled_under",
         "_rulings",
+        "_slots",
         "engine",
         "models",
         "pinned",
@@ -116,6 +138,7 @@ class Gate:
         self._cleared: dict[tuple[int, int], tuple[Policy | None, int]] = {}
         self._rulings: Rulings | None = None  # under `_ruled_under`, the policy in force
         self._ruled_under: Policy | None = None
+        self._slots: list[Any] | None = None  # of what conditions read, but for the arguments
         self._ahead: tuple[str, Verdict] | None = None  # a dispatch whose limits have been counted
         self.models = Reservations(run)
 
@@ -159,7 +182,10 @@ class Gate:
                 decision = _as(decision, ALLOW)
             elif decision.decision == ALLOW:
                 decision = Decision(ASK, verdict.asks[0].rule, "")
-        self._record(command, spec, verdict, decision, approval)
+        if step is not None and type(command) is CallTool and self._is_bare(command, verdict, decision):
+            self.run.intend(self._settled_event(step, decision, command.occurrence, command))
+        else:
+            self._record(command, spec, verdict, decision, approval)
         if decision.decision == ALLOW:
             due_ms = 0 if approval is None else approval["due_ms"]
             self._cleared[key] = (self.engine.policy, due_ms)
@@ -175,12 +201,22 @@ class Gate:
             self.run.record_event(outcome.event, outcome.payload)
         return False
 
-    # --- what is decided by the name alone --------------------------------------------------------------------
+    def _is_bare(self, command: CallTool, verdict: Verdict, decision: Decision) -> bool:
+        """Whether the journal says already what the decision is about: nothing was asked or counted, nor is private."""
+        return (
+            decision.decision == ALLOW
+            and not verdict.asks
+            and not verdict.counts
+            and bool(decision.policy)
+            and not private_parts(self.run.state, command)
+        )
+
+    # --- what is decided along the lane -----------------------------------------------------------------------
 
     def _settled_event(
         self, step: CompiledStep, decision: Decision, occurrence: int, command: CallTool | None = None
     ) -> ev.PolicyDecided:
-        """The decision about a tool that all policies allow whatever it is called with."""
+        """The decision about a tool that all policies allow, and that needs no approval and is not counted."""
         current = self._other()
         return ev.PolicyDecided(
             at_ms=0 if command is None else self.engine.clock.now_ms(),
@@ -207,10 +243,10 @@ class Gate:
         Args:
             passed: steps that have succeeded and that the progress does not know of; taken over.
         """
-        ruling = self._ruling(step)
+        ruling = self._ruling(step) or self._looked_at(step, args)
         if ruling is not None:
             return self._settled_event(step, ruling.decision, occurrence)
-        policies, limited, _ = self.rulings
+        policies, limited = self.rulings.policies, self.rulings.limited
         if step.approved_by or limited:
             return None
         if passed:
@@ -230,11 +266,7 @@ class Gate:
         decision = decide_all(policies, request)
         if decision.decision != ALLOW or decision.asks:
             return None
-        action = action_digest(
-            command.tool, spec.digest, args, "" if self.pinned is None else self.pinned.hash
-        )
-        verdict = Verdict(decision, action, (), [], 0)
-        return self._decided(command, spec, verdict, verdict.decision, None, 0)
+        return self._settled_event(step, decision, occurrence)
 
     def rides(
         self,
@@ -246,11 +278,21 @@ class Gate:
         intended: bool,
     ) -> tuple[str, str] | None:
         """`along`, encoded as `decided_of` does."""
-        ruling = self._ruling(step) if occurrence == 1 else None
-        if ruling is not None:
-            return ruling.rides if intended else ruling.alone
-        decided = self.along(step, spec, occurrence, args, passed)
-        return None if decided is None else decided_of(decided, intended)
+        rulings = self._rulings
+        if rulings is None or self._ruled_under is not self.engine.policy:
+            rulings = self.rulings
+        conditional = rulings.conditional.get(step.index)
+        if conditional is None:
+            ruling = self._ruling(step) or self._looked_at(step, args)
+        else:
+            ruling = self._allowed(step, conditional, args)
+        if ruling is None:
+            decided = self.along(step, spec, occurrence, args, passed)
+            return None if decided is None else decided_of(decided, intended)
+        before, between = ruling.rides if intended else ruling.alone
+        if occurrence != 1:
+            between = between.replace('"occurrence":1,', f'"occurrence":{occurrence},', 1)
+        return before, between
 
     @property
     def rulings(self) -> Rulings:
@@ -264,7 +306,7 @@ class Gate:
             if found is None:
                 policies = self.policies
                 limited = any(policy.has_limits for policy in policies)
-                found = self.engine.rulings[key] = Rulings(policies, limited, {})
+                found = self.engine.rulings[key] = Rulings(policies, limited, {}, {})
             self._rulings = found
         return self._rulings
 
@@ -278,10 +320,56 @@ class Gate:
         if type(action) is ToolAction and not step.approved_by:
             decision = settled_by_all(self.policies, "tool", action.tool)
             if decision is not None:
-                event = self._settled_event(step, decision, 1)
-                ruling = Ruling(decision, decided_of(event, True), decided_of(event, False))
+                ruling = self._ruling_of(step, decision)
         rulings[step.index] = ruling
         return ruling
+
+    def _ruling_of(self, step: CompiledStep, decision: Decision) -> Ruling:
+        event = self._settled_event(step, decision, 1)
+        return Ruling(decision, decided_of(event, True), decided_of(event, False))
+
+    def _looked_at(self, step: CompiledStep, args: dict[str, Any]) -> Ruling | None:
+        """The ruling that these arguments, which are not private, may be sent; None where the rules do not allow it, or
+        more than arguments decides."""
+        try:
+            conditional = self.rulings.conditional[step.index]
+        except KeyError:
+            conditional = self.rulings.conditional[step.index] = self._conditional(step)
+        return None if conditional is None else self._allowed(step, conditional, args)
+
+    def _allowed(self, step: CompiledStep, conditional: Conditional, args: dict[str, Any]) -> Ruling | None:
+        slots = self._slots
+        if slots is None:
+            facts = self.run.state.slots[SLOT_RUN]
+            slots = request_slots(args, {} if facts is UNASSIGNED else facts, self.run.facts.principal)
+            self._slots = slots
+        slots[SLOT_ARGS] = args
+        named = None
+        for policy, rules in conditional.rules:
+            rule = allowing_rule(policy, rules, slots)
+            if rule is None:
+                return None
+            named = named or rule
+        assert named is not None
+        ruling = conditional.by_rule.get(named)
+        if ruling is None:
+            first = conditional.rules[0][0]
+            by_default = named == "default" and not any(rule.id == named for rule in conditional.rules[0][1])
+            decision = Decision(ALLOW, named, first.hash, DEFAULT if by_default else RULE)
+            ruling = conditional.by_rule[named] = self._ruling_of(step, decision)
+        return ruling
+
+    def _conditional(self, step: CompiledStep) -> Conditional | None:
+        action = step.action
+        if type(action) is not ToolAction or step.approved_by:
+            return None
+        rules = []
+        for policy in self.policies:
+            found = looked_at(policy, "tool", action.tool)
+            if found is None:
+                return None
+            rules.append((policy, found))
+        return Conditional(rules, {}) if rules else None
 
     @property
     def may_go_along(self) -> bool:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nano_vm.errors import NanoVMError
 from nano_vm.policy import Policy, Request, action_digest, counters, decide, decide_all, explain, load_policy
-from nano_vm.policy.decide import settled
+from nano_vm.policy.decide import allowing_rule, looked_at, request_slots, settled
 
 ANA = {"id": "ana", "roles": ["clerk"], "tenant": "default"}
 
@@ -203,3 +204,51 @@ def test_an_action_is_what_is_done_by_which_definition_under_which_policy() -> N
     assert action_digest("refund", "sha256:1", {"b": 1, "a": 2}, "") == action_digest(
         "refund", "sha256:1", {"a": 2, "b": 1}, ""
     )
+
+
+CONDITIONS = [
+    "$args.n > 3",
+    "$args.missing == 1",
+    "$principal.id == 'ana'",
+    "$run.id == 'r'",
+    "$args.n != null",
+    None,
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    rules=st.lists(st.tuples(st.sampled_from(CONDITIONS), st.sampled_from(["allow", "deny"])), max_size=4),
+    default=st.sampled_from(["allow", "deny"]),
+    args=st.fixed_dictionaries({}, optional={"n": st.sampled_from([1, 5, None, "x"])}),
+    principal=st.sampled_from([ANA, None]),
+)
+def test_the_rule_that_allows_is_the_one_that_decides(
+    rules: list[tuple[str | None, str]], default: str, args: dict[str, Any], principal: Any
+) -> None:
+    rows = [
+        {"id": f"r{n}", "decision": decision, **({} if when is None else {"when": when})}
+        for n, (when, decision) in enumerate(rules)
+    ]
+    try:
+        given_policy = policy(*rows, default=default)
+    except NanoVMError:
+        return  # contradictory: it is refused where it is loaded
+    asked = request(args, principal=principal)
+    about = looked_at(given_policy, "tool", "refund")
+    assert about is not None
+    decision = decide(given_policy, asked)
+    found = allowing_rule(given_policy, about, request_slots(args, asked.run, principal))
+    assert found == (decision.rule if decision.decision == "allow" else None)
+
+
+@pytest.mark.parametrize(
+    "demand",
+    [
+        {"limits": [{"max_calls": 1, "per": ["run"]}]},
+        {"approval": {"roles": ["boss"]}},
+        {"requires": ["check"]},
+    ],
+)
+def test_what_demands_more_than_arguments_is_not_decided_by_them(demand: dict[str, Any]) -> None:
+    assert looked_at(policy({"id": "a", "when": "$args.n > 3", **demand}), "tool", "refund") is None

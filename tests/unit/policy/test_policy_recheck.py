@@ -102,6 +102,92 @@ def test_a_decision_that_the_policy_does_not_make_is_found(step: str, change: di
     assert caught.value.code == "REPLAY_MISMATCH"
 
 
+LOOKS = {
+    "policy": "p",
+    "rules": [
+        {"id": "few", "tools": ["act"], "when": "$args.n < 5"},
+        {"id": "many", "tools": ["act"], "when": "$args.n >= 5 and $principal.id == 'ana'"},
+        {"id": "never", "tools": ["act"], "when": "$args.n == 99", "decision": "deny"},
+        {"id": "first", "tools": ["check"], "when": "$run.program == 'p'"},
+    ],
+}
+
+
+def looked_at(lane: bool, policy: Any = LOOKS) -> tuple[ExecutionVM, str]:
+    async def main() -> tuple[ExecutionVM, str]:
+        vm = ExecutionVM(tools={"act": lambda n: n, "check": lambda: 1}, policy=policy, store=MemoryStore())
+        vm.lane = lane
+        trace = await vm.run(FLOW, principal="ana")
+        assert trace.status == "SUCCESS"
+        return vm, trace.trace_id
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("lane", [True, False])
+def test_what_arguments_decide_names_its_rule_and_is_decided_again(lane: bool) -> None:
+    vm, run_id = looked_at(lane)
+    assert dict(vm.verify(run_id).steps)["decisions"].startswith("3 ")
+    decided = [e for entry in vm.store.read(run_id) for e in open_events(entry) if type(e) is PolicyDecided]
+    assert [event.rule for event in decided] == ["first", "few", "many"]
+    assert all(event.action is msgspec.UNSET for event in decided)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rule": "few"},
+        {"rule": "never"},
+        {"rule": "default"},
+        {"policy": "sha256:" + "0" * 64},
+        {"reason": "LIMIT"},
+        {"decision": "ask"},
+        {"counts": [["sha256:" + "0" * 64, 0, 1]]},
+        {"action": "sha256:" + "0" * 64},
+        {"schema": "sha256:" + "0" * 64},
+        {"tool": "check"},
+    ],
+)
+def test_a_decision_about_arguments_that_the_policy_does_not_make_is_found(change: dict[str, Any]) -> None:
+    vm, run_id = looked_at(True)
+
+    def falsify(event: PolicyDecided) -> PolicyDecided:
+        return msgspec.structs.replace(event, **change) if event.step == "b" else event
+
+    with pytest.raises(VerificationError) as caught:
+        verify(vm, run_id, rewritten(run_id, vm.store.read(run_id), falsify))
+    assert caught.value.code == "REPLAY_MISMATCH"
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"decision": "deny"},
+        {"limits": [{"max_calls": 9, "per": ["run"]}]},
+        {"approval": {"roles": ["boss"]}},
+        {"when": "$args.n < 7"},
+        {"requires": ["undo"]},
+    ],
+)
+def test_a_bare_allowance_of_what_the_policy_demands_more_of_is_found(rule: dict[str, Any]) -> None:
+    """Somebody runs under a loose policy and claims the pinned one: the same rule by name, with a demand."""
+    loose = load_policy(LOOKS)
+    strict = load_policy(
+        {**LOOKS, "rules": [*LOOKS["rules"][:1], {**LOOKS["rules"][1], **rule}, *LOOKS["rules"][2:]]}
+    )
+    vm, run_id = looked_at(True, loose)
+    program = vm.load_program(vm.store.record(run_id).program_hash)
+    chain, claimed = Chain(run_id), []
+    for entry in vm.store.read(run_id):
+        events = open_events(entry)
+        if entry.seq == 0:
+            events[0] = msgspec.structs.replace(events[0], policy=strict.hash)
+        claimed.append(chain.seal(events[0], entry.salt, entry.payload, events[1:]))
+    with pytest.raises(VerificationError) as caught:
+        verify_run(program, None, claimed, run_id, watchers=(Recheck(program, lambda policy_hash: strict),))
+    assert caught.value.code == "REPLAY_MISMATCH"
+
+
 def test_an_allowance_in_place_of_a_question_is_found() -> None:
     """Under the pinned policy the second call needs an approval: a journal in which it was simply allowed fails."""
     vm, _ = journal()
