@@ -211,7 +211,7 @@ class Chain:
                 step = with_verdicts(step, verdicts)
             commitment = hashed(salt + payload).hexdigest()
             if after.__class__ is tuple:
-                after = f"{after[0]}{then_at}{after[1]}"
+                after = then_at.join(after)
             parts = (HEAD, commitment, AT, at, step, head, run, f"{seq}", before, then_at, after)
             facts = join(parts).encode()  # type: ignore[arg-type]
             head = "sha256:" + hashed(facts).hexdigest()
@@ -230,7 +230,7 @@ def seal_each(plain: Sequence[tuple[Chain, Success, bytes]]) -> list[tuple[int, 
         if verdicts:
             step = with_verdicts(step, verdicts)
         if after.__class__ is tuple:
-            after = f"{after[0]}{then_at}{after[1]}"
+            after = then_at.join(after)
         commitment = hashed(salt + payload).hexdigest()
         seq = chain.length
         start = (HEAD, commitment, AT, at, step, chain.head, chain.place, f"{seq}", before, then_at, after)

@@ -7,6 +7,7 @@ both with what `Chain.seal` makes of the events.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -15,11 +16,11 @@ from nano_vm.kernel.events import PolicyDecided
 
 _encode = msgspec.json.Encoder().encode
 
-Success: TypeAlias = tuple[str, str, list[Any] | None, bytes, str, str, str | tuple[str, str]]
+Success: TypeAlias = tuple[str, str, list[Any] | None, bytes, str, str, str | tuple[str, ...]]
 """The success of a first attempt, to be sealed: when (digits), the members that `success_of` gives, verdicts if there
 are any, the payload, and what rides with it: what comes before its time, its time, and what comes after - around the
-same time once more, where two events ride (`intent_of`, `decided_of`, `end_of`, or `ALONE`). Or, with `start_of` and
-`with_start`, the start of a run.
+same time once more, where several events ride (`intent_of`, `intents_of`, `decided_of`, `end_of`, or `ALONE`). Or, with
+`start_of` and `with_start`, the start of a run.
 """
 
 HEAD, AT = '{"commitment":"sha256:', '","event":{"at_ms":'
@@ -38,10 +39,12 @@ def with_verdicts(step: str, verdicts: list[Any]) -> str:
     return f'{step[:_BEFORE_END]},"verdicts":{_encode(verdicts).decode()}{END}'
 
 
-def success_of(step_id: str, pure: bool, occurrence: int, label: int = 0) -> str:
+def success_of(step_id: str, pure: bool, occurrence: int, label: int = 0, item: int = -1) -> str:
     """A StepSucceeded from `attempt` on. Step ids need no escaping."""
     member = '"pure":true,' if pure else ""
     labelled = f'"label":{label},' if label else ""
+    if item >= 0:
+        labelled = f'"item":{item},{labelled}'
     return f',"attempt":1,{labelled}"occurrence":{occurrence},{member}"step":"{step_id}"{END}'
 
 
@@ -50,6 +53,19 @@ def intent_of(step_id: str, effect: str, occurrence: int, label: int = 0) -> tup
     labelled = f'"label":{label},' if label else ""
     members = f',"attempt":1,"effect":"{effect}",{labelled}"occurrence":{occurrence},"step":"{step_id}"'
     return ',"then":[{"event":{"at_ms":', members + '},"type":"StepStarted"}]' + LAST
+
+
+def intents_of(steps: Sequence[tuple[str, str]], occurrence: int) -> tuple[str, str | tuple[str, ...]]:
+    """The StepStarted of several steps (id, effect), as `intent_of` has that of one: what comes before their time, and
+    around it after that."""
+    if not steps:
+        return "", LAST
+    parts = [
+        f',"attempt":1,"effect":"{effect}","occurrence":{occurrence},"step":"{step_id}"}},"type":"StepStarted"}}'
+        for step_id, effect in steps
+    ]
+    after = ',{"event":{"at_ms":'
+    return ',"then":[{"event":{"at_ms":', (*(part + after for part in parts[:-1]), f"{parts[-1]}]{LAST}")
 
 
 def with_start(after: str) -> str:

@@ -8,8 +8,8 @@ journals and snapshots. Whatever is not plain is left to the general functions, 
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Any, TypeAlias
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from msgspec import UNSET as ABSENT
 
@@ -27,6 +27,7 @@ from nano_vm.program.compiled import (
     CompiledStep,
     ConditionAction,
     Kind,
+    ParallelAction,
     ToolAction,
 )
 from nano_vm.program.labels import SEALED
@@ -35,18 +36,36 @@ _READY, _STARTED = Phase.READY, Phase.STARTED
 _TOOL = Kind.TOOL
 _GOING, _ENDING, _ENDED = Stage.GOING, Stage.ENDING, Stage.ENDED
 
-Reached: TypeAlias = tuple[int, int, dict[str, Any], list[Any] | None]
+
+class GroupCall:
+    """The calls of a parallel of plain tools. Whoever takes them notes here what they yield.
+
+    `args`: of each, in declared order; `values`: what those before the last have yielded, as many in the end; `events`:
+    how many events it took beside the success of the last and an intent; `at_ms`: the latest of their times.
+    """
+
+    __slots__ = ("args", "at_ms", "events", "values")
+
+    def __init__(self, args: list[dict[str, Any]]) -> None:
+        self.args = args
+        self.values: list[Any] = []
+        self.events = 0
+        self.at_ms = 0
+
+
+Reached: TypeAlias = tuple[int, int, Any, list[Any] | None]
 """A READY tool: step index, occurrence, arguments, and the verdicts of the conditions passed on the way to it, if any
-were."""
+were. Or a parallel of such tools, with its `GroupCall`."""
 
 Taken: TypeAlias = tuple[Any, int, int]
-"""A success: the output, when (epoch ms), and how many events it took: 1 for a pure step, else 2 with the intent."""
+"""A success: the output (of a group: of the last call), when (epoch ms), and how many events it took: 1 for a pure
+step, else 2 with the intent."""
 
 Row: TypeAlias = tuple[int, Any, int, int, int, int]
 """A step as `walk` takes it. A tool: its arguments' template, its slots (output, output key, error or -1) and what
-follows; a condition: its test and both targets."""
+follows; a condition: its test and both targets; a group: its lanes, and like a tool."""
 
-_IS_OTHER, _IS_TOOL, _IS_CONDITION = 0, 1, 2
+_IS_OTHER, _IS_TOOL, _IS_CONDITION, _IS_GROUP = 0, 1, 2, 3
 _HERE, _TERMINAL = -3, -4  # beside step indexes, `END` and `NO_TARGET`
 
 
@@ -84,9 +103,13 @@ def lane(program: CompiledProgram, state: State) -> Activity | None:
 
 def is_plain(step: CompiledStep) -> bool:
     """Whether `walk` may take the step's success."""
+    return step.parent < 0 and is_call(step)
+
+
+def is_call(step: CompiledStep) -> bool:
+    """Whether the step is a call of a tool and nothing else: nothing to undo it, no key, no approval."""
     return (
         step.kind is _TOOL
-        and step.parent < 0
         and step.compensation is None
         and type(step.action) is ToolAction
         and step.action.idempotency_key is None
@@ -115,7 +138,7 @@ class Rows(dict[int, Row]):
 
     def __missing__(self, index: int) -> Row:
         step = self._steps[index]
-        row = self[index] = _row(step)
+        row = self[index] = _group(step, self._steps) or _row(step)
         if type(step.action) is ToolAction:
             self.sources[index] = tuple({slot for slot, _ in step.action.args.refs})
         return row
@@ -130,6 +153,53 @@ def _row(step: CompiledStep) -> Row:
     if type(action) is ConditionAction and step.parent < 0:
         return _IS_CONDITION, action.test, action.then, action.otherwise, 0, 0
     return _IS_OTHER, None, 0, 0, 0, 0
+
+
+class _Lane(NamedTuple):
+    """A call of a group: its step, its id, its arguments' template, and its slots."""
+
+    step: int
+    id: str
+    render: Any
+    output_slot: int
+    key_slot: int  # the output slot, without one
+    error_slot: int  # -1 without one
+
+
+def _group(step: CompiledStep, steps: Sequence[CompiledStep]) -> Row | None:
+    """The row of a parallel of plain tools that all begin at once."""
+    action = step.action
+    if (
+        type(action) is not ParallelAction
+        or action.concurrency_max < len(action.lanes)
+        or step.parent >= 0
+        or step.timeout_ms
+        or step.compensation is not None
+        or step.approved_by
+        or step.output_slot < 0
+        or not all(is_call(steps[index]) and steps[index].output_slot >= 0 for index in action.lanes)
+    ):
+        return None
+    lanes = []
+    for index in action.lanes:
+        inner = steps[index]
+        call = inner.action
+        assert type(call) is ToolAction
+        key = inner.key_slot if inner.key_slot >= 0 else inner.output_slot
+        lanes.append(_Lane(index, inner.id, call.args.render, inner.output_slot, key, inner.error_slot))
+    key = step.key_slot if step.key_slot >= 0 else step.output_slot
+    following = _TERMINAL if step.is_terminal else step.next
+    return _IS_GROUP, tuple(lanes), step.output_slot, key, step.error_slot, following
+
+
+def _bind(slots: list[Any], lanes: tuple[_Lane, ...], values: list[Any]) -> dict[str, Any]:
+    """Bind what the lanes have yielded; returns what the group yields."""
+    output = {}
+    for (_, step_id, _, slot, key_slot, error_slot), value in zip(lanes, values, strict=True):
+        output[step_id] = slots[slot] = slots[key_slot] = value
+        if error_slot >= 0:
+            slots[error_slot] = None
+    return output
 
 
 def open_run(program: CompiledProgram, state: State, event: RunStarted, rows: Rows) -> bool:
@@ -201,6 +271,7 @@ def walk(
     activity: Activity | None,
     rows: Rows | None = None,
     track: Track | None = None,
+    groups: bool = False,
 ) -> Generator[Reached, Taken, None]:
     """Yields one READY tool after another, the first being `activity`, and is sent its success.
 
@@ -212,6 +283,7 @@ def walk(
         activity: None in a run that has been opened (`open_run`) and is on its way to its first step.
         rows: of the program, from an earlier walk.
         track: where a run tracks labels; it is kept up to date. Values that have to be sealed are not plain.
+        groups: whether groups of plain tools are plain; not in runs that track labels or are governed.
     """
     if rows is None:
         rows = Rows(program)
@@ -221,6 +293,9 @@ def walk(
     verdicts: list[Any] | None
     left = state.steps_max - state.steps
     first = second = error = following = 0
+    act: Any = None
+    args: Any
+    group: GroupCall | None = None
     if activity is None:
         verdicts, coming, index, occurrence, args = None, program.entry, -1, 0, {}
         seq += 1
@@ -252,7 +327,15 @@ def walk(
                         index, coming = coming, _HERE
                         break
                     if kind != _IS_CONDITION:
-                        return
+                        if kind != _IS_GROUP or not groups or left <= len(act):
+                            return
+                        args = group = GroupCall([lane.render(slots) for lane in act])
+                        occurrences[coming] = occurrence = occurrences[coming] + 1
+                        for lane in act:
+                            occurrences[lane.step] = occurrence
+                        left -= 1 + len(act)
+                        index, coming = coming, _HERE
+                        break
                     verdict = act(slots)
                     target = first if verdict else second
                     if target == NO_TARGET:
@@ -269,6 +352,12 @@ def walk(
                 else:
                     return
             output, at_ms, events = yield index, occurrence, args, verdicts
+            if group is not None:
+                group.values.append(output)
+                output = _bind(slots, act, group.values)
+                seq += group.events
+                at_ms = max(at_ms, group.at_ms)
+                group = None
             if at_ms > now_ms:
                 now_ms = at_ms
             seq += events
@@ -291,6 +380,11 @@ def walk(
     except NanoVMError:
         pass  # a reference or a condition: the general functions come upon it again, and fail the step or the run
     finally:
+        if group is not None:
+            # The general functions open it, as if it had not been reached.
+            occurrences[index] -= 1
+            left += 1 + len(act)
+            coming = index
         if seq != state.seq:
             state.seq, state.now_ms, state.steps = seq, now_ms, state.steps_max - left
             state.last_output = output

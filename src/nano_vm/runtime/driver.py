@@ -43,6 +43,7 @@ from nano_vm.runtime.lane import drive_lane
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.ports import ToolSpec
 from nano_vm.runtime.sealing import keyed_content
+from nano_vm.runtime.together import drive_together
 
 _UNSET = ev.UNSET
 _FREE: AbstractContextManager[Any] = contextlib.nullcontext()
@@ -232,6 +233,8 @@ class Run(JournaledRun, eq=False, kw_only=True):
                     if self.state.stage is Stage.ENDED:
                         await self.flush(self.update(release=True))
                         return
+                    if await drive_together(self):
+                        continue
                 elif self.opening is not None:
                     self.open()
                 if not await self._turn():
@@ -394,7 +397,6 @@ class Run(JournaledRun, eq=False, kw_only=True):
 
     async def _perform(self, command: Command, spec: ToolSpec | None, limit: int) -> None:
         """One call beside others; its outcome joins the arrivals."""
-        key = (activity_key(command.step, command.item), command.attempt)
         calls = self.engine.calls
         outcome: Outcome | None = None
         failure: BaseException | None = None
@@ -434,7 +436,17 @@ class Run(JournaledRun, eq=False, kw_only=True):
                 failure = Released()
         except BaseException as error:
             failure = error
-        self.tasks.pop(key, None)
+        self.ends(command, outcome, failure)
+
+    def begins(self, command: CallTool, task: asyncio.Task[None]) -> None:
+        """A call of a tool that goes on beside others in a task of its own."""
+        self.tasks[activity_key(command.step, command.item), command.attempt] = task
+
+    def ends(self, command: Command, outcome: Outcome | None, failure: BaseException | None) -> None:
+        """What came of a call beside others joins the arrivals; `failure` is one of ours, not of what was called."""
+        if isinstance(failure, asyncio.CancelledError):
+            failure = Released()
+        self.tasks.pop((activity_key(command.step, command.item), command.attempt), None)
         if failure is not None or outcome is not None:
             self.arrivals.append((outcome if failure is None else failure, None))
         self.wake()

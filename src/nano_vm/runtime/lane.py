@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nano_vm.canonical import INT_MAX, encode_scalar, normalize
 from nano_vm.errors import InputError, RuntimeFault
@@ -20,26 +20,25 @@ from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import CallTool
 from nano_vm.kernel.lane import (
     Reached,
-    Rows,
     Taken,
     Track,
     begin,
     ends_plainly,
     finish,
-    is_plain,
     lane,
     open_run,
     walk,
 )
 from nano_vm.kernel.limits import PAYLOAD_BYTES_MAX
 from nano_vm.kernel.state import Activity
-from nano_vm.program.compiled import CompiledProgram, CompiledStep, ToolAction
-from nano_vm.program.labels import UNTRUSTED
+from nano_vm.program.compiled import CompiledStep, ToolAction
 from nano_vm.runtime.admission import tainted
 from nano_vm.runtime.calls import copy_arguments
 from nano_vm.runtime.failures import is_ours
-from nano_vm.runtime.ports import ToolInvoker, ToolSpec
+from nano_vm.runtime.plans import AWAITED, BLOCKING, NOWHERE, Lane, Plan, intents, lane_of, plan_for
+from nano_vm.runtime.ports import ToolSpec
 from nano_vm.runtime.threads import ThreadsExhaustedError
+from nano_vm.runtime.together import are_amiss, call_together, leave_together
 from nano_vm.runtime.tooling import PENDING
 
 if TYPE_CHECKING:
@@ -50,47 +49,7 @@ _TURN = range(32)  # steps after which other runs get their turn, though no tool
 BATCH_MAX = 64  # entries that are gathered where nothing asks for a commit: pure steps, and stores in memory
 
 
-_AWAITED, _CALLED, _BLOCKING, _NOWHERE = 0, 1, 2, 3  # ways to call a tool, and none of them
 _FREE: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-
-
-class _Steady(NamedTuple):
-    """What is needed of a plan with every step that is taken."""
-
-    function: Callable[..., Any]
-    direct: bool  # it is awaited, and its arguments need no copy
-    events: int  # how many a success takes: 1 when the tool is pure, else 2 with its intent
-    only: (
-        str | None
-    )  # the one argument that is given and taken, of one of `kinds` exactly when nothing is amiss
-    kinds: tuple[type, ...]
-    success: str  # the encoded StepSucceeded of its first occurrence, from `attempt` to `step`
-    intent: str  # its StepStarted that rides with a success, before the time
-    intended: str  # and after it, of the first occurrence
-
-
-class _Plan(NamedTuple):
-    """What has to be known of a step to take it along the lane; worked out once per engine and step."""
-
-    step: CompiledStep
-    spec: ToolSpec
-    steady: _Steady
-    untrusted: str  # `steady.success` of an output that is not trusted
-    protected: bool  # some of its parameters take trusted values only
-    flat: bool  # arguments without problems hold no object and no array, so the tool needs no copy of them
-    way: int  # `_AWAITED`; `_CALLED`: a plain function that returns at once; `_BLOCKING`: one that may not
-
-
-class Lane(NamedTuple):
-    """What an engine knows of a program's steps: as the kernel takes them, and as they are called."""
-
-    program: CompiledProgram  # the very one whose slots `rows` speak of
-    tracks: bool  # for runs that track labels
-    rows: Rows
-    starts: dict[
-        tuple[Any, Any], str
-    ]  # RunStarted as `start_of` gives it, by the policy and the label that it names
-    plans: list[Any]  # by step: `_Plan`, None before it is needed, False where there is none
 
 
 class _NotPlain(Exception):
@@ -165,7 +124,7 @@ def _call_away(run: Run, hold: threading.Lock, function: Callable[..., Any], arg
             raise _Recalled
 
 
-_Leg: TypeAlias = tuple[Generator[Reached, Taken, None], _Plan, int, dict[str, Any], Track | None]
+_Leg: TypeAlias = tuple[Generator[Reached, Taken, None], Plan, int, Any, Track | None]
 """What `_along` sets out with: the walk, the first tool, its occurrence and its arguments. It has its decision and
 its intent."""
 
@@ -178,18 +137,18 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
         if activity is None:
             return False
         track = None if state.labels is None else Track(program, state, activity)
-        walker = walk(program, state, activity, known.rows, track)
+        walker = walk(program, state, activity, known.rows, track, track is None and gate is None)
     else:
         if not open_run(program, state, opening[0], known.rows):
             return False
         run.opening = None
         track = None if state.labels is None else Track(program, state, None)
-        walker = walk(program, state, None, known.rows, track)
+        walker = walk(program, state, None, known.rows, track, track is None and gate is None)
     reached = next(walker, None)
     ruled, rides, plan = None, None, None
     if reached is not None:
         index, occurrence, args, verdicts = reached
-        plan = known.plans[index] or _plan_for(known, index, program, run.engine.tools)
+        plan = known.plans[index] or plan_for(known, index, program, run.engine.tools)
     if plan and gate is not None:
         if opening is None:
             ruled = gate.along(plan.step, plan.spec, occurrence, args, [])
@@ -219,15 +178,16 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
     if ruled is not None:
         ruled.at_ms = state.now_ms
         run.ride(ruled)
-    if plan.steady.events != 1:
-        run.ride(_started(state.now_ms, plan.spec, plan.step, occurrence, label))
+    for call in plan.lanes or (plan,):
+        if call.steady.events != 1:
+            run.ride(_started(state.now_ms, call.spec, call.step, occurrence, label))
     run.seal_open()  # what came before the lane comes before it in the journal
     return walker, plan, occurrence, args, track
 
 
 def _riders(
-    plan: _Plan, rides: tuple[str, str] | None, at: str, label: int
-) -> tuple[str, str, str | tuple[str, str]]:
+    plan: Plan, rides: tuple[str, str] | None, at: str, label: int
+) -> tuple[str, str, str | tuple[str, ...]]:
     """What rides with the start of a run before its first tool, as `Success` has it."""
     intends = plan.steady.events != 1
     intent, intended = plan.steady.intent, plan.steady.intended
@@ -236,6 +196,8 @@ def _riders(
     if rides is not None:
         before, between = rides
         return before, at, (between, with_start(intended)) if intends else with_start(between)
+    if type(intended) is tuple:
+        return intent, at, (*intended[:-1], with_start(intended[-1]))
     return (intent, at, with_start(intended)) if intends else ("", "", with_start(ALONE[2]))
 
 
@@ -259,10 +221,8 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
     tracks = state.labels is not None or (
         run.opening is not None and (program.labelled or run.opening[0].features is not ev.UNSET)
     )
-    known = engine.lanes.get((program.hash, tracks))
-    if known is None or known.program is not program:
-        known = _lane_of(engine, program, tracks)
-    barred = _AWAITED if away is not None else _NOWHERE if engine.calls.inline_sync else _BLOCKING
+    known = lane_of(engine, program, tracks)
+    barred = AWAITED if away is not None else NOWHERE if engine.calls.inline_sync else BLOCKING
     leg = _set_out(run, known, barred)
     if leg is True or leg is False:
         return leg
@@ -282,7 +242,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
     value = failure = None
     # The last success while it is not known what rides with it, the next intent or the end: its plan and occurrence.
     # Without one a tool is out.
-    held: tuple[_Plan, int] | None = None
+    held: tuple[Plan, int] | None = None
     success, payload, at_ms, at = "", b"", 0, ""
     try:
         while True:
@@ -299,8 +259,8 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                     if direct:
                         value = await function(**args)
                     else:
-                        value = _call(run, away, plan, args)
-                        if plan.way == _AWAITED:
+                        value = _call(run, away, plan, occurrence, args)
+                        if plan.way == AWAITED and not plan.lanes:
                             value = await value
                 except BaseException as error:
                     if type(error) is _Recalled or is_ours(error):
@@ -335,7 +295,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                 index, occurrence, args, verdicts = go_on((value, at_ms, events))
                 if (run.stirred or away) and (run.disturbed or (away and _is_crowded(engine))):
                     break
-                known_plan = plans[index] or _plan_for(known, index, program, engine.tools)
+                known_plan = plans[index] or plan_for(known, index, program, engine.tools)
                 if not known_plan:
                     break
                 plan = known_plan
@@ -352,7 +312,10 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                         break
                     intended = intent_of(plan.step.id, plan.spec.effect, occurrence, track.together)[1]
                 elif occurrence != 1 and events != 1:
-                    intended = intent_of(plan.step.id, plan.spec.effect, occurrence)[1]
+                    if plan.lanes:
+                        intended = intents(plan.lanes, occurrence)[1]
+                    else:
+                        intended = intent_of(plan.step.id, plan.spec.effect, occurrence)[1]
                 if gate is not None:
                     if engine.policy is not policy:
                         break
@@ -392,10 +355,15 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                 state.active[plan.step.index].cleared = 1
                 state.seq += 1
         if held is None and events != 1:
-            begin(state, state.active[plan.step.index], plan.spec.effect)
+            for call in plan.lanes or (plan,):
+                if call.steady.events != 1:
+                    begin(state, state.active[call.step.index], call.spec.effect)
     if held is None:
         run.seal_pending()
-        await _leave_in_call(run, plan, value, failure)
+        if plan.lanes:
+            leave_together(run, failure)
+        else:
+            await _leave_in_call(run, plan, value, failure)
     elif ends_plainly(state):
         ended_ms = now_ms()
         finish(state, ended_ms)
@@ -405,11 +373,13 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
         if run.pending:
             run.seal_pending()
         label = 0 if track is None else track.output
-        run.retain(_succeeded(at_ms, held[1], held[0], value, verdicts, label), payload)
+        run.retain(_succeeded(at_ms, held[1], held[0].last, value, verdicts, label), payload)
     return elsewhere
 
 
-def _call(run: Run, away: threading.Lock | None, plan: _Plan, args: dict[str, Any]) -> Any:
+def _call(run: Run, away: threading.Lock | None, plan: Plan, occurrence: int, args: Any) -> Any:
+    if plan.lanes:
+        return call_together(run, plan.lanes, occurrence, args)
     if not plan.flat:
         args = copy_arguments(args)
     if away is not None:
@@ -417,7 +387,7 @@ def _call(run: Run, away: threading.Lock | None, plan: _Plan, args: dict[str, An
     return plan.spec.function(**args)
 
 
-async def _leave_in_call(run: Run, plan: _Plan, value: Any, failure: BaseException | None) -> None:
+async def _leave_in_call(run: Run, plan: Plan, value: Any, failure: BaseException | None) -> None:
     """The tool that is out has not succeeded as plain tools do, or (without a `failure`) the policy was changed while
     its intent was made durable."""
     calls, spec, step = run.engine.calls, plan.spec, plan.step
@@ -434,56 +404,10 @@ async def _leave_in_call(run: Run, plan: _Plan, value: Any, failure: BaseExcepti
     run.conclude(outcome)
 
 
-def _lane_of(engine: Engine, program: CompiledProgram, tracks: bool) -> Lane:
-    known = Lane(program, tracks, Rows(program), {}, [None] * len(program.steps))
-    engine.lanes[program.hash, tracks] = known
-    return known
-
-
-def _plan_for(known: Lane, index: int, program: CompiledProgram, tools: ToolInvoker) -> _Plan | None:
-    """The plan of a step that has none yet, or None when the lane cannot take it."""
-    if known.plans[index] is None:
-        known.plans[index] = _plan(program.steps[index], tools, known.tracks) or False
-    return known.plans[index] or None
-
-
-def _plan(step: CompiledStep, tools: ToolInvoker, tracks: bool) -> _Plan | None:
-    """The plan of a step; None when its call needs more than its arguments."""
-    action = step.action
-    if type(action) is not ToolAction:
-        return None
-    spec = tools.spec(action.tool)
-    if (
-        spec is None
-        or step.timeout_ms
-        or not is_plain(step)
-        or spec.context_parameter is not None
-        or spec.effect == "transactional"
-        or spec.schema.output_label is not None
-        or spec.secrets
-        or (spec.schema.protected and not tracks)  # it became so after the run had started
-    ):
-        return None
-    intent, intended = intent_of(step.id, spec.effect, 1)
-    only, kinds = _only(spec, action)
-    flat = _is_flat(spec)
-    way = _AWAITED if spec.is_async else _BLOCKING if spec.blocking else _CALLED
-    steady = _Steady(
-        function=spec.function,
-        direct=flat and way == _AWAITED,
-        events=1 if spec.effect == "pure" else 2,
-        only=only,
-        kinds=kinds,
-        success=success_of(step.id, spec.effect == "pure", 1),
-        intent=intent,
-        intended=intended,
-    )
-    untrusted = success_of(step.id, spec.effect == "pure", 1, UNTRUSTED)
-    return _Plan(step, spec, steady, untrusted, bool(spec.schema.protected), flat, way)
-
-
-def _is_amiss(run: Run, plan: _Plan, args: dict[str, Any], track: Track | None) -> bool:
+def _is_amiss(run: Run, plan: Plan, args: Any, track: Track | None) -> bool:
     """Whether something is wrong with the arguments, which the general path says."""
+    if plan.lanes:
+        return are_amiss(plan.lanes, args.args)
     spec = plan.spec
     if spec.problems is not None and spec.problems(args):
         return True
@@ -491,32 +415,15 @@ def _is_amiss(run: Run, plan: _Plan, args: dict[str, Any], track: Track | None) 
     return bool(spec.schema.protected) and tainted(run, spec, args, labels) is not None
 
 
-def _success(plan: _Plan, occurrence: int, track: Track | None) -> str:
+def _success(plan: Plan, occurrence: int, track: Track | None) -> str:
     label = 0 if track is None else track.coming
     if occurrence == 1:
         return plan.untrusted if label else plan.steady.success
-    return success_of(plan.step.id, plan.steady.events == 1, occurrence, label)
-
-
-def _only(spec: ToolSpec, action: ToolAction) -> tuple[str | None, tuple[type, ...]]:
-    """`spec.only`, where the step gives that argument."""
-    if spec.only is None or action.args.names != (spec.only[0],):
-        return None, ()
-    return spec.only
-
-
-def _is_flat(spec: ToolSpec) -> bool:
-    schema = spec.schema.parameters
-    if spec.problems is None or schema.get("additionalProperties") is not False:
-        return False
-    return all(
-        type(property) is dict and property.get("type") in _SCALARS
-        for property in schema.get("properties", {}).values()
-    )
+    last = plan.last
+    return success_of(last.step.id, last.steady.events == 1, occurrence, label)
 
 
 _INT_MIN = -INT_MAX
-_SCALARS = ("string", "integer", "number", "boolean", "null")
 
 
 def _started(at_ms: int, spec: ToolSpec, step: CompiledStep, occurrence: int, label: int) -> ev.StepStarted:
@@ -531,7 +438,7 @@ def _started(at_ms: int, spec: ToolSpec, step: CompiledStep, occurrence: int, la
 
 
 def _succeeded(
-    at_ms: int, occurrence: int, plan: _Plan, data: Any, verdicts: list[Any] | None, label: int
+    at_ms: int, occurrence: int, plan: Plan, data: Any, verdicts: list[Any] | None, label: int
 ) -> ev.StepSucceeded:
     return ev.StepSucceeded(
         at_ms=at_ms,

@@ -1,0 +1,373 @@
+"""Driving a group of plain tools: their calls are begun one after another, and those that answer at once need no task
+of their own.
+
+Where all of them do, the group is one stretch of the lane (`call_together`). Where one has to wait or does not succeed
+as plain tools do, the group is opened as the general functions open it, and what has been answered is taken by it
+(`leave_together`, `drive_together`). The journal is the one the driver would write, byte for byte; a test compares
+them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio.tasks import _enter_task, _leave_task  # documented for whoever implements tasks
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from contextvars import copy_context
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any
+
+from nano_vm.canonical import INT_MAX, encode_scalar, normalize
+from nano_vm.errors import InputError
+from nano_vm.journal.plain import ALONE, LAST, Success, end_of, success_of
+from nano_vm.kernel import events as ev
+from nano_vm.kernel.commands import CallTool
+from nano_vm.kernel.lane import GroupCall, ends_plainly, finish
+from nano_vm.kernel.limits import PAYLOAD_BYTES_MAX
+from nano_vm.kernel.state import Activity
+from nano_vm.kernel.together import Lanes, begin_lane, lanes, succeed_lane
+from nano_vm.program.compiled import ToolAction
+from nano_vm.runtime.calls import Outcome, copy_arguments
+from nano_vm.runtime.failures import is_ours
+from nano_vm.runtime.plans import AWAITED, BLOCKING, Plan, lane_of, plan_for
+from nano_vm.runtime.tooling import PENDING
+
+if TYPE_CHECKING:
+    from nano_vm.runtime.driver import Run
+
+
+class NotAnsweredAtOnce(Exception):
+    """Some call of a group has to be waited for, or has not succeeded as plain tools do."""
+
+    def __init__(self, together: _Together) -> None:
+        super().__init__()
+        self.together = together
+
+
+def call_together(run: Run, plans: Sequence[Plan], occurrence: int, call: GroupCall) -> Any:
+    """Make the calls of a group whose intents are journaled; returns what the last of them yields, as data.
+
+    Raises:
+        NotAnsweredAtOnce: there is more to do than that.
+    """
+    together = _Together(run, plans, call.args, occurrence)
+    together.begin_some()
+    taken = together.taken
+    if len(taken) < len(plans):
+        raise NotAnsweredAtOnce(together)
+    taken.pop()  # what rides with the last one is not known yet
+    run.pending.extend(taken)
+    call.values = together.values
+    call.at_ms = together.at_ms
+    effects = sum(plan.steady.events for plan in plans) - len(plans)
+    call.events = len(plans) - 1 + max(effects - 1, 0)
+    return call.values.pop()
+
+
+def leave_together(run: Run, left: BaseException | None) -> None:
+    """Go on with a group that is open now, and whose calls have begun (`NotAnsweredAtOnce`)."""
+    assert type(left) is NotAnsweredAtOnce
+    opened = lanes(run.program, run.state, begun=True)
+    assert opened is not None
+    left.together.go_on(opened)
+
+
+async def drive_together(run: Run) -> bool:
+    """Begin every call of the group that the run has just opened, and take what is answered at once. False, and nothing
+    is done, where there is none or it is one for the driver."""
+    engine = run.engine
+    if not engine.lane or run.gate is not None or run.listener is not None or engine.listeners:
+        return False
+    opened = lanes(run.program, run.state)
+    if opened is None:
+        return False
+    known = lane_of(engine, run.program, False)
+    plans, arguments = [], []
+    for activity in opened.activities:
+        plan = known.plans[activity.step] or plan_for(known, activity.step, run.program, engine.tools)
+        if not plan or plan.way == BLOCKING or plan.protected:
+            return False
+        plans.append(plan)
+        arguments.append(activity.request)
+    if are_amiss(plans, arguments):
+        return False
+    effects = False
+    for activity, plan in zip(opened.activities, plans, strict=True):
+        if plan.steady.events != 1:
+            effects = True
+            begin_lane(run.state, activity, plan.spec.effect)
+            run.ride(_started(run.state.now_ms, activity, plan))
+    run.seal_open()
+    if engine.volatile:
+        if not run.created:
+            run.appear_soon()
+    elif effects:
+        await run.flush()
+    together = _Together(run, plans, arguments, opened.activities[0].occurrence)
+    together.go_on(opened)
+    return True
+
+
+def are_amiss(plans: Sequence[Plan], arguments: Sequence[Any]) -> bool:
+    """Whether something is wrong with the arguments of a call, which the general path says."""
+    for plan, args in zip(plans, arguments, strict=True):
+        _, _, _, only, kinds, *_ = plan.steady
+        if (only is None or type(args[only]) not in kinds) and (
+            plan.spec.problems is not None and plan.spec.problems(args)
+        ):
+            return True
+    return False
+
+
+class _Together:
+    """The calls of a group while they are begun.
+
+    `values` and `taken` are of the first of them, as far as each has been answered at once by data: what it yielded,
+    and its success, with nothing riding; `at_ms` is the latest of their times. From the first that was not, or that the
+    run has `opened` the group, outcomes are arrivals or are settled in turn.
+    """
+
+    __slots__ = ("arguments", "at_ms", "begun", "occurrence", "opened", "plans", "run", "taken", "values")
+
+    def __init__(self, run: Run, plans: Sequence[Plan], arguments: Sequence[Any], occurrence: int) -> None:
+        self.run = run
+        self.plans = plans
+        self.arguments = arguments
+        self.occurrence = occurrence
+        self.begun = 0
+        self.at_ms = 0
+        self.values: list[Any] = []
+        self.taken: list[Success] = []
+        self.opened: Lanes | None = None
+
+    def begin_some(self) -> None:
+        """Begin calls until one has to wait, or none is left."""
+        loop = asyncio.get_running_loop()
+        driver = asyncio.current_task(loop)
+        assert driver is not None
+        # A tool may tie itself to the task that it is in, and what it does from its first wait on is done in a task of
+        # its own. So that task is the current one from the beginning, though it is one in vain for all other calls.
+        waiting = _Waiting(self)
+        task = loop.create_task(waiting)
+        _leave_task(loop, driver)
+        _enter_task(loop, task)
+        try:
+            self._begin(waiting, task)
+        finally:
+            _leave_task(loop, task)
+            _enter_task(loop, driver)
+        if waiting.call is not None:
+            waiting.watch(task)
+
+    def go_on(self, opened: Lanes) -> None:
+        """Begin all that are left, in a run that has opened the group."""
+        self.opened = opened
+        for place, (value, success) in enumerate(zip(self.values, self.taken, strict=True)):
+            self._settle(place, value, success[3], int(success[0]))
+        while self.begun < len(self.plans):
+            self.begin_some()
+
+    def _begin(self, waiting: _Waiting, task: asyncio.Task[None]) -> None:
+        """Begin calls, as long as each is answered at once. The first that has to wait is what is waited for."""
+        plans, arguments, values = self.plans, self.arguments, self.values
+        now_ms = self.run.engine.clock.now_ms
+        before_ms, at = -1, ""
+        for place in range(self.begun, len(plans)):
+            self.begun = place + 1
+            plan, args = plans[place], arguments[place]
+            if not plan.flat:
+                args = copy_arguments(args)
+            run_in = copy_context().run  # what a tool sets there is for nobody else
+            call = None
+            try:
+                value = run_in(plan.steady.function, **args)
+                if plan.way == AWAITED:
+                    call = value if type(value) is CoroutineType else _wait_for(value)
+                    waiting.awaited = run_in(call.send, None)
+            except StopIteration as done:
+                if call is None:
+                    error = RuntimeError(f"the tool raised {done!r}")
+                    self._report(self.raised(place, error))
+                    continue
+                value = done.value
+            except BaseException as error:
+                if is_ours(error):
+                    raise
+                self._report(self.raised(place, error))
+                continue
+            else:
+                if call is not None:
+                    waiting.call, waiting.run_in, waiting.place = call, run_in, place
+                    return
+            if type(value) is int and _INT_MIN <= value <= INT_MAX:
+                payload = encode_scalar(value)
+            else:
+                kept = _kept(value)
+                if kept is None:
+                    self._report(self.concluded(place, value))
+                    continue
+                value, payload = kept
+            if self.opened is not None or len(values) != place:
+                self._take(place, value, payload)
+                continue
+            if (moment := now_ms()) != before_ms:
+                before_ms, at = moment, str(moment)
+                if moment > self.at_ms:
+                    self.at_ms = moment
+            success = plan.steady.success
+            if self.occurrence != 1:
+                success = _success(plan, self.occurrence, -1)
+            values.append(value)
+            self.taken.append((at, success, None, payload, "", "", LAST))
+            if task.cancelling():
+                return  # a tool has cancelled its own task, which is of no use to another
+
+    def _take(self, place: int, value: Any, payload: bytes) -> None:
+        if self.opened is None or self.run.arrivals:
+            self._report(self.concluded(place, value))  # what has come before it is taken before it
+        else:
+            self._settle(place, value, payload, self.run.engine.clock.now_ms())
+
+    def concluded(self, place: int, value: Any) -> Outcome:
+        return self.run.engine.calls.concluded(self.command(place), self.plans[place].spec, value)
+
+    def raised(self, place: int, error: BaseException) -> Outcome:
+        plan = self.plans[place]
+        return self.run.engine.calls.raised(plan.step, self.command(place), plan.spec, error)
+
+    def _report(self, outcome: Outcome) -> None:
+        self.run.arrivals.append((outcome, None))
+        self.run.wake()
+
+    def _settle(self, place: int, value: Any, payload: bytes, at_ms: int) -> None:
+        """Take the success of a call in a group that is open."""
+        run, plan = self.run, self.plans[place]
+        assert self.opened is not None
+        state = run.state
+        activity = self.opened.activities[place]
+        item = activity.item
+        success = _success(plan, self.occurrence, item)
+        if not succeed_lane(run.program, state, self.opened.group, activity, value, at_ms):
+            run.pending.append((str(at_ms), success, None, payload, *ALONE))
+            return
+        if ends_plainly(state):
+            ended_ms = run.engine.clock.now_ms()
+            verdicts = state.verdicts
+            finish(state, ended_ms)
+            before, after = end_of(state.ending, state.outcome)
+            run.pending.append((str(at_ms), success, verdicts, payload, before, str(ended_ms), after))
+            return
+        if run.pending:
+            run.seal_pending()
+        event = ev.StepSucceeded(
+            at_ms=at_ms,
+            attempt=1,
+            item=item if item >= 0 else ev.UNSET,
+            occurrence=self.occurrence,
+            payload=value,
+            pure=True if plan.steady.events == 1 else ev.UNSET,
+            step=plan.step.id,
+            verdicts=state.verdicts or ev.UNSET,
+        )
+        run.retain(event, payload)
+
+    def command(self, place: int) -> CallTool:
+        """The command that the kernel gives for the call."""
+        step = self.plans[place].step
+        action = step.action
+        assert type(action) is ToolAction
+        item = -1 if self.opened is None else self.opened.activities[place].item
+        return CallTool(
+            step=step.index,
+            step_id=step.id,
+            occurrence=self.occurrence,
+            item=item,
+            attempt=1,
+            tool=action.tool,
+            args=self.arguments[place],
+        )
+
+
+class _Waiting(Coroutine[Any, Any, None]):
+    """A call that has begun in what was its task all along, and has to wait for what it has yielded; or none at all."""
+
+    __slots__ = ("awaited", "call", "place", "run_in", "together")
+
+    def __init__(self, together: _Together) -> None:
+        self.together = together
+        self.call: Coroutine[Any, Any, Any] | None = None
+        self.awaited: Any = None
+        self.run_in: Callable[..., Any]
+        self.place = 0
+
+    def watch(self, task: asyncio.Task[None]) -> None:
+        self.together.run.begins(self.together.command(self.place), task)
+
+    def send(self, value: Any) -> Any:
+        if self.call is None:
+            raise StopIteration
+        if self.awaited is not None:
+            awaited, self.awaited = self.awaited, None
+            return awaited
+        return self._proceed(self.call.send, value)
+
+    def throw(self, error: Any, *details: Any) -> Any:
+        if self.call is None:
+            raise error
+        self.awaited = None
+        return self._proceed(self.call.throw, error)
+
+    def close(self) -> None:
+        if self.call is not None:
+            self.call.close()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        raise TypeError("it is for a task alone")
+
+    def _proceed(self, take_on: Callable[..., Any], value: Any) -> Any:
+        together, place = self.together, self.place
+        try:
+            return self.run_in(take_on, value)
+        except StopIteration as done:
+            outcome: Outcome | None = together.concluded(place, done.value)
+            failure: BaseException | None = None
+        except BaseException as error:
+            ours = is_ours(error)
+            outcome = None if ours else together.raised(place, error)
+            failure = error if ours else None
+        together.run.ends(together.command(place), outcome, failure)
+        raise StopIteration
+
+
+async def _wait_for(value: Any) -> Any:
+    return await value
+
+
+def _success(plan: Plan, occurrence: int, item: int) -> str:
+    if occurrence == 1 and item < 0:
+        return plan.steady.success
+    return success_of(plan.step.id, plan.steady.events == 1, occurrence, item=item)
+
+
+def _kept(value: Any) -> tuple[Any, bytes] | None:
+    """The value as data, and its canonical bytes; None when it is not one that is simply kept."""
+    if value is PENDING or (type(value) is str and value == "PENDING"):
+        return None
+    try:
+        value, payload = normalize(value)
+    except InputError:
+        return None
+    return None if len(payload) > PAYLOAD_BYTES_MAX else (value, payload)
+
+
+_INT_MIN = -INT_MAX
+
+
+def _started(at_ms: int, activity: Activity, plan: Plan) -> ev.StepStarted:
+    return ev.StepStarted(
+        at_ms=at_ms,
+        attempt=1,
+        effect=plan.spec.effect,
+        item=activity.item if activity.item >= 0 else ev.UNSET,
+        occurrence=activity.occurrence,
+        step=plan.step.id,
+    )
