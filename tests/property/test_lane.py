@@ -84,8 +84,12 @@ def _tools() -> list[Callable[..., Any]]:
                 x["b"].clear()
             return None
 
+        def quick(x: Any) -> Any:
+            return [x]
+
         for function in (add, box, later, fail, strange, pend, named, plain, spoil):
             declare(f"{function.__name__}_{effect}", effect, function)
+        tools.append(tool(name=f"quick_{effect}", effect=effect, blocking=False)(quick))
 
         async def guarded(x: Any) -> Any:
             return x
@@ -116,6 +120,11 @@ def programs(draw: st.DrawFn, labelled: bool = False) -> dict[str, Any]:
             step |= {"then": f"s{number + 1}" if number + 1 < size else "end"}
             if other != step["then"] and other != step["id"]:
                 step["otherwise"] = other
+        elif not labelled and draw(st.integers(0, 3)) == 0:
+            step |= _group_step(draw, values, f"s{number}")
+            values.append(f"$s{number}.output")
+            if step["type"] == "parallel":
+                values += [f"${lane['id']}.output" for lane in step["parallel_steps"]]
         else:
             step |= _tool_step(draw, values, labelled)
             values.append(f"$s{number}.output")
@@ -152,6 +161,32 @@ def _tool_step(draw: st.DrawFn, values: list[str], labelled: bool) -> dict[str, 
         step["private"] = True
     if draw(st.integers(0, 9)) == 0:
         step["idempotency_key"] = "key-$x"
+    return step
+
+
+def _group_step(draw: st.DrawFn, values: list[str], name: str) -> dict[str, Any]:
+    step: dict[str, Any] = {}
+    if draw(st.integers(0, 2)):
+        lanes = range(draw(st.integers(1, 4)))
+        step |= {"type": "parallel"}
+        step["parallel_steps"] = [{"id": f"{name}{number}", **_sub_step(draw, values)} for number in lanes]
+    else:
+        inner = {"id": f"{name}i", **_sub_step(draw, [*values, "$item", "$item"])}
+        inner.pop("output_key", None)
+        over = draw(st.sampled_from([[], [1], [1, "two", 3], [0, [1], {"b": 2}, 3]]))
+        step |= {"type": "map", "over": over, "step": inner}
+    step |= draw(st.sampled_from([{}, {}, {}, {"max_concurrency": 2}, {"timeout_seconds": 60}]))
+    step |= draw(st.sampled_from([{}, {}, {"on_error": "skip"}, {"on_error": "retry", "max_retries": 2}]))
+    if step.get("on_error") != "skip" and draw(st.integers(0, 3)) == 0:
+        step["on_failure"] = "alt"
+    return step
+
+
+def _sub_step(draw: st.DrawFn, values: list[str]) -> dict[str, Any]:
+    step = _tool_step(draw, values, False)
+    step.pop("on_failure", None)
+    if step["tool"].startswith("plain"):  # which of several threads is done first is chance
+        step["tool"] = step["tool"].replace("plain", "quick")
     return step
 
 

@@ -110,11 +110,11 @@ async def drive_together(run: Run) -> bool:
 def are_amiss(plans: Sequence[Plan], arguments: Sequence[Any]) -> bool:
     """Whether something is wrong with the arguments of a call, which the general path says."""
     for plan, args in zip(plans, arguments, strict=True):
-        _, _, _, only, kinds, *_ = plan.steady
-        if (only is None or type(args[only]) not in kinds) and (
-            plan.spec.problems is not None and plan.spec.problems(args)
-        ):
-            return True
+        problems, steady = plan.spec.problems, plan.steady
+        if problems is not None:
+            only = steady.only
+            if (only is None or type(args[only]) not in steady.kinds) and problems(args):
+                return True
     return False
 
 
@@ -165,6 +165,8 @@ class _Together:
             self._settle(place, value, success[3], int(success[0]))
         while self.begun < len(self.plans):
             self.begin_some()
+        if self.run.pending:
+            self.run.seal_pending()
 
     def _begin(self, waiting: _Waiting, task: asyncio.Task[None]) -> None:
         """Begin calls, as long as each is answered at once. The first that has to wait is what is waited for."""
