@@ -91,7 +91,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
     tried: set[str] = msgspec.field(default_factory=set)
     attached: bool = False
     stirred: bool = False
-    appearing: asyncio.Handle | None = None  # is to put the run into the store
+    appearing: bool = False  # it is to be put into the store
     hold: AbstractContextManager[Any] = _FREE  # to be held by whoever touches a run that is away in a thread
     recalled: bool = False  # its thread may not touch it any more
     child_due: bool = False  # a timer inside a child that waits is due
@@ -121,16 +121,15 @@ class Run(JournaledRun, eq=False, kw_only=True):
     def appear_soon(self) -> None:
         """Put a run that lives in memory into the store when it first gives way to others, or a tool of its own looks:
         nobody else can before."""
-        if self.appearing is None and self.loop is not None:
-            self.appearing = self.loop.call_soon(self.appear)
-            if self.engine.expect is not None:
-                self.engine.expect(self.record.run_id, self.appear)
+        if not self.appearing and self.loop is not None:
+            self.appearing = True
+            assert self.engine.appearances is not None
+            self.engine.appearances.expect(self.record.run_id, self.appear, self.loop)
 
     def no_longer_appearing(self) -> None:
-        if self.appearing is not None:
-            self.appearing.cancel()
-            if self.engine.expect is not None:
-                self.engine.store.expect_no_more(self.record.run_id)  # type: ignore[attr-defined]
+        if self.appearing:
+            assert self.engine.appearances is not None
+            self.engine.appearances.expect_no_more(self.record.run_id)
 
     def appear(self) -> None:
         if not self.created:
@@ -243,7 +242,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
             await self._abandon()
             raise
         finally:
-            if self.appearing is not None:
+            if self.appearing:
                 self.no_longer_appearing()
             for _, timer in self.timers.values():
                 timer.cancel()

@@ -34,6 +34,7 @@ from nano_vm.policy.recheck import Recheck
 from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.model import Program
 from nano_vm.runtime import approvals, children, control, erasure, forks, governing, recovery
+from nano_vm.runtime.appearing import Appearances
 from nano_vm.runtime.approvals import PendingApproval
 from nano_vm.runtime.calls import Calls, Outcome, action_key
 from nano_vm.runtime.driver import Run
@@ -67,6 +68,7 @@ from nano_vm.runtime.sealing import keyed_content, open_entries
 from nano_vm.runtime.starting import begin
 from nano_vm.runtime.system import SystemClock, SystemEntropy
 from nano_vm.runtime.threads import ToolThreads
+from nano_vm.runtime.together import Waiting
 
 _T = TypeVar("_T")
 _UNSET = ev.UNSET
@@ -132,9 +134,9 @@ class Engine(Library):
         )
         self.threads = ToolThreads()
         self.calls = Calls(llm, self.clock, self.entropy, self.threads, secrets)
-        self.expect: Callable[[str, Callable[[], None]], None] | None = getattr(store, "expect", None)
         self.compact = bool(getattr(store, "compact", False))
         self.volatile = bool(getattr(store, "volatile", False))
+        self.appearances = Appearances(store) if self.volatile else None
         self.groups = hasattr(store, "alone")  # the store gathers the appends of many runs into one commit
         self.append_plain = getattr(store, "append_plain", None)
         self.draining = False
@@ -142,6 +144,7 @@ class Engine(Library):
         self.background: set[asyncio.Task[Any]] = set()  # kept from being collected
         self.keeper = Keeper(self)
         self.listeners: list[Listener] = []
+        self.spare: Waiting | None = None  # for the next group of calls
         self.pausing = Pausing(self)
         self.lane = True  # off in the tests that compare it with the general path
         self._id_ms, self._id_time = -1, ""  # what the ids of runs that begin in this millisecond begin with

@@ -144,10 +144,13 @@ class _Together:
         loop = asyncio.get_running_loop()
         driver = asyncio.current_task(loop)
         assert driver is not None
-        # A tool may tie itself to the task that it is in, and what it does from its first wait on is done in a task of
-        # its own. So that task is the current one from the beginning, though it is one in vain for all other calls.
-        waiting = _Waiting(self)
-        task = loop.create_task(waiting)
+        # A tool may tie itself to the task it is in, and what it does from its first wait on is done in a task of its
+        # own. So that task is the current one from the beginning. It serves until a call needs it, or the loop turns.
+        engine = self.run.engine
+        waiting = engine.spare
+        if waiting is None or waiting.is_over or waiting.loop is not loop:
+            engine.spare = waiting = Waiting(loop)
+        task = waiting.task
         _leave_task(loop, driver)
         _enter_task(loop, task)
         try:
@@ -156,7 +159,10 @@ class _Together:
             _leave_task(loop, task)
             _enter_task(loop, driver)
         if waiting.call is not None:
-            waiting.watch(task)
+            engine.spare = None
+            self.run.begins(self.command(waiting.place), task)
+        elif task.cancelling():
+            engine.spare = None
 
     def go_on(self, opened: Lanes) -> None:
         """Begin all that are left, in a run that has opened the group."""
@@ -168,7 +174,7 @@ class _Together:
         if self.run.pending:
             self.run.seal_pending()
 
-    def _begin(self, waiting: _Waiting, task: asyncio.Task[None]) -> None:
+    def _begin(self, waiting: Waiting, task: asyncio.Task[None]) -> None:
         """Begin calls, as long as each is answered at once. The first that has to wait is what is waited for."""
         plans, arguments, values = self.plans, self.arguments, self.values
         now_ms = self.run.engine.clock.now_ms
@@ -198,7 +204,7 @@ class _Together:
                 continue
             else:
                 if call is not None:
-                    waiting.call, waiting.run_in, waiting.place = call, run_in, place
+                    waiting.call, waiting.run_in, waiting.together, waiting.place = call, run_in, self, place
                     return
             if type(value) is int and _INT_MIN <= value <= INT_MAX:
                 payload = encode_scalar(value)
@@ -289,23 +295,25 @@ class _Together:
         )
 
 
-class _Waiting(Coroutine[Any, Any, None]):
-    """A call that has begun in what was its task all along, and has to wait for what it has yielded; or none at all."""
+class Waiting(Coroutine[Any, Any, None]):
+    """What a call that has to wait becomes: it has begun in `task`, and goes on there. Without one it is over as soon
+    as the loop turns."""
 
-    __slots__ = ("awaited", "call", "place", "run_in", "together")
+    __slots__ = ("awaited", "call", "is_over", "loop", "place", "run_in", "task", "together")
 
-    def __init__(self, together: _Together) -> None:
-        self.together = together
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.is_over = False
         self.call: Coroutine[Any, Any, Any] | None = None
-        self.awaited: Any = None
-        self.run_in: Callable[..., Any]
+        self.together: _Together
+        self.awaited: Any = None  # what the call has yielded
+        self.run_in: Callable[..., Any]  # of its context
         self.place = 0
-
-    def watch(self, task: asyncio.Task[None]) -> None:
-        self.together.run.begins(self.together.command(self.place), task)
+        self.task = loop.create_task(self)
 
     def send(self, value: Any) -> Any:
         if self.call is None:
+            self.is_over = True
             raise StopIteration
         if self.awaited is not None:
             awaited, self.awaited = self.awaited, None
@@ -314,6 +322,7 @@ class _Waiting(Coroutine[Any, Any, None]):
 
     def throw(self, error: Any, *details: Any) -> Any:
         if self.call is None:
+            self.is_over = True
             raise error
         self.awaited = None
         return self._proceed(self.call.throw, error)

@@ -143,7 +143,8 @@ class MemoryJournalStore:
     def expect_no_more(self, run_id: str) -> None:
         self._expected.pop(run_id, None)
 
-    def _await_expected(self) -> None:
+    def await_expected(self) -> None:
+        """Have all runs appear that are expected in this thread."""
         here = threading.get_ident()
         for run_id, (thread, appear) in list(self._expected.items()):
             if thread == here:
@@ -507,12 +508,12 @@ class MemoryJournalStore:
         if self._closed:
             raise rules.closed()
         if self._expected:
-            self._await_expected()
+            self.await_expected()
 
     def _run(self, run_id: str, tenant: str | None = None) -> _Run:
         run = self._runs.get(run_id)
         if run is None and self._expected:
-            self._await_expected()
+            self.await_expected()
             run = self._runs.get(run_id)
         if run is None or (tenant is not None and run.record.tenant != tenant):
             self._check_open()

@@ -29,6 +29,10 @@ from nano_vm.journal.port import (
 )
 
 _KNOWN_MAX = 100_000
+# What stores have beside the port, and the engine asks for.
+_BESIDE_THE_PORT = frozenset(
+    {"alone", "await_expected", "compact", "driven", "expect", "expect_no_more", "path", "volatile"}
+)
 
 
 class TenantStore:
@@ -51,8 +55,7 @@ class TenantStore:
         self._known: set[str] = set()  # a run's tenant never changes
 
     def __getattr__(self, name: str) -> Any:
-        # What stores have beside the port, and the engine asks for.
-        if name in ("volatile", "compact", "expect", "expect_no_more", "alone", "driven", "path"):
+        if name in _BESIDE_THE_PORT:
             return getattr(self.store, name)
         raise AttributeError(name)
 
