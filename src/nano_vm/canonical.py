@@ -202,10 +202,15 @@ def pointer(path: list[str | int] | tuple[str | int, ...]) -> str:
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
 
 
+_INTEGERS = {int}
+_HARMLESS = {str, bool, type(None)}
+
+
 def _is_plain(value: Any, depth: int) -> bool:
     """Tells whether a container can be left to msgspec, but for surrogates and the order of astral keys.
 
-    This loop is most of the cost of encoding a small object: every branch is ordered by how common it is.
+    This is most of the cost of encoding a small object: what holds scalars of one kind is looked at without a loop, and
+    the branches of the loop are ordered by how common they are.
     """
     if depth > DEPTH_MAX:
         return False
@@ -214,6 +219,13 @@ def _is_plain(value: Any, depth: int) -> bool:
             if type(key) is not str:
                 return False
         value = value.values()
+    if len(value) > 3:
+        kinds = set(map(type, value))
+        if kinds == _INTEGERS:
+            low, high = min(value), max(value)
+            return type(low) is int and low >= _INT_MIN and high <= INT_MAX
+        if kinds <= _HARMLESS:
+            return True
     for item in value:
         kind = type(item)
         if kind is str:

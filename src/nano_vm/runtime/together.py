@@ -176,64 +176,66 @@ class _Together:
 
     def _begin(self, waiting: Waiting, task: asyncio.Task[None]) -> None:
         """Begin calls, as long as each is answered at once. The first that has to wait is what is waited for."""
-        plans, arguments, values = self.plans, self.arguments, self.values
-        now_ms = self.run.engine.clock.now_ms
+        values, taken, occurrence = self.values, self.taken, self.occurrence
+        now_ms, cancelling = self.run.engine.clock.now_ms, task.cancelling
+        in_turn = self.opened is None and not self.begun
         before_ms, at = -1, ""
-        for place in range(self.begun, len(plans)):
+        for place in range(self.begun, len(self.plans)):
+            if cancelling():
+                return  # a tool has cancelled its own task, which is of no use to another
             self.begun = place + 1
-            plan, args = plans[place], arguments[place]
-            if not plan.flat:
-                args = copy_arguments(args)
+            plan, args = self.plans[place], self.arguments[place]
+            function, direct, _, _, _, success, _, _ = plan.steady
             run_in = copy_context().run  # what a tool sets there is for nobody else
             call = None
             try:
-                value = run_in(plan.steady.function, **args)
-                if plan.way == AWAITED:
-                    call = value if type(value) is CoroutineType else _wait_for(value)
+                if direct:
+                    call = function(**args)
+                elif plan.way == AWAITED:
+                    call = run_in(function, **(args if plan.flat else copy_arguments(args)))
+                else:
+                    value = run_in(function, **(args if plan.flat else copy_arguments(args)))
+                if call is not None:
+                    if type(call) is not CoroutineType:
+                        call = _wait_for(call)
                     waiting.awaited = run_in(call.send, None)
+                    waiting.call, waiting.run_in, waiting.together, waiting.place = call, run_in, self, place
+                    return
             except StopIteration as done:
                 if call is None:
-                    error = RuntimeError(f"the tool raised {done!r}")
-                    self._report(self.raised(place, error))
+                    in_turn = False
+                    self._report(self.raised(place, RuntimeError(f"the tool raised {done!r}")))
                     continue
                 value = done.value
             except BaseException as error:
                 if is_ours(error):
                     raise
+                in_turn = False
                 self._report(self.raised(place, error))
                 continue
-            else:
-                if call is not None:
-                    waiting.call, waiting.run_in, waiting.together, waiting.place = call, run_in, self, place
-                    return
-            if type(value) is int and _INT_MIN <= value <= INT_MAX:
+            if in_turn and type(value) is int and _INT_MIN <= value <= INT_MAX:
                 payload = encode_scalar(value)
             else:
                 kept = _kept(value)
-                if kept is None:
-                    self._report(self.concluded(place, value))
+                if kept is None or not in_turn:
+                    in_turn = False
+                    self._take(place, value, kept)
                     continue
                 value, payload = kept
-            if self.opened is not None or len(values) != place:
-                self._take(place, value, payload)
-                continue
             if (moment := now_ms()) != before_ms:
                 before_ms, at = moment, str(moment)
                 if moment > self.at_ms:
                     self.at_ms = moment
-            success = plan.steady.success
-            if self.occurrence != 1:
-                success = _success(plan, self.occurrence, -1)
+            if occurrence != 1:
+                success = _success(plan, occurrence, -1)
             values.append(value)
-            self.taken.append((at, success, None, payload, "", "", LAST))
-            if task.cancelling():
-                return  # a tool has cancelled its own task, which is of no use to another
+            taken.append((at, success, None, payload, "", "", LAST))
 
-    def _take(self, place: int, value: Any, payload: bytes) -> None:
-        if self.opened is None or self.run.arrivals:
+    def _take(self, place: int, value: Any, kept: tuple[Any, bytes] | None) -> None:
+        if kept is None or self.opened is None or self.run.arrivals:
             self._report(self.concluded(place, value))  # what has come before it is taken before it
         else:
-            self._settle(place, value, payload, self.run.engine.clock.now_ms())
+            self._settle(place, *kept, self.run.engine.clock.now_ms())
 
     def concluded(self, place: int, value: Any) -> Outcome:
         return self.run.engine.calls.concluded(self.command(place), self.plans[place].spec, value)
