@@ -153,11 +153,21 @@ def decode_canonical(data: bytes) -> Any:
     Raises:
         InputError: as `decode`; `VALUE_SYNTAX` also when the value would be written otherwise.
     """
+    try:
+        value = _loads(data)
+        # Without a point there is no float that the plain encoder would write as it stands here and JCS would not, and
+        # without sixteen digits in a row none that is written as an integer.
+        if (
+            _dumps(value) == data
+            and data.isascii()
+            and b"." not in data
+            and (len(data) < 16 or _SIXTEEN_DIGITS not in data.translate(_DIGITS_TO_ZERO))
+            and (len(data) <= DEPTH_MAX or data.count(b"{") + data.count(b"[") <= DEPTH_MAX)
+        ):
+            return value
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        pass  # `decode` says what is wrong
     value = decode(data)
-    # Without a point there is no float that the plain encoder would write as it stands here and JCS would not.
-    plain = _dumps(value) == data and data.isascii() and b"." not in data
-    if plain and data.count(b"{") + data.count(b"[") <= DEPTH_MAX:
-        return value
     if encode(value) != data:
         raise InputError("VALUE_SYNTAX", "the bytes are not canonical JSON", facts={"size": len(data)})
     return value

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from nano_vm import ExecutionVM, MemoryStore, ProgramError
 from nano_vm.errors import VerificationError
 from nano_vm.journal.entry import RIDER_TYPES, Chain, Entry, open_events
+from nano_vm.journal.ledger import Ledger
 from nano_vm.journal.replay import verify_run
 from nano_vm.kernel.events import UNSET
 from nano_vm.kernel.state import snapshot
@@ -33,6 +34,19 @@ def outcome(program: CompiledProgram, entries: list[Entry], plainly: bool) -> An
     except VerificationError as error:
         return error.code, error.facts
     return snapshot(verified.state), verified.steps
+
+
+def results(program: CompiledProgram, entries: list[Entry], plainly: bool) -> Any:
+    """The step results that are kept while verifying, or the error."""
+    ledger = Ledger(program)
+    try:
+        if plainly:
+            state = verify_run(program, None, entries, "run", ledger=ledger).state
+        else:
+            state = verify_run(program, None, entries, "run", on_transition=ledger.record).state
+    except VerificationError as error:
+        return error.code, error.facts
+    return ledger.steps(state), ledger.leaves, ledger.rollbacks
 
 
 def sealed(parts: list[Part]) -> list[Entry]:
@@ -117,6 +131,7 @@ def test_the_lane_and_apply_agree_on_every_journal(
         return
     compiled, entries = made
     assert outcome(compiled, entries, True) == outcome(compiled, entries, False)
+    assert results(compiled, entries, True) == results(compiled, entries, False)
     parts = []
     for entry in entries:
         event, *then = open_events(entry)
@@ -127,6 +142,7 @@ def test_the_lane_and_apply_agree_on_every_journal(
         )
         if others:
             assert outcome(compiled, others, True) == outcome(compiled, others, False)
+            assert results(compiled, others, True) == results(compiled, others, False)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ be kept when they are gone. The same trace gives the same bytes on any machine.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,6 +97,12 @@ class _Facts:
         self.policy: str | None = None
         self.decisions: dict[str, int] = {}
         for entry in entries:
+            if (
+                entry.payload is not None
+                and entry.facts.endswith(_SUCCEEDED)
+                and b'"PolicyDecided"' not in entry.facts
+            ):
+                continue  # nothing of what is asked here
             facts = read_facts(entry)
             if facts.commitment is not None and entry.payload is None:
                 self.erased.append(entry.seq)
@@ -123,6 +130,9 @@ _NOTED = frozenset(
 )
 
 
+_SUCCEEDED = b',"type":"StepSucceeded"}'
+
+
 def _given(value: Any) -> Any:
     return None if value is UNSET else value
 
@@ -138,10 +148,8 @@ def _outside(seq: int, event: Any) -> dict[str, Any]:
 
 
 def _counts(steps: Sequence[TraceStep]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for step in steps:
-        found[step.status.value] = found.get(step.status.value, 0) + 1
-    return found
+    counts = Counter([step.status for step in steps])
+    return {status.value: count for status, count in counts.items()}
 
 
 def _is_troubled(step: TraceStep) -> bool:

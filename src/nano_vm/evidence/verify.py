@@ -196,7 +196,7 @@ class _Checking:
                 None,
                 entries,
                 run,
-                on_transition=None if ledger is None else ledger.record,
+                ledger=ledger,
                 watchers=() if recheck is None else (recheck,),
                 notes=contents.recall.get(run),
             )

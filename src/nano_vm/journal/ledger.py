@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from nano_vm import canonical
 from nano_vm.journal.entry import Entry
 from nano_vm.journal.results import Order, leaf_of, order_of, own
 from nano_vm.kernel import events as ev
@@ -17,6 +18,7 @@ from nano_vm.kernel.state import Activity, Phase, Settled, State, StepStatus
 from nano_vm.program.compiled import CompiledProgram, CompiledStep, Kind
 
 NANO = 1_000_000_000
+_SUCCESS, _FAILED = StepStatus.SUCCESS, StepStatus.FAILED
 
 Place: TypeAlias = tuple[int, int, int]
 """(step index, occurrence, item or -1): one occurrence of a step, or one lane of a map."""
@@ -158,7 +160,58 @@ class Ledger:
         elif type(event) is ev.ActionProposed:
             self._propose(event)
         for settled in state.settled:
-            self._settle(settled, state)
+            self._settle(settled, state.now_ms, state)
+
+    def succeed(
+        self, step: CompiledStep, occurrence: int, value: Any, payload: bytes, entered_ms: int, at_ms: int
+    ) -> None:
+        """`record` of a plain tool's StepStarted and StepSucceeded (`nano_vm.kernel.lane`), in a run without labels."""
+        place = (step.index, occurrence, -1)
+        leaf = b'{"occurrence":%d,"output":%b,"status":"SUCCESS","step":"%b"}' % (
+            occurrence,
+            payload,
+            step.id.encode(),
+        )
+        self.leaves[place] = (step.rank, occurrence, -1), leaf
+        is_shared = type(value) is dict or type(value) is list
+        self._settled[place] = TraceStep(
+            id=step.id,
+            type="tool",
+            occurrence=occurrence,
+            status=_SUCCESS,
+            output=canonical.decode(payload) if is_shared else value,
+            attempts=1,
+            started_at_ms=entered_ms,
+            finished_at_ms=at_ms,
+            duration_ms=float(at_ms - entered_ms),
+        )
+
+    def decide(self, verdicts: list[Any], at_ms: int, state: State | None) -> None:
+        """`record` of the conditions that followed; with the `state` of a run that has gone on beyond them, of what
+        else has settled."""
+        settled = [] if state is None else state.settled
+        if settled:
+            # What the general functions have decided is among both.
+            others = sum(self.program.steps[one.step].kind is Kind.CONDITION for one in settled)
+            verdicts = verdicts[: len(verdicts) - others]
+        for step_id, occurrence, verdict in verdicts:
+            step = self.program.steps[self.program.step_index[step_id]]
+            place = (step.index, occurrence, -1)
+            told = (occurrence, step_id.encode(), b"true" if verdict else b"false")
+            leaf = b'{"occurrence":%d,"status":"SUCCESS","step":"%b","verdict":%b}' % told
+            self.leaves[place] = (step.rank, occurrence, -1), leaf
+            self._settled[place] = TraceStep(
+                id=step_id,
+                type="condition",
+                occurrence=occurrence,
+                status=_SUCCESS,
+                verdict=verdict,
+                attempts=1,
+                started_at_ms=at_ms,
+                finished_at_ms=at_ms,
+            )
+        for one in settled:
+            self._settle(one, at_ms, state)
 
     def _account(self, event: Any, state: State) -> None:
         item = -1 if event.item is msgspec.UNSET else event.item
@@ -213,7 +266,7 @@ class Ledger:
             }
         )
 
-    def _settle(self, settled: Settled, state: State) -> None:
+    def _settle(self, settled: Settled, now_ms: int, state: State | None) -> None:
         place = (settled.step, settled.occurrence, settled.item)
         step = self.program.steps[settled.step]
         account = self._accounts.get(place) or _Account()
@@ -231,11 +284,13 @@ class Ledger:
             status=settled.status,
             output=None if is_condition else own(settled.output),
             verdict=settled.output if is_condition else None,
-            error=_error(step, settled, account, state) if settled.status is StepStatus.FAILED else None,
+            error=None
+            if state is None or settled.status is not _FAILED
+            else _error(step, settled, account, state),
             attempts=settled.attempts,
             started_at_ms=settled.entered_ms,
-            finished_at_ms=state.now_ms,
-            duration_ms=float(state.now_ms - settled.entered_ms),
+            finished_at_ms=now_ms,
+            duration_ms=float(now_ms - settled.entered_ms),
             substituted=settled.substituted,
         )
 

@@ -1,7 +1,7 @@
 """The success of a plain step, and what rides with it, as they are written: without events being made for them.
 
 Most entries of most journals are the success of a plain tool and the intent of the next one. `Chain.seal_successes`
-writes them from these parts, and `ChainReader.take_success` holds what it reads against them; a property test compares
+writes them from these parts, and `Stretch.read` holds what it reads against them; a property test compares
 both with what `Chain.seal` makes of the events.
 """
 
@@ -30,9 +30,8 @@ LAST = ',"type":"StepSucceeded"}'
 ALONE = ("", "", LAST)
 
 
-def encode_verdicts(verdicts: list[Any]) -> bytes:
-    """Verdicts as they are written: nothing in them needs more than the plain encoder."""
-    return _encode(verdicts)
+encode_verdicts = _encode
+"""Verdicts as they are written: nothing in them needs more than the plain encoder."""
 
 
 def with_verdicts(step: str, verdicts: list[Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from hashlib import sha256
-from typing import Any, TypeAlias
 
 import msgspec
 from msgspec import UNSET
@@ -27,11 +26,9 @@ from nano_vm.journal.entry import (
     open_events,
     read_facts,
 )
-from nano_vm.journal.plain import AT, END, HEAD, LAST
 from nano_vm.kernel.events import Event
 
 _encode = msgspec.json.Encoder().encode
-_join = b"".join
 
 
 def verify_entry(entry: Entry, run: str, prev: str, seq: int | None = None) -> Facts:
@@ -71,7 +68,7 @@ class ChainReader:
     `head` and `length` are the end of what has been read, `payloads` how many payloads there were.
     """
 
-    __slots__ = ("_at", "_effects", "_place", "_run", "head", "length", "payloads", "run")
+    __slots__ = ("_run", "head", "length", "payloads", "place", "run")
 
     def __init__(self, run: str) -> None:
         self.run = run
@@ -79,9 +76,7 @@ class ChainReader:
         self.length = 0
         self.payloads = 0
         self._run = canonical.encode(run)
-        self._place = b'","run":%b,"seq":' % self._run
-        self._at = b"0"  # a time that is written as it has to be: the last one, most often the next one too
-        self._effects: dict[bytes, str] = {}  # that have been seen, as they are written
+        self.place = b'","run":%b,"seq":' % self._run  # between the head and the number of an entry
 
     def take(self, entry: Entry) -> list[Event]:
         """The events of the next entry.
@@ -95,80 +90,6 @@ class ChainReader:
         self.head = entry.digest
         self.length += 1
         return events
-
-    def take_success(self, entry: Entry, expected: bytes) -> Taken | None:
-        """`take` of the entry that is expected next, the success of a first attempt, by comparing its bytes with what
-        they have to be: nothing is parsed but the payload. None, and nothing is taken, when it is anything else.
-
-        Args:
-            expected: the members that `success_of` gives, but for the end.
-        """
-        written, payload, salt, seq = entry.facts, entry.payload, entry.salt, self.length
-        end = written.find(b",", _AT_PLACE)
-        at = written[_AT_PLACE:end]
-        if at != self._at:
-            if not _is_number(at):
-                return None
-            self._at = at
-        place = end + len(expected)
-        verdicts = told = b""
-        if written.startswith(_VERDICTS, place):
-            stop = written.find(_END_BYTES, place)
-            told = written[place:stop]
-            verdicts = told[len(_VERDICTS) :]
-            place = stop
-        if payload is None or len(salt) != SALT_BYTES or entry.seq != seq:
-            return None
-        head, number = self.head.encode(), b"%d" % seq
-        tail = written[place + len(_END_BYTES) + len(head) + len(self._place) + len(number) :]
-        intent = None
-        if tail != _LAST_BYTES:
-            intent = self._intent(tail)
-            if intent is None:
-                return None
-        commitment = sha256(salt + payload).hexdigest().encode()
-        start = (
-            _HEAD_BYTES,
-            commitment,
-            _AT_BYTES,
-            at,
-            expected,
-            told,
-            _END_BYTES,
-            head,
-            self._place,
-            number,
-            tail,
-        )
-        digest = "sha256:" + sha256(written).hexdigest()
-        if digest != entry.digest or _join(start) != written:
-            return None
-        try:
-            value = canonical.decode_canonical(payload)
-        except InputError:
-            return None
-        self.payloads += 1
-        self.head = digest
-        self.length = seq + 1
-        return value, int(at), verdicts, intent
-
-    def _intent(self, tail: bytes) -> tuple[int, str, bytes, bytes] | None:
-        """The plain intent that rides with a success, from what follows its place; None for anything else."""
-        if not tail.startswith(_THEN) or not tail.endswith(_STARTED):
-            return None
-        fields = tail[len(_THEN) : -len(_STARTED)].split(b",")
-        if len(fields) != 5:
-            return None
-        begun, attempt, effect, occurrence, step = fields
-        if attempt != b'"attempt":1' or (begun != self._at and not _is_number(begun)):
-            return None
-        known = self._effects.get(effect)
-        if known is None:
-            found = _EFFECT(effect)
-            if found is None:
-                return None
-            known = self._effects[effect] = found[1].decode()
-        return int(begun), known, occurrence, step
 
     def _usual(self, entry: Entry) -> list[Event] | None:
         written, payload, salt = entry.facts, entry.payload, entry.salt
@@ -226,26 +147,24 @@ class ChainReader:
         return [event, *then]
 
 
-Taken: TypeAlias = tuple[Any, int, bytes, tuple[int, str, bytes, bytes] | None]
-"""A success as `ChainReader.take_success` found it: the output, when, its verdicts as they are written, and the intent
-that rides with it, if one does: its time, its effect, and the members `occurrence` and `step` as they are written."""
-
-_HEAD_BYTES, _AT_BYTES, _END_BYTES, _LAST_BYTES = (
-    HEAD.encode(),
-    AT.encode(),
-    END.removesuffix("sha256:").encode(),
-    LAST.encode(),
-)
-_VERDICTS = b',"verdicts":'
-_THEN, _STARTED = b',"then":[{"event":{"at_ms":', b'},"type":"StepStarted"}]' + _LAST_BYTES
-_AT_PLACE = len(HEAD) + 64 + len(AT)
+_BEGUN = re.compile(
+    rb',"then":\[\{"event":\{"at_ms":([0-9]{1,15}),"attempt":1,"effect":"([a-z]+)",.*\}\],"type":"StepSucceeded"\}'
+).fullmatch
 _AT_DIGITS_MAX = 15  # of numbers that every JSON reader reads alike
-_EFFECT = re.compile(rb'"effect":"([a-z]+)"').fullmatch
 
 
-def _is_number(digits: bytes) -> bool:
+def is_number(digits: bytes) -> bool:
     """Whether these are a number that is not negative, as it has to be written."""
     return digits.isdigit() and len(digits) <= _AT_DIGITS_MAX and (digits[0] != ord("0") or len(digits) == 1)
+
+
+def read_intent(tail: bytes) -> tuple[bytes, str] | None:
+    """When an intent that rides with a success was noted, as written, and its effect: all that cannot be told from the
+    program. None when what follows the place of a success is nothing of the kind."""
+    found = _BEGUN(tail)
+    if found is None or not is_number(found[1]):
+        return None
+    return found[1], found[2].decode()
 
 
 def _usual_riders(riders: list[Rider], events: list[Event]) -> bytes:

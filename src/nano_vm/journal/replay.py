@@ -12,7 +12,7 @@ from nano_vm import canonical
 from nano_vm.errors import VerificationError
 from nano_vm.journal.entry import GENESIS, Entry, is_closed, open_event, read_facts
 from nano_vm.journal.fold import OnTransition, check_verdicts, take
-from nano_vm.journal.plain import encode_verdicts
+from nano_vm.journal.ledger import Ledger
 from nano_vm.journal.port import RunRecord
 from nano_vm.journal.reading import ChainReader
 from nano_vm.journal.recall import Notes, Recall
@@ -57,6 +57,7 @@ def verify_run(
     run_id: str | None = None,
     *,
     on_transition: OnTransition | None = None,
+    ledger: Ledger | None = None,
     notes: Notes | None = None,
     watchers: Sequence[Watcher] = (),
 ) -> Verified:
@@ -79,6 +80,7 @@ def verify_run(
         entries: all entries of the run.
         run_id: the run it has to be, where there is no record; by default the first entry's word is taken.
         on_transition: as in `fold`, for whoever wants to know more of a run than that it verifies.
+        ledger: keeps the step results.
         notes: what whoever has the keys noted of values that are sealed here (`recall.record`).
         watchers: what else is held against the transitions, in step 3.
 
@@ -98,11 +100,11 @@ def verify_run(
             raise VerificationError("CHAIN_BROKEN", "the journal is empty", facts={"seq": 0})
         reader = ChainReader(run_id)
         recall = _closed(program, entries, notes)
-        replay = _Replay(
-            program, run_id, record.length if record is not None else 0, on_transition, recall, watchers
-        )
-        for entry in entries:
-            if replay.stretch is None or not replay.take_success(entry, reader):
+        claimed = record.length if record is not None else 0
+        replay = _Replay(program, run_id, claimed, on_transition, ledger, recall, watchers)
+        while reader.length < len(entries):
+            if replay.stretch is None or not replay.read(entries, reader):
+                entry = entries[reader.length]
                 replay.take(entry, reader.take(entry))
         replay.leave_stretch()
         steps.append(("chain", f"{len(entries)} entries, head {entries[-1].digest}"))
@@ -180,6 +182,7 @@ class _Replay:
         run_id: str,
         claimed: int,
         on_transition: OnTransition | None,
+        ledger: Ledger | None = None,
         recall: Recall | None = None,
         watchers: Sequence[Watcher] = (),
     ) -> None:
@@ -187,6 +190,7 @@ class _Replay:
         self.recall = recall
         self.program = program if recall is None else recall.program
         self.on_transition = on_transition
+        self.ledger = ledger
         self.failure: VerificationError | None = None
         self.stretch: Stretch | None = None
         self.claimed = claimed
@@ -196,42 +200,33 @@ class _Replay:
         self.ended = 0
         self.verdicts = 0
 
-    def take_success(self, entry: Entry, reader: ChainReader) -> bool:
-        """Take an entry that is the success which the stretch expects; False when it is not, and nothing is taken."""
+    def read(self, entries: Sequence[Entry], reader: ChainReader) -> bool:
+        """Take the next entries by their bytes, as far as the stretch goes; False when it takes none."""
         stretch: Stretch = self.stretch  # type: ignore[assignment]
-        prev = reader.head
-        taken = reader.take_success(entry, stretch.expected)
-        if taken is None:
+        stop = self.claimed if self.length < self.claimed < len(entries) else len(entries)
+        left = stretch.read(entries, stop, reader, self.ledger)
+        taken = reader.length - self.length
+        if not taken:
             return False
-        verdicts, begun = stretch.take_success(taken)
-        as_written = verdicts is not None and taken[2] == (encode_verdicts(verdicts) if verdicts else b"")
-        if as_written and (begun or taken[3] is None):
-            self.verdicts += len(verdicts or ())
-            if not stretch.is_open:
-                self.stretch = None
-        else:
-            # Something is wrong, or the clock has been set back: the entry is read the usual way, which asks whether
-            # what has not been compared is in canonical form, and then taken so.
+        self.verdicts += stretch.verdicts
+        stretch.verdicts = 0
+        if not stretch.is_open:
+            self.stretch = None
+        if left is not None:
+            # Something is wrong, or rides with it that is not plain: the entry is read the usual way, which asks
+            # whether what has not been compared is in canonical form, and the rest is taken so.
             again = ChainReader(reader.run)
-            again.head, again.length = prev, entry.seq
-            self._take_again(again.take(entry), verdicts, begun, entry)
-        self._count()
+            again.head, again.length = left.prev, left.entry.seq
+            self._take_rest(again.take(left.entry), left.verdicts, left.entry)
+        self._count(taken)
         return True
 
-    def _take_again(
-        self, events: Sequence[Event], verdicts: list[Any] | None, begun: bool, entry: Entry
-    ) -> None:
-        """What `take_success` has left of the events; without verdicts, all."""
+    def _take_rest(self, events: Sequence[Event], verdicts: list[Any], entry: Entry) -> None:
+        """What `read` has left of the events."""
         try:
-            if verdicts is None:
-                self.leave_stretch()
-                self._one_by_one(events, entry)
-                return
             check_verdicts(events[0], verdicts, entry.seq)
             self.verdicts += len(verdicts)
-            if self.stretch is not None and not self.stretch.is_open:
-                self.stretch = None
-            if not begun and len(events) > 1:
+            if len(events) > 1:
                 self._one_by_one(events[1:], entry)
         except VerificationError as failure:
             self.failure, self.stretch = failure, None
@@ -241,7 +236,9 @@ class _Replay:
         if self.failure is not None:
             return
         try:
-            if self.stretch is not None:
+            if self.ledger is not None:
+                self.leave_stretch()
+            elif self.stretch is not None:
                 events = self._plainly(events, entry.seq)
             if events:
                 self._one_by_one(events, entry)
@@ -250,8 +247,8 @@ class _Replay:
             return
         self._count()
 
-    def _count(self) -> None:
-        self.length += 1
+    def _count(self, entries: int = 1) -> None:
+        self.length += entries
         if self.length == self.claimed:
             self.leave_stretch()
             self.then = standing(self.program, self.state)
@@ -283,6 +280,8 @@ class _Replay:
             for watcher in self.watchers:
                 watcher.after(entry, event, state)
             self.verdicts += len(state.verdicts)
+            if self.ledger is not None:
+                self.ledger.record(entry, event, state)
             if self.on_transition is not None:
                 self.on_transition(entry, event, state)
         if not self.ended and state.status.is_terminal:

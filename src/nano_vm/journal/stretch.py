@@ -8,47 +8,74 @@ the entry first; whatever differs in any way is left to `apply`, which says what
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Any
+from hashlib import sha256
+from typing import Any, NamedTuple
 
 from msgspec import UNSET
 
-from nano_vm.journal.plain import END, success_of
-from nano_vm.journal.reading import Taken
+from nano_vm import canonical
+from nano_vm.errors import InputError
+from nano_vm.journal.entry import SALT_BYTES, Entry
+from nano_vm.journal.ledger import Ledger
+from nano_vm.journal.plain import AT, END, HEAD, LAST, encode_verdicts, intent_of, success_of
+from nano_vm.journal.reading import ChainReader, is_number, read_intent
 from nano_vm.kernel.events import Event, StepStarted, StepSucceeded
 from nano_vm.kernel.lane import begin, is_plain, lane, walk
 from nano_vm.kernel.state import Activity, Phase, State
 from nano_vm.program.compiled import CompiledProgram
 
+_END, _LAST = END.removesuffix("sha256:").encode(), LAST.encode()
+_START = b"%b%%b%b%%b%%b%%b%b%%b%%b%%d" % (HEAD.encode(), AT.encode(), _END)
+_VERDICTS = b',"verdicts":'
+_AT_PLACE = len(HEAD) + 64 + len(AT)
+
+
+class Left(NamedTuple):
+    """An entry whose success has been taken, and led to `verdicts`; whether they are as recorded, and what rides with
+    it, has still to be looked at. `prev` is the digest of the entry before it."""
+
+    entry: Entry
+    prev: str
+    verdicts: list[Any]
+
 
 class Stretch:
-    """A walk through plain steps. While it is open, `state` is not what it says: `leave` first."""
+    """A walk through plain steps. While it is open, `state` is not what it says: `leave` first.
+
+    `verdicts` is how many were found to be as recorded by `read`.
+    """
 
     __slots__ = (
         "_activity",
-        "_at_ms",
         "_effect",
+        "_entered_ms",
         "_expected",
         "_index",
-        "_names",
+        "_intents",
+        "_least_ms",
         "_occurrence",
         "_program",
         "_started",
         "_state",
         "_walk",
+        "verdicts",
     )
 
     def __init__(self, program: CompiledProgram, state: State, activity: Activity, started: bool) -> None:
+        self.verdicts = 0
         self._program = program
         self._state = state
         self._activity = activity
         self._started = started
         self._effect = activity.effect
-        self._expected: dict[tuple[int, bool], bytes] = {}  # formats for the number of an occurrence
-        self._names: dict[int, bytes] = {}
+        # Formats of what is expected: a success for the number of its occurrence, an intent for its time as well.
+        self._expected: tuple[dict[int, bytes], dict[int, bytes]] = {}, {}
+        self._intents: dict[int, tuple[bytes, str]] = {}
         activity.effect = (
             ""  # the lane moves this activity on from step to step; what is not begun has no effect yet
         )
-        self._at_ms = state.now_ms  # of the intent: a success before it is not plain
+        self._least_ms = state.now_ms  # of the intent: a success before it is not plain
+        self._entered_ms = activity.entered_ms
         self._walk: Generator[Any, Any, None] | None = walk(program, state, activity)
         self._index, self._occurrence, _, _ = next(self._walk)
 
@@ -84,50 +111,117 @@ class Stretch:
             self.leave()
         return 1, verdicts or []
 
-    @property
-    def expected(self) -> bytes:
-        """The encoded members of the success that comes next, as `ChainReader.take_success` wants them."""
-        known = self._expected.get((self._index, self._started))
-        if known is None:
-            step = self._program.steps[self._index].id
-            # Two halves around the number of the occurrence.
-            halves = success_of(step, not self._started, 7).removesuffix(END).split("7", 1)
-            known = self._expected[self._index, self._started] = b"%b%%d%b" % (
-                halves[0].encode(),
-                halves[1].encode(),
-            )
-        return known % self._occurrence
+    def read(
+        self, entries: Sequence[Entry], stop: int, reader: ChainReader, ledger: Ledger | None
+    ) -> Left | None:
+        """Take the entries that come next, as far as each is a plain success and the intent of what follows it, or a
+        plain success alone. Nothing of them is parsed but the payload: their bytes are compared with what they have to
+        be. The first that is anything else is for `reader.take` and `take`.
 
-    def take_success(self, taken: Taken) -> tuple[list[Any] | None, bool]:
-        """`take` of an entry that the reader has found to be the success that is expected.
+        Args:
+            entries: all of the journal.
+            stop: the first of them that is not to be read.
+            ledger: who keeps the results.
 
         Returns:
-            the verdicts that it led to, and whether the intent that rode with it, if one did, has been taken. Without
-            verdicts nothing was taken at all.
+            what is left to be done about the last entry that was taken, if anything is.
         """
-        value, at_ms, _, intent = taken
-        if at_ms < self._at_ms:
-            return None, False
-        events = 2 if self._started else 1
-        self._started = False
-        try:
-            self._index, self._occurrence, _, verdicts = self._walk.send((value, at_ms, events))  # type: ignore[union-attr]
-        except StopIteration:
-            self._walk = None
-            return self._state.verdicts, False
-        if intent is None:
-            return verdicts or [], False
-        # What the walk comes to is plain.
-        begun_ms, effect, occurrence, step = intent
-        index = self._index
-        name = self._names.get(index)
-        if name is None:
-            name = self._names[index] = f'"step":"{self._program.steps[index].id}"'.encode()
-        if step == name and occurrence == b'"occurrence":%d' % self._occurrence:
-            self._started, self._effect, self._at_ms = True, effect, begun_ms
-            return verdicts or [], True
-        self.leave()
-        return verdicts or [], False
+        assert self._walk is not None
+        go_on, seq, head, place = self._walk.send, reader.length, reader.head, reader.place
+        index, occurrence, started = self._index, self._occurrence, self._started
+        least_ms, steps, intents = self._least_ms, self._program.steps, self._intents
+        pure, effects = self._expected
+        salt_bytes = SALT_BYTES
+        at, at_ms = b",", 0  # no time at all
+        left: Left | None = None
+        is_over = False
+        for seq in range(reader.length, stop):
+            entry = entries[seq]
+            written, payload, salt = entry.facts, entry.payload, entry.salt
+            if payload is None or len(salt) != salt_bytes or entry.seq != seq:
+                break
+            if not written.startswith(at, _AT_PLACE):
+                at = written[_AT_PLACE : written.find(b",", _AT_PLACE)]
+                if not is_number(at):
+                    break
+                at_ms = int(at)
+            if at_ms < least_ms:
+                break
+            format = effects.get(index) if started else pure.get(index)
+            expected = (format or self._expect(index, started)) % occurrence
+            verdicts_at = _AT_PLACE + len(at) + len(expected)
+            told = b""
+            if written.startswith(_VERDICTS, verdicts_at):
+                told = written[verdicts_at : written.find(_END, verdicts_at)]
+            commitment = sha256(salt + payload).hexdigest().encode()
+            start = _START % (commitment, at, expected, told, head.encode(), place, seq)
+            digest = "sha256:" + sha256(written).hexdigest()
+            if digest != entry.digest or not written.startswith(start):
+                break
+            try:
+                value = canonical.decode_canonical(payload)
+            except InputError:
+                break
+            # From here on the success is taken.
+            step, done = steps[index], occurrence
+            verdicts: list[Any] | None
+            try:
+                index, occurrence, _, verdicts = go_on((value, at_ms, 2 if started else 1))
+            except StopIteration:
+                self._walk, is_over = None, True
+                verdicts = self._state.verdicts
+            if ledger is not None:
+                ledger.succeed(step, done, value, payload, self._entered_ms, at_ms)
+                ledger.decide(verdicts or [], at_ms, self._state if is_over else None)
+                self._entered_ms = at_ms
+            tail = written[len(start) :]
+            prev, head = head, digest
+            seq, started, least_ms = seq + 1, False, at_ms
+            if told == (_VERDICTS + encode_verdicts(verdicts) if verdicts else b""):
+                if tail != _LAST and not is_over:
+                    known = intents.get(index)
+                    if known is not None and tail == known[0] % (at, occurrence):
+                        started, self._effect = True, known[1]
+                    elif (begun_ms := self._begun(tail, index, occurrence)) >= 0:
+                        started, least_ms = True, max(at_ms, begun_ms)
+                if started or tail == _LAST:
+                    if verdicts:
+                        self.verdicts += len(verdicts)
+                    if not is_over:
+                        continue
+                    break
+            left = Left(entry, prev, verdicts or [])
+            break
+        reader.payloads += seq - reader.length
+        reader.length, reader.head = seq, head
+        self._index, self._occurrence, self._started, self._least_ms = index, occurrence, started, least_ms
+        if left is not None:
+            self.leave()
+        return left
+
+    def _expect(self, index: int, started: bool) -> bytes:
+        """The members of a success as they have to be written, but for the number of the occurrence."""
+        before, after = (
+            success_of(self._program.steps[index].id, not started, 7).removesuffix(END).split("7", 1)
+        )
+        made = self._expected[started][index] = b"%b%%d%b" % (before.encode(), after.encode())
+        return made
+
+    def _begun(self, tail: bytes, index: int, occurrence: int) -> int:
+        """When (epoch ms) the intent that rides with a success was noted, if it is the plain one of what the walk has
+        come to, and then it is taken; else -1."""
+        found = read_intent(tail)
+        if found is None:
+            return -1
+        begun, effect = found
+        before, after = intent_of(self._program.steps[index].id, effect, 7)
+        between, end = after.split("7", 1)
+        format = b"%b%%b%b%%d%b" % (before.encode(), between.encode(), end.encode())
+        if tail != format % (begun, occurrence):
+            return -1
+        self._intents[index] = format, effect
+        self._effect = effect
+        return int(begun)
 
     def leave(self) -> None:
         """Bring `state` up to date and go no further."""
@@ -136,11 +230,11 @@ class Stretch:
             self._walk = None
             if self._started:
                 begin(self._state, self._activity, self._effect)
-                self._state.now_ms = max(self._state.now_ms, self._at_ms)
+                self._state.now_ms = max(self._state.now_ms, self._least_ms)
 
     def _fits(self, event: Event) -> bool:
         """Whether this is the success that the lane waits for, and says nothing more."""
-        if type(event) is not StepSucceeded or event.at_ms < self._at_ms:
+        if type(event) is not StepSucceeded or event.at_ms < self._least_ms:
             return False
         plain = StepSucceeded(
             at_ms=event.at_ms,
@@ -163,7 +257,7 @@ class Stretch:
             at_ms=at_ms, attempt=1, effect=effect, occurrence=self._occurrence, step=step
         ):
             return False
-        self._started, self._effect, self._at_ms = True, effect, at_ms
+        self._started, self._effect, self._least_ms = True, effect, at_ms
         return True
 
 

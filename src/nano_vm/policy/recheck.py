@@ -70,7 +70,9 @@ class Recheck:
     def concerns(entries: Iterable[Entry]) -> bool:
         """Whether there is anything in a journal to be decided again."""
         return any(
-            any(kind in entry.facts for kind in (b'"PolicyDecided"', b'"ApprovalRequested"', b'"decided"'))
+            b'"PolicyDecided"' in entry.facts
+            or b'"ApprovalRequested"' in entry.facts
+            or b'"decided"' in entry.facts
             for entry in entries
         )
 
