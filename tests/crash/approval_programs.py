@@ -77,7 +77,7 @@ class Everything(Watched):
         super().put_policy(*args)
         boundary("after the policy")
 
-    def count(self, *args: Any) -> bool:
+    def count(self, *args: Any) -> Any:
         boundary("before counting")
         counted = super().count(*args)
         boundary("after counting")

@@ -254,9 +254,10 @@ class JournalStore(Protocol):
     def counted(self, keys: Sequence[str], action: str) -> list[int]:
         """What all actions but this one have added to each key."""
 
-    def count(self, action: str, wanted: Sequence[tuple[str, int, int]], now_ms: int) -> bool:
+    def count(self, action: str, wanted: Sequence[tuple[str, int, int]], now_ms: int) -> list[int] | None:
         """Add amounts to keys, durably and at once, unless one of them would exceed its maximum: then nothing is
-        added. `wanted` holds (key, amount, maximum). The same action is counted once."""
+        added, and None comes back. `wanted` holds (key, amount, maximum). The same action is counted once. Gives what
+        all other actions had added to each key."""
 
     # --- pauses -------------------------------------------------------------------------------------------
     def mark_pause(self, pause: Pause) -> None:

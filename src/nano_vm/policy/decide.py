@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -157,21 +158,21 @@ def settled_by_all(policies: Sequence[Policy], kind: str, name: str) -> Decision
 
 
 def looked_at(policy: Policy, kind: str, name: str) -> tuple[Rule, ...] | None:
-    """The rules about a tool or model, where nothing but arguments, principal and run decides: none of them counts,
+    """The rules about a tool or model, where nothing but arguments, principal, run and counts decides: none of them
     asks, or demands that something precede. Else None."""
     rules = tuple(policy.rules_for(kind, name))
-    demanding = any(rule.limits or rule.requires or rule.approval is not None for rule in rules)
+    demanding = any(rule.requires or rule.approval is not None for rule in rules)
     return None if demanding else rules
 
 
-def allowing_rule(policy: Policy, rules: Sequence[Rule], slots: list[Any]) -> str | None:
-    """The rule by which `decide` allows a request, `rules` being those that `looked_at` gave; None where it does not.
+def allowing_rules(policy: Policy, rules: Sequence[Rule], slots: list[Any]) -> list[Rule] | None:
+    """The rules by which `decide` allows a request, but for their limits, `rules` being those that `looked_at` gave:
+    the first is named, and none where the policy's default allows it. None where it does not.
 
     Args:
         slots: as `request_slots` makes them of the request.
     """
-    allowing = "default" if policy.allows_by_default else None
-    undecided = True
+    allowing: list[Rule] = []
     for rule in rules:
         if rule.when is not None:
             try:
@@ -181,9 +182,13 @@ def allowing_rule(policy: Policy, rules: Sequence[Rule], slots: list[Any]) -> st
                 return None
         if rule.decision != ALLOW:
             return None
-        if undecided:
-            allowing, undecided = rule.id, False
-    return allowing
+        allowing.append(rule)
+    return allowing if allowing or policy.allows_by_default else None
+
+
+def counters_of_rules(policy: Policy, rules: Sequence[Rule], request: Request) -> list[Counter]:
+    """What the request would add to under these rules, which apply to it. Raises NanoVMError where `decide` denies."""
+    return [counter for rule in rules if rule.limits for counter in _counters_of(policy, rule, request)]
 
 
 def counters(policy: Policy, request: Request) -> tuple[Counter, ...]:
@@ -297,12 +302,19 @@ def _counters_of(policy: Policy, rule: Rule, request: Request) -> list[Counter]:
                 where.append(principal.get("id"))
             else:
                 where.append(request.at_ms // _WINDOWS_MS[scope])
-        # By the policy's name, not its hash: a new version does not start counting anew.
-        # And by what is counted: a limit that is rewritten to count something else begins anew.
-        path = None if limit.path is None else list(limit.path)
-        place = [request.tenant, policy.name, rule.id, number, limit.unit, path, limit.per, where]
-        found.append(Counter(canonical.digest_value(place), amount, limit.maximum, rule.id, limit.unit))
+        key = _counter_key(request.tenant, policy.name, rule.id, number, limit, tuple(where))
+        found.append(Counter(key, amount, limit.maximum, rule.id, limit.unit))
     return found
+
+
+@lru_cache(maxsize=1_024)  # one run after another counts under the same
+def _counter_key(
+    tenant: str, policy: str, rule: str, number: int, limit: Limit, where: tuple[Any, ...]
+) -> str:
+    """What a limit counts under. By the policy's name, not its hash: a new version does not start counting anew. And by
+    what is counted: a limit that is rewritten to count something else begins anew."""
+    path = None if limit.path is None else list(limit.path)
+    return canonical.digest_value([tenant, policy, rule, number, limit.unit, path, limit.per, list(where)])
 
 
 def _amount(limit: Limit, request: Request) -> int:
@@ -330,6 +342,12 @@ def counted_place(run_id: str, kind: str, step: str, occurrence: int, item: int,
     """
     place = [run_id, kind, step, occurrence, item]
     return canonical.digest_value(place if attempt is None else [*place, attempt])
+
+
+def step_place(run: bytes, step: str, occurrence: int) -> str:
+    """`counted_place` of a step outside maps; `run`: the canonical bytes of [run id, "step"] but for the bracket at the
+    end. Step ids need no escaping."""
+    return canonical.digest(b'%b,"%b",%d,-1]' % (run, step.encode(), occurrence))
 
 
 def sealed_parts(labels: Mapping[str, int] | None) -> frozenset[str]:

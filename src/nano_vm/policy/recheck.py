@@ -107,8 +107,8 @@ class Recheck:
         args, kind, name = self._action(event, state)
         bare = event.action is UNSET and kind == "tool"
         if bare:
-            # Allowed, and nothing was asked or counted: what it is about follows from the program and the journal.
-            more = (event.approval, event.counts, event.schema, event.tool)
+            # Allowed, and nothing was asked: what it is about follows from the program and the journal.
+            more = (event.approval, event.schema, event.tool)
             if event.decision != ALLOW or any(one is not UNSET for one in more):
                 raise _mismatch(entry, "names no action")
         elif kind == "tool":
@@ -124,7 +124,7 @@ class Recheck:
         request = self._request(event, state, kind, name, args, policies)
         found = decide_all(policies, request) if policies else Decision(ALLOW, "program", "")
         asked = self._asked_by_program(event)
-        if bare and (found.asks or found.counters or asked):
+        if bare and (found.asks or asked):
             raise _mismatch(entry, "names no action")
         expected = found.decision
         if event.decision == ALLOW and event.approval is not UNSET:

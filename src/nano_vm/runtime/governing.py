@@ -15,7 +15,6 @@ import msgspec
 from nano_vm import canonical
 from nano_vm.errors import NanoVMError, RuntimeFault, VerificationError
 from nano_vm.expr.reference import UNSET as UNASSIGNED
-from nano_vm.journal.plain import decided_of
 from nano_vm.journal.port import JournalStore
 from nano_vm.journal.replay import KEYED
 from nano_vm.kernel import events as ev
@@ -32,35 +31,29 @@ from nano_vm.kernel.state import activity_key
 from nano_vm.policy.decide import (
     ALLOW,
     ASK,
-    DEFAULT,
     DENIED,
     DENY,
-    RULE,
     Asked,
     Decision,
     Request,
     action_digest,
-    allowing_rule,
     decide_all,
-    looked_at,
-    request_slots,
     settled_by_all,
 )
 from nano_vm.policy.decide import counters as counters_of
 from nano_vm.policy.load import stored_policy
-from nano_vm.policy.model import Approval, Policy, Rule
+from nano_vm.policy.model import Approval, Policy
 from nano_vm.policy.progress import Progress
 from nano_vm.program.compiled import (
-    SLOT_ARGS,
     SLOT_RUN,
     CompiledProgram,
     CompiledStep,
-    ToolAction,
     WaitAction,
 )
 from nano_vm.runtime.actions import model_name, place_of, private_parts, proposal_parts, why_denied
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.reservations import Reservations
+from nano_vm.runtime.rulings import LaneRules, bare_event
 from nano_vm.runtime.sealing import keyed_content
 
 if TYPE_CHECKING:
@@ -87,43 +80,14 @@ class Verdict(NamedTuple):
     at_ms: int
 
 
-class Ruling(NamedTuple):
-    """A decision that stands by a tool's name alone, and how that of a step's first attempt rides: before an intent,
-    and without one."""
-
-    decision: Decision
-    rides: tuple[str, str]
-    alone: tuple[str, str]
-
-
-class Conditional(NamedTuple):
-    """Decisions about a step that its arguments, the principal and the run alone decide: the rules of each policy that
-    are about it, and, by the rule that allows, the decision as it rides."""
-
-    rules: list[tuple[Policy, tuple[Rule, ...]]]
-    by_rule: dict[str, Ruling]
-
-
-class Rulings(NamedTuple):
-    """What is known of the steps of a program under these policies, for all runs of an engine: by step, what is decided
-    by the tool's name alone, and where its arguments have to be looked at (None: something else has to be)."""
-
-    policies: list[Policy]
-    limited: bool  # one of them counts something
-    by_step: dict[int, Ruling | None]
-    conditional: dict[int, Conditional | None]
-
-
 class Gate:
     """What governs one run."""
 
     __slots__ = (
         "_ahead",
         "_cleared",
-        "_ruled_under",
-        "_rulings",
-        "_slots",
         "engine",
+        "lane",
         "models",
         "pinned",
         "progress",
@@ -136,9 +100,7 @@ class Gate:
         self.pinned = pinned
         self.progress = Progress(run.program)
         self._cleared: dict[tuple[int, int], tuple[Policy | None, int]] = {}
-        self._rulings: Rulings | None = None  # under `_ruled_under`, the policy in force
-        self._ruled_under: Policy | None = None
-        self._slots: list[Any] | None = None  # of what conditions read, but for the arguments
+        self.lane = LaneRules(self)
         self._ahead: tuple[str, Verdict] | None = None  # a dispatch whose limits have been counted
         self.models = Reservations(run)
 
@@ -168,7 +130,7 @@ class Gate:
         if type(command) is CallTool and step is not None and not step.approved_by:
             settled = settled_by_all(policies, "tool", command.tool)
             if settled is not None:
-                self.run.intend(self._settled_event(step, settled, command.occurrence, command))
+                self._record_bare(command, step, settled, self.engine.clock.now_ms())
                 self._cleared[key] = (self.engine.policy, 0)
                 return True
         ahead, self._ahead = self._ahead, None
@@ -183,7 +145,7 @@ class Gate:
             elif decision.decision == ALLOW:
                 decision = Decision(ASK, verdict.asks[0].rule, "")
         if step is not None and type(command) is CallTool and self._is_bare(command, verdict, decision):
-            self.run.intend(self._settled_event(step, decision, command.occurrence, command))
+            self._record_bare(command, step, decision, verdict.at_ms, verdict.counts)
         else:
             self._record(command, spec, verdict, decision, approval)
         if decision.decision == ALLOW:
@@ -202,182 +164,37 @@ class Gate:
         return False
 
     def _is_bare(self, command: CallTool, verdict: Verdict, decision: Decision) -> bool:
-        """Whether the journal says already what the decision is about: nothing was asked or counted, nor is private."""
+        """Whether the journal says already what the decision is about: nothing was asked, nor is private."""
         return (
             decision.decision == ALLOW
             and not verdict.asks
-            and not verdict.counts
             and bool(decision.policy)
             and not private_parts(self.run.state, command)
         )
 
-    # --- what is decided along the lane -----------------------------------------------------------------------
-
-    def _settled_event(
-        self, step: CompiledStep, decision: Decision, occurrence: int, command: CallTool | None = None
-    ) -> ev.PolicyDecided:
-        """The decision about a tool that all policies allow, and that needs no approval and is not counted."""
-        current = self._other()
-        return ev.PolicyDecided(
-            at_ms=0 if command is None else self.engine.clock.now_ms(),
-            attempt=1 if command is None else command.attempt,
-            current=_UNSET if current is None else current.hash,
-            decision=decision.decision,
-            item=_UNSET if command is None or command.item < 0 else command.item,
-            occurrence=occurrence,
-            # Everything that the journal says already is left out: these are most of what a governed run adds.
-            policy=_UNSET
-            if self.pinned is not None and decision.policy == self.pinned.hash
-            else decision.policy,
-            reason=decision.reason,
-            rule=decision.rule,
-            step=step.id,
-        )
-
-    def along(
-        self, step: CompiledStep, spec: ToolSpec, occurrence: int, args: dict[str, Any], passed: list[int]
-    ) -> ev.PolicyDecided | None:
-        """The decision (of the time 0) that a plain step's first attempt may go ahead; None where more has to be looked
-        at than rules and arguments.
-
-        Args:
-            passed: steps that have succeeded and that the progress does not know of; taken over.
-        """
-        ruling = self._ruling(step) or self._looked_at(step, args)
-        if ruling is not None:
-            return self._settled_event(step, ruling.decision, occurrence)
-        policies, limited = self.rulings.policies, self.rulings.limited
-        if step.approved_by or limited:
-            return None
-        if passed:
-            self.progress.passed(passed)
-            passed.clear()
-        assert type(step.action) is ToolAction
-        command = CallTool(
-            step=step.index,
-            step_id=step.id,
-            occurrence=occurrence,
-            item=-1,
-            attempt=1,
-            tool=step.action.tool,
-            args=args,
-        )
-        request, _ = self._request(policies, command, frozenset())  # private arguments are not plain
-        decision = decide_all(policies, request)
-        if decision.decision != ALLOW or decision.asks:
-            return None
-        return self._settled_event(step, decision, occurrence)
-
-    def rides(
+    def _record_bare(
         self,
+        command: CallTool,
         step: CompiledStep,
-        spec: ToolSpec,
-        occurrence: int,
-        args: dict[str, Any],
-        passed: list[int],
-        intended: bool,
-    ) -> tuple[str, str] | None:
-        """`along`, encoded as `decided_of` does."""
-        rulings = self._rulings
-        if rulings is None or self._ruled_under is not self.engine.policy:
-            rulings = self.rulings
-        conditional = rulings.conditional.get(step.index)
-        if conditional is None:
-            ruling = self._ruling(step) or self._looked_at(step, args)
-        else:
-            ruling = self._allowed(step, conditional, args)
-        if ruling is None:
-            decided = self.along(step, spec, occurrence, args, passed)
-            return None if decided is None else decided_of(decided, intended)
-        before, between = ruling.rides if intended else ruling.alone
-        if occurrence != 1:
-            between = between.replace('"occurrence":1,', f'"occurrence":{occurrence},', 1)
-        return before, between
-
-    @property
-    def rulings(self) -> Rulings:
-        """Good until the policy in force changes."""
-        policy = self.engine.policy
-        if self._rulings is None or self._ruled_under is not policy:
-            self._ruled_under = policy
-            pinned = None if self.pinned is None else self.pinned.hash
-            key = self.run.program.hash, pinned, None if policy is None else policy.hash
-            found = self.engine.rulings.get(key)
-            if found is None:
-                policies = self.policies
-                limited = any(policy.has_limits for policy in policies)
-                found = self.engine.rulings[key] = Rulings(policies, limited, {}, {})
-            self._rulings = found
-        return self._rulings
-
-    def _ruling(self, step: CompiledStep) -> Ruling | None:
-        rulings = self.rulings.by_step
-        try:
-            return rulings[step.index]
-        except KeyError:
-            pass
-        ruling, action = None, step.action
-        if type(action) is ToolAction and not step.approved_by:
-            decision = settled_by_all(self.policies, "tool", action.tool)
-            if decision is not None:
-                ruling = self._ruling_of(step, decision)
-        rulings[step.index] = ruling
-        return ruling
-
-    def _ruling_of(self, step: CompiledStep, decision: Decision) -> Ruling:
-        event = self._settled_event(step, decision, 1)
-        return Ruling(decision, decided_of(event, True), decided_of(event, False))
-
-    def _looked_at(self, step: CompiledStep, args: dict[str, Any]) -> Ruling | None:
-        """The ruling that these arguments, which are not private, may be sent; None where the rules do not allow it, or
-        more than arguments decides."""
-        try:
-            conditional = self.rulings.conditional[step.index]
-        except KeyError:
-            conditional = self.rulings.conditional[step.index] = self._conditional(step)
-        return None if conditional is None else self._allowed(step, conditional, args)
-
-    def _allowed(self, step: CompiledStep, conditional: Conditional, args: dict[str, Any]) -> Ruling | None:
-        slots = self._slots
-        if slots is None:
-            facts = self.run.state.slots[SLOT_RUN]
-            slots = request_slots(args, {} if facts is UNASSIGNED else facts, self.run.facts.principal)
-            self._slots = slots
-        slots[SLOT_ARGS] = args
-        named = None
-        for policy, rules in conditional.rules:
-            rule = allowing_rule(policy, rules, slots)
-            if rule is None:
-                return None
-            named = named or rule
-        assert named is not None
-        ruling = conditional.by_rule.get(named)
-        if ruling is None:
-            first = conditional.rules[0][0]
-            by_default = named == "default" and not any(rule.id == named for rule in conditional.rules[0][1])
-            decision = Decision(ALLOW, named, first.hash, DEFAULT if by_default else RULE)
-            ruling = conditional.by_rule[named] = self._ruling_of(step, decision)
-        return ruling
-
-    def _conditional(self, step: CompiledStep) -> Conditional | None:
-        action = step.action
-        if type(action) is not ToolAction or step.approved_by:
-            return None
-        rules = []
-        for policy in self.policies:
-            found = looked_at(policy, "tool", action.tool)
-            if found is None:
-                return None
-            rules.append((policy, found))
-        return Conditional(rules, {}) if rules else None
+        decision: Decision,
+        at_ms: int,
+        counts: list[list[Any]] | None = None,
+    ) -> None:
+        event = bare_event(self, step, decision, command.occurrence)
+        event.at_ms, event.attempt = at_ms, command.attempt
+        if command.item >= 0:
+            event.item = command.item
+        if counts:
+            event.counts = counts
+        self.run.intend(event)
 
     @property
     def may_go_along(self) -> bool:
         """Whether the lane may be tried: the policy in force has been stored."""
-        current = self._other()
+        current = self.other()
         return bool(self.policies) and (current is None or self.engine.is_kept(current))
 
-    def _other(self) -> Policy | None:
+    def other(self) -> Policy | None:
         """The policy in force, where it is another than the one the run is pinned to."""
         current = self.engine.policy
         if current is None or (self.pinned is not None and current.hash == self.pinned.hash):
@@ -415,7 +232,7 @@ class Gate:
                 return
 
     async def _add(self, place: str, wanted: list[tuple[str, int, int]], at_ms: int) -> bool:
-        return await patiently(lambda: self.engine.store.count(place, wanted, at_ms))
+        return await patiently(lambda: self.engine.store.count(place, wanted, at_ms)) is not None
 
     def _stands(self, key: tuple[int, int]) -> bool:
         known = self._cleared.get(key)
@@ -444,9 +261,9 @@ class Gate:
             args=command.args,
         )
         agent = self.run.state.active[activity_key(command.step, command.item)]
-        request, counts = self._request(policies, call, proposal_parts(self.run, agent))
+        request, counts = self.request_of(policies, call, proposal_parts(self.run, agent))
         decision = decide_all(policies, request)
-        current = self._other()
+        current = self.other()
         said = {
             "at_ms": request.at_ms,
             "counts": counts,
@@ -483,7 +300,7 @@ class Gate:
         spec: ToolSpec | None,
     ) -> Verdict:
         """What the policies, and the program, say of an action as it stands now."""
-        request, counts = self._request(policies, command)
+        request, counts = self.request_of(policies, command)
         decision = decide_all(policies, request) if policies else Decision(ALLOW, "", "")
         asks = [] if decision.decision == DENY else list(decision.asks)
         if type(command) is CallTool or type(command) is RequestApproval:
@@ -509,7 +326,7 @@ class Gate:
                 raise
             return KEYED + "erased"  # it is decided, and journaled, and nothing is sent
 
-    def _request(
+    def request_of(
         self, policies: Sequence[Policy], command: Action, parts: frozenset[str] | None = None
     ) -> tuple[Request, list[list[Any]]]:
         run = self.run
@@ -639,7 +456,7 @@ class Gate:
         approval: dict[str, Any] | None,
         at_ms: int,
     ) -> ev.PolicyDecided:
-        current = self._other()
+        current = self.other()
         is_model = type(command) is CallModel
         return ev.PolicyDecided(
             action=verdict.action or _UNSET,

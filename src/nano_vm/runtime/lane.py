@@ -151,9 +151,10 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
         plan = known.plans[index] or plan_for(known, index, program, run.engine.tools)
     if plan and gate is not None:
         if opening is None:
-            ruled = gate.along(plan.step, plan.spec, occurrence, args, [])
+            ruled = gate.lane.along(plan.step, occurrence, args, [], state.now_ms)
         else:
-            rides = gate.rides(plan.step, plan.spec, occurrence, args, [], plan.steady.events != 1)
+            intends = plan.steady.events != 1
+            rides = gate.lane.rides(plan.step, occurrence, args, [], intends, opening[0].at_ms)
     if (
         not plan
         or plan.way == barred
@@ -234,7 +235,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
     walker, plan, occurrence, args, track = leg
     function, direct, events, only, kinds, same, intent, intended = plan.steady
     plans, now_ms, go_on = known.plans, engine.clock.now_ms, walker.send
-    rulings = {} if gate is None else gate.rulings.by_step
+    rulings = {} if gate is None else gate.lane.rulings.by_step
     durably = not engine.volatile  # an intent has to be durable before its tool is called
     index, passed = plan.step.index, list[int]()
     note = passed.append
@@ -323,7 +324,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                     if ruling is not None and occurrence == 1:
                         before, between = ruling.alone if events == 1 else ruling.rides
                     else:
-                        rides = gate.rides(plan.step, plan.spec, occurrence, args, passed, events != 1)
+                        rides = gate.lane.rides(plan.step, occurrence, args, passed, events != 1, at_ms)
                         if rides is None:
                             break
                         before, between = rides

@@ -13,11 +13,12 @@ from nano_vm.policy.model import Policy
 from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.model import Program
 from nano_vm.runtime.compilations import compiled_before, compiled_for
-from nano_vm.runtime.governing import Rulings, read_policy
+from nano_vm.runtime.governing import read_policy
 from nano_vm.runtime.labelling import Needs
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.plans import Lane
 from nano_vm.runtime.ports import Clock, ToolInvoker
+from nano_vm.runtime.rulings import Rulings
 
 
 class Library:

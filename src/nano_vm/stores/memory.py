@@ -114,6 +114,7 @@ class MemoryJournalStore:
         self._policies: dict[str, bytes] = {}
         self._pauses: dict[tuple[str, str], Pause] = {}
         self._counts: dict[str, dict[str, int]] = {}  # key -> action -> amount
+        self._totals: dict[str, int] = {}  # of the amounts under a key
         self._lock = threading.RLock()
         self._expected: dict[str, tuple[int, Callable[[], None]]] = {}
         self._turnstile = Turnstile()
@@ -404,22 +405,28 @@ class MemoryJournalStore:
     def counted(self, keys: Sequence[str], action: str) -> list[int]:
         self._check_open()
         with self._lock:
-            return [
-                sum(amount for by, amount in self._counts.get(key, {}).items() if by != action)
-                for key in keys
-            ]
+            totals, counts = self._totals, self._counts
+            return [totals[key] - counts[key].get(action, 0) if key in totals else 0 for key in keys]
 
-    def count(self, action: str, wanted: Sequence[tuple[str, int, int]], now_ms: int) -> bool:
+    def count(self, action: str, wanted: Sequence[tuple[str, int, int]], now_ms: int) -> list[int] | None:
         self._check_open()
+        so_far: list[int] = []
         with self._lock:
-            so_far = self.counted([key for key, _, _ in wanted], action)
-            if any(
-                found + amount > maximum for found, (_, amount, maximum) in zip(so_far, wanted, strict=True)
-            ):
-                return False
+            totals = self._totals
+            for key, amount, maximum in wanted:
+                held = self._counts.get(key)
+                found = 0 if held is None else totals[key] - held.get(action, 0)
+                if found + amount > maximum:
+                    return None
+                so_far.append(found)
             for key, amount, _ in wanted:
-                self._counts.setdefault(key, {}).setdefault(action, amount)
-        return True
+                held = self._counts.get(key)
+                if held is None:
+                    held = self._counts[key] = {}
+                if action not in held:
+                    held[action] = amount
+                    totals[key] = totals.get(key, 0) + amount
+        return so_far
 
     # --- mail ---------------------------------------------------------------------------------------------
     def post(self, run_id: str, mail: Mail) -> None:

@@ -364,7 +364,7 @@ class SqliteJournalStore:
         self._check_open()
         return self._reader.query(lambda con: sqlite_policies.counted(con, keys, action))
 
-    def count(self, action: str, wanted: Sequence[tuple[str, int, int]], now_ms: int) -> bool:
+    def count(self, action: str, wanted: Sequence[tuple[str, int, int]], now_ms: int) -> list[int] | None:
         return self._write(lambda con: sqlite_policies.count(con, action, wanted, now_ms))
 
     # --- mail ---------------------------------------------------------------------------------------------

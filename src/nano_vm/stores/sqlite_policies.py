@@ -31,13 +31,15 @@ def counted(con: sqlite3.Connection, keys: Sequence[str], action: str) -> list[i
     return [con.execute(sql, (key, action)).fetchone()[0] for key in keys]
 
 
-def count(con: sqlite3.Connection, action: str, wanted: Sequence[tuple[str, int, int]], now_ms: int) -> bool:
+def count(
+    con: sqlite3.Connection, action: str, wanted: Sequence[tuple[str, int, int]], now_ms: int
+) -> list[int] | None:
     """Inside a write transaction, so that nobody else counts in between."""
     so_far = counted(con, [key for key, _, _ in wanted], action)
     if any(found + amount > maximum for found, (_, amount, maximum) in zip(so_far, wanted, strict=True)):
-        return False
+        return None
     for key, amount, _ in wanted:
         held = con.execute("SELECT 1 FROM nvm_counts WHERE key = ? AND action = ?", (key, action)).fetchone()
         if held is None:
             con.execute("INSERT INTO nvm_counts VALUES (?,?,?,?)", (key, action, amount, now_ms))
-    return True
+    return so_far

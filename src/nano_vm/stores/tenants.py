@@ -178,7 +178,7 @@ class TenantStore:
     def counted(self, keys: Sequence[str], action: str) -> list[int]:
         return self.store.counted(keys, action)
 
-    def count(self, action: str, wanted: Sequence[tuple[str, int, int]], now_ms: int) -> bool:
+    def count(self, action: str, wanted: Sequence[tuple[str, int, int]], now_ms: int) -> list[int] | None:
         return self.store.count(action, wanted, now_ms)
 
     # --- mail -------------------------------------------------------------------------------------------------

@@ -676,17 +676,19 @@ class StoreConformance:
 
     @on_one_store
     async def test_what_would_exceed_a_limit_is_not_counted_at_all(self, store: JournalStore) -> None:
-        assert store.count("a1", [("calls", 1, 2), ("sum", 60, 100)], NOW)
-        assert not store.count("a2", [("calls", 1, 2), ("sum", 41, 100)], NOW)
+        assert store.count("a1", [("calls", 1, 2), ("sum", 60, 100)], NOW) == [0, 0]
+        assert store.count("a2", [("calls", 1, 2), ("sum", 41, 100)], NOW) is None
         assert store.counted(["calls", "sum", "other"], "a2") == [1, 60, 0]
-        assert store.count("a2", [("calls", 1, 2), ("sum", 40, 100)], NOW)
+        assert store.count("a2", [("calls", 1, 2), ("sum", 40, 100)], NOW) == [1, 60]
         assert store.counted(["calls", "sum"], "") == [2, 100]
-        assert not store.count("a3", [("calls", 1, 2)], NOW)
+        assert store.count("a3", [("calls", 1, 2)], NOW) is None
+        assert store.count("a3", [("calls", -1, 2), ("sum", 0, 100)], NOW) == [2, 100]
+        assert store.counted(["calls", "sum"], "a1") == [0, 40]
 
     @on_one_store
     async def test_an_action_is_counted_once(self, store: JournalStore) -> None:
         for _ in range(3):
-            assert store.count("a1", [("calls", 1, 1)], NOW)
+            assert store.count("a1", [("calls", 1, 1)], NOW) == [0]
         assert store.counted(["calls"], "a1") == [0]
         assert store.counted(["calls"], "a2") == [1]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nano_vm.errors import NanoVMError
 from nano_vm.policy import Policy, Request, action_digest, counters, decide, decide_all, explain, load_policy
-from nano_vm.policy.decide import allowing_rule, looked_at, request_slots, settled
+from nano_vm.policy.decide import allowing_rules, looked_at, request_slots, settled
 
 ANA = {"id": "ana", "roles": ["clerk"], "tenant": "default"}
 
@@ -238,14 +238,17 @@ def test_the_rule_that_allows_is_the_one_that_decides(
     about = looked_at(given_policy, "tool", "refund")
     assert about is not None
     decision = decide(given_policy, asked)
-    found = allowing_rule(given_policy, about, request_slots(args, asked.run, principal))
-    assert found == (decision.rule if decision.decision == "allow" else None)
+    found = allowing_rules(given_policy, about, request_slots(args, asked.run, principal))
+    if decision.decision == "allow":
+        assert found is not None
+        assert (found[0].id if found else "default") == decision.rule
+    else:
+        assert found is None
 
 
 @pytest.mark.parametrize(
     "demand",
     [
-        {"limits": [{"max_calls": 1, "per": ["run"]}]},
         {"approval": {"roles": ["boss"]}},
         {"requires": ["check"]},
     ],
