@@ -281,7 +281,7 @@ def agents_call_what_they_like(patch: Patch) -> None:
 
 
 def limits_are_not_counted(patch: Patch) -> None:
-    patch.setattr(SqliteStore, "count", lambda self, action, wanted, now_ms: True)
+    patch.setattr(SqliteStore, "count", lambda self, action, wanted, now_ms: [0] * len(wanted))
     patch.setattr(SqliteStore, "counted", lambda self, keys, action: [0] * len(keys))
 
 
