@@ -212,7 +212,7 @@ def pointer(path: list[str | int] | tuple[str | int, ...]) -> str:
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
 
 
-_INTEGERS = {int}
+_TEXTS, _INTEGERS = {str}, {int}
 _HARMLESS = {str, bool, type(None)}
 
 
@@ -225,9 +225,13 @@ def _is_plain(value: Any, depth: int) -> bool:
     if depth > DEPTH_MAX:
         return False
     if type(value) is dict:
-        for key in value:
-            if type(key) is not str:
+        if len(value) > 3:
+            if set(map(type, value)) != _TEXTS:
                 return False
+        else:
+            for key in value:
+                if type(key) is not str:
+                    return False
         value = value.values()
     if len(value) > 3:
         kinds = set(map(type, value))

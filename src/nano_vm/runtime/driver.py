@@ -230,7 +230,8 @@ class Run(JournaledRun, eq=False, kw_only=True):
                     if self.opening is not None:
                         self.open()
                     if self.state.stage is Stage.ENDED:
-                        await self.flush(self.update(release=True))
+                        if not self.put_down():
+                            await self.flush(self.update(release=True))
                         return
                     if await drive_together(self):
                         continue

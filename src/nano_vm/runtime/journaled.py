@@ -198,6 +198,21 @@ class JournaledRun(msgspec.Struct, eq=False):
             _project(self.record, update)
         return store.create(self.record, entries)
 
+    def put_down(self) -> bool:
+        """Create a run that has ended before anybody could see it, and let go of it, in one; False where there is more
+        to do."""
+        engine = self.engine
+        if not engine.volatile or self.created or self._open is not None or self.heard or self._answers:
+            return False
+        if self.pending:
+            self.seal_pending()
+        record, state, entries = self.record, self.state, self.batch
+        self.created, self.recorded, self.batch = True, state.ending, []
+        record.status, record.outcome, record.owner = state.ending, state.outcome, None
+        record.updated_at_ms, record.length, record.head = state.now_ms, self.chain.length, self.chain.head
+        engine.store.create(record, entries)
+        return True
+
     async def flush(self, update: RunUpdate | None = None) -> None:
         if self._open is not None:
             self._seal()

@@ -380,7 +380,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
 
 def _call(run: Run, away: threading.Lock | None, plan: Plan, occurrence: int, args: Any) -> Any:
     if plan.lanes:
-        return call_together(run, plan.lanes, occurrence, args)
+        return call_together(run, plan, occurrence, args)
     if not plan.flat:
         args = copy_arguments(args)
     if away is not None:

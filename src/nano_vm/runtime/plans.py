@@ -45,6 +45,7 @@ class Plan(NamedTuple):
     flat: bool  # arguments without problems hold no object and no array, so the tool needs no copy of them
     way: int  # `AWAITED`; `CALLED`: a plain function that returns at once; `BLOCKING`: one that may not
     lanes: tuple[Any, ...] = ()  # of a group: the plans of its calls; `steady.success` is that of the last
+    more: int = 0  # of a group: how many events its calls take beside the success of the last and one intent
 
     @property
     def last(self) -> Plan:
@@ -139,7 +140,8 @@ def _group(step: CompiledStep, lanes: list[Plan | None]) -> Plan | None:
         intent=intent,
         intended=intended,
     )
-    return Plan(step, last.spec, steady, last.untrusted, False, True, AWAITED, tuple(plans))
+    more = sum(plan.steady.events for plan in plans) - steady.events
+    return Plan(step, last.spec, steady, last.untrusted, False, True, AWAITED, tuple(plans), more)
 
 
 def intents(plans: Sequence[Plan], occurrence: int) -> tuple[str, str | tuple[str, ...]]:

@@ -43,23 +43,22 @@ class NotAnsweredAtOnce(Exception):
         self.together = together
 
 
-def call_together(run: Run, plans: Sequence[Plan], occurrence: int, call: GroupCall) -> Any:
+def call_together(run: Run, group: Plan, occurrence: int, call: GroupCall) -> Any:
     """Make the calls of a group whose intents are journaled; returns what the last of them yields, as data.
 
     Raises:
         NotAnsweredAtOnce: there is more to do than that.
     """
-    together = _Together(run, plans, call.args, occurrence)
+    together = _Together(run, group.lanes, call.args, occurrence)
     together.begin_some()
     taken = together.taken
-    if len(taken) < len(plans):
+    if len(taken) < len(group.lanes):
         raise NotAnsweredAtOnce(together)
     taken.pop()  # what rides with the last one is not known yet
     run.pending.extend(taken)
     call.values = together.values
     call.at_ms = together.at_ms
-    effects = sum(plan.steady.events for plan in plans) - len(plans)
-    call.events = len(plans) - 1 + max(effects - 1, 0)
+    call.events = group.more
     return call.values.pop()
 
 
@@ -110,10 +109,10 @@ async def drive_together(run: Run) -> bool:
 def are_amiss(plans: Sequence[Plan], arguments: Sequence[Any]) -> bool:
     """Whether something is wrong with the arguments of a call, which the general path says."""
     for plan, args in zip(plans, arguments, strict=True):
-        problems, steady = plan.spec.problems, plan.steady
-        if problems is not None:
-            only = steady.only
-            if (only is None or type(args[only]) not in steady.kinds) and problems(args):
+        _, _, _, only, kinds, _, _, _ = plan.steady
+        if only is None or type(args[only]) not in kinds:
+            problems = plan.spec.problems
+            if problems is not None and problems(args):
                 return True
     return False
 
@@ -180,11 +179,12 @@ class _Together:
         now_ms, cancelling = self.run.engine.clock.now_ms, task.cancelling
         in_turn = self.opened is None and not self.begun
         before_ms, at = -1, ""
-        for place in range(self.begun, len(self.plans)):
+        plans, arguments = self.plans, self.arguments
+        for place in range(self.begun, len(plans)):
             if cancelling():
                 return  # a tool has cancelled its own task, which is of no use to another
             self.begun = place + 1
-            plan, args = self.plans[place], self.arguments[place]
+            plan, args = plans[place], arguments[place]
             function, direct, _, _, _, success, _, _ = plan.steady
             run_in = copy_context().run  # what a tool sets there is for nobody else
             call = None

@@ -403,13 +403,13 @@ class MemoryJournalStore:
         return [one for one in self._pauses.values() if one.paused and tenant in (None, one.tenant)]
 
     def counted(self, keys: Sequence[str], action: str) -> list[int]:
-        self._check_open()
+        self._check_not_closed()  # what is counted says nothing about runs
         with self._lock:
             totals, counts = self._totals, self._counts
             return [totals[key] - counts[key].get(action, 0) if key in totals else 0 for key in keys]
 
     def count(self, action: str, wanted: Sequence[tuple[str, int, int]], now_ms: int) -> list[int] | None:
-        self._check_open()
+        self._check_not_closed()
         so_far: list[int] = []
         with self._lock:
             totals = self._totals
@@ -510,6 +510,10 @@ class MemoryJournalStore:
             con.close()
 
     # --- inside -------------------------------------------------------------------------------------------
+    def _check_not_closed(self) -> None:
+        if self._closed:
+            raise rules.closed()
+
     def _check_open(self) -> None:
         """What every call does first that tells anything."""
         if self._closed:
