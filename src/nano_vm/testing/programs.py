@@ -92,6 +92,18 @@ class _Author:
             self.values.append(f"${step['output_key']}")
         return step
 
+    def plain_group(self) -> Step:
+        """A parallel of such tools, which the lane takes as one."""
+        step: Step = {"id": self.name(), "type": "parallel", "parallel_steps": []}
+        before = list(self.values)
+        after = [f"${step['id']}.output"]
+        for _ in range(self.draw.randint(2, 4)):
+            step["parallel_steps"].append(self.plain())
+            after += self.values[len(before) :]
+            self.values = list(before)  # no lane may rely on another
+        self.values = before + after
+        return step
+
     def agent(self) -> Step:
         """A model that proposes calls: of tools that are listed, and of others."""
         effects = self.draw.sample(EFFECTS, self.draw.randint(1, 3))
@@ -235,7 +247,8 @@ def _plain_program(draw: random.Random, private: bool) -> list[Step]:
             test = draw.choice(["$x >= 1", "$x in [1, 2]", f"{author.values[-1]} is null"])
             steps.append({"id": author.name(), "type": "condition", "condition": test})
             steps[-1] |= {"then": "continue", "otherwise": draw.choice(steps)["id"]}
-        steps.append(author.plain() if draw.random() < 0.85 else author.step())
+        kind = draw.random()
+        steps.append(author.plain() if kind < 0.7 else author.plain_group() if kind < 0.85 else author.step())
     steps.append(author.plain() | {"is_terminal": True})
     return steps + _endings(steps)
 
