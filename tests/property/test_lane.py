@@ -120,8 +120,8 @@ def programs(draw: st.DrawFn, labelled: bool = False) -> dict[str, Any]:
             step |= {"then": f"s{number + 1}" if number + 1 < size else "end"}
             if other != step["then"] and other != step["id"]:
                 step["otherwise"] = other
-        elif not labelled and draw(st.integers(0, 3)) == 0:
-            step |= _group_step(draw, values, f"s{number}")
+        elif draw(st.integers(0, 3)) == 0:
+            step |= _group_step(draw, values, f"s{number}", labelled)
             values.append(f"$s{number}.output")
             if step["type"] == "parallel":
                 values += [f"${lane['id']}.output" for lane in step["parallel_steps"]]
@@ -164,14 +164,16 @@ def _tool_step(draw: st.DrawFn, values: list[str], labelled: bool) -> dict[str, 
     return step
 
 
-def _group_step(draw: st.DrawFn, values: list[str], name: str) -> dict[str, Any]:
+def _group_step(draw: st.DrawFn, values: list[str], name: str, labelled: bool) -> dict[str, Any]:
     step: dict[str, Any] = {}
     if draw(st.integers(0, 2)):
         lanes = range(draw(st.integers(1, 4)))
         step |= {"type": "parallel"}
-        step["parallel_steps"] = [{"id": f"{name}{number}", **_sub_step(draw, values)} for number in lanes]
+        step["parallel_steps"] = [
+            {"id": f"{name}{number}", **_sub_step(draw, values, labelled)} for number in lanes
+        ]
     else:
-        inner = {"id": f"{name}i", **_sub_step(draw, [*values, "$item", "$item"])}
+        inner = {"id": f"{name}i", **_sub_step(draw, [*values, "$item", "$item"], labelled)}
         inner.pop("output_key", None)
         over = draw(st.sampled_from([[], [1], [1, "two", 3], [0, [1], {"b": 2}, 3]]))
         step |= {"type": "map", "over": over, "step": inner}
@@ -182,8 +184,8 @@ def _group_step(draw: st.DrawFn, values: list[str], name: str) -> dict[str, Any]
     return step
 
 
-def _sub_step(draw: st.DrawFn, values: list[str]) -> dict[str, Any]:
-    step = _tool_step(draw, values, False)
+def _sub_step(draw: st.DrawFn, values: list[str], labelled: bool) -> dict[str, Any]:
+    step = _tool_step(draw, values, labelled)
     step.pop("on_failure", None)
     if step["tool"].startswith("plain"):  # which of several threads is done first is chance
         step["tool"] = step["tool"].replace("plain", "quick")

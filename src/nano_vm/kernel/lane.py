@@ -283,7 +283,7 @@ def walk(
         activity: None in a run that has been opened (`open_run`) and is on its way to its first step.
         rows: of the program, from an earlier walk.
         track: where a run tracks labels; it is kept up to date. Values that have to be sealed are not plain.
-        groups: whether groups of plain tools are plain; not in runs that track labels or are governed.
+        groups: whether groups of plain tools are plain, as long as all values are trusted; not in governed runs.
     """
     if rows is None:
         rows = Rows(program)
@@ -329,6 +329,10 @@ def walk(
                     if kind != _IS_CONDITION:
                         if kind != _IS_GROUP or not groups or left <= len(act):
                             return
+                        if track is not None:
+                            if mixed or any(lane.step in rows.adding for lane in act):
+                                return  # their labels are for the general functions
+                            track.together, track.arguments, track.coming = 0, None, 0
                         args = group = GroupCall([lane.render(slots) for lane in act])
                         occurrences[coming] = occurrence = occurrences[coming] + 1
                         for lane in act:
@@ -355,6 +359,10 @@ def walk(
             if group is not None:
                 group.values.append(output)
                 output = _bind(slots, act, group.values)
+                if pins:
+                    for lane in act:
+                        for slot in (lane.output_slot, lane.key_slot, lane.error_slot):
+                            pins.pop(slot, None)
                 seq += group.events
                 at_ms = max(at_ms, group.at_ms)
                 group = None

@@ -30,8 +30,8 @@ class Lanes(NamedTuple):
 def lanes(program: CompiledProgram, state: State, begun: bool = False) -> Lanes | None:
     """The group that is all the run is at, if every lane of it is to be dispatched now and is a plain tool; else
     None. `begun`: some of them may be dispatched already."""
-    if state.stage is not _GOING or state.labels is not None or state.governed:
-        return None
+    if state.stage is not _GOING or state.governed or (state.labels is not None and any(state.labels)):
+        return None  # what is not trusted is for the general functions
     opened: Activity | None = None
     activities: list[Activity] = []
     for activity in state.active.values():
@@ -41,7 +41,8 @@ def lanes(program: CompiledProgram, state: State, begun: bool = False) -> Lanes 
             and activity.attempt == 1
             and not activity.failures
         ):
-            if not is_call(program.steps[activity.step]):
+            step = program.steps[activity.step]
+            if not is_call(step) or (state.labels is not None and step.adds):
                 return None
             activities.append(activity)
         elif phase is _GROUP and opened is None:
@@ -87,17 +88,16 @@ def succeed_lane(
     if activity.phase is _READY:  # without effects
         del state.ready[key]
     state.busy -= 1
+    bound = [step.error_slot]
     if activity.item < 0:
-        slots = state.slots
-        if step.output_slot >= 0:
-            slots[step.output_slot] = value
-        if step.key_slot >= 0:
-            slots[step.key_slot] = value
+        bound += step.output_slot, step.key_slot
         place = activity.step - step.parent - 1
     else:
         place = activity.item
-    if step.error_slot >= 0:
-        state.slots[step.error_slot] = None
+    for slot in bound:
+        if slot >= 0:
+            state.slots[slot] = None if slot == step.error_slot else value
+            state.pins.pop(slot, None)  # in runs that track labels: nobody has looked at the new value
     group.active -= 1
     group.results[place] = value
     return False

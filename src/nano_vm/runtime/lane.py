@@ -137,13 +137,13 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
         if activity is None:
             return False
         track = None if state.labels is None else Track(program, state, activity)
-        walker = walk(program, state, activity, known.rows, track, track is None and gate is None)
+        walker = walk(program, state, activity, known.rows, track, gate is None)
     else:
         if not open_run(program, state, opening[0], known.rows):
             return False
         run.opening = None
         track = None if state.labels is None else Track(program, state, None)
-        walker = walk(program, state, None, known.rows, track, track is None and gate is None)
+        walker = walk(program, state, None, known.rows, track, gate is None)
     reached = next(walker, None)
     ruled, rides, plan = None, None, None
     if reached is not None:

@@ -79,7 +79,7 @@ async def drive_together(run: Run) -> bool:
     opened = lanes(run.program, run.state)
     if opened is None:
         return False
-    known = lane_of(engine, run.program, False)
+    known = lane_of(engine, run.program, run.state.labels is not None)
     plans, arguments = [], []
     for activity in opened.activities:
         plan = known.plans[activity.step] or plan_for(known, activity.step, run.program, engine.tools)

@@ -37,7 +37,9 @@ class Arguments:
                     self._args[one["id"]] = one.get("args", {})
                 if "output_key" in one:
                     self._key[one["id"]] = one["output_key"]
-        self._steps = {step["id"] for step in source["steps"]}
+        self._steps = {step["id"] for step in source["steps"]} | set(
+            self._args
+        )  # lanes of a parallel as well
         self._inputs: Mapping[str, Any] = {}
         self._outputs: dict[str, Any] = {}
         self._named: dict[str, Any] = {}  # by output key

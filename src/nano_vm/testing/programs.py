@@ -248,7 +248,7 @@ def _plain_program(draw: random.Random, private: bool) -> list[Step]:
             steps.append({"id": author.name(), "type": "condition", "condition": test})
             steps[-1] |= {"then": "continue", "otherwise": draw.choice(steps)["id"]}
         kind = draw.random()
-        steps.append(author.plain() if kind < 0.7 else author.plain_group() if kind < 0.85 else author.step())
+        steps.append(author.plain() if kind < 0.6 else author.plain_group() if kind < 0.9 else author.step())
     steps.append(author.plain() | {"is_terminal": True})
     return steps + _endings(steps)
 
@@ -273,9 +273,11 @@ def random_program(draw: random.Random, *, private: bool = False, plain: bool = 
         program: dict[str, Any] = {
             "name": "simulated",
             "inputs": {"type": "object", "properties": properties, "required": ["x", "sure"]},
-            "max_steps": draw.choice([8, 40, 40, 40]),
+            "max_steps": draw.choice([8, 40, 40, 40]) * (2 if plain else 1),  # groups take more of them
             "steps": make(draw, personal),
         }
+        if plain and "$sure" not in str(program["steps"]) and draw.random() < 0.7:
+            del properties["sure"]["label"]  # nothing is labelled, so nothing is tracked
         if personal:
             properties["who"] = {"type": "string", "private": True}
             program["inputs"]["required"].append("who")
@@ -292,8 +294,20 @@ def neighbour_program() -> dict[str, Any]:
     tools = ("idempotent", "irreversible", "pure", "idempotent", "irreversible", "idempotent")
     steps: list[Step] = []
     for number, effect in enumerate(tools):
-        args = {"value": "$x" if number % 2 else number, "at": f"$run.id n{number}"}
+        seen = "$x" if number % 2 else f"$n{number - 1}b.output" if number else 0
+        args = {"value": seen, "at": f"$run.id n{number}"}
         steps.append({"id": f"n{number}", "type": "tool", "tool": f"act_plain_{effect}", "args": args})
+        if number % 2:
+            lanes = []
+            for lane, other in zip("abc", tools, strict=False):
+                args = {
+                    "value": f"$n{number}.output" if lane == "b" else "$x",
+                    "at": f"$run.id n{number}{lane}",
+                }
+                lanes.append(
+                    {"id": f"n{number}{lane}", "type": "tool", "tool": f"act_plain_{other}", "args": args}
+                )
+            steps.append({"id": f"g{number}", "type": "parallel", "parallel_steps": lanes})
     return {
         "name": "neighbour",
         "inputs": {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]},
