@@ -280,6 +280,15 @@ def agents_call_what_they_like(patch: Patch) -> None:
     patch.setattr(intents, "_tool", wrong)
 
 
+def lanes_get_each_others_values(patch: Patch) -> None:
+    bind = lane._bind
+
+    def wrong(slots: Any, lanes: Any, values: Any) -> Any:
+        return bind(slots, lanes, values[:1] * len(values))
+
+    patch.setattr(lane, "_bind", wrong)
+
+
 def limits_are_not_counted(patch: Patch) -> None:
     patch.setattr(SqliteStore, "count", lambda self, action, wanted, now_ms: [0] * len(wanted))
     patch.setattr(SqliteStore, "counted", lambda self, keys, action: [0] * len(keys))
@@ -423,6 +432,7 @@ MUTANTS: list[tuple[Callable[[Patch], None], set[str]]] = [
     (groups_go_all_at_once, {"P1"}),
     (failures_are_left_out, {"P1"}),
     (arguments_go_astray, {"P1"}),
+    (lanes_get_each_others_values, {"P1"}),
     (an_approval_serves_for_ever, {"P9", "P11"}),  # the kernel refuses what the gate lets through
     (a_new_policy_is_not_looked_at, {"P9"}),
 ]
