@@ -311,7 +311,8 @@ class Waiting(Coroutine[Any, Any, None]):
         self.awaited: Any = None  # what the call has yielded
         self.run_in: Callable[..., Any]  # of its context
         self.place = 0
-        self.task = loop.create_task(self)
+        # Not by the loop's factory, which may begin tasks at once: this one has nothing to do yet.
+        self.task = asyncio.Task(self, loop=loop)
 
     def send(self, value: Any) -> Any:
         if self.call is None:

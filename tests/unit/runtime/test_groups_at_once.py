@@ -102,6 +102,14 @@ async def test_a_tool_that_waits_has_been_in_its_own_task_from_the_beginning() -
     assert trace.final_output == {"p0": 0, "p1": [True, True], "p2": 2, "p3": [True, True], "p4": 4}
 
 
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="Python 3.12 has it")
+@in_loop
+async def test_a_loop_that_begins_tasks_at_once_makes_no_difference() -> None:
+    asyncio.get_running_loop().set_task_factory(getattr(asyncio, "eager_task_factory"))  # noqa: B009
+    trace = await run(parallel("at_once", "tied", "at_once", "tied", "later"))
+    assert trace.final_output == {"p0": 0, "p1": [True, True], "p2": 2, "p3": [True, True], "p4": 4}
+
+
 @in_loop
 async def test_what_a_plain_function_returns_is_its_output_and_is_not_awaited() -> None:
     program = parallel("at_once", "future", "at_once")
