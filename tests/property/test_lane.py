@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import re
 from collections.abc import Callable
 from itertools import count
@@ -45,12 +47,26 @@ class CountedEntropy:
         return 500_000
 
 
+CALLS: list[str] = []  # the tools that have been called, in this order
+
+
 def _tools() -> list[Callable[..., Any]]:
     """A tool for every effect and every way of answering."""
     tools: list[Callable[..., Any]] = []
 
-    def declare(name: str, effect: str, function: Callable[..., Any]) -> None:
-        tools.append(tool(name=name, effect=effect)(function))
+    def declare(name: str, effect: str, function: Callable[..., Any], **more: Any) -> None:
+        @functools.wraps(function)
+        async def later(*args: Any, **named: Any) -> Any:
+            CALLS.append(name)
+            return await function(*args, **named)
+
+        @functools.wraps(function)
+        def at_once(*args: Any, **named: Any) -> Any:
+            CALLS.append(name)
+            return function(*args, **named)
+
+        counted = later if inspect.iscoroutinefunction(function) else at_once
+        tools.append(tool(name=name, effect=effect, **more)(counted))
 
     for effect in EFFECTS:
 
@@ -89,12 +105,12 @@ def _tools() -> list[Callable[..., Any]]:
 
         for function in (add, box, later, fail, strange, pend, named, plain, spoil):
             declare(f"{function.__name__}_{effect}", effect, function)
-        tools.append(tool(name=f"quick_{effect}", effect=effect, blocking=False)(quick))
+        declare(f"quick_{effect}", effect, quick, blocking=False)
 
         async def guarded(x: Any) -> Any:
             return x
 
-        tools.append(tool(name=f"guarded_{effect}", effect=effect, protected=["x"])(guarded))
+        declare(f"guarded_{effect}", effect, guarded, protected=["x"])
     return tools
 
 
@@ -172,6 +188,13 @@ def _group_step(draw: st.DrawFn, values: list[str], name: str, labelled: bool) -
         step["parallel_steps"] = [
             {"id": f"{name}{number}", **_sub_step(draw, values, labelled)} for number in lanes
         ]
+        if (
+            draw(st.integers(0, 2)) == 0
+        ):  # of calls without effects the state does not say that they have begun
+            kind = draw(st.sampled_from(["later", "later", "fail", "add"]))
+            for lane in step["parallel_steps"]:
+                lane |= {"tool": f"{kind}_pure", "args": {"x": "$x"}}
+                lane.pop("compensate", None)
     else:
         inner = {"id": f"{name}i", **_sub_step(draw, [*values, "$item", "$item"], labelled)}
         inner.pop("output_key", None)
@@ -240,6 +263,7 @@ async def _play(
     )
     vm.lane = lane
     vm.proves = proves
+    CALLS.clear()
     async with vm:
         trace = await vm.run(program, context={"x": x}, trace_id="run" if named else None)
         run_id = trace.trace_id
@@ -247,7 +271,7 @@ async def _play(
         state = trace._state
         record = store.record(run_id)
         record.owner, record.fence = None, 1  # who had it, and whether the store ever saw that
-        return store.read(run_id), record, snapshot(state), trace.final_output
+        return store.read(run_id), record, snapshot(state), trace.final_output, list(CALLS)
 
 
 def _shown(entries: list[Any]) -> list[tuple[bytes, bytes | None]]:

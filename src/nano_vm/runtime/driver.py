@@ -233,7 +233,8 @@ class Run(JournaledRun, eq=False, kw_only=True):
                         if not self.put_down():
                             await self.flush(self.update(release=True))
                         return
-                    if await drive_together(self):
+                    # Of a group that the lane has left, calls may be under way, or their outcomes to be taken.
+                    if not self.tasks and not self.disturbed and await drive_together(self):
                         continue
                 elif self.opening is not None:
                     self.open()

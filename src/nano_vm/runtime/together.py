@@ -207,9 +207,9 @@ class _Together:
                     self._report(self.raised(place, RuntimeError(f"the tool raised {done!r}")))
                     continue
                 value = done.value
-            except BaseException as error:
-                if is_ours(error):
-                    raise
+            except (KeyboardInterrupt, GeneratorExit):
+                raise
+            except BaseException as error:  # nobody but the tool itself can have cancelled a task that is new
                 in_turn = False
                 self._report(self.raised(place, error))
                 continue

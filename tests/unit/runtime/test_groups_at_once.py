@@ -144,6 +144,39 @@ async def test_a_tool_that_cancels_its_own_task_cancels_no_other() -> None:
     assert trace.final_output == {"p0": 0, "p1": 1, "p2": 2, "p3": [True, True], "p4": 4}
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["at the start", "after a step"])
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("way", ["answers", "waits", "fails", "cancels"])
+@in_loop
+async def test_every_call_is_made_once(first: bool, named: bool, way: str) -> None:
+    """Nor are calls without effects, of which the state does not say that they have begun."""
+    calls: list[int] = []
+
+    @tool(effect="pure")
+    async def look(x: int) -> int:
+        calls.append(x)
+        if way == "waits":
+            await asyncio.sleep(0)
+        elif way == "fails":
+            raise ToolError("no", code="NO", retryable=False)
+        elif way == "cancels":
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            raise asyncio.CancelledError
+        return x
+
+    program = parallel("look", "look", "look")
+    if not first:
+        before = {"id": "before", "type": "tool", "tool": "at_once", "args": {"x": 0}}
+        program["steps"].insert(0, before)
+    async with ExecutionVM(tools=[look, at_once]) as vm:
+        trace = await vm.run(program, trace_id="run" if named else None)
+        vm.verify(trace.trace_id)
+    assert calls == [0, 1, 2]
+    assert trace.status == ("SUCCESS" if way in ("answers", "waits") else "FAILED")
+
+
 @in_loop
 async def test_only_failures_are_repeated() -> None:
     calls: list[int] = []
@@ -236,7 +269,6 @@ async def test_a_driver_that_is_given_up_takes_the_waiting_calls_with_it() -> No
         with pytest.raises(asyncio.CancelledError):
             await running
         assert ended == ["hangs"]
-        begun.clear()
 
 
 @in_loop
