@@ -31,7 +31,7 @@ from nano_vm.kernel.state import COMPENSATION_KEY, Rejection, Stage, State, Step
 from nano_vm.kernel.transition import apply, decide
 from nano_vm.program.compiled import CompiledProgram, Kind
 from unit.kernel.kernel_driving import compiled, started, tool
-from unit.kernel.kernel_invariants import check_invariants
+from unit.kernel.kernel_invariants import check_invariants, check_taken
 
 STATES_MAX = 1_000  # per program: what is beyond is left to the stateful property test
 
@@ -105,6 +105,28 @@ CASES = {
                     "type": "parallel",
                     "parallel_steps": [tool("x"), tool("y", on_error="skip")],
                     "timeout_seconds": 9,
+                },
+                tool("b"),
+            ]
+        },
+        {},
+    ),
+    "parallel_then_condition": Case(
+        {
+            "steps": [
+                {
+                    "id": "g",
+                    "type": "parallel",
+                    "parallel_steps": [tool("x"), tool("y")],
+                    "timeout_seconds": 9,
+                    "on_error": "skip",
+                },
+                {
+                    "id": "c",
+                    "type": "condition",
+                    "condition": "$g.output != null",
+                    "then": "b",
+                    "otherwise": "b",
                 },
                 tool("b"),
             ]
@@ -449,6 +471,7 @@ class Explorer:
             admitted += 1
             self.transitions += 1
             assert result is state
+            check_taken(event, state)
             now_ms = restore(node.state).now_ms
             if event.at_ms == now_ms + 1:
                 # A refused event is offered as one that comes later, so that a clock that it moved would

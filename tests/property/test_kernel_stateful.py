@@ -33,7 +33,7 @@ from nano_vm.kernel.state import COMPENSATION_KEY, Phase, Rejection, Stage, Stat
 from nano_vm.kernel.transition import apply, decide
 from nano_vm.program.compiled import CompiledProgram, Kind
 from unit.kernel.kernel_driving import compiled, started
-from unit.kernel.kernel_invariants import check_invariants
+from unit.kernel.kernel_invariants import check_invariants, check_taken
 
 OUTPUTS = st.sampled_from([0, 1, 2, "x", None, [1, 2], {"v": 1}])
 ERRORS = st.sampled_from(["fail", "skip", "retry"])
@@ -144,6 +144,7 @@ class KernelMachine(RuleBasedStateMachine):
         self.journal.append(event)
         assert self.state.settled == self.twin.settled
         assert self.state.verdicts == self.twin.verdicts
+        check_taken(event, self.state)
         check_invariants(self.program, self.state)
         return None
 

@@ -213,6 +213,7 @@ class StepPending(_Event, kw_only=True):
     occurrence: int
     pure: bool | UnsetType = UNSET
     step: str
+    verdicts: list[Any] | UnsetType = UNSET  # of what follows a group that has timed out
 
 
 class OutcomeUnknown(_Event, kw_only=True):

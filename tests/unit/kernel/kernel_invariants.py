@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nano_vm.expr.reference import UNSET
+from nano_vm.kernel.events import Event
 from nano_vm.kernel.state import COMPENSATION_KEY, Phase, RunStatus, Stage, State
 from nano_vm.kernel.transition import decide, waiting
 from nano_vm.program.compiled import SLOT_EVENT, SLOT_INDEX, SLOT_ITEM, CompiledProgram, Kind
@@ -37,6 +38,12 @@ def check_invariants(program: CompiledProgram, state: State) -> None:
     if state.slots:
         assert state.slots[SLOT_ITEM] is state.slots[SLOT_INDEX] is state.slots[SLOT_EVENT] is UNSET
     _check_stage(program, state)
+
+
+def check_taken(event: Event, state: State) -> None:
+    """Raises AssertionError when an event has led to what its journal entry has no room for."""
+    assert not state.verdicts or hasattr(event, "verdicts"), event
+    assert not state.label or hasattr(event, "label"), event
 
 
 def _check_groups(program: CompiledProgram, state: State) -> None:

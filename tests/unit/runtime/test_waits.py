@@ -218,6 +218,44 @@ def test_a_group_that_waits_times_out_although_no_wait_of_its_own_is_timed(
     play(main())
 
 
+def test_an_answer_that_is_to_come_in_a_group_that_has_timed_out_is_not_waited_for(
+    opener: Opener, clock: VirtualClock
+) -> None:
+    group = {
+        "id": "g",
+        "type": "parallel",
+        "timeout_seconds": 60,
+        "on_error": "skip",
+        "parallel_steps": [tool_step("x"), tool_step("y")],
+    }
+    check = {
+        "id": "c",
+        "type": "condition",
+        "condition": "$g.output != null",
+        "then": "x2",
+        "otherwise": "y2",
+    }
+    flow = program(
+        group, check, tool_step("x2", "end", is_terminal=True), tool_step("y2", "end", is_terminal=True)
+    )
+
+    async def late() -> Any:
+        await clock.sleep_until(start + 61_000)
+        return PENDING
+
+    start = clock.now_ms()
+    end = tool(name="end", effect="pure")(lambda: "ended")
+
+    async def main() -> None:
+        vm = opener(tools=[tool(name="act", effect="idempotent")(late), end])
+        trace = await vm.run(flow)
+        assert (trace.status, trace.final_output) == (RunStatus.SUCCESS, "ended")
+        assert [step.id for step in trace.steps][-2:] == ["c", "y2"]
+        sound(vm, trace)
+
+    play(main())
+
+
 def test_a_run_with_a_timer_and_nothing_else_is_given_up(opener: Opener, clock: VirtualClock) -> None:
     group = {
         "id": "g",
