@@ -236,8 +236,9 @@ def _is_plain(value: Any, depth: int) -> bool:
     if len(value) > 3:
         kinds = set(map(type, value))
         if kinds == _INTEGERS:
-            low, high = min(value), max(value)
-            return type(low) is int and low >= _INT_MIN and high <= INT_MAX
+            low: int = min(value)
+            high: int = max(value)
+            return low >= _INT_MIN and high <= INT_MAX
         if kinds <= _HARMLESS:
             return True
     for item in value:

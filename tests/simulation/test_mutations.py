@@ -283,8 +283,8 @@ def agents_call_what_they_like(patch: Patch) -> None:
 def lanes_get_each_others_values(patch: Patch) -> None:
     bind = lane._bind
 
-    def wrong(slots: Any, lanes: Any, values: Any) -> Any:
-        return bind(slots, lanes, values[:1] * len(values))
+    def wrong(slots: Any, pins: Any, lanes: Any, values: Any) -> Any:
+        return bind(slots, pins, lanes, values[:1] * len(values))
 
     patch.setattr(lane, "_bind", wrong)
 

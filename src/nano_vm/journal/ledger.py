@@ -210,8 +210,9 @@ class Ledger:
                 started_at_ms=at_ms,
                 finished_at_ms=at_ms,
             )
-        for one in settled:
-            self._settle(one, at_ms, state)
+        if state is not None:
+            for one in settled:
+                self._settle(one, at_ms, state)
 
     def _account(self, event: Any, state: State) -> None:
         item = -1 if event.item is msgspec.UNSET else event.item
@@ -266,7 +267,7 @@ class Ledger:
             }
         )
 
-    def _settle(self, settled: Settled, now_ms: int, state: State | None) -> None:
+    def _settle(self, settled: Settled, now_ms: int, state: State) -> None:
         place = (settled.step, settled.occurrence, settled.item)
         step = self.program.steps[settled.step]
         account = self._accounts.get(place) or _Account()
@@ -284,9 +285,7 @@ class Ledger:
             status=settled.status,
             output=None if is_condition else own(settled.output),
             verdict=settled.output if is_condition else None,
-            error=None
-            if state is None or settled.status is not _FAILED
-            else _error(step, settled, account, state),
+            error=None if settled.status is not _FAILED else _error(step, settled, account, state),
             attempts=settled.attempts,
             started_at_ms=settled.entered_ms,
             finished_at_ms=now_ms,

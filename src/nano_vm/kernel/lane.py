@@ -192,13 +192,18 @@ def _group(step: CompiledStep, steps: Sequence[CompiledStep]) -> Row | None:
     return _IS_GROUP, tuple(lanes), step.output_slot, key, step.error_slot, following
 
 
-def _bind(slots: list[Any], lanes: tuple[_Lane, ...], values: list[Any]) -> dict[str, Any]:
-    """Bind what the lanes have yielded; returns what the group yields."""
+def _bind(
+    slots: list[Any], pins: dict[int, Any], lanes: tuple[_Lane, ...], values: list[Any]
+) -> dict[str, Any]:
+    """Bind what the lanes have yielded, and pin it no more; returns what the group yields."""
     output = {}
     for (_, step_id, _, slot, key_slot, error_slot), value in zip(lanes, values, strict=True):
         output[step_id] = slots[slot] = slots[key_slot] = value
         if error_slot >= 0:
             slots[error_slot] = None
+        if pins:
+            for bound in (slot, key_slot, error_slot):
+                pins.pop(bound, None)
     return output
 
 
@@ -358,11 +363,7 @@ def walk(
             output, at_ms, events = yield index, occurrence, args, verdicts
             if group is not None:
                 group.values.append(output)
-                output = _bind(slots, act, group.values)
-                if pins:
-                    for lane in act:
-                        for slot in (lane.output_slot, lane.key_slot, lane.error_slot):
-                            pins.pop(slot, None)
+                output = _bind(slots, pins, act, group.values)
                 seq += group.events
                 at_ms = max(at_ms, group.at_ms)
                 group = None

@@ -37,6 +37,7 @@ from nano_vm.runtime import approvals, children, control, erasure, forks, govern
 from nano_vm.runtime.appearing import Appearances
 from nano_vm.runtime.approvals import PendingApproval
 from nano_vm.runtime.calls import Calls, Outcome, action_key
+from nano_vm.runtime.counts import verify_counts
 from nano_vm.runtime.driver import Run
 from nano_vm.runtime.journaled import JournaledRun
 from nano_vm.runtime.keeper import Keeper
@@ -406,7 +407,7 @@ class Engine(Library):
             rest = f", {recheck.unchecked} about what is erased or closed" if recheck.unchecked else ""
             verified.steps.append(("decisions", f"{recheck.decisions} made again{rest}"))
         if recheck.counted:
-            governing.verify_counts(self.store, recheck.counted)
+            verify_counts(self.store, recheck.counted)
             verified.steps.append(("limits", f"{len(recheck.counted)} amounts still counted"))
         return verified
 

@@ -17,7 +17,6 @@ from nano_vm.errors import InputError, RuntimeFault
 from nano_vm.journal.entry import start_of
 from nano_vm.journal.plain import ALONE, end_of, intent_of, success_of, with_start
 from nano_vm.kernel import events as ev
-from nano_vm.kernel.commands import CallTool
 from nano_vm.kernel.lane import (
     Reached,
     Taken,
@@ -30,13 +29,10 @@ from nano_vm.kernel.lane import (
     walk,
 )
 from nano_vm.kernel.limits import PAYLOAD_BYTES_MAX
-from nano_vm.kernel.state import Activity
-from nano_vm.program.compiled import CompiledStep, ToolAction
 from nano_vm.runtime.admission import tainted
 from nano_vm.runtime.calls import copy_arguments
 from nano_vm.runtime.failures import is_ours
 from nano_vm.runtime.plans import AWAITED, BLOCKING, NOWHERE, Lane, Plan, intents, lane_of, plan_for
-from nano_vm.runtime.ports import ToolSpec
 from nano_vm.runtime.threads import ThreadsExhaustedError
 from nano_vm.runtime.together import are_amiss, call_together, leave_together
 from nano_vm.runtime.tooling import PENDING
@@ -181,7 +177,7 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
         run.ride(ruled)
     for call in plan.lanes or (plan,):
         if call.steady.events != 1:
-            run.ride(_started(state.now_ms, call.spec, call.step, occurrence, label))
+            run.ride(call.started(state.now_ms, occurrence, label=label))
     run.seal_open()  # what came before the lane comes before it in the journal
     return walker, plan, occurrence, args, track
 
@@ -374,7 +370,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
         if run.pending:
             run.seal_pending()
         label = 0 if track is None else track.output
-        run.retain(_succeeded(at_ms, held[1], held[0].last, value, verdicts, label), payload)
+        run.retain(held[0].last.succeeded(at_ms, held[1], value, verdicts, label=label), payload)
     return elsewhere
 
 
@@ -392,7 +388,8 @@ async def _leave_in_call(run: Run, plan: Plan, value: Any, failure: BaseExceptio
     """The tool that is out has not succeeded as plain tools do, or (without a `failure`) the policy was changed while
     its intent was made durable."""
     calls, spec, step = run.engine.calls, plan.spec, plan.step
-    command = _command(step, run.state.active[step.index])
+    activity = run.state.active[step.index]
+    command = plan.command(activity.request, activity.occurrence)
     if failure is None:
         assert run.gate is not None
         outcome = await run.gate.recheck_changed(command, spec)
@@ -425,44 +422,3 @@ def _success(plan: Plan, occurrence: int, track: Track | None) -> str:
 
 
 _INT_MIN = -INT_MAX
-
-
-def _started(at_ms: int, spec: ToolSpec, step: CompiledStep, occurrence: int, label: int) -> ev.StepStarted:
-    return ev.StepStarted(
-        at_ms=at_ms,
-        attempt=1,
-        effect=spec.effect,
-        label=label or ev.UNSET,
-        occurrence=occurrence,
-        step=step.id,
-    )
-
-
-def _succeeded(
-    at_ms: int, occurrence: int, plan: Plan, data: Any, verdicts: list[Any] | None, label: int
-) -> ev.StepSucceeded:
-    return ev.StepSucceeded(
-        at_ms=at_ms,
-        attempt=1,
-        label=label or ev.UNSET,
-        occurrence=occurrence,
-        payload=data,
-        pure=True if plan.steady.events == 1 else ev.UNSET,
-        step=plan.step.id,
-        verdicts=verdicts or ev.UNSET,
-    )
-
-
-def _command(step: CompiledStep, activity: Activity) -> CallTool:
-    """The command that the kernel gives for the activity."""
-    action = step.action
-    assert type(action) is ToolAction
-    return CallTool(
-        step=step.index,
-        step_id=step.id,
-        occurrence=activity.occurrence,
-        item=-1,
-        attempt=activity.attempt,
-        tool=action.tool,
-        args=activity.request,
-    )

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nano_vm.journal.plain import intent_of, intents_of, success_of
+from nano_vm.kernel import events as ev
+from nano_vm.kernel.commands import CallTool
 from nano_vm.kernel.lane import Rows, is_call
 from nano_vm.program.compiled import CompiledProgram, CompiledStep, ParallelAction, ToolAction
 from nano_vm.program.labels import UNTRUSTED
@@ -52,6 +54,55 @@ class Plan(NamedTuple):
         """The plan of the call whose success lets the run go on."""
         last: Plan = self.lanes[-1] if self.lanes else self
         return last
+
+    def started(self, at_ms: int, occurrence: int, *, item: int = -1, label: int = 0) -> ev.StepStarted:
+        """The intent of its first attempt."""
+        return ev.StepStarted(
+            at_ms=at_ms,
+            attempt=1,
+            effect=self.spec.effect,
+            item=item if item >= 0 else ev.UNSET,
+            label=label or ev.UNSET,
+            occurrence=occurrence,
+            step=self.step.id,
+        )
+
+    def succeeded(
+        self,
+        at_ms: int,
+        occurrence: int,
+        value: Any,
+        verdicts: list[Any] | None,
+        *,
+        item: int = -1,
+        label: int = 0,
+    ) -> ev.StepSucceeded:
+        """The success of its first attempt, and the verdicts that follow."""
+        return ev.StepSucceeded(
+            at_ms=at_ms,
+            attempt=1,
+            item=item if item >= 0 else ev.UNSET,
+            label=label or ev.UNSET,
+            occurrence=occurrence,
+            payload=value,
+            pure=True if self.steady.events == 1 else ev.UNSET,
+            step=self.step.id,
+            verdicts=verdicts or ev.UNSET,
+        )
+
+    def command(self, args: dict[str, Any], occurrence: int, item: int = -1) -> CallTool:
+        """The command that the kernel gives for its first attempt."""
+        action = self.step.action
+        assert type(action) is ToolAction
+        return CallTool(
+            step=self.step.index,
+            step_id=self.step.id,
+            occurrence=occurrence,
+            item=item,
+            attempt=1,
+            tool=action.tool,
+            args=args,
+        )
 
 
 class Lane(NamedTuple):

@@ -1,8 +1,8 @@
 """What policies decide about plain steps along the lane (`nano_vm.runtime.lane`), as far as that can be known ahead.
 
 Most rules go by a tool's name, by arguments, or by how often something has happened. Such decisions are made here
-without a command being made for them, and are kept as they are written; whatever else has to be looked at - what must
-precede, approvals - is for the gate.
+without a command being made for them, and are kept as they are written. Where what must precede has to be looked at as
+well, the gate gathers it; what people approve is for the gate alone.
 """
 
 from __future__ import annotations
@@ -184,13 +184,11 @@ class LaneRules:
         self, step: CompiledStep, occurrence: int, args: dict[str, Any], at_ms: int
     ) -> tuple[Ruling, list[list[Any]] | None] | None:
         """The ruling that a tool may be called, and what was counted: [key, so far, added]."""
-        ruling = self._ruling(step)
-        if ruling is None:
-            conditional = self._conditional(step)
-            if conditional is not None and conditional.limited:
+        ruling, conditional = self._learn(step)
+        if conditional is not None:
+            if conditional.limited:
                 return self._counted(step, conditional, occurrence, args, at_ms)
-            if conditional is not None:
-                ruling = self._allowed(step, conditional, args)
+            ruling = self._allowed(step, conditional, args)
         return None if ruling is None else (ruling, None)
 
     @property
@@ -210,44 +208,37 @@ class LaneRules:
             self._known = found
         return self._known
 
-    def _ruling(self, step: CompiledStep) -> Ruling | None:
-        rulings = self.rulings.by_step
-        try:
-            return rulings[step.index]
-        except KeyError:
-            pass
-        ruling, action = None, step.action
-        if type(action) is ToolAction and not step.approved_by:
-            decision = settled_by_all(self._gate.policies, "tool", action.tool)
-            if decision is not None:
-                ruling = self._ruling_of(step, decision)
-        rulings[step.index] = ruling
-        return ruling
+    def _learn(self, step: CompiledStep) -> tuple[Ruling | None, Conditional | None]:
+        """What is known of the step under these policies; worked out once for all runs."""
+        known, index = self.rulings, step.index
+        if index not in known.by_step:
+            ruling, conditional, action = None, None, step.action
+            if type(action) is ToolAction and not step.approved_by:
+                decision = settled_by_all(known.policies, "tool", action.tool)
+                if decision is not None:
+                    ruling = self._ruling_of(step, decision)
+                else:
+                    conditional = self._conditional_of(step, action.tool)
+            known.by_step[index], known.conditional[index] = ruling, conditional
+        return known.by_step[index], known.conditional[index]
 
     def _ruling_of(self, step: CompiledStep, decision: Decision) -> Ruling:
         event = bare_event(self._gate, step, decision, 1)
         return Ruling(decision, decided_of(event, True), decided_of(event, False))
 
-    def _conditional(self, step: CompiledStep) -> Conditional | None:
-        known = self.rulings.conditional
-        try:
-            return known[step.index]
-        except KeyError:
-            pass
-        found, action = None, step.action
-        if type(action) is ToolAction and not step.approved_by:
-            rules = [(policy, looked_at(policy, "tool", action.tool)) for policy in self._gate.policies]
-            plain = [(policy, about) for policy, about in rules if about is not None]
-            if plain and len(plain) == len(rules):
-                limited = any(rule.limits for _, about in plain for rule in about)
-                found = Conditional(plain, limited, {}, None, None)
-                (policy, about), *others = plain
-                if not others and len(about) == 1 and not limited and not policy.allows_by_default:
-                    (rule,) = about
-                    if rule.when is not None and rule.decision == ALLOW:
-                        ruling = self._ruling_by(step, found, rule.id)
-                        found = Conditional(plain, False, {rule.id: ruling}, rule.when, ruling)
-        known[step.index] = found
+    def _conditional_of(self, step: CompiledStep, tool: str) -> Conditional | None:
+        rules = [(policy, looked_at(policy, "tool", tool)) for policy in self.rulings.policies]
+        plain = [(policy, about) for policy, about in rules if about is not None]
+        if not plain or len(plain) != len(rules):
+            return None
+        limited = any(rule.limits for _, about in plain for rule in about)
+        found = Conditional(plain, limited, {}, None, None)
+        (policy, about), *others = plain
+        if not others and len(about) == 1 and not limited and not policy.allows_by_default:
+            (rule,) = about
+            if rule.when is not None and rule.decision == ALLOW:
+                ruling = self._ruling_by(step, found, rule.id)
+                found = Conditional(plain, False, {rule.id: ruling}, rule.when, ruling)
         return found
 
     def _slots_with(self, args: dict[str, Any]) -> list[Any]:

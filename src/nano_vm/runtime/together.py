@@ -19,13 +19,10 @@ from typing import TYPE_CHECKING, Any
 from nano_vm.canonical import INT_MAX, encode_scalar, normalize
 from nano_vm.errors import InputError
 from nano_vm.journal.plain import ALONE, LAST, Success, end_of, success_of
-from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import CallTool
 from nano_vm.kernel.lane import GroupCall, ends_plainly, finish
 from nano_vm.kernel.limits import PAYLOAD_BYTES_MAX
-from nano_vm.kernel.state import Activity
 from nano_vm.kernel.together import Lanes, begin_lane, lanes, succeed_lane
-from nano_vm.program.compiled import ToolAction
 from nano_vm.runtime.calls import Outcome, copy_arguments
 from nano_vm.runtime.failures import is_ours
 from nano_vm.runtime.plans import AWAITED, BLOCKING, Plan, lane_of, plan_for
@@ -94,7 +91,7 @@ async def drive_together(run: Run) -> bool:
         if plan.steady.events != 1:
             effects = True
             begin_lane(run.state, activity, plan.spec.effect)
-            run.ride(_started(run.state.now_ms, activity, plan))
+            run.ride(plan.started(run.state.now_ms, activity.occurrence, item=activity.item))
     run.seal_open()
     if engine.volatile:
         if not run.created:
@@ -268,33 +265,12 @@ class _Together:
             return
         if run.pending:
             run.seal_pending()
-        event = ev.StepSucceeded(
-            at_ms=at_ms,
-            attempt=1,
-            item=item if item >= 0 else ev.UNSET,
-            occurrence=self.occurrence,
-            payload=value,
-            pure=True if plan.steady.events == 1 else ev.UNSET,
-            step=plan.step.id,
-            verdicts=state.verdicts or ev.UNSET,
-        )
-        run.retain(event, payload)
+        run.retain(plan.succeeded(at_ms, self.occurrence, value, state.verdicts, item=item), payload)
 
     def command(self, place: int) -> CallTool:
         """The command that the kernel gives for the call."""
-        step = self.plans[place].step
-        action = step.action
-        assert type(action) is ToolAction
         item = -1 if self.opened is None else self.opened.activities[place].item
-        return CallTool(
-            step=step.index,
-            step_id=step.id,
-            occurrence=self.occurrence,
-            item=item,
-            attempt=1,
-            tool=action.tool,
-            args=self.arguments[place],
-        )
+        return self.plans[place].command(self.arguments[place], self.occurrence, item)
 
 
 class Waiting(Coroutine[Any, Any, None]):
@@ -374,14 +350,3 @@ def _kept(value: Any) -> tuple[Any, bytes] | None:
 
 
 _INT_MIN = -INT_MAX
-
-
-def _started(at_ms: int, activity: Activity, plan: Plan) -> ev.StepStarted:
-    return ev.StepStarted(
-        at_ms=at_ms,
-        attempt=1,
-        effect=plan.spec.effect,
-        item=activity.item if activity.item >= 0 else ev.UNSET,
-        occurrence=activity.occurrence,
-        step=plan.step.id,
-    )

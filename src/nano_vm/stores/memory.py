@@ -516,8 +516,7 @@ class MemoryJournalStore:
 
     def _check_open(self) -> None:
         """What every call does first that tells anything."""
-        if self._closed:
-            raise rules.closed()
+        self._check_not_closed()
         if self._expected:
             self.await_expected()
 
