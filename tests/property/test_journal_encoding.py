@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nano_vm import canonical
 from nano_vm.journal.entry import GENESIS, RIDER_TYPES, Chain, open_events, seal_each
-from nano_vm.journal.plain import ALONE, intent_of, success_of
+from nano_vm.journal.plain import ALONE, intent_of, success_of, with_verdicts
 from nano_vm.journal.reading import verify_entry
 from nano_vm.kernel.events import EVENT_TYPES, StepStarted, StepSucceeded, Switch
 
@@ -64,6 +64,7 @@ def events_of(kind):
     return st.builds(kind, **fields)
 
 
+names = st.from_regex(r"\A[A-Za-z_][A-Za-z0-9_]{0,9}\Z")
 riders = st.sampled_from(sorted(RIDER_TYPES)).flatmap(lambda name: events_of(EVENT_TYPES[name]))
 
 
@@ -99,32 +100,36 @@ def test_sealed_facts_are_rfc_8785_and_give_the_event_back(event, payload, run, 
     at_ms=integers,
     occurrence=integers,
     pure=st.booleans(),
-    step=st.from_regex(r"\A[A-Za-z_][A-Za-z0-9_]{0,9}\Z"),
-    verdicts=values_of(list[Any]),
+    step=names,
+    verdicts=st.lists(st.tuples(names, integers, st.booleans() | names), max_size=3),
     payload=payloads,
     run=texts,
     salt=st.binary(min_size=16, max_size=16),
     follows=st.booleans(),
+    length=st.integers(0, 300),
 )
 def test_the_short_way_of_sealing_a_success_gives_the_same_entry(
-    at_ms, occurrence, pure, step, verdicts, payload, run, salt, follows
+    at_ms, occurrence, pure, step, verdicts, payload, run, salt, follows, length
 ):
     event = StepSucceeded(at_ms=at_ms, attempt=1, occurrence=occurrence, step=step)
     event.payload, data = canonical.normalize(payload)
     event.pure = True if pure else msgspec.UNSET
     event.verdicts = verdicts or msgspec.UNSET
+    members = success_of(step, pure, occurrence)
+    if verdicts:
+        members = with_verdicts(members, verdicts)
     intent = StepStarted(at_ms=at_ms, attempt=1, effect="keyed", occurrence=1, step=step)
-    chain, short = Chain(run), Chain(run)
+    chain, short = Chain(run, length), Chain(run, length)
     entry = chain.seal(event, salt, data, [intent] if follows else ())
     before, after = intent_of(step, "keyed", 1)
     rides = (before, str(at_ms), after) if follows else ALONE
-    success = (str(at_ms), success_of(step, pure, occurrence), verdicts, data, *rides)
-    compact = Chain(run).seal_compactly([success], [salt])
+    success = (str(at_ms), members, data, *rides)
+    compact = Chain(run, length).seal_compactly([success], [salt])
     entries = short.seal_successes([success], [salt])
     assert entries == list(compact) == [entry]
-    assert (compact.seq, compact.head) == (0, entry.digest)
+    assert (compact.seq, compact.head) == (length, entry.digest)
     assert (short.head, short.length) == (chain.head, chain.length)
-    among = Chain(run)
+    among = Chain(run, length)
     [(seq, digest, facts)] = seal_each([(among, success, salt)])
     assert (seq, f"sha256:{digest.hex()}", facts) == (entry.seq, entry.digest, entry.facts)
     assert (among.head, among.length) == (chain.head, chain.length)

@@ -30,7 +30,7 @@ from msgspec import UNSET
 from nano_vm import canonical
 from nano_vm.errors import InputError, VerificationError
 from nano_vm.expr.reference import ERASED
-from nano_vm.journal.plain import AT, END, HEAD, Success, with_verdicts
+from nano_vm.journal.plain import AT, END, HEAD, Success
 from nano_vm.kernel.events import EVENT_TYPES, Erased, Event, RunStarted
 
 SALT_BYTES = 16
@@ -122,6 +122,9 @@ USUAL = {
 USUAL_RIDERS = {name: USUAL[name][0] for name in RIDER_TYPES if name in USUAL}
 
 
+_NUMBERS = tuple(map(str, range(256)))
+
+
 class Chain:
     """The growing end of one run's chain: `length` entries so far, the last with digest `head`.
 
@@ -190,35 +193,31 @@ class Chain:
         self._seal_all(successes, salts, entries.append)
         return entries
 
-    def seal_compactly(self, successes: list[Success], salts: list[bytes]) -> SealedEntries:
-        """`seal_successes`, but the entries are kept as what they are made of. Takes `successes` over."""
+    def seal_compactly(self, successes: Sequence[Success], salts: Sequence[bytes]) -> SealedEntries:
+        """`seal_successes`, but the entries are kept as what they are made of."""
         seq, prev = self.length, self.head
         self._seal_all(successes, salts, None)
-        for place, success in enumerate(successes):
-            if success[2]:
-                at, step, _, payload, before, then_at, after = success
-                step = with_verdicts(step, success[2])
-                successes[place] = (at, step, None, payload, before, then_at, after)
         return SealedEntries(self.run, seq, prev, tuple(successes), b"".join(salts), self.head)
 
     def _seal_all(
         self, successes: Sequence[Success], salts: Sequence[bytes], add: Callable[[Entry], None] | None
     ) -> None:
-        head, seq, join, hashed = self.head, self.length, _join, sha256  # names are looked up faster here
-        run = self.place
-        for salt, (at, step, verdicts, payload, before, then_at, after) in zip(salts, successes, strict=True):
-            if verdicts:
-                step = with_verdicts(step, verdicts)
+        head, join, hashed = self.head, _join, sha256  # names are looked up faster here
+        run, first, last = self.place, self.length, self.length + len(successes)
+        # Making digits takes longer than finding them.
+        numbers = _NUMBERS[first:last] if last <= len(_NUMBERS) else map(str, range(first, last))
+        for number, salt, success in zip(numbers, salts, successes, strict=True):
+            at, step, payload, before, then_at, after = success
             commitment = hashed(salt + payload).hexdigest()
             if after.__class__ is tuple:
                 after = then_at.join(after)
-            parts = (HEAD, commitment, AT, at, step, head, run, f"{seq}", before, then_at, after)
+            parts = (HEAD, commitment, AT, at, step, head, run, number, before, then_at, after)
             facts = join(parts).encode()  # type: ignore[arg-type]
             head = "sha256:" + hashed(facts).hexdigest()
             if add is not None:
-                add(Entry(seq, head, facts, salt, payload))
-            seq += 1
-        self.head, self.length = head, seq
+                add(Entry(first, head, facts, salt, payload))
+                first += 1
+        self.head, self.length = head, last
 
 
 def seal_each(plain: Sequence[tuple[Chain, Success, bytes]]) -> list[tuple[int, bytes, bytes]]:
@@ -226,9 +225,7 @@ def seal_each(plain: Sequence[tuple[Chain, Success, bytes]]) -> list[tuple[int, 
     In a row they cost half of what they cost one by one between other things."""
     join, hashed = _join, sha256
     sealed = []
-    for chain, (at, step, verdicts, payload, before, then_at, after), salt in plain:
-        if verdicts:
-            step = with_verdicts(step, verdicts)
+    for chain, (at, step, payload, before, then_at, after), salt in plain:
         if after.__class__ is tuple:
             after = then_at.join(after)
         commitment = hashed(salt + payload).hexdigest()

@@ -16,11 +16,11 @@ from nano_vm.kernel.events import PolicyDecided
 
 _encode = msgspec.json.Encoder().encode
 
-Success: TypeAlias = tuple[str, str, list[Any] | None, bytes, str, str, str | tuple[str, ...]]
-"""The success of a first attempt, to be sealed: when (digits), the members that `success_of` gives, verdicts if there
-are any, the payload, and what rides with it: what comes before its time, its time, and what comes after - around the
-same time once more, where several events ride (`intent_of`, `intents_of`, `decided_of`, `end_of`, or `ALONE`). Or, with
-`start_of` and `with_start`, the start of a run.
+Success: TypeAlias = tuple[str, str, bytes, str, str, str | tuple[str, ...]]
+"""The success of a first attempt, to be sealed: when (digits), the members that `success_of` gives, with the verdicts
+that followed (`with_verdicts`), the payload, and what rides with it: what comes before its time, its time, and what
+comes after - around the same time once more, where several events ride (`intent_of`, `intents_of`, `decided_of`,
+`end_of`, or `ALONE`). Or, with `start_of` and `with_start`, the start of a run.
 """
 
 HEAD, AT = '{"commitment":"sha256:', '","event":{"at_ms":'
@@ -35,7 +35,15 @@ encode_verdicts = _encode
 
 
 def with_verdicts(step: str, verdicts: list[Any]) -> str:
-    return f'{step[:_BEFORE_END]},"verdicts":{_encode(verdicts).decode()}{END}'
+    """The members with the verdicts of conditions, or the codes of their errors, after them."""
+    told = [
+        f'["{step_id}",{occurrence},{_TOLD.get(verdict) or _encode(verdict).decode()}]'
+        for step_id, occurrence, verdict in verdicts
+    ]
+    return f'{step[:_BEFORE_END]},"verdicts":[{",".join(told)}]{END}'
+
+
+_TOLD = {True: "true", False: "false"}
 
 
 def success_of(step_id: str, pure: bool, occurrence: int, label: int = 0, item: int = -1) -> str:

@@ -25,7 +25,7 @@ def end(
     children that wait are to be stopped, and groups stay until their last lane has settled.
     """
     state.stage = _ENDING
-    state.ending = status.value
+    state.ending = status._value_  # `value` runs through Python code
     state.error = error
     if not state.active:
         return

@@ -46,6 +46,8 @@ from nano_vm.runtime.sealing import keyed_content
 from nano_vm.runtime.together import drive_together
 
 _UNSET = ev.UNSET
+_GOING, _ENDING, _ENDED = Stage.GOING, Stage.ENDING, Stage.ENDED
+_SUSPENDED = RunStatus.SUSPENDED
 _FREE: AbstractContextManager[Any] = contextlib.nullcontext()
 BATCH_MAX = 256  # entries of pure steps that are gathered before they are made durable
 
@@ -183,7 +185,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
         """`offer` for events from outside: one that is refused is kept as evidence, a repetition is not."""
         state = self.state
         rejection: Rejection | None
-        if type(event) is ev.EventReceived and state.stage is Stage.ENDED and event.event_id in state.seen:
+        if type(event) is ev.EventReceived and state.stage is _ENDED and event.event_id in state.seen:
             same = state.seen[event.event_id] == event_digest(event)
             rejection = Rejection(
                 "DUPLICATE" if same else "EVENT_CONFLICT", f"event `{event.event_id}` is known"
@@ -229,7 +231,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
                     await drive_lane(self)
                     if self.opening is not None:
                         self.open()
-                    if self.state.stage is Stage.ENDED:
+                    if self.state.stage is _ENDED:
                         if not self.put_down():
                             await self.flush(self.update(release=True))
                         return
@@ -246,10 +248,8 @@ class Run(JournaledRun, eq=False, kw_only=True):
         finally:
             if self.appearing:
                 self.no_longer_appearing()
-            for _, timer in self.timers.values():
-                timer.cancel()
-            for task in self.tasks.values():
-                task.cancel()  # calls without effects, whose results a run that has ended does not take
+            if self.timers or self.tasks:
+                self._cancel_all()
             self._refuse_arrivals()
 
     async def _turn(self) -> bool:
@@ -263,7 +263,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
         if self.arrivals:
             self._take_arrivals()
         engine = self.engine
-        if self.state.stage is Stage.ENDING:
+        if self.state.stage is _ENDING:
             self._stop_models()
         if engine.draining or self.transitions_left == 0:
             if not self.tasks and not self.arrivals:
@@ -285,7 +285,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
             prepare(self, command, launches)
             if self.state.stage is not stage or (self.transitions_left == 1 and launches):
                 break  # the other commands were for a run that went on
-        if self.state.stage is Stage.ENDED:
+        if self.state.stage is _ENDED:
             await self._let_go()
             return False
         if len(launches) == 1 and len(self.state.active) == 1 and not self.tasks and not self.timers:
@@ -311,7 +311,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
             await self.flush()
             await self._something()
             return True
-        if self.state.status is RunStatus.SUSPENDED:
+        if self.state.status is _SUSPENDED:
             if self.mail_waits or self.overdue or self.child_due:
                 return True
             await self._let_go()
@@ -431,7 +431,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
             elif type(command) is StartChild:
                 outcome = await self.engine.run_child(self, command)
         except asyncio.CancelledError:
-            if type(command) is CallModel and self.state.stage is not Stage.GOING:
+            if type(command) is CallModel and self.state.stage is not _GOING:
                 outcome = calls.failed(command, "CANCELLED", "the run is ending", False)
             else:
                 failure = Released()
@@ -511,7 +511,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
 
     async def _let_go(self) -> None:
         """Stop at a safe place: everything that happened is journaled, nothing is under way."""
-        if self.transitions_left == 0 and self.state.stage is Stage.ENDING:
+        if self.transitions_left == 0 and self.state.stage is _ENDING:
             for command in decide(self.program, self.state):
                 if type(command) is Finish:
                     prepare(self, command, [])
@@ -534,8 +534,16 @@ class Run(JournaledRun, eq=False, kw_only=True):
         with contextlib.suppress(NanoVMError):
             await patiently(lambda: self.engine.store.release(self.record.run_id, self.fence))
 
+    def _cancel_all(self) -> None:
+        for _, timer in self.timers.values():
+            timer.cancel()
+        for task in self.tasks.values():
+            task.cancel()  # calls without effects, whose results a run that has ended does not take
+
     def _refuse_arrivals(self) -> None:
         self._left = True
+        if not (self.arrivals or self._answers or self.letters):
+            return
         for answer, _ in self._answers:
             refuse(answer)
         while self.arrivals:

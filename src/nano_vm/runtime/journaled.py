@@ -238,7 +238,7 @@ class JournaledRun(msgspec.Struct, eq=False):
     @property
     def goes_on(self) -> bool:
         """Whether the run goes on while its record still says that it waits."""
-        return self.recorded == RunStatus.SUSPENDED and self.state.status is RunStatus.RUNNING
+        return self.recorded == _SUSPENDED and self.state.status is RunStatus.RUNNING
 
     def update(self, release: bool) -> RunUpdate:
         """What the run's record says now."""

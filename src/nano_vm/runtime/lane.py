@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from nano_vm.canonical import INT_MAX, encode_scalar, normalize
 from nano_vm.errors import InputError, RuntimeFault
 from nano_vm.journal.entry import start_of
-from nano_vm.journal.plain import ALONE, end_of, intent_of, success_of, with_start
+from nano_vm.journal.plain import ALONE, end_of, intent_of, success_of, with_start, with_verdicts
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.lane import (
     Reached,
@@ -170,7 +170,9 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
         start = known.starts.get((event.policy, event.label)) if _is_bare(event) else start_of(event)
         if start is None:
             start = known.starts[event.policy, event.label] = start_of(event)
-        run.pending.append((at, start, verdicts, payload, *_riders(plan, rides, at, label)))
+        if verdicts:
+            start = with_verdicts(start, verdicts)
+        run.pending.append((at, start, payload, *_riders(plan, rides, at, label)))
         return walker, plan, occurrence, args, track
     if ruled is not None:
         ruled.at_ms = state.now_ms
@@ -233,8 +235,8 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
     plans, now_ms, go_on = known.plans, engine.clock.now_ms, walker.send
     rulings = {} if gate is None else gate.lane.rulings.by_step
     durably = not engine.volatile  # an intent has to be durable before its tool is called
-    index, passed = plan.step.index, list[int]()
-    note = passed.append
+    passed: list[int] = []
+    index, note = plan.step.index, passed.append
     elsewhere = False
     value = failure = None
     # The last success while it is not known what rides with it, the next intent or the end: its plan and occurrence.
@@ -290,6 +292,8 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                     note(index)
                     events += 1
                 index, occurrence, args, verdicts = go_on((value, at_ms, events))
+                if verdicts:
+                    success = with_verdicts(success, verdicts)
                 if (run.stirred or away) and (run.disturbed or (away and _is_crowded(engine))):
                     break
                 known_plan = plans[index] or plan_for(known, index, program, engine.tools)
@@ -326,13 +330,13 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                         before, between = rides
                     held = None
                     after = between if events == 1 else (between, intended)
-                    run.pending.append((at, success, verdicts, payload, before, at, after))
+                    run.pending.append((at, success, payload, before, at, after))
                     continue
                 held = None
                 if events == 1:
-                    run.pending.append((at, success, verdicts, payload, *ALONE))
+                    run.pending.append((at, success, payload, *ALONE))
                 else:
-                    run.pending.append((at, success, verdicts, payload, intent, at, intended))
+                    run.pending.append((at, success, payload, intent, at, intended))
             else:
                 if len(run.batch) + len(run.pending) >= BATCH_MAX:
                     durable = run.commit()
@@ -363,9 +367,11 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
             await _leave_in_call(run, plan, value, failure)
     elif ends_plainly(state):
         ended_ms = now_ms()
+        if verdicts:
+            success = with_verdicts(success, verdicts)
         finish(state, ended_ms)
         before, after = end_of(state.ending, state.outcome)
-        run.pending.append((at, success, verdicts, payload, before, str(ended_ms), after))
+        run.pending.append((at, success, payload, before, str(ended_ms), after))
     else:
         if run.pending:
             run.seal_pending()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from nano_vm.journal.plain import intent_of, intents_of, success_of
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import CallTool
@@ -36,7 +38,7 @@ class Steady(NamedTuple):
     )
 
 
-class Plan(NamedTuple):
+class Plan(msgspec.Struct, frozen=True, eq=False):
     """What has to be known of a step to take it along the lane; worked out once per engine and step."""
 
     step: CompiledStep
@@ -105,7 +107,7 @@ class Plan(NamedTuple):
         )
 
 
-class Lane(NamedTuple):
+class Lane(msgspec.Struct, frozen=True, eq=False):
     """What an engine knows of a program's steps: as the kernel takes them, and as they are called."""
 
     program: CompiledProgram  # the very one whose slots `rows` speak of

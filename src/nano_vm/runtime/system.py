@@ -7,6 +7,7 @@ import os
 import struct
 import time
 import weakref
+from itertools import repeat, starmap
 
 
 class SystemClock:
@@ -46,7 +47,7 @@ class SystemEntropy:
         """As many salts: what `count` calls of `salt` give, for less."""
         pop = self._salts.pop  # in one piece, so threads may draw at once
         try:
-            return [pop() for _ in range(count)]
+            return list(starmap(pop, repeat((), count)))
         except IndexError:
             return [self.salt() for _ in range(count)]
 

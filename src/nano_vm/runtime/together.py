@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from nano_vm.canonical import INT_MAX, encode_scalar, normalize
 from nano_vm.errors import InputError
-from nano_vm.journal.plain import ALONE, LAST, Success, end_of, success_of
+from nano_vm.journal.plain import ALONE, LAST, Success, end_of, success_of, with_verdicts
 from nano_vm.kernel.commands import CallTool
 from nano_vm.kernel.lane import GroupCall, ends_plainly, finish
 from nano_vm.kernel.limits import PAYLOAD_BYTES_MAX
@@ -164,7 +164,7 @@ class _Together:
         """Begin all that are left, in a run that has opened the group."""
         self.opened = opened
         for place, (value, success) in enumerate(zip(self.values, self.taken, strict=True)):
-            self._settle(place, value, success[3], int(success[0]))
+            self._settle(place, value, success[2], int(success[0]))
         while self.begun < len(self.plans):
             self.begin_some()
         if self.run.pending:
@@ -226,7 +226,7 @@ class _Together:
             if occurrence != 1:
                 success = _success(plan, occurrence, -1)
             values.append(value)
-            taken.append((at, success, None, payload, "", "", LAST))
+            taken.append((at, success, payload, "", "", LAST))
 
     def _take(self, place: int, value: Any, kept: tuple[Any, bytes] | None) -> None:
         if kept is None or self.opened is None or self.run.arrivals:
@@ -254,14 +254,15 @@ class _Together:
         item = activity.item
         success = _success(plan, self.occurrence, item)
         if not succeed_lane(run.program, state, self.opened.group, activity, value, at_ms):
-            run.pending.append((str(at_ms), success, None, payload, *ALONE))
+            run.pending.append((str(at_ms), success, payload, *ALONE))
             return
         if ends_plainly(state):
             ended_ms = run.engine.clock.now_ms()
-            verdicts = state.verdicts
+            if state.verdicts:
+                success = with_verdicts(success, state.verdicts)
             finish(state, ended_ms)
             before, after = end_of(state.ending, state.outcome)
-            run.pending.append((str(at_ms), success, verdicts, payload, before, str(ended_ms), after))
+            run.pending.append((str(at_ms), success, payload, before, str(ended_ms), after))
             return
         if run.pending:
             run.seal_pending()

@@ -169,7 +169,7 @@ class SqliteJournalStore:
     def append_plain(self, run_id: str, fence: int, chain: Chain, success: Success, salt: bytes) -> Durable:
         """`append` of a success at the end of a chain. It is sealed when it is written, together with those of other
         runs; the chain has to be left alone until then."""
-        if len(success[3]) > BLOB_BYTES_MIN:
+        if len(success[2]) > BLOB_BYTES_MIN:
             return self.append(run_id, fence, chain.seal_successes((success,), (salt,)))
         if self._closed or _forks != self._forks:
             self._check_open()

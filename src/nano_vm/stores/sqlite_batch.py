@@ -264,7 +264,7 @@ def seal_plain(works: Sequence[Work]) -> None:
     sealed = seal_each([work.plain for work in plain])  # type: ignore[misc]
     for work, (seq, digest, facts) in zip(plain, sealed, strict=True):
         _, success, salt = work.plain  # type: ignore[misc]
-        work.packed = seq, digest, facts, pack_payload(salt, success[3])
+        work.packed = seq, digest, facts, pack_payload(salt, success[2])
 
 
 def lone_row(work: Work, length: int) -> tuple[int, bytes, bytes, bytes] | None:
@@ -284,7 +284,7 @@ def _entry_of(work: Work) -> Entry:
     assert work.plain is not None
     seq, digest, facts, _ = work.packed
     _, success, salt = work.plain
-    return Entry(seq, "sha256:" + digest.hex(), facts, salt, success[3])
+    return Entry(seq, "sha256:" + digest.hex(), facts, salt, success[2])
 
 
 def attempt(batch: Batch, works: Sequence[Work]) -> None:
