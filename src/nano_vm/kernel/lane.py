@@ -9,7 +9,7 @@ journals and snapshots. Whatever is not plain is left to the general functions, 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from msgspec import UNSET as ABSENT
 
@@ -155,15 +155,9 @@ def _row(step: CompiledStep) -> Row:
     return _IS_OTHER, None, 0, 0, 0, 0
 
 
-class _Lane(NamedTuple):
-    """A call of a group: its step, its id, its arguments' template, and its slots."""
-
-    step: int
-    id: str
-    render: Any
-    output_slot: int
-    key_slot: int  # the output slot, without one
-    error_slot: int  # -1 without one
+_Lane: TypeAlias = tuple[int, str, Any, int, int, int]
+"""A call of a group: its step, its id, what renders its arguments, and the slots of its output (the second is the first
+again where it has but one) and of its error (-1: none). A plain tuple is unpacked at once."""
 
 
 def _group(step: CompiledStep, steps: Sequence[CompiledStep]) -> Row | None:
@@ -186,7 +180,7 @@ def _group(step: CompiledStep, steps: Sequence[CompiledStep]) -> Row | None:
         call = inner.action
         assert type(call) is ToolAction
         key = inner.key_slot if inner.key_slot >= 0 else inner.output_slot
-        lanes.append(_Lane(index, inner.id, call.args.render, inner.output_slot, key, inner.error_slot))
+        lanes.append((index, inner.id, call.args.render, inner.output_slot, key, inner.error_slot))
     key = step.key_slot if step.key_slot >= 0 else step.output_slot
     following = _TERMINAL if step.is_terminal else step.next
     return _IS_GROUP, tuple(lanes), step.output_slot, key, step.error_slot, following
@@ -335,13 +329,13 @@ def walk(
                         if kind != _IS_GROUP or not groups or left <= len(act):
                             return
                         if track is not None:
-                            if mixed or any(lane.step in rows.adding for lane in act):
+                            if mixed or any(lane[0] in rows.adding for lane in act):
                                 return  # their labels are for the general functions
                             track.together, track.arguments, track.coming = 0, None, 0
-                        args = group = GroupCall([lane.render(slots) for lane in act])
+                        args = group = GroupCall([render(slots) for _, _, render, _, _, _ in act])
                         occurrences[coming] = occurrence = occurrences[coming] + 1
                         for lane in act:
-                            occurrences[lane.step] = occurrence
+                            occurrences[lane[0]] = occurrence
                         left -= 1 + len(act)
                         index, coming = coming, _HERE
                         break

@@ -32,7 +32,7 @@ from nano_vm.kernel.limits import PAYLOAD_BYTES_MAX
 from nano_vm.runtime.admission import tainted
 from nano_vm.runtime.calls import copy_arguments
 from nano_vm.runtime.failures import is_ours
-from nano_vm.runtime.plans import AWAITED, BLOCKING, NOWHERE, Lane, Plan, intents, lane_of, plan_for
+from nano_vm.runtime.plans import AWAITED, BLOCKING, BY_PLACE, NOWHERE, Lane, Plan, intents, lane_of, plan_for
 from nano_vm.runtime.threads import ThreadsExhaustedError
 from nano_vm.runtime.together import are_amiss, call_together, leave_together
 from nano_vm.runtime.tooling import PENDING
@@ -231,7 +231,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
         else:
             run.commit()
     walker, plan, occurrence, args, track = leg
-    function, direct, events, only, kinds, same, intent, intended = plan.steady
+    function, direct, events, only, kinds, same, intent, intended = plan.parts
     plans, now_ms, go_on = known.plans, engine.clock.now_ms, walker.send
     rulings = {} if gate is None else gate.lane.rulings.by_step
     durably = not engine.volatile  # an intent has to be durable before its tool is called
@@ -255,7 +255,9 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                         if gate is not None and engine.policy is not policy:
                             break
                 try:
-                    if direct:
+                    if direct == BY_PLACE:
+                        value = await function(args[only])
+                    elif direct:
                         value = await function(**args)
                     else:
                         value = _call(run, away, plan, occurrence, args)
@@ -300,7 +302,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                 if not known_plan:
                     break
                 plan = known_plan
-                function, direct, events, only, kinds, same, intent, intended = plan.steady
+                function, direct, events, only, kinds, same, intent, intended = plan.parts
                 if only is None or away or type(args[only]) not in kinds:
                     elsewhere = plan.way == barred
                     if elsewhere or _is_amiss(run, plan, args, track):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
 
 AWAITED, CALLED, BLOCKING, NOWHERE = 0, 1, 2, 3  # ways to call a tool, and none of them
+BY_NAME, BY_PLACE = 1, 2  # ways to give it its arguments
 
 
 class Steady(NamedTuple):
     """What is needed of a plan with every step that is taken."""
 
     function: Callable[..., Any]
-    direct: bool  # it is awaited, and its arguments need no copy
+    direct: int  # `BY_NAME`, or `BY_PLACE` where it has but one: it is awaited, and they need no copy; else 0
     events: int  # how many a success takes: 1 when the tool is pure, else 2 with its intent
     only: (
         str | None
@@ -38,12 +40,20 @@ class Steady(NamedTuple):
     )
 
 
+_Parts: TypeAlias = tuple[Callable[..., Any], int, int, str | None, tuple[type, ...], str, str, Any]
+
+
+def _parts(steady: Steady) -> _Parts:
+    return steady[:]
+
+
 class Plan(msgspec.Struct, frozen=True, eq=False):
     """What has to be known of a step to take it along the lane; worked out once per engine and step."""
 
     step: CompiledStep
     spec: ToolSpec
     steady: Steady
+    parts: _Parts  # the same as a plain tuple, which is unpacked at once
     untrusted: str  # `steady.success` of an output that is not trusted
     protected: bool  # some of its parameters take trusted values only
     flat: bool  # arguments without problems hold no object and no array, so the tool needs no copy of them
@@ -164,7 +174,7 @@ def _plan(step: CompiledStep, tools: ToolInvoker, tracks: bool) -> Plan | None:
     way = AWAITED if spec.is_async else BLOCKING if spec.blocking else CALLED
     steady = Steady(
         function=spec.function,
-        direct=flat and way == AWAITED,
+        direct=0 if not flat or way != AWAITED else BY_PLACE if _is_first(spec.function, only) else BY_NAME,
         events=1 if spec.effect == "pure" else 2,
         only=only,
         kinds=kinds,
@@ -173,7 +183,7 @@ def _plan(step: CompiledStep, tools: ToolInvoker, tracks: bool) -> Plan | None:
         intended=intended,
     )
     untrusted = success_of(step.id, spec.effect == "pure", 1, UNTRUSTED)
-    return Plan(step, spec, steady, untrusted, bool(spec.schema.protected), flat, way)
+    return Plan(step, spec, steady, _parts(steady), untrusted, bool(spec.schema.protected), flat, way)
 
 
 def _group(step: CompiledStep, lanes: list[Plan | None]) -> Plan | None:
@@ -185,7 +195,7 @@ def _group(step: CompiledStep, lanes: list[Plan | None]) -> Plan | None:
     intent, intended = intents(plans, 1)
     steady = Steady(
         function=last.spec.function,
-        direct=False,
+        direct=0,
         events=2 if intent else 1,
         only=None,
         kinds=(),
@@ -194,7 +204,9 @@ def _group(step: CompiledStep, lanes: list[Plan | None]) -> Plan | None:
         intended=intended,
     )
     more = sum(plan.steady.events for plan in plans) - steady.events
-    return Plan(step, last.spec, steady, last.untrusted, False, True, AWAITED, tuple(plans), more)
+    return Plan(
+        step, last.spec, steady, _parts(steady), last.untrusted, False, True, AWAITED, tuple(plans), more
+    )
 
 
 def intents(plans: Sequence[Plan], occurrence: int) -> tuple[str, str | tuple[str, ...]]:
@@ -208,6 +220,17 @@ def _only(spec: ToolSpec, action: ToolAction) -> tuple[str | None, tuple[type, .
     if spec.only is None or action.args.names != (spec.only[0],):
         return None, ()
     return spec.only
+
+
+def _is_first(function: Callable[..., Any], only: str | None) -> bool:
+    """Whether a plain function, or a method of something, takes this argument first; given by its place it costs less
+    to call."""
+    bound = type(function) is MethodType
+    plain = function.__func__ if bound else function  # type: ignore[attr-defined]
+    if only is None or type(plain) is not FunctionType:
+        return False
+    names = plain.__code__.co_varnames[: plain.__code__.co_argcount]
+    return names[bound : bound + 1] == (only,)
 
 
 def _is_flat(spec: ToolSpec) -> bool:

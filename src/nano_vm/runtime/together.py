@@ -13,7 +13,7 @@ import asyncio
 from asyncio.tasks import _enter_task, _leave_task  # documented for whoever implements tasks
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextvars import copy_context
-from types import CoroutineType
+from types import CoroutineType, coroutine
 from typing import TYPE_CHECKING, Any
 
 from nano_vm.canonical import INT_MAX, encode_scalar, normalize
@@ -25,7 +25,7 @@ from nano_vm.kernel.limits import PAYLOAD_BYTES_MAX
 from nano_vm.kernel.together import Lanes, begin_lane, lanes, succeed_lane
 from nano_vm.runtime.calls import Outcome, copy_arguments
 from nano_vm.runtime.failures import is_ours
-from nano_vm.runtime.plans import AWAITED, BLOCKING, Plan, lane_of, plan_for
+from nano_vm.runtime.plans import AWAITED, BLOCKING, BY_PLACE, Plan, lane_of, plan_for
 from nano_vm.runtime.tooling import PENDING
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ async def drive_together(run: Run) -> bool:
 def are_amiss(plans: Sequence[Plan], arguments: Sequence[Any]) -> bool:
     """Whether something is wrong with the arguments of a call, which the general path says."""
     for plan, args in zip(plans, arguments, strict=True):
-        _, _, _, only, kinds, _, _, _ = plan.steady
+        _, _, _, only, kinds, _, _, _ = plan.parts
         if only is None or type(args[only]) not in kinds:
             problems = plan.spec.problems
             if problems is not None and problems(args):
@@ -142,10 +142,11 @@ class _Together:
         assert driver is not None
         # A tool may tie itself to the task it is in, and what it does from its first wait on is done in a task of its
         # own. So that task is the current one from the beginning. It serves until a call needs it, or the loop turns.
+        # (A tool may run a program of its own, whose groups need others meanwhile.)
         engine = self.run.engine
-        waiting = engine.spare
+        waiting, engine.spare = engine.spare, None
         if waiting is None or waiting.is_over or waiting.loop is not loop:
-            engine.spare = waiting = Waiting(loop)
+            waiting = Waiting(loop)
         task = waiting.task
         _leave_task(loop, driver)
         _enter_task(loop, task)
@@ -155,10 +156,9 @@ class _Together:
             _leave_task(loop, task)
             _enter_task(loop, driver)
         if waiting.call is not None:
-            engine.spare = None
             self.run.begins(self.command(waiting.place), task)
-        elif task.cancelling():
-            engine.spare = None
+        elif not task.cancelling():
+            engine.spare = waiting
 
     def go_on(self, opened: Lanes) -> None:
         """Begin all that are left, in a run that has opened the group."""
@@ -177,38 +177,43 @@ class _Together:
         in_turn = self.opened is None and not self.begun
         before_ms, at = -1, ""
         plans, arguments = self.plans, self.arguments
+        answers = waiting.answers
+        begin = waiting.begin_calls()
         for place in range(self.begun, len(plans)):
             if cancelling():
                 return  # a tool has cancelled its own task, which is of no use to another
             self.begun = place + 1
             plan, args = plans[place], arguments[place]
-            function, direct, _, _, _, success, _, _ = plan.steady
-            run_in = copy_context().run  # what a tool sets there is for nobody else
+            function, direct, _, only, _, success, _, _ = plan.parts
+            context = copy_context()  # what a tool sets there is for nobody else
             call = None
             try:
-                if direct:
+                if direct == BY_PLACE:
+                    call = function(args[only])
+                elif direct:
                     call = function(**args)
                 elif plan.way == AWAITED:
-                    call = run_in(function, **(args if plan.flat else copy_arguments(args)))
+                    call = context.run(function, **(args if plan.flat else copy_arguments(args)))
                 else:
-                    value = run_in(function, **(args if plan.flat else copy_arguments(args)))
+                    value = context.run(function, **(args if plan.flat else copy_arguments(args)))
                 if call is not None:
                     if type(call) is not CoroutineType:
                         call = _wait_for(call)
-                    waiting.awaited = run_in(call.send, None)
-                    waiting.call, waiting.run_in, waiting.together, waiting.place = call, run_in, self, place
-                    return
-            except StopIteration as done:
-                if call is None:
-                    in_turn = False
-                    self._report(self.raised(place, RuntimeError(f"the tool raised {done!r}")))
-                    continue
-                value = done.value
+                    awaited = context.run(begin, call)
+                    if not answers:
+                        waiting.take_over(self, place, context.run, awaited)
+                        return
+                    value = answers.pop()
             except (KeyboardInterrupt, GeneratorExit):
                 raise
             except BaseException as error:  # nobody but the tool itself can have cancelled a task that is new
                 in_turn = False
-                self._report(self.raised(place, error))
+                waiting.calls = None
+                begin = waiting.begin_calls()
+                failure = (
+                    RuntimeError(f"the tool raised {error!r}") if type(error) is StopIteration else error
+                )
+                self._report(self.raised(place, failure))
                 continue
             if in_turn and type(value) is int and _INT_MIN <= value <= INT_MAX:
                 payload = encode_scalar(value)
@@ -278,18 +283,46 @@ class Waiting(Coroutine[Any, Any, None]):
     """What a call that has to wait becomes: it has begun in `task`, and goes on there. Without one it is over as soon
     as the loop turns."""
 
-    __slots__ = ("awaited", "call", "is_over", "loop", "place", "run_in", "task", "together")
+    __slots__ = (
+        "answers",
+        "awaited",
+        "call",
+        "calls",
+        "is_over",
+        "loop",
+        "place",
+        "run_in",
+        "task",
+        "together",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.is_over = False
-        self.call: Coroutine[Any, Any, Any] | None = None
+        self.call: Generator[Any, Any, Any] | None = None
+        self.calls: Generator[Any, Any, Any] | None = None  # that may become the call
+        self.answers: list[Any] = []
         self.together: _Together
         self.awaited: Any = None  # what the call has yielded
         self.run_in: Callable[..., Any]  # of its context
         self.place = 0
         # Not by the loop's factory, which may begin tasks at once: this one has nothing to do yet.
         self.task = asyncio.Task(self, loop=loop)
+
+    def begin_calls(self) -> Callable[[Any], Any]:
+        """To be given calls: one that is answered at once leaves its answer in `answers`; of one that has to wait it
+        gives what that has yielded, and is its from then on. One that fails ends it."""
+        calls = self.calls
+        if calls is None:
+            calls = self.calls = _one_after_another(self.answers)
+            next(calls)
+        return calls.send
+
+    def take_over(self, together: _Together, place: int, run_in: Callable[..., Any], awaited: Any) -> None:
+        """Be the call that has to wait."""
+        self.call, self.calls = self.calls, None
+        self.answers.append(None)
+        self.together, self.place, self.run_in, self.awaited = together, place, run_in, awaited
 
     def send(self, value: Any) -> Any:
         if self.call is None:
@@ -327,6 +360,18 @@ class Waiting(Coroutine[Any, Any, None]):
             failure = error if ours else None
         together.run.ends(together.command(place), outcome, failure)
         raise StopIteration
+
+
+@coroutine
+def _one_after_another(answers: list[Any]) -> Generator[Any, Any, Any]:
+    """Awaits calls, as long as nobody has to wait: then an answer needs no exception to be told."""
+    call = yield
+    while True:
+        answer = yield from call
+        if answers:
+            return answer  # it has had to wait
+        answers.append(answer)
+        call = yield
 
 
 async def _wait_for(value: Any) -> Any:

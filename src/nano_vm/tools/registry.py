@@ -101,7 +101,7 @@ def tool(
 
     Raises:
         ProgramError: TOOL_EFFECT for an unknown effect class, or `reconcilable` without `reconcile`; TOOL_LABEL for an
-        unknown label.
+        unknown label; TOOL_SIGNATURE for what takes no mark (bound methods, built-in functions).
     """
 
     def mark(target: Any) -> Any:
@@ -121,7 +121,16 @@ def tool(
             output_label=output_label,
             secrets=(secrets,) if isinstance(secrets, str) else tuple(secrets),
         )
-        setattr(target, _MARK, held)
+        try:
+            setattr(target, _MARK, held)
+        except AttributeError:
+            what = getattr(target, "__qualname__", type(target).__name__)
+            raise ProgramError(
+                "TOOL_SIGNATURE",
+                f"`{what}` cannot be marked as a tool: it takes no attributes",
+                help="mark the method where its class defines it, and register the bound one; or mark a function that "
+                "calls it",
+            ) from None
         return target
 
     return mark(function) if function is not None else mark

@@ -19,7 +19,11 @@ from nano_vm import ExecutionVM, SqliteStore, ToolError, tool
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     @functools.wraps(test)
     def run_test(**fixtures: Any) -> None:
-        asyncio.run(test(**fixtures))
+        async def bounded() -> None:
+            async with asyncio.timeout(30):
+                await test(**fixtures)
+
+        asyncio.run(bounded())
 
     return run_test
 
@@ -269,6 +273,22 @@ async def test_a_driver_that_is_given_up_takes_the_waiting_calls_with_it() -> No
         with pytest.raises(asyncio.CancelledError):
             await running
         assert ended == ["hangs"]
+
+
+@pytest.mark.parametrize("leaf", ["at_once", "later"])
+@pytest.mark.parametrize("beside", ["at_once", "later"])
+@in_loop
+async def test_a_tool_in_a_group_may_run_a_program_with_a_group(leaf: str, beside: str) -> None:
+    @tool(effect="idempotent")
+    async def nested(x: int) -> int:
+        trace = await vm.run(parallel(leaf, beside, leaf))
+        vm.verify(trace.trace_id)
+        return x + sum(trace.final_output.values())
+
+    async with ExecutionVM(tools=[at_once, later, nested]) as vm:
+        trace = await vm.run(parallel("nested", beside, "nested", "nested"), trace_id="run")
+        vm.verify("run")
+    assert trace.final_output == {"p0": 3, "p1": 1, "p2": 5, "p3": 6}
 
 
 @in_loop
