@@ -36,11 +36,11 @@ encode_verdicts = _encode
 
 def with_verdicts(step: str, verdicts: list[Any]) -> str:
     """The members with the verdicts of conditions, or the codes of their errors, after them."""
-    told = [
-        f'["{step_id}",{occurrence},{_TOLD.get(verdict) or _encode(verdict).decode()}]'
-        for step_id, occurrence, verdict in verdicts
-    ]
-    return f'{step[:_BEFORE_END]},"verdicts":[{",".join(told)}]{END}'
+    told, before = step[:_BEFORE_END], ',"verdicts":['
+    for step_id, occurrence, verdict in verdicts:
+        told += f'{before}["{step_id}",{occurrence},{_TOLD.get(verdict) or _encode(verdict).decode()}]'
+        before = ","
+    return f"{told}]{END}"
 
 
 _TOLD = {True: "true", False: "false"}

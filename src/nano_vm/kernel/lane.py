@@ -186,6 +186,18 @@ def _group(step: CompiledStep, steps: Sequence[CompiledStep]) -> Row | None:
     return _IS_GROUP, tuple(lanes), step.output_slot, key, step.error_slot, following
 
 
+# (What is looped over in functions of their own would make cells of the variables of `walk`.)
+
+
+def _adds(rows: Rows, lanes: tuple[_Lane, ...]) -> bool:
+    """Whether some lane labels what it yields."""
+    return any(lane[0] in rows.adding for lane in lanes)
+
+
+def _call_of(lanes: tuple[_Lane, ...], slots: list[Any]) -> GroupCall:
+    return GroupCall([render(slots) for _, _, render, _, _, _ in lanes])
+
+
 def _bind(
     slots: list[Any], pins: dict[int, Any], lanes: tuple[_Lane, ...], values: list[Any]
 ) -> dict[str, Any]:
@@ -249,8 +261,10 @@ def ends_plainly(state: State) -> bool:
 
 def finish(state: State, at_ms: int) -> None:
     """`apply` of the RunFinished of a run that ends plainly."""
-    state.settled = []
-    state.verdicts = []
+    if state.settled:
+        state.settled = []
+    if state.verdicts:
+        state.verdicts = []
     if at_ms > state.now_ms:
         state.now_ms = at_ms
     state.stage = _ENDED
@@ -329,10 +343,10 @@ def walk(
                         if kind != _IS_GROUP or not groups or left <= len(act):
                             return
                         if track is not None:
-                            if mixed or any(lane[0] in rows.adding for lane in act):
+                            if mixed or _adds(rows, act):
                                 return  # their labels are for the general functions
                             track.together, track.arguments, track.coming = 0, None, 0
-                        args = group = GroupCall([render(slots) for _, _, render, _, _, _ in act])
+                        args = group = _call_of(act, slots)
                         occurrences[coming] = occurrence = occurrences[coming] + 1
                         for lane in act:
                             occurrences[lane[0]] = occurrence
