@@ -130,17 +130,6 @@ class JournaledRun(msgspec.Struct, eq=False):
             self._gathered().extend(self.chain.seal_successes(pending, salts))
             pending.clear()
 
-    @property
-    def _is_lone(self) -> bool:
-        """Whether nothing has to be written before what is pending, or with it."""
-        return (
-            self.created
-            and self.engine.append_plain is not None
-            and not self.batch
-            and self._open is None
-            and self.recorded != _SUSPENDED
-        )
-
     def _gathered(self) -> list[Entry]:
         if type(self.batch) is not list:
             self.batch = list(self.batch)
@@ -173,9 +162,19 @@ class JournaledRun(msgspec.Struct, eq=False):
     def commit(self, update: RunUpdate | None = None) -> Awaitable[None] | None:
         """Make the batch durable."""
         if self.pending:
-            if update is None and len(self.pending) == 1 and self._is_lone:
-                plain: Durable = self.engine.append_plain  # type: ignore[assignment]
-                salt = self.engine.entropy.salt()
+            engine = self.engine
+            if (
+                update is None
+                and len(self.pending) == 1
+                and self.created
+                and engine.append_plain is not None
+                and not self.batch
+                and self._open is None
+                and self.recorded != _SUSPENDED
+            ):
+                # Nothing has to be written before it, or with it.
+                salt = engine.entropy.salt()
+                plain: Durable = engine.append_plain
                 return plain(self.record.run_id, self.fence, self.chain, self.pending.pop(), salt)
             self.seal_pending()
         if self._open is not None:

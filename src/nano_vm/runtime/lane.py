@@ -235,6 +235,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
     plans, now_ms, go_on = known.plans, engine.clock.now_ms, walker.send
     rulings = {} if gate is None else gate.lane.rulings.by_step
     durably = not engine.volatile  # an intent has to be durable before its tool is called
+    driven = engine.store.driven if engine.groups else None  # type: ignore[attr-defined]
     passed: list[int] = []
     index, note = plan.step.index, passed.append
     elsewhere = False
@@ -250,7 +251,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                     durable = run.commit()
                     if durable is not None:
                         await durable
-                        if engine.groups and not _is_crowded(engine):
+                        if driven is not None and len(driven) == 1:
                             engine.store.alone = True  # type: ignore[attr-defined]
                         if gate is not None and engine.policy is not policy:
                             break

@@ -88,11 +88,12 @@ class Batch:
         run = self._known.get(work.run_id)
         if run is None or run.fence != work.fence or work.update is not None:
             return False
-        row = lone_row(work, run.length)
+        packed, length = work.packed, run.length
+        row = packed if packed is not None and packed[0] == length else lone_row(work, length)
         if row is None:
             return False
         self._segments.append((run.no, *row))
-        run.length += 1
+        run.length = length + 1
         return True
 
     def add(self, work: Work) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from nano_vm.stores import rules
 from nano_vm.stores.sqlite_batch import Work
@@ -192,13 +193,7 @@ class GroupCommit:
             finally:
                 writer.lock.release()
         if done:
-            for work in works:
-                future = work.future
-                if future is not None and not future.done():
-                    if work.error is None:
-                        future.set_result(None)
-                    else:
-                        future.set_exception(work.error)
+            _wake(works)
             return
         self._hand_over(works, loop)
 
@@ -244,6 +239,27 @@ def _tell(works: Sequence[Work]) -> None:
         loop = work.future.get_loop()
         if not loop.is_closed():
             loop.call_soon_threadsafe(_finish, work)
+
+
+def _wake(works: Sequence[Work]) -> None:
+    """`_finish` of works in the loop they came from, between its tasks. Who waits for one goes on at once, in the order
+    of the works, instead of by way of the loop: it would do no more than call them in this order, one handle each."""
+    rest = iter(works)
+    for work in rest:
+        future: Any = work.future
+        waiting = None if future is None or work.error is not None else getattr(future, "_callbacks", None)
+        if waiting is None or len(waiting) != 1:
+            _finish(work)
+            continue
+        ((go_on, context),) = waiting
+        future.remove_done_callback(go_on)
+        future.set_result(None)
+        try:
+            context.run(go_on, future)
+        except BaseException:  # the loop is being stopped
+            for other in rest:
+                _finish(other)
+            raise
 
 
 def _finish(work: Work) -> None:
