@@ -131,7 +131,7 @@ def test_the_short_way_of_sealing_a_success_gives_the_same_entry(
     assert (short.head, short.length) == (chain.head, chain.length)
     among = Chain(run, length)
     [(seq, digest, facts)] = seal_each([(among, success, salt)])
-    assert (seq, f"sha256:{digest.hex()}", facts) == (entry.seq, entry.digest, entry.facts)
+    assert (seq, f"sha256:{digest}", facts) == (entry.seq, entry.digest, entry.facts)
     assert (among.head, among.length) == (chain.head, chain.length)
 
 

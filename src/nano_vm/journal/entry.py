@@ -220,8 +220,8 @@ class Chain:
         self.head, self.length = head, last
 
 
-def seal_each(plain: Sequence[tuple[Chain, Success, bytes]]) -> list[tuple[int, bytes, bytes]]:
-    """`Chain.seal_successes` of one success in each of many chains, with its salt: places, digests (32 bytes), facts.
+def seal_each(plain: Sequence[tuple[Chain, Success, bytes]]) -> list[tuple[int, str, bytes]]:
+    """`Chain.seal_successes` of one success in each of many chains, with its salt: places, digests (in hex), facts.
     In a row they cost half of what they cost one by one between other things."""
     join, hashed = _join, sha256
     sealed = []
@@ -230,10 +230,11 @@ def seal_each(plain: Sequence[tuple[Chain, Success, bytes]]) -> list[tuple[int, 
             after = then_at.join(after)
         commitment = hashed(salt + payload).hexdigest()
         seq = chain.length
-        start = (HEAD, commitment, AT, at, step, chain.head, chain.place, f"{seq}", before, then_at, after)
+        number = _NUMBERS[seq] if seq < len(_NUMBERS) else str(seq)
+        start = (HEAD, commitment, AT, at, step, chain.head, chain.place, number, before, then_at, after)
         facts = join(start).encode()  # type: ignore[arg-type]
-        digest = hashed(facts).digest()
-        chain.head, chain.length = f"sha256:{digest.hex()}", seq + 1
+        digest = hashed(facts).hexdigest()
+        chain.head, chain.length = "sha256:" + digest, seq + 1
         sealed.append((seq, digest, facts))
     return sealed
 

@@ -14,7 +14,7 @@ from nano_vm.journal.entry import GENESIS, Chain, Entry, seal_each
 from nano_vm.journal.plain import Success
 from nano_vm.journal.port import LEASE_MS, RunRecord, RunUpdate
 from nano_vm.stores import rules
-from nano_vm.stores.segments import DIGEST_BYTES, pack, pack_lone, pack_payload
+from nano_vm.stores.segments import DIGEST_BYTES, Segment, pack, pack_lone, pack_payload, unhex
 
 NOBODY = -1  # a fence that no caller holds
 
@@ -45,7 +45,7 @@ class Work(msgspec.Struct, eq=False):
     record: RunRecord | None = None
     build: Callable[[int, str], Sequence[Entry]] | None = None
     plain: tuple[Chain, Success, bytes] | None = None
-    packed: tuple[int, bytes, bytes, bytes] | None = None
+    packed: tuple[int, bytearray, bytearray, bytearray] | None = None
     future: asyncio.Future[None] | None = None
     error: BaseException | None = None
 
@@ -130,9 +130,9 @@ class Batch:
                     update.updated_at_ms,
                     update.length,
                     update.head,
-                    rules.seal_record(run.origin, update, waits, owner, fence),
+                    bytearray(rules.seal_record(run.origin, update, waits, owner, fence)),
                     owner,
-                    update.release,
+                    int(update.release),
                     no,
                 )
             )
@@ -189,8 +189,8 @@ class Batch:
             owner,
             fence,
             record.created_at_ms + LEASE_MS if owned else 0,
-            origin,
-            rules.seal_record(origin, record, waits, owner, fence),
+            bytearray(origin),
+            bytearray(rules.seal_record(origin, record, waits, owner, fence)),
         )
         try:
             no = self._con.execute(_INSERT_RUN, row).lastrowid or 0
@@ -200,7 +200,7 @@ class Batch:
             if holder is None:
                 raise
             raise rules.run_exists(run_id, holder[0]) from None
-        self._segments += [(no, *segment) for segment in segments]
+        self._segments += [_row_of(no, segment) for segment in segments]
         self._blobs.update(blobs)
         if owned:
             self._known[run_id] = OwnedRun(no, 1, len(entries), origin)
@@ -227,7 +227,7 @@ class Batch:
 
     def _stage(self, no: int, entries: Sequence[Entry]) -> None:
         blobs: dict[bytes, bytes] = {}
-        self._segments += [(no, *segment) for segment in pack(entries, blobs)]
+        self._segments += [_row_of(no, segment) for segment in pack(entries, blobs)]
         if blobs:
             self._blobs.update(blobs)
 
@@ -257,6 +257,11 @@ class Batch:
         return found
 
 
+def _row_of(no: int, segment: Segment) -> tuple[object, ...]:
+    seq, digests, facts, payloads = segment
+    return no, seq, bytearray(digests), bytearray(facts), None if payloads is None else bytearray(payloads)
+
+
 def seal_plain(works: Sequence[Work]) -> None:
     """Seal the plain ones that are not sealed yet, in a row."""
     plain = [work for work in works if work.plain is not None and work.packed is None]
@@ -265,10 +270,10 @@ def seal_plain(works: Sequence[Work]) -> None:
     sealed = seal_each([work.plain for work in plain])  # type: ignore[misc]
     for work, (seq, digest, facts) in zip(plain, sealed, strict=True):
         _, success, salt = work.plain  # type: ignore[misc]
-        work.packed = seq, digest, facts, pack_payload(salt, success[2])
+        work.packed = seq, unhex(digest), bytearray(facts), pack_payload(salt, success[2])
 
 
-def lone_row(work: Work, length: int) -> tuple[int, bytes, bytes, bytes] | None:
+def lone_row(work: Work, length: int) -> tuple[int, bytearray, bytearray, bytearray] | None:
     """The row, but for its run, of a work that adds one entry to `length` others; None for any other."""
     packed = work.packed
     if packed is not None:
@@ -285,7 +290,7 @@ def _entry_of(work: Work) -> Entry:
     assert work.plain is not None
     seq, digest, facts, _ = work.packed
     _, success, salt = work.plain
-    return Entry(seq, "sha256:" + digest.hex(), facts, salt, success[2])
+    return Entry(seq, "sha256:" + digest.hex(), bytes(facts), salt, success[2])
 
 
 def attempt(batch: Batch, works: Sequence[Work]) -> None:
