@@ -23,6 +23,9 @@ _INSERT_RUN = """INSERT INTO nvm_runs (run_id, tenant, program_hash, program_nam
     lease_until_ms, origin, seal)
     VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"""
 INSERT_SEGMENT = "INSERT INTO nvm_segments (run, seq, digests, facts, payloads) VALUES (?,?,?,?,?)"
+# The same for a run that is still owned as said; for another one it is refused, for `run` is never NULL.
+INSERT_OWNED = """INSERT INTO nvm_segments (run, seq, digests, facts, payloads) VALUES (
+    (SELECT no FROM nvm_runs WHERE no = ? AND fence = ? AND owner = ?), ?, ?, ?, ?)"""
 _UPDATE_RUN = """UPDATE nvm_runs SET status=?, outcome=?, waits=?, wake_at_ms=?, updated_at_ms=?, length=?,
     head=?, seal=?, owner=?, lease_until_ms=iif(?, 0, lease_until_ms) WHERE no=?"""
 _LOAD_RUN = """SELECT no, owner, fence, origin, coalesce((SELECT seq + length(digests) / 32 FROM nvm_segments

@@ -19,7 +19,7 @@ from typing import TypeVar
 from nano_vm.errors import NanoVMError, StoreError
 from nano_vm.stores import rules
 from nano_vm.stores.sqlite_batch import (
-    INSERT_SEGMENT,
+    INSERT_OWNED,
     Batch,
     OwnedRun,
     Work,
@@ -131,7 +131,8 @@ class Writer:
 
     def try_append(self, work: Work) -> bool:
         """`try_commit` of one entry that its run's owner adds at the end: nearly every commit of a run that is alone.
-        False, and nothing is done, for anything else, when the database is locked, and when others have written.
+        False, and nothing is done, for anything else, when the database is locked, and when the run is not ours any
+        more.
 
         The caller holds `lock`.
         """
@@ -148,11 +149,11 @@ class Writer:
         except sqlite3.Error:
             return False
         try:
-            if execute("PRAGMA data_version").fetchone()[0] != self._data_version:
-                execute("ROLLBACK")
-                return False
-            execute(INSERT_SEGMENT, (run.no, *row))
+            execute(INSERT_OWNED, (run.no, run.fence, self.owner, *row))
             execute("COMMIT")
+        except sqlite3.IntegrityError:
+            self._undo()  # somebody else has it, or has written to it: `try_commit` looks, and says what is wrong
+            return False
         except BaseException as error:
             self._undo()
             work.error = self._meaning((work,), error)
