@@ -243,7 +243,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
                 if not await self._turn():
                     return
         except BaseException:
-            await self._abandon()
+            await self.abandon()
             raise
         finally:
             if self.appearing:
@@ -520,7 +520,16 @@ class Run(JournaledRun, eq=False, kw_only=True):
             await self.engine.answer_mail(self)
         await self.flush(self.update(release=True))
 
-    async def _abandon(self) -> None:
+    async def create(self) -> None:
+        """`flush` of a new run that nobody drives yet: when its maker is cancelled over it, it is left for others."""
+        try:
+            await self.flush(creates=True)
+        except asyncio.CancelledError:
+            if self.created:
+                await self.abandon()
+            raise
+
+    async def abandon(self) -> None:
         """Something failed that is not part of the run (the store, the process): leave the journal as it is. What was
         in flight becomes an unknown outcome for whoever recovers the run."""
         for task in list(self.tasks.values()):

@@ -255,7 +255,7 @@ class Engine(Library):
         run = await begin(self, program, context, idempotency_key, trace_id, principal, tenant)
         if isinstance(run, Trace):
             return run
-        await run.flush()
+        await run.create()
         await run.flush(run.update(release=True))
         return self.trace_of(run)
 

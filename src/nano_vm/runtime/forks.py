@@ -97,7 +97,7 @@ async def fork(
         )
         for part in shared[len(early) :]:
             _copy(run, _with_changes(program, part, changed))
-    await run.flush()
+    await run.create()
     if run.state.status.is_terminal:
         await run.flush(run.update(release=True))
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import msgspec
 
-from nano_vm.errors import RuntimeFault
+from nano_vm.errors import NanoVMError, RuntimeFault
 from nano_vm.journal.entry import Chain, Entry, SealedEntries
 from nano_vm.journal.plain import Success
 from nano_vm.journal.port import RunRecord, RunUpdate
@@ -212,7 +212,9 @@ class JournaledRun(msgspec.Struct, eq=False):
         engine.store.create(record, entries)
         return True
 
-    async def flush(self, update: RunUpdate | None = None) -> None:
+    async def flush(self, update: RunUpdate | None = None, *, creates: bool = False) -> None:
+        """Make everything durable, and tell whoever waits for that. `creates`: whoever is cancelled over it is told so
+        only once it is known whether the run has been `created`."""
         if self._open is not None:
             self._seal()
         heard, answers = self.heard, self._answers
@@ -223,7 +225,7 @@ class JournaledRun(msgspec.Struct, eq=False):
         try:
             durable = self.commit(update)
             if durable is not None:
-                await durable
+                await (self._see_created(durable) if creates else durable)
         except BaseException:
             for answer, _ in answers:
                 refuse(answer)
@@ -233,6 +235,17 @@ class JournaledRun(msgspec.Struct, eq=False):
                 answer.set_result(rejection)
         if heard:
             self.engine.publish(self, heard)
+
+    async def _see_created(self, durable: Awaitable[None]) -> None:
+        writing = asyncio.ensure_future(durable)
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            try:
+                await writing
+            except NanoVMError:
+                self.created = False
+            raise
 
     @property
     def goes_on(self) -> bool:

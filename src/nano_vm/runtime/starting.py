@@ -115,7 +115,7 @@ async def begin(
         return run  # a fresh id: its creation may ride with the first intent
     run.open()
     try:
-        await run.flush()
+        await run.create()
     except ConflictError as error:
         if key is None or error.code != "RUN_EXISTS":
             raise

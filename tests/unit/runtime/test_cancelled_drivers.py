@@ -1,0 +1,78 @@
+"""Whoever drives a run in a task may have that task cancelled, at any moment: the run is left for others, nothing is
+called twice, and no run is stranded under an owner that does not drive it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from nano_vm import RunStatus, tool
+from nano_vm.journal.port import RunQuery
+from unit.runtime.runtime_stage import Opener, play, program, tool_step
+
+
+def _steps(*names: str) -> list[dict[str, Any]]:
+    return [tool_step(f"s{at}", name, args={"x": at}) for at, name in enumerate(names)]
+
+
+FLOWS = {
+    "in a row": program(*_steps("at_once", "later", "look", "at_once")),
+    "together": program(
+        {"id": "g", "type": "parallel", "parallel_steps": _steps("at_once", "later", "look")},
+        tool_step("end", "later", args={"x": 9}),
+    ),
+    "a list": program(
+        {"id": "m", "type": "map", "over": [1, 2, 3], "step": tool_step("i", "later", args={"x": "$item"})},
+        tool_step("end", "at_once", args={"x": 9}),
+    ),
+}
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "unnamed"])
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_driver_is_cancelled_at_any_turn_of_the_loop(opener: Opener, flow: str, named: bool) -> None:
+    async def main(turns: int) -> bool:
+        calls: Counter[tuple[str, int]] = Counter()
+
+        async def at_once(x: int) -> int:
+            calls["at_once", x] += 1
+            return x
+
+        async def later(x: int) -> int:
+            calls["later", x] += 1
+            await asyncio.sleep(0)
+            return x
+
+        @tool(effect="pure")
+        async def look(x: int) -> int:
+            await asyncio.sleep(0)
+            return x
+
+        vm = opener(tools=[at_once, later, look])
+        known = {record.run_id for record in vm.store.records(RunQuery(limit=1_000))}
+        name = f"{flow} {named} {turns}" if named else None
+        driving = asyncio.create_task(vm.run(FLOWS[flow], trace_id=name))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        driving.cancel()
+        ended = await asyncio.gather(driving, return_exceptions=True)
+        while await vm.recover():
+            pass
+        for record in vm.store.records(RunQuery(limit=1_000)):
+            if record.run_id not in known:
+                trace = vm.trace(record.run_id)
+                vm.verify(record.run_id)
+                # What was under way has no known outcome, and is waited for.
+                assert trace.status is RunStatus.SUCCESS or (
+                    trace.waiting and not isinstance(ended[0], Exception)
+                )
+        assert max(calls.values(), default=0) <= 1
+        return not isinstance(ended[0], BaseException)
+
+    turns = 0
+    while not play(main(turns)):
+        turns += 1
+    assert turns > 1
