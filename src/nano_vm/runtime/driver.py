@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from _thread import LockType
 from collections import deque
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -325,6 +326,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
         if spec.effect == "pure":
             if len(self.batch) >= BATCH_MAX or self._answers:
                 await self.flush()
+            self.seal_open()  # nothing will ride with it, and the tool may take its time
         else:
             await self.flush()
             if spec.effect == "transactional":
@@ -520,6 +522,26 @@ class Run(JournaledRun, eq=False, kw_only=True):
             await self.engine.answer_mail(self)
         await self.flush(self.update(release=True))
 
+    def keep_up(self) -> None:
+        """Write what has been gathered while a tool keeps the run waiting: the results of steps without effects, which
+        ask for no commit. To be called in the loop that drives it."""
+        if self.engine.volatile or not (self.pending or self.batch):
+            return
+        hold = self.hold
+        if isinstance(hold, LockType) and not hold.acquire(blocking=False):
+            return  # its thread is at work, and no tool keeps it
+        try:
+            # Sealed at once: the chain goes on before this is written.
+            if self.pending:
+                self.seal_pending()
+            with contextlib.suppress(NanoVMError):  # the next commit tells, for it follows this one
+                durable = self.commit()
+                if durable is not None:
+                    asyncio.ensure_future(durable).add_done_callback(_look_away)
+        finally:
+            if isinstance(hold, LockType):
+                hold.release()
+
     async def create(self) -> None:
         """`flush` of a new run that nobody drives yet: when its maker is cancelled over it, it is left for others."""
         try:
@@ -562,6 +584,12 @@ class Run(JournaledRun, eq=False, kw_only=True):
             for letter in letters:
                 refuse(letter.answer)
         self.letters.clear()
+
+
+def _look_away(written: asyncio.Future[None]) -> None:
+    """A failure shows again where it matters: at the next commit, which would leave a gap."""
+    if not written.cancelled():
+        written.exception()
 
 
 class _StaleError(Exception):

@@ -1,4 +1,5 @@
-"""Keeping the runs that an engine drives: their leases are renewed, and mail from others is looked for."""
+"""Keeping the runs that an engine drives: their leases are renewed, what they have gathered is written, and mail from
+others is looked for."""
 
 from __future__ import annotations
 
@@ -37,6 +38,8 @@ class Keeper:
         if not runs:
             return
         self._rounds += 1
+        for run in runs:
+            run.keep_up()
         try:
             if self._rounds % RENEW_EVERY == 0:
                 # Losing a lease shows at the next append, which is where it matters.
