@@ -391,6 +391,7 @@ CODES: dict[str, ErrorCode] = {
     "TRACE_ID": ErrorCode(C, False, 2, "an id that a run cannot have"),
     "RUN_KEY": ErrorCode(C, False, 2, "an idempotency key that is no text, empty or too long"),
     "LOOP_RUNNING": ErrorCode(C, False, 2, "a synchronous call inside a running event loop"),
+    "WAITS_FOR_ITSELF": ErrorCode(C, False, 2, "a call of a run that would wait for the end of that run"),
     "EVENT_ITEM": ErrorCode(C, False, 2, "an item that is no place in a list"),
     "RESOLUTION": ErrorCode(C, False, 2, "a resolution that does not exist"),
     "CHILD_RUN": ErrorCode(C, False, 2, "a child run addressed instead of its parent"),

@@ -241,6 +241,7 @@ async def _post(engine: Engine, trace_id: str, kind: str, letter: dict[str, Any]
 
 
 async def _to_live(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> Trace:
+    run.check_not_inside()
     rejection = await hand_in(engine, run, kind, letter)
     _raise_refusal(run.record.run_id, rejection)
     await run.wait_until_settled()

@@ -77,6 +77,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
 
     mail_waits: bool = False  # whether the store may hold mail for it
     loop: asyncio.AbstractEventLoop | None = None  # where it is driven
+    driver: asyncio.Task[Any] | None = None  # and by whom
     letters: dict[str, list[Letter]] = msgspec.field(
         default_factory=dict
     )  # for children that wait, by run id
@@ -212,10 +213,26 @@ class Run(JournaledRun, eq=False, kw_only=True):
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
+    def check_not_inside(self) -> None:
+        """For whoever is about to wait for the run.
+
+        Raises:
+            RuntimeFault: WAITS_FOR_ITSELF in a call that the run is waiting for: neither would ever end.
+        """
+        task = asyncio.current_task()
+        if task is self.driver or task in self.tasks.values():
+            raise RuntimeFault(
+                "WAITS_FOR_ITSELF",
+                f"a call of run {self.record.run_id} would wait for the end of that run, which waits for the call",
+                help="let the call go on: asyncio.create_task(vm.cancel(…)); or fail it with a ToolError",
+                facts={"run_id": self.record.run_id},
+            )
+
     async def wait_until_settled(self) -> None:
         """Until this process lets go of the run; to be called in the loop that drives it."""
         if self._left:
             return
+        self.check_not_inside()
         if self.settled is None:
             self.settled = asyncio.get_running_loop().create_future()
         await asyncio.shield(self.settled)

@@ -310,6 +310,7 @@ class Engine(Library):
         """Drive a run that this process owns until it ends, waits or is let go."""
         run_id = run.record.run_id
         run.loop = loop = asyncio.get_running_loop()
+        run.driver = asyncio.current_task(loop)
         self.live[run_id] = run
         if self.groups:
             driven: set[int] = self.store.driven  # type: ignore[attr-defined]

@@ -150,9 +150,11 @@ class _Together:
         task = waiting.task
         _leave_task(loop, driver)
         _enter_task(loop, task)
+        self.run.driver = task
         try:
             self._begin(waiting, task)
         finally:
+            self.run.driver = driver
             _leave_task(loop, task)
             _enter_task(loop, driver)
         if waiting.call is not None:
