@@ -192,10 +192,26 @@ class GroupCommit:
                 done = not writer.tool_open and writer.try_commit(works, INLINE_PATIENCE_MS)
             finally:
                 writer.lock.release()
-        if done:
+        if not done:
+            self._hand_over(works, loop)
+        elif self.lone:
             _wake(works)
-            return
-        self._hand_over(works, loop)
+        else:
+            self._wake_together(works, loop)
+
+    def _wake_together(self, works: list[Work], loop: asyncio.AbstractEventLoop) -> None:
+        """`_wake`, after which the next group waits for those as well who go on by way of the loop."""
+        with self._mutex:
+            self._scheduled = True  # by us, once all of them have been told
+        try:
+            _wake(works)
+        finally:
+            with self._mutex:
+                again = loop is self._loop and bool(self._pending)
+                if loop is self._loop:
+                    self._scheduled = again
+            if again:
+                loop.call_soon(self._flush, loop)
 
     def _hand_over(self, works: list[Work], loop: asyncio.AbstractEventLoop) -> None:
         if self._executor is None:

@@ -86,8 +86,10 @@ def test_a_waiter_that_stops_the_loop_keeps_none_of_the_others_waiting(store: Sq
     with asyncio.Runner() as runner:
         tasks = runner.run(main())
         loop = runner.get_loop()
+        together = asyncio.gather(*tasks)
         with pytest.raises(KeyboardInterrupt):
-            loop.run_until_complete(asyncio.gather(*tasks))
+            loop.run_until_complete(together)
+        assert isinstance(together.exception(), KeyboardInterrupt)
         assert told == [0, 1]
         loop.run_until_complete(asyncio.gather(tasks[2], tasks[3]))
     assert told == [0, 1, 2, 3]
