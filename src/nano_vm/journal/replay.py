@@ -19,7 +19,7 @@ from nano_vm.journal.recall import Notes, Recall
 from nano_vm.journal.standing import Standing, standing
 from nano_vm.journal.stretch import Stretch, stretch_from
 from nano_vm.kernel.events import Event, RunStarted
-from nano_vm.kernel.state import State, snapshot
+from nano_vm.kernel.state import RunStatus, State, snapshot
 from nano_vm.program.compiled import CompiledProgram
 
 KEYED = "hmac-sha256:"  # of a digest that only who has the subject's key can compute
@@ -325,10 +325,10 @@ def _check_record(
         )
     now = standing(program, state)
     if then is None:
-        # Nothing has been claimed of the journal yet: the run has only been created.
+        # Nothing has been claimed of the journal yet: the run has only been created, whatever it has come to since.
         _agree("length", record.length, 0)
         _agree("head", record.head or GENESIS, GENESIS)
-        then = now
+        then = Standing(RunStatus.RUNNING.value, None, [], 0)
     else:
         _agree("head", record.head, entries[record.length - 1].digest)
     _agree("status", record.status, now.status)

@@ -23,21 +23,19 @@ from nano_vm.journal.port import (
     RunRecord,
     qualified,
 )
-from nano_vm.journal.replay import KEYED, Verified, verify_run
+from nano_vm.journal.replay import KEYED, Verified
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import CallTool, StartChild
 from nano_vm.kernel.state import State
 from nano_vm.policy.load import PolicySource
 from nano_vm.policy.model import Policy
-from nano_vm.policy.recheck import Recheck
 from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.model import Program
-from nano_vm.runtime import approvals, children, control, erasure, forks, governing, recovery
+from nano_vm.runtime import approvals, children, control, erasure, forks, governing, recovery, verifying
 from nano_vm.runtime.appearing import Appearances
 from nano_vm.runtime.approvals import PendingApproval
 from nano_vm.runtime.calls import Calls, Outcome, action_key
-from nano_vm.runtime.counts import verify_counts
 from nano_vm.runtime.driver import Run
 from nano_vm.runtime.journaled import JournaledRun
 from nano_vm.runtime.keeper import Keeper
@@ -397,20 +395,7 @@ class Engine(Library):
         Raises:
             VerificationError: naming the first bad entry.
         """
-        record = self.find(trace_id, principal, VERIFY)
-        program = self.load_program(record.program_hash)
-        entries = self.read(record.run_id)
-        closed = any(not entry.salt and b'"commitment"' in entry.facts for entry in entries)
-        recheck = Recheck(program, self.load_policy, record.tenant, closed)
-        watchers = (recheck,) if Recheck.concerns(entries) else ()
-        verified = verify_run(program, record, entries, watchers=watchers)
-        if recheck.decisions or recheck.unchecked:
-            rest = f", {recheck.unchecked} about what is erased or closed" if recheck.unchecked else ""
-            verified.steps.append(("decisions", f"{recheck.decisions} made again{rest}"))
-        if recheck.counted:
-            verify_counts(self.store, recheck.counted)
-            verified.steps.append(("limits", f"{len(recheck.counted)} amounts still counted"))
-        return verified
+        return verifying.verify(self, self.find(trace_id, principal, VERIFY))
 
     def replay(self, trace_id: str, *, principal: str | Mapping[str, Any] | None = None) -> Trace:
         """Fold the journal again, comparing every transition with what was recorded, and return the trace."""

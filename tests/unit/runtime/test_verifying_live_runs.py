@@ -1,0 +1,98 @@
+"""Whoever verifies a run that is being driven is not told that it was tampered with."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nano_vm import ExecutionVM, RunStatus, SqliteStore, VerificationError
+from unit.runtime.runtime_stage import Opener, play, program, tool_step, wait_step
+
+
+def test_a_run_that_waits_for_another_attempt_before_its_record_says_anything(opener: Opener) -> None:
+    again = {"on_error": "retry", "retry": {"initial": 3600, "factor": 1, "cap": 3600, "jitter": False}}
+
+    async def main() -> None:
+        async def act() -> None:
+            raise ValueError("not yet")
+
+        vm = opener(tools=[act])
+        events = vm.stream(program(tool_step("s", **again)), trace_id="r")
+        while (await anext(events)).type != "StepFailed":
+            pass
+        record = vm.store.record("r")
+        assert (record.status, record.length) == ("RUNNING", 0)
+        assert [name for name, _ in vm.verify("r").steps][-1] == "record"
+        await vm.cancel("r")
+
+    play(main())
+
+
+@pytest.mark.parametrize("field", ["waits", "wake_at_ms", "outcome", "status"])
+def test_a_record_that_speaks_of_no_entries_may_say_nothing_of_them(opener: Opener, field: str) -> None:
+    forged: dict[str, Any] = {
+        "waits": [{"kind": "event", "step": "s"}],
+        "wake_at_ms": 1,
+        "outcome": "approved",
+        "status": "SUCCESS",
+    }
+
+    async def main() -> None:
+        async def act() -> None:
+            vm.store.record("r")
+            store = vm.store
+            real = store.record
+            store.record = lambda *args, **kwargs: _changed(real(*args, **kwargs), field, forged[field])  # type: ignore[method-assign]
+            try:
+                with pytest.raises(VerificationError) as raised:
+                    vm.verify("r")
+            finally:
+                store.record = real  # type: ignore[method-assign]
+            assert raised.value.code == "RECORD_MISMATCH"
+            assert raised.value.facts["field"] == field
+            told.append(field)
+
+        told: list[str] = []
+        vm = opener(tools=[act])
+        await vm.run(program(tool_step("s"), wait_step("w")), trace_id="r")
+        assert told == [field]
+
+    play(main())
+
+
+def _changed(record: Any, field: str, value: Any) -> Any:
+    setattr(record, field, value)
+    return record
+
+
+def test_a_run_that_goes_on_between_the_reading_of_its_record_and_of_its_journal(tmp_path: Path) -> None:
+    async def act() -> int:
+        return 1
+
+    path = tmp_path / "runs.db"
+    waits = program(wait_step("w"), tool_step("s"))
+
+    def go_on() -> None:
+        with SqliteStore(path) as other:
+            asyncio.run(ExecutionVM(tools=[act], store=other).resume("r", {"x": 1}))
+
+    with SqliteStore(path) as store:
+        vm = ExecutionVM(tools=[act], store=store)
+        assert vm.run_sync(waits, trace_id="r").status is RunStatus.SUSPENDED
+        read = store.read
+        meddlers = [go_on]
+
+        def read_later(*args: Any, **kwargs: Any) -> Any:
+            if meddlers:
+                meddler = threading.Thread(target=meddlers.pop())
+                meddler.start()
+                meddler.join()
+            return read(*args, **kwargs)
+
+        store.read = read_later  # type: ignore[method-assign]
+        assert vm.replay("r").status is RunStatus.SUCCESS
+        assert not meddlers
