@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nano_vm import ExecutionVM, RunStatus, SqliteStore, VerificationError
+from nano_vm import PENDING, ExecutionVM, NotFoundError, RunStatus, SqliteStore, VerificationError
 from unit.runtime.runtime_stage import Opener, play, program, tool_step, wait_step
 
 
@@ -28,6 +29,48 @@ def test_a_run_that_waits_for_another_attempt_before_its_record_says_anything(op
         assert (record.status, record.length) == ("RUNNING", 0)
         assert [name for name, _ in vm.verify("r").steps][-1] == "record"
         await vm.cancel("r")
+
+    play(main())
+
+
+FLOWS = {
+    "waits from its start": program(wait_step("w"), tool_step("s")),
+    "waits later": program(tool_step("s"), wait_step("w"), tool_step("t"), wait_step("v")),
+    "waits beside a tool": program(
+        {"id": "g", "type": "parallel", "parallel_steps": [wait_step("w"), tool_step("s"), tool_step("t")]},
+        tool_step("u"),
+    ),
+    "answers later": program(tool_step("p", "later"), tool_step("s")),
+    "a list": program(
+        {"id": "m", "type": "map", "over": [1, 2], "step": tool_step("i")}, wait_step("w"), tool_step("s")
+    ),
+}
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_at_every_turn_of_the_loop(opener: Opener, flow: str) -> None:
+    async def main() -> None:
+        async def act() -> int:
+            await asyncio.sleep(0)
+            return 1
+
+        async def later() -> str:
+            return PENDING
+
+        vm = opener(tools=[act, later])
+        seen = 0
+        driving = asyncio.create_task(vm.run(FLOWS[flow], trace_id="r"))
+        for number in range(4):
+            while not driving.done():
+                await asyncio.sleep(0)
+                with contextlib.suppress(NotFoundError):
+                    vm.verify("r")
+                    seen += 1
+            if (await driving).status is RunStatus.SUCCESS:
+                break
+            driving = asyncio.create_task(vm.resume("r", {"x": 1}, event_id=f"e{number}"))
+        assert vm.trace("r").status is RunStatus.SUCCESS
+        assert seen > 1
 
     play(main())
 
