@@ -183,14 +183,19 @@ def compile_stored(stored: bytes) -> CompiledProgram:
 
 
 def children_of(entries: Sequence[Entry]) -> dict[str, str]:
-    """The child runs that a journal names, in order: run id -> hash of the program they were started with."""
+    """The child runs that a journal names, in order: run id -> hash of the program they were started with. Those are
+    left out of which it says itself that they never began."""
     found: dict[str, str] = {}
+    started: dict[tuple[str, int, Any], str] = {}
     for entry in entries:
-        if b'"ChildStarted"' not in entry.facts:  # most entries start nothing, and need not be read
+        if b'"Child' not in entry.facts:  # most entries speak of no child, and need not be read
             continue
         for event in open_events(entry):
             if type(event) is ev.ChildStarted:
                 found[event.child] = event.program
+                started[event.step, event.occurrence, event.item] = event.child
+            elif type(event) is ev.ChildFinished and not event.head:
+                found.pop(started[event.step, event.occurrence, event.item], None)
     return found
 
 

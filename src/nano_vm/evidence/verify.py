@@ -31,6 +31,7 @@ from nano_vm.journal.replay import Verified, verify_run
 from nano_vm.journal.storelog import ANNEX, FINISH, START, LogLeaf
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
+from nano_vm.kernel.state import RunStatus
 from nano_vm.policy.load import stored_policy
 from nano_vm.policy.model import Policy
 from nano_vm.policy.recheck import Recheck
@@ -293,6 +294,10 @@ class _Checking:
                     started[event.step, event.occurrence, event.item] = event.child
                 elif type(event) is ev.ChildFinished:
                     child = started[event.step, event.occurrence, event.item]
+                    if not event.head:  # it never began
+                        if event.status == RunStatus.SUCCESS:
+                            raise _child(child, "it never began, and yet was a success", entry.seq)
+                        continue
                     if child not in held:
                         raise _child(child, "the run that its parent saw the end of is missing", entry.seq)
                     if all(part.digest != event.head for part in held[child]):

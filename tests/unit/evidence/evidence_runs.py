@@ -227,6 +227,26 @@ def forked() -> tuple[ExecutionVM, str]:
     return vm, trace.trace_id
 
 
+PICKY = Program.from_dict(
+    {
+        "name": "picky",
+        "inputs": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]},
+        "steps": [{"id": "deep", "type": "tool", "tool": "tell"}],
+    }
+)
+
+
+def unborn() -> tuple[ExecutionVM, str]:
+    """Two of its three children were refused what they were given, and never began."""
+    vm = machine(tell=tell)
+    vm.save_program(PICKY)
+    call = {"type": "call", "program": "picky", "inputs": {"n": "$n"}, "on_error": "skip"}
+    lane = {"id": "lane", "type": "call", "program": "picky", "inputs": {"n": "$item"}, "on_error": "skip"}
+    steps = [{"id": "first", **call}, {"id": "each", "type": "map", "over": ["one", 2], "step": lane}]
+    vm.run_sync({"name": "outer", "steps": steps}, {"n": "zero"}, trace_id="unborn-1")
+    return vm, "unborn-1"
+
+
 KINDS: dict[str, Callable[[], tuple[ExecutionVM, str]]] = {
     "refund": refund,
     "waiting": waiting,
@@ -234,6 +254,7 @@ KINDS: dict[str, Callable[[], tuple[ExecutionVM, str]]] = {
     "shaky": shaky,
     "family": family,
     "forked": forked,
+    "unborn": unborn,
     "governed": governed,
     "denied": denied,
 }

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from evidence_runs import APPROVAL, INNER, KINDS, POLICY, REFUND, family, machine, refund, shaky, waiting
+from evidence_runs import (
+    APPROVAL,
+    INNER,
+    KINDS,
+    OUTER,
+    POLICY,
+    REFUND,
+    family,
+    machine,
+    refund,
+    shaky,
+    tell,
+    waiting,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nano_vm import canonical
+from nano_vm import ExecutionVM, RejectedError, SqliteStore, canonical
 from nano_vm.errors import NanoVMError, NotFoundError, VerificationError
 from nano_vm.evidence.bundle import Exported, export, export_steps
 from nano_vm.evidence.keys import KeyFiles, PublicKey, SigningKey
@@ -21,7 +36,7 @@ from nano_vm.evidence.receipt import receipt
 from nano_vm.evidence.sign import sign, statement
 from nano_vm.evidence.verify import VerifiedBundle, verify_bundle
 from nano_vm.journal.entry import Chain, Entry, open_events
-from nano_vm.kernel.events import UNSET
+from nano_vm.kernel.events import UNSET, ChildFinished
 
 SOURCES = Path(__file__).resolve().parents[3] / "src"
 
@@ -264,6 +279,49 @@ def test_a_child_that_ended_cannot_be_left_out_or_exchanged() -> None:
     ]
     with_stray = [*whole[:-1], *stray, whole[-1]]
     assert refused(resealed(with_stray)).code == "CHILD_MISMATCH"
+
+
+def test_children_that_never_began_are_no_part_of_it() -> None:
+    made = exported("unborn")
+    assert made.runs == ["unborn-1", "unborn-1/lane.1.1.1"]
+
+
+def test_a_run_is_cancelled_at_any_turn_of_the_loop(tmp_path: Path) -> None:
+    async def ended_after(turns: int) -> bool:
+        with SqliteStore(tmp_path / f"{turns}.db", durability="normal") as store:
+            vm = ExecutionVM(tools={"tell": tell}, store=store)
+            vm.save_program(INNER)
+            driving = asyncio.create_task(vm.run(OUTER, trace_id="outer-1"))
+            while vm.live_here("outer-1") is None:
+                await asyncio.sleep(0)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            with contextlib.suppress(RejectedError):  # it has ended
+                await vm.cancel("outer-1")
+            trace = await driving
+            made = export(store, "outer-1")
+            assert verify_bundle(made.data).receipt["status"] == trace.status
+            unborn.append(any(b'"head":""' in entry.facts for entry in store.read("outer-1")))
+            return trace.status == "SUCCESS"
+
+    unborn: list[bool] = []
+    turns = 0
+    while not asyncio.run(ended_after(turns)):
+        turns += 1
+    assert any(unborn)
+
+
+def test_a_child_that_is_said_not_to_have_begun_was_no_success() -> None:
+    vm, run = family()
+    forged = []
+    chain = Chain(run)
+    for entry in vm.store.read(run):
+        event, *then = open_events(entry)
+        if type(event) is ChildFinished:
+            event.head = ""
+        forged.append(chain.seal(event, entry.salt, entry.payload, then))
+    vm.store._runs[run].entries[:] = forged
+    assert refused(export(vm.store, run).data).code == "CHILD_MISMATCH"
 
 
 # --- policies --------------------------------------------------------------------------------------------------------
