@@ -89,6 +89,8 @@ def child_suspended(program: CompiledProgram, state: State, event: ChildSuspende
     assert type(found) is Activity
     if found.phase is _CHILD_WAITING and found.waits == event.waits:
         return Rejection("DUPLICATE", f"the child of `{event.step}` waits for just this already")
+    if not event.waits:
+        return Rejection("MALFORMED", f"the child of `{event.step}` waits for nothing")
     advance_clock(state, event.at_ms)
     found.waits = event.waits
     set_phase(state, found, _CHILD_WAITING)

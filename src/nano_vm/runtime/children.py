@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 _UNSET = ev.UNSET
 
 
-async def run_child(engine: Engine, parent: Run, command: StartChild) -> Outcome:
+async def run_child(engine: Engine, parent: Run, command: StartChild) -> Outcome | None:
     """Drive a child to its end or to where it waits, and say so to the parent. A child that exists is taken up where
-    it is, never started again."""
+    it is, never started again. None when it was let go before: whoever takes up the parent goes on with it."""
     from nano_vm.runtime import recovery
 
     try:
@@ -64,7 +64,7 @@ async def run_child(engine: Engine, parent: Run, command: StartChild) -> Outcome
     if command.child in parent.stopping and not run.state.status.is_terminal:
         _cancel(engine, run)
     await engine.drive(run)
-    return report(engine, run, command)
+    return None if run.state.status is RunStatus.RUNNING else report(engine, run, command)
 
 
 async def _create(engine: Engine, parent: Run, command: StartChild) -> Run:

@@ -648,7 +648,7 @@ class Engine(Library):
             return error
         return None
 
-    async def run_child(self, parent: Run, command: StartChild) -> Outcome:
+    async def run_child(self, parent: Run, command: StartChild) -> Outcome | None:
         return await children.run_child(self, parent, command)
 
     def stop_child(self, parent: Run, child: str) -> None:

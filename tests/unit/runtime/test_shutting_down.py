@@ -1,0 +1,116 @@
+"""An engine may be shut down at any moment: what it was driving is left where another one goes on with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from nano_vm import ExecutionVM, NanoVMError, RunStatus, tool
+from nano_vm.journal.port import RunQuery
+from nano_vm.testing.clock import VirtualClock
+from unit.runtime.runtime_stage import Opener, play, program, tool_step
+
+
+def _steps(*names: str) -> list[dict[str, Any]]:
+    return [tool_step(f"s{at}", name, args={"x": at}) for at, name in enumerate(names)]
+
+
+def _call(step_id: str, name: str, x: Any) -> dict[str, Any]:
+    return {"id": step_id, "type": "call", "program": name, "inputs": {"x": x}}
+
+
+_TAKES = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+INNER = program(
+    tool_step("a", "later", args={"x": "$x"}),
+    {"id": "w", "type": "wait", "seconds": 1},
+    tool_step("b", "at_once", args={"x": "$x"}),
+    name="inner",
+    inputs=_TAKES,
+)
+MIDDLE = program(
+    _call("c", "inner", "$x"), tool_step("d", "later", args={"x": 7}), name="middle", inputs=_TAKES
+)
+
+FLOWS = {
+    "in a row": program(*_steps("at_once", "later", "look", "at_once")),
+    "together": program(
+        {"id": "g", "type": "parallel", "parallel_steps": _steps("at_once", "later", "look")},
+        tool_step("end", "later", args={"x": 9}),
+    ),
+    "a child": program(_call("c", "inner", 20), tool_step("end", "later", args={"x": 9})),
+    "a child's child": program(_call("c", "middle", 30), tool_step("end", "at_once", args={"x": 9})),
+    "children at once": program(
+        {"id": "m", "type": "map", "over": [40, 41], "step": _call("c", "inner", "$item")},
+        tool_step("end", "at_once", args={"x": 9}),
+    ),
+    "a child beside a tool": program(
+        {**_call("c", "inner", 50), "depends_on": []},
+        {**tool_step("t", "later", args={"x": 8}), "depends_on": []},
+        {**tool_step("end", "at_once", args={"x": 9}), "depends_on": ["c", "t"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_at_any_turn_of_the_loop(opener: Opener, clock: VirtualClock, flow: str) -> None:
+    async def main(turns: int) -> bool:
+        calls: Counter[tuple[str, int]] = Counter()
+
+        async def at_once(x: int) -> int:
+            calls["at_once", x] += 1
+            return x
+
+        async def later(x: int) -> int:
+            calls["later", x] += 1
+            await asyncio.sleep(0)
+            return x
+
+        @tool(effect="pure")
+        async def look(x: int) -> int:
+            await asyncio.sleep(0)
+            return x
+
+        def engine() -> ExecutionVM:
+            vm = opener(tools=[at_once, later, look])
+            vm.save_program(INNER)
+            vm.save_program(MIDDLE)
+            return vm
+
+        vm = engine()
+        name = f"{flow} {turns}"
+        driving = asyncio.create_task(vm.run(FLOWS[flow], trace_id=name))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await vm.drain()
+        (left,) = await asyncio.gather(driving, return_exceptions=True)
+        if isinstance(left, NanoVMError):
+            assert left.code == "SHUTTING_DOWN"  # it had not begun
+            return False
+        other = engine()
+        while (trace := other.trace(name)).status is not RunStatus.SUCCESS:
+            assert trace.status is RunStatus.RUNNING or _due(trace.waiting), trace.waiting
+            clock.advance(2_000)
+            await other.recover()
+        for record in other.store.records(RunQuery(limit=4)):  # the newest; there are no more of this one
+            if record.run_id.startswith(name):
+                assert record.owner is None
+                other.verify(record.run_id)
+        for store in (vm.store, other.store):
+            if not getattr(store, "volatile", False):
+                store.close()
+        assert set(calls.values()) == {1}
+        return not isinstance(left, BaseException) and left.status is RunStatus.SUCCESS
+
+    turns = 0
+    while turns < 200 and not play(main(turns)):
+        turns += 1
+    assert 1 < turns <= 200
+
+
+def _due(waits: Any) -> bool:
+    """Whether there is a timer in everything that is waited for, at any depth."""
+    found = [wait.to_dict() if hasattr(wait, "to_dict") else wait for wait in waits]
+    return bool(found) and all(wait.get("due_ms") or _due(wait.get("waits", ())) for wait in found)
