@@ -12,9 +12,11 @@ from nano_vm.journal.fold import fold
 from nano_vm.journal.port import RunRecord, qualified
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
-from nano_vm.kernel.state import State
+from nano_vm.kernel.decide import child_run_id
+from nano_vm.kernel.state import Phase, State
 from nano_vm.program.compiled import FIRST_FREE_SLOT, CompiledProgram
 from nano_vm.runtime.driver import Run
+from nano_vm.runtime.recovery import lose_calls
 
 if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
@@ -72,6 +74,7 @@ async def fork(
     )
     run = engine.new_run(record, program, who)
     shared = _shared(entries[:cut])
+    _adopt_children(record.run_id, shared)
     early = shared[:-1] if decides and changed and len(shared) > 1 else shared
     start = shared[0].event
     assert type(start) is ev.RunStarted
@@ -97,6 +100,7 @@ async def fork(
         )
         for part in shared[len(early) :]:
             _copy(run, _with_changes(program, part, changed))
+    _begin_anew(run, now)
     await run.create()
     if run.state.status.is_terminal:
         await run.flush(run.update(release=True))
@@ -148,6 +152,37 @@ def _shared(entries: Sequence[Entry]) -> list[_Part]:
             if type(event) not in _NOT_COPIED:
                 parts.append(_Part(event, entry.payload if place == 0 else None, place > 0))
     return parts
+
+
+def _adopt_children(run_id: str, shared: Sequence[_Part]) -> None:
+    """The children that had begun and not ended are the other run's. The fork has its own in their place: they begin
+    anew, under its name."""
+    at_work: dict[tuple[str, int, Any], ev.ChildStarted] = {}
+    for event, _, _ in shared:
+        if type(event) is ev.ChildStarted:
+            at_work[event.step, event.occurrence, event.item] = event
+        elif type(event) is ev.ChildFinished:
+            del at_work[event.step, event.occurrence, event.item]
+    for event in at_work.values():
+        item = -1 if event.item is _UNSET else event.item
+        event.child = child_run_id(run_id, event.step, event.occurrence, item, event.attempt)
+
+
+def _begin_anew(run: Run, now_ms: int) -> None:
+    """What the other run had under way when the fork left it: it is told what comes of its calls, and its children stay
+    its own."""
+    lose_calls(run, now_ms)
+    for activity in list(run.state.active.values()):
+        if activity.phase is Phase.CHILD_WAITING:
+            run.record_event(
+                ev.ChildResumed(
+                    at_ms=now_ms,
+                    attempt=activity.attempt,
+                    item=activity.item if activity.item >= 0 else _UNSET,
+                    occurrence=activity.occurrence,
+                    step=run.program.steps[activity.step].id,
+                )
+            )
 
 
 def _copy(run: Run, part: _Part) -> None:

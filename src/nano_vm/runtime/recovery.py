@@ -122,9 +122,16 @@ async def adopt(engine: Engine, run: Run) -> None:
     """Journal that the run has a new owner, and that calls in flight have no known outcome."""
     state = run.state
     now = engine.clock.now_ms()
-    in_flight = [activity for activity in state.active.values() if activity.phase is Phase.STARTED]
-    if state.busy or in_flight:
+    if state.busy or any(activity.phase is Phase.STARTED for activity in state.active.values()):
         run.record_event(ev.RunAdopted(at_ms=now, fence=run.fence))
+    lose_calls(run, now)
+    await run.flush()
+
+
+def lose_calls(run: Run, now_ms: int) -> None:
+    """Record that nobody here is told any more what comes of the calls that the journal has begun."""
+    state = run.state
+    in_flight = [activity for activity in state.active.values() if activity.phase is Phase.STARTED]
     for activity in in_flight:
         compensation = activity.step < 0
         if not compensation and type(run.program.steps[activity.step].action) is CallAction:
@@ -132,7 +139,7 @@ async def adopt(engine: Engine, run: Run) -> None:
         step = state.undo[-1].step if compensation else run.program.steps[activity.step].id
         run.record_event(
             ev.OutcomeUnknown(
-                at_ms=now,
+                at_ms=now_ms,
                 attempt=activity.attempt,
                 compensation=True if compensation else _UNSET,
                 effect=activity.effect or "irreversible",
@@ -142,7 +149,6 @@ async def adopt(engine: Engine, run: Run) -> None:
                 step=step,
             )
         )
-    await run.flush()
 
 
 async def recover(

@@ -1,4 +1,4 @@
-"""Runs as a whole: idempotency keys, streams, steps, recovery, shutting down, cancelling, forks."""
+"""Runs as a whole: idempotency keys, streams, steps, recovery, shutting down, cancelling."""
 
 from __future__ import annotations
 
@@ -408,44 +408,6 @@ def test_an_unknown_compensation_waits_for_somebody(opener: Opener) -> None:
         trace = await vm.resolve(trace.trace_id, "a", "succeeded")
         assert (trace.status, trace.rollbacks) == (RunStatus.FAILED, 1)
         sound(vm, trace)
-
-    play(main())
-
-
-# --- forks ------------------------------------------------------------------------------------------------------
-
-
-def test_a_fork_shares_the_prefix_and_repeats_nothing(opener: Opener) -> None:
-    count = Counter()
-
-    def act(name: str, n: int) -> int:
-        count(name)
-        return n + 1
-
-    steps = [
-        tool_step("a", args={"name": "a", "n": "$n"}, output_key="x"),
-        {"id": "c", "type": "condition", "condition": "$x > 5", "then": "big", "otherwise": "small"},
-        tool_step("big", args={"name": "big", "n": "$x"}, is_terminal=True),
-        tool_step("small", args={"name": "small", "n": "$x"}, is_terminal=True),
-    ]
-    vm = opener(tools={"act": act})
-
-    async def main() -> None:
-        source = await vm.run(program(*steps), {"n": 1})
-        assert source.path == ["a", "c", "small"]
-        fork = await vm.fork(source.trace_id, "c", {"x": 9})
-        assert (fork.path, fork.final_output) == (["a", "c", "big"], 10)
-        assert count.effects == ["a", "small", "big"]
-        later = await vm.fork(source.trace_id, "small", {"x": 4})
-        assert later.final_output == 5
-        again = await vm.fork(source.trace_id, "a")
-        assert again.trace_hash == source.trace_hash
-        for trace in (source, fork, later, again):
-            sound(vm, trace)
-        with refused("UNKNOWN_STEP"):
-            await vm.fork(source.trace_id, "big")
-        with refused("UNKNOWN_VALUE"):
-            await vm.fork(source.trace_id, "small", {"nope": 1})
 
     play(main())
 
