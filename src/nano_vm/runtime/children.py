@@ -21,7 +21,7 @@ from nano_vm.journal.port import RunRecord
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import StartChild
 from nano_vm.kernel.labels import FEATURE, label_of
-from nano_vm.kernel.state import RunStatus, Undo, activity_key
+from nano_vm.kernel.state import RunStatus, Stage, Undo, activity_key
 from nano_vm.kernel.transition import waiting
 from nano_vm.program.labels import SEALED, UNTRUSTED
 from nano_vm.runtime.calls import Outcome
@@ -36,35 +36,46 @@ _UNSET = ev.UNSET
 async def run_child(engine: Engine, parent: Run, command: StartChild) -> Outcome | None:
     """Drive a child to its end or to where it waits, and say so to the parent. A child that exists is taken up where
     it is, never started again. None when it was let go before: whoever takes up the parent goes on with it."""
+    while True:
+        run = await _begin_or_take_up(engine, parent, command)
+        if type(run) is Outcome:
+            return run
+        assert isinstance(run, Run)
+        if command.child in parent.stopping and not run.state.status.is_terminal:
+            _cancel(engine, run)
+        await engine.drive(run)
+        if run.state.status is RunStatus.RUNNING:
+            return None
+        if run.state.stage is not Stage.GOING or command.child not in parent.stopping:
+            return report(engine, run, command)
+        # It was on its way to waiting when it was to be stopped, and has not heard of it.
+
+
+async def _begin_or_take_up(engine: Engine, parent: Run, command: StartChild) -> Run | Outcome:
     from nano_vm.runtime import recovery
 
     try:
         record = engine.store.record(command.child)
-        if record.parent != parent.record.run_id:
-            # Nothing that somebody put there may pass for the result of a child.
-            message = f"run `{command.child}` exists and is not a child of this run"
-            return _refused(engine, command, ConflictError("RUN_EXISTS", message))
     except NotFoundError:
         if command.child in parent.stopping:
             return _refused(
                 engine, command, RuntimeFault("CANCELLED", "the parent is ending"), RunStatus.CANCELLED
             )
         try:
-            run = await _create(engine, parent, command)
+            return await _create(engine, parent, command)
         except NanoVMError as error:
             if isinstance(error, ConflictError | StoreError | VerificationError):
                 raise
             return _refused(engine, command, error)
-    else:
-        taken = await recovery.take_over(engine, command.child)
-        if taken is None:
-            raise ConflictError("LEASE_LOST", f"the child {command.child} is being driven by another worker")
-        run = taken
-        _deliver(engine, run, parent.letters.pop(command.child, []))
-    if command.child in parent.stopping and not run.state.status.is_terminal:
-        _cancel(engine, run)
-    await engine.drive(run)
-    return None if run.state.status is RunStatus.RUNNING else report(engine, run, command)
+    if record.parent != parent.record.run_id:
+        # Nothing that somebody put there may pass for the result of a child.
+        message = f"run `{command.child}` exists and is not a child of this run"
+        return _refused(engine, command, ConflictError("RUN_EXISTS", message))
+    taken = await recovery.take_over(engine, command.child)
+    if taken is None:
+        raise ConflictError("LEASE_LOST", f"the child {command.child} is being driven by another worker")
+    _deliver(engine, taken, parent.letters.pop(command.child, []))
+    return taken
 
 
 async def _create(engine: Engine, parent: Run, command: StartChild) -> Run:

@@ -63,7 +63,7 @@ from nano_vm.runtime.rights import (
     principal_of,
     tenant_of,
 )
-from nano_vm.runtime.sealing import keyed_content, open_entries
+from nano_vm.runtime.sealing import keyed_content, keys_live, open_entries
 from nano_vm.runtime.starting import begin
 from nano_vm.runtime.system import SystemClock, SystemEntropy
 from nano_vm.runtime.threads import ToolThreads
@@ -120,7 +120,8 @@ class Engine(Library):
         self.secrets = secrets
         self.keys = keys
         self.make_keys = make_keys
-        self.erasures_replayed = False  # since this engine was made
+        self.erasures_replayed = False  # since this engine was made, or since one was left to be completed
+        self.erasing = 0  # erasures under way here
         if access not in ACCESS:
             raise InputError("USAGE", f"unknown access `{access}`", help=f"one of: {', '.join(ACCESS)}")
         self.access = access
@@ -329,6 +330,8 @@ class Engine(Library):
                 driven.discard(id(run))
             if run.settled is not None and not run.settled.done():
                 run.settled.set_result(None)
+        if run.key_id is not None and not keys_live(run):
+            await erasure.tell_those_let_go(self)
 
     def live_here(self, run_id: str) -> Run | None:
         """The run, if it is being driven in the running event loop."""

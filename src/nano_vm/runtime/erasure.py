@@ -14,6 +14,7 @@ Whoever erases the same again, recovers, or opens a restored back-up goes on whe
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -69,10 +70,26 @@ async def erase(
     dead = keys.check_erasable(subject=subject, secret=secret, tenant=tenant)
     if secret is None:
         await _stop_runs(engine, dead, who)
-    erasure = keys.begin_erasure(
-        subject=subject, secret=secret, tenant=tenant, reason=reason, by=who, at_ms=engine.clock.now_ms()
-    )
-    return _receipt(await complete(engine, erasure))
+    engine.erasing += 1
+    try:
+        erasure = keys.begin_erasure(
+            subject=subject, secret=secret, tenant=tenant, reason=reason, by=who, at_ms=engine.clock.now_ms()
+        )
+        erasure = await complete(engine, erasure)
+    finally:
+        engine.erasing -= 1
+    if erasure.stage != DONE:
+        engine.erasures_replayed = False
+    return _receipt(erasure)
+
+
+async def tell_those_let_go(engine: Engine) -> None:
+    """A run was erased while it was driven here, when nobody could tell it."""
+    engine.erasures_replayed = False  # what is not done here is done by whoever recovers
+    if not engine.erasing:
+        with contextlib.suppress(NanoVMError):
+            await replay(engine)
+            engine.erasures_replayed = True
 
 
 async def complete(engine: Engine, erasure: Any) -> Any:

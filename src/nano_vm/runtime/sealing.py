@@ -81,12 +81,18 @@ def key_named_in(entries: Sequence[Entry]) -> str | None:
 
 def seal_entry(run: JournaledRun, event: Event, payload: bytes, riders: Sequence[Event]) -> Entry:
     """Chain a private payload and return the entry as it is stored: without the payload when its key has been
-    destroyed."""
+    destroyed.
+
+    Raises:
+        NanoVMError: ERASED for a new run, which nobody would tell that it was erased.
+    """
     key_id = key_of_run(run)
     salt = run.engine.entropy.salt()
     entry = run.chain.seal(event, salt, payload, riders, key=key_id)
     run_id = run.record.run_id
     stored = _keys(run.engine).seal(key_id, salt + payload, _ENTRY, run_id, entry.seq)
+    if stored is None and not run.created:
+        raise erased(f"what run {run_id} would begin with")
     return msgspec.structs.replace(entry, salt=b"", payload=stored)
 
 

@@ -341,3 +341,43 @@ def test_a_run_that_somebody_put_in_the_place_of_a_child_is_not_taken_for_it() -
         assert (genuine.status, trace.status) == ("SUSPENDED", "FAILED")
 
     asyncio.run(scenario())
+
+
+CALLERS: dict[str, list[dict[str, Any]]] = {
+    "one": [call()],
+    "one in one": [call(child="middle")],
+    "beside another": [{"id": "g", "type": "parallel", "parallel_steps": [call("a"), call("b")]}],
+    "a list": [{"id": "m", "type": "map", "over": [1, 2], "step": call("a")}],
+}
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_cancelled_at_any_turn_of_the_loop_a_run_ends_with_its_children(opener: Opener, caller: str) -> None:
+    """Also when a child is just about to wait, and hears of it only when it is taken up again."""
+
+    async def act() -> int:
+        await asyncio.sleep(0)
+        return 1
+
+    async def main(turns: int) -> bool:
+        vm = opener(tools=[act])
+        with_child(vm, tool_step("x"), wait_step("w"), tool_step("y"))
+        with_child(vm, call(), name="middle")
+        name = f"{caller} {turns}"
+        driving = asyncio.create_task(vm.run(program(*CALLERS[caller]), trace_id=name))
+        while vm.live_here(name) is None:
+            await asyncio.sleep(0)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        suspended = driving.done()
+        assert (await vm.cancel(name)).status is RunStatus.CANCELLED
+        await driving
+        for run_id in [name, *children(vm, name)]:
+            assert vm.trace(run_id).status is RunStatus.CANCELLED
+            vm.verify(run_id)
+        return suspended
+
+    turns = 0
+    while not play(main(turns)):
+        turns += 1
+    assert turns > 1

@@ -1,0 +1,103 @@
+"""P7 while runs begin, are driven and are forked: whenever an erasure comes, every journal verifies afterwards, every
+run can be ended, and nothing of the subject is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nano_vm import ExecutionVM, NanoVMError, SqliteStore, Vault
+from nano_vm.errors import NotFoundError
+from nano_vm.journal.port import RunQuery
+from nano_vm.vault.kek import make_key_file
+from unit.runtime.runtime_stage import play, tool_step, wait_step
+
+NAME = "Ada Lovelace of St James"
+INPUTS = {"type": "object", "properties": {"who": {"type": "string", "private": True}}, "required": ["who"]}
+FLOW: dict[str, Any] = {
+    "name": "p",
+    "subject": "$who",
+    "inputs": INPUTS,
+    "steps": [
+        tool_step("a", "echo", args={"x": "$who"}),
+        wait_step("w"),
+        tool_step("b", "echo", args={"x": "$who"}),
+    ],
+}
+CALLING: dict[str, Any] = {
+    "name": "calling",
+    "subject": "$who",
+    "inputs": INPUTS,
+    "steps": [{"id": "c", "type": "call", "program": "p", "inputs": {"who": "$who"}}],
+}
+
+
+def _engine(path: Path) -> ExecutionVM:
+    async def echo(x: str) -> str:
+        await asyncio.sleep(0)
+        return x
+
+    vm = ExecutionVM(
+        tools=[echo],
+        store=SqliteStore(path / "runs.db", durability="normal"),
+        vault=Vault.beside(path / "runs.db"),
+    )
+    vm.save_program(FLOW)
+    return vm
+
+
+async def _told_everywhere(vm: ExecutionVM) -> None:
+    await vm.recover()
+    for record in vm.runs():
+        vm.verify(record.run_id)
+        if not vm.trace(record.run_id).status.is_terminal:
+            await vm.cancel(record.run_id)
+    for record in vm.store.records(RunQuery(limit=100)):
+        vm.verify(record.run_id)
+        trace = vm.trace(record.run_id)
+        assert trace.status.is_terminal, (record.run_id, trace.status, trace.waiting)
+        assert NAME not in repr([step.output for step in trace.steps])
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["here", "elsewhere"])
+@pytest.mark.parametrize("what", ["a run", "a run that calls", "a fork"])
+def test_at_any_turn_of_the_loop(tmp_path: Path, what: str, apart: bool) -> None:
+    async def main(turns: int) -> bool:
+        path = tmp_path / str(turns)
+        path.mkdir()
+        make_key_file(path / "runs.db.key")
+        vm = _engine(path)
+        other = _engine(path) if apart else vm
+        if what == "a fork":
+            await vm.run(FLOW, {"who": NAME}, trace_id="source")
+            driving = asyncio.create_task(vm.fork("source", "w", new_trace_id="fork"))
+        else:
+            driving = asyncio.create_task(
+                vm.run(FLOW if what == "a run" else CALLING, {"who": NAME}, trace_id="r")
+            )
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        over = driving.done()
+        with contextlib.suppress(NotFoundError):  # the subject may not be known yet
+            await other.erase(subject=NAME, reason="asked", by="ana")
+        ended = await asyncio.gather(driving, return_exceptions=True)
+        if isinstance(ended[0], BaseException):
+            assert isinstance(ended[0], NanoVMError), ended
+            assert ended[0].code == "ERASED", ended
+        with contextlib.suppress(NotFoundError):  # or nothing may have come since
+            await vm.erase(subject=NAME, reason="asked", by="ana")
+        await _told_everywhere(vm)
+        await vm.close()
+        await other.close()
+        held = b"".join(file.read_bytes() for file in path.rglob("*") if file.is_file())
+        assert NAME.encode() not in held
+        return over
+
+    turns = 0
+    while not play(main(turns)):
+        turns += 1
+    assert turns > 1
