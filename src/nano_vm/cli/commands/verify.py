@@ -34,6 +34,7 @@ _MEANINGS = {
     "commitments": "every payload is the one committed to",
     "transitions": "the kernel takes every entry, from the start",
     "verdicts": "every condition comes out as recorded",
+    "closed": "what can no longer be read is named",
     "ending": "nothing but annexes follows the end",
     "record": "the run's record agrees with its journal",
     "container": "the bundle is written in the one way it can be",
