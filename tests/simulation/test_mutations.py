@@ -16,12 +16,14 @@ import pytest
 from nano_vm import canonical
 from nano_vm.compiler import lower
 from nano_vm.errors import VerificationError
+from nano_vm.evidence import bundle
 from nano_vm.journal import entry as entries
 from nano_vm.journal import replay
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import ending, flow, groups, lane, outside, settle, transition
+from nano_vm.kernel import events as ev
 from nano_vm.program.compiled import ConditionAction, ParallelAction
-from nano_vm.runtime import calls, compilations, erasure, governing, intents
+from nano_vm.runtime import calls, children, compilations, erasure, governing, intents
 from nano_vm.runtime.journaled import JournaledRun
 from nano_vm.runtime.tooling import EFFECTS
 from nano_vm.stores.sqlite import SqliteStore
@@ -377,7 +379,37 @@ def arguments_go_astray(patch: Patch) -> None:
     patch.setattr(lane, "_row", astray)
 
 
+def children_that_were_let_go_are_said_to_wait(patch: Patch) -> None:
+    run_child = children.run_child
+
+    async def hasty(engine: Any, parent: Any, command: Any) -> Any:
+        outcome = await run_child(engine, parent, command)
+        if outcome is not None:
+            return outcome
+        event = ev.ChildSuspended(
+            at_ms=engine.clock.now_ms(),
+            attempt=command.attempt,
+            occurrence=command.occurrence,
+            step=command.step_id,
+            waits=[{"kind": "child", "step": "w", "occurrence": 1, "attempt": 1}],
+        )
+        return calls.Outcome(event, None)
+
+    patch.setattr(children, "run_child", hasty)
+
+
+def bundles_are_cut_short(patch: Patch) -> None:
+    patch.setattr(bundle, "_portable", lambda entries: entries[:1])
+
+
 WAITS = {"name": "waits", "steps": [{"id": f"w{n}", "type": "wait", "event": "go"} for n in range(4)]}
+CALLS = {"name": "calls", "steps": [{"id": "c", "type": "call", "program": "called", "inputs": {}}]}
+CALLED = {
+    "name": "called",
+    "steps": [
+        {"id": f"t{n}", "type": "tool", "tool": "act_keyed", "args": {"value": str(n)}} for n in range(4)
+    ],
+}
 ASKS = {
     "name": "asks",
     "steps": [
@@ -399,6 +431,13 @@ OFTEN: dict[Callable[[Patch], None], dict[str, Any]] = {
     steps_are_tried_once_too_often: {"only": {"failed"}, "rate": 0.6},
     a_new_policy_is_not_looked_at: {"only": {"new_policy"}, "rate": 0.9},
     events_are_taken_twice: {"only": {"corrupted"}, "rate": 0.9, "program": WAITS},
+    children_that_were_let_go_are_said_to_wait: {
+        "only": {"shutdown"},
+        "rate": 0.9,
+        "program": CALLS,
+        "called": [CALLED],
+    },
+    bundles_are_cut_short: {"only": {"verify"}, "rate": 0.9},
 }
 MUTANTS: list[tuple[Callable[[Patch], None], set[str]]] = [
     (effects_do_not_wait_for_their_intents, {"P3"}),
@@ -435,6 +474,8 @@ MUTANTS: list[tuple[Callable[[Patch], None], set[str]]] = [
     (lanes_get_each_others_values, {"P1"}),
     (an_approval_serves_for_ever, {"P9", "P11"}),  # the kernel refuses what the gate lets through
     (a_new_policy_is_not_looked_at, {"P9"}),
+    (children_that_were_let_go_are_said_to_wait, {"P10"}),
+    (bundles_are_cut_short, {"P5"}),
 ]
 
 

@@ -28,6 +28,8 @@ MOMENTS: Final[dict[str, tuple[str, ...]]] = {
         "cancel",
         "clock_jump",
         "rival",
+        "shutdown",
+        "verify",
         "erase",
         "new_policy",
     ),
@@ -41,8 +43,9 @@ seconds. `oversized`: an answer or event beyond every limit. `not_json`: an answ
 model that answers anything, instructions to the engine included. `duplicate`, `corrupted`, `stranger`, `late`: an
 event twice, with other content under the same id, from somebody without the role, or for a run that is over.
 `cancel`: somebody cancels. `clock_jump`: the wall clock jumps by up to an hour, either way. `rival`: another
-worker tries to take the run. `erase`: the data subject of a run with private values is erased. `new_policy`: another
-policy is put in force.
+worker tries to take the run. `shutdown`: the process is asked to stop, and does so when it has let everything go.
+`verify`: somebody verifies the run while it is being driven, and a bundle of it. `erase`: the data subject of a run
+with private values is erased. `new_policy`: another policy is put in force.
 """
 
 

@@ -124,6 +124,11 @@ class Process:
         return None if self.engine.policy is None else self.engine.policy.hash
 
     @property
+    def store(self) -> Any:
+        """Its store, without the moments."""
+        return self._store
+
+    @property
     def is_committing(self) -> bool:
         return bool(self._store.at_work)
 

@@ -24,6 +24,8 @@ import msgspec
 
 from nano_vm.compiler import compile_program
 from nano_vm.errors import NanoVMError, NotFoundError, VerificationError
+from nano_vm.evidence.bundle import export
+from nano_vm.evidence.verify import verify_bundle
 from nano_vm.kernel.state import REJECTIONS, RunStatus, Waiting
 from nano_vm.program.model import Program
 from nano_vm.runtime.ports import ModelClient, ToolInvoker
@@ -42,6 +44,7 @@ RUN = "run"
 _TURNS_MAX = 40  # of trouble; after it nothing goes wrong any more
 _OPERATION_S = 6 * 3_600.0  # clocks jump back by an hour, and leases and back-offs with them
 _CALM_TURNS_MAX = 120  # by then a run has ended, or nobody knows what it waits for
+_GRACE_S = 30.0  # for calls under way when a process is shut down
 _HUGE = "x" * (9 * 1024 * 1024)
 # What an operation may end in while things go wrong: its caller is told, by name.
 _EXPECTED = frozenset(
@@ -276,11 +279,11 @@ class Simulation:
         """In the middle of an erasure, and after a death there until `recover` completes it, nobody can go on with the
         run. (Who completed it may have been quicker than we are; a run that stays unreadable never ends, and is found.)
         """
-        return (
-            error.code == "NO_KEYS"
-            and self.cabinet is not None
-            and bool(vault_on(self.cabinet).all_erasures())
-        )
+        return error.code == "NO_KEYS" and self._is_being_erased()
+
+    def _is_being_erased(self) -> bool:
+        """Or has been."""
+        return self.cabinet is not None and bool(vault_on(self.cabinet).all_erasures())
 
     async def _operate(self, process: Process) -> None:
         """What an application does: start the run - again, after a crash, under the same key - and look after it."""
@@ -337,6 +340,12 @@ class Simulation:
                 await engine.resume(RUN, {"approved": True}, principal={"id": "eve", "roles": ["intern"]})
             case "oversized":
                 await engine.resume(RUN, {"approved": True, "text": _HUGE}, name="go")
+            case "shutdown":
+                await engine.drain(_GRACE_S)
+                process.end()
+            case "verify" if not self._is_being_erased():
+                engine.verify(RUN)
+                verify_bundle(export(process.store, RUN, opened=engine.read).data)
             case "new_policy" if self.tighter is not None:
                 engine.set_policy(self.tighter)
                 self._options["policy"] = self.tighter
