@@ -323,17 +323,17 @@ def _check_record(
             f"the record speaks of {record.length} entries, the journal ends after {len(entries)}",
             facts={"field": "length", "seq": len(entries)},
         )
-    now = state.status
     if then is None:
         # Nothing has been claimed of the journal yet: the run has only been created, whatever it has come to since.
         _agree("length", record.length, 0)
         _agree("head", record.head or GENESIS, GENESIS)
         then = Standing(RunStatus.RUNNING.value, None, [], 0)
-        if now is RunStatus.SUSPENDED:
-            now = RunStatus.RUNNING  # where it waits from its start, its driver is about to say so
     else:
         _agree("head", record.head, entries[record.length - 1].digest)
-    _agree("status", record.status, now.value)
+    now = state.status
+    # A run that has come to wait may be called RUNNING until its driver, or whoever takes it up, says so.
+    if record.status != RunStatus.RUNNING or now is not RunStatus.SUSPENDED:
+        _agree("status", record.status, now.value)
     _agree("status", record.status, then.status)
     _agree("outcome", record.outcome, then.outcome)
     _agree("waits", record.waits, then.waits)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from nano_vm import PENDING, ExecutionVM, NotFoundError, RunStatus, SqliteStore, VerificationError
+from nano_vm.runtime import recovery
 from unit.runtime.runtime_stage import Opener, play, program, tool_step, wait_step
 
 
@@ -29,6 +30,31 @@ def test_a_run_that_waits_for_another_attempt_before_its_record_says_anything(op
         assert (record.status, record.length) == ("RUNNING", 0)
         assert [name for name, _ in vm.verify("r").steps][-1] == "record"
         await vm.cancel("r")
+
+    play(main())
+
+
+def test_a_run_whose_call_has_no_known_outcome_before_its_new_driver_says_that_it_waits(
+    opener: Opener,
+) -> None:
+    async def main() -> None:
+        async def act() -> None:
+            await asyncio.get_running_loop().create_future()
+
+        vm = opener(tools=[act])
+        driving = asyncio.create_task(vm.run(program(tool_step("s")), trace_id="r"))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        driving.cancel()
+        await asyncio.gather(driving, return_exceptions=True)
+        taken = await recovery.take_over(vm, "r")
+        assert taken is not None
+        assert vm.store.record("r").status == "RUNNING"
+        assert vm.verify("r").state.status is RunStatus.SUSPENDED
+        vm.store.release("r", taken.fence)
+        (trace,) = await vm.recover()
+        assert [wait.kind for wait in trace.waiting] == ["outcome"]
+        vm.verify("r")
 
     play(main())
 
