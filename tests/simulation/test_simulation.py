@@ -38,6 +38,27 @@ def test_no_promise_is_broken_by_thousands_of_faults(part: int, rate: float) -> 
     assert not broken(simulate(range(first, first + 500), rate=rate))
 
 
+MEDDLERS = {"shutdown", "verify", "cancel", "crash", "erase"}
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_no_promise_is_broken_by_who_meddles_with_runs_at_work(part: int) -> None:
+    reports = simulate(range(FIRST + 20 * part, FIRST + 20 * part + 20), only=MEDDLERS, rate=0.5)
+    assert not broken(reports)
+    assert {"shutdown", "verify", "cancel"} <= {
+        fault for report in reports for fault in report.faults.values()
+    }
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("part", range(4))
+def test_no_promise_is_broken_by_many_who_meddle(part: int) -> None:
+    first = (
+        FIRST + 3_000 + 500 * part
+    )  # 3,310 found a run that had ended under a record that called it RUNNING
+    assert not broken(simulate(range(first, first + 500), only=MEDDLERS, rate=0.5))
+
+
 def test_a_seed_goes_the_same_way_again() -> None:
     for seed in range(FIRST, FIRST + 12):
         first, again = Simulation(seed, rate=0.15).run(), Simulation(seed, rate=0.15).run()
