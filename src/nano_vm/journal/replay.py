@@ -330,10 +330,8 @@ def _check_record(
         then = Standing(RunStatus.RUNNING.value, None, [], 0)
     else:
         _agree("head", record.head, entries[record.length - 1].digest)
-    now = state.status
-    # A run that has come to wait may be called RUNNING until its driver, or whoever takes it up, says so.
-    if record.status != RunStatus.RUNNING or now is not RunStatus.SUSPENDED:
-        _agree("status", record.status, now.value)
+    if record.status != RunStatus.RUNNING:  # else whoever drives it, or takes it up, will say what it has come to
+        _agree("status", record.status, state.status.value)
     _agree("status", record.status, then.status)
     _agree("outcome", record.outcome, then.outcome)
     _agree("waits", record.waits, then.waits)

@@ -535,7 +535,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
                 if type(command) is Finish:
                     prepare(self, command, [])
         if self.mail:
-            await self.flush(self.update(release=False))  # what it has come to, whoever dies before it is let go
+            await self.flush()
             await self.engine.answer_mail(self)
         await self.flush(self.update(release=True))
 
