@@ -330,7 +330,8 @@ def _check_record(
         then = Standing(RunStatus.RUNNING.value, None, [], 0)
     else:
         _agree("head", record.head, entries[record.length - 1].digest)
-    if record.status != RunStatus.RUNNING:  # else whoever drives it, or takes it up, will say what it has come to
+    # Of one that is called RUNNING whoever drives it, or takes it up, will say what it has come to.
+    if record.status != RunStatus.RUNNING:
         _agree("status", record.status, state.status.value)
     _agree("status", record.status, then.status)
     _agree("outcome", record.outcome, then.outcome)
