@@ -124,7 +124,7 @@ async def _create(engine: Engine, parent: Run, command: StartChild) -> Run:
         ),
         payload,
     )
-    await run.flush()
+    await run.create()
     return run
 
 

@@ -24,6 +24,9 @@ FLOWS = {
         {"id": "g", "type": "parallel", "parallel_steps": _steps("at_once", "later", "look")},
         tool_step("end", "later", args={"x": 9}),
     ),
+    "a child": program(
+        {"id": "c", "type": "call", "program": "kid", "inputs": {}}, tool_step("end", "at_once", args={"x": 9})
+    ),
     "a list": program(
         {"id": "m", "type": "map", "over": [1, 2, 3], "step": tool_step("i", "later", args={"x": "$item"})},
         tool_step("end", "at_once", args={"x": 9}),
@@ -52,6 +55,7 @@ def test_a_driver_is_cancelled_at_any_turn_of_the_loop(opener: Opener, flow: str
             return x
 
         vm = opener(tools=[at_once, later, look])
+        vm.save_program(program(*_steps("later", "at_once"), name="kid"))
         known = {record.run_id for record in vm.store.records(RunQuery(limit=1_000))}
         name = f"{flow} {named} {turns}" if named else None
         driving = asyncio.create_task(vm.run(FLOWS[flow], trace_id=name))
