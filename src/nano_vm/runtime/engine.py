@@ -532,7 +532,15 @@ class Engine(Library):
         new_trace_id: str | None = None,
     ) -> Trace:
         """A new run that shares the history of this one up to `at_step` (its last occurrence by default), with
-        `changes` to the values it had there. Steps before it are not repeated."""
+        `changes` to the values it had there. Steps before it are not repeated.
+
+        What the other run had under way there stays its own: of a call in flight the fork has no known outcome (as
+        after a crash), and called programs that had not ended begin anew.
+
+        Raises:
+            NotFoundError: RUN_NOT_FOUND, UNKNOWN_STEP for a step that the run has not come to.
+            InputError: UNKNOWN_VALUE, ERASED.
+        """
         run_id = self.find(trace_id, principal, ACT).run_id
         return await forks.fork(self, run_id, at_step, changes, occurrence, principal, new_trace_id)
 
