@@ -108,8 +108,7 @@ def proof() -> str:
         f"  killed with SIGKILL, {totals['effects']:,} effects counted outside.",
         f"- `nano-vm chaos soak`: {minutes:.0f} minutes of mixed load, {soaked['kills']} kills; memory grew by",
         f"  {grown:.0f} %, the number of open files by {more}.",
-        f"- Promises broken in both: {broken or 'none'}. (A tool of one scenario was faulty; it was mended and",
-        "  that scenario carried out again: [chaos](docs/guides/chaos.md) tells.)",
+        f"- Promises broken in both: {broken or 'none'}.",
         f"- `benchmarks/growth.py`: among {int(most):,} stored runs a worker finds its work in {work:.2f} times",
         "  what it takes among 1,000.",
     )
