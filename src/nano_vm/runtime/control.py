@@ -190,6 +190,7 @@ async def _deliver(engine: Engine, trace_id: str, kind: str, letter: dict[str, A
                 _raise_refusal(trace_id, Rejection(said["code"], said["message"]) if said else None)
                 await _until_settled(engine, trace_id)
                 return engine.trace(trace_id)
+        engine.refuse_closed()  # whoever takes the run up reads what has been posted
         run = await recovery.take_over(engine, trace_id)
         if run is not None and mail_id is None:
             try:

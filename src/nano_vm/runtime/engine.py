@@ -616,6 +616,15 @@ class Engine(Library):
         check_right(self.access, principal, READ)
         return self.store.pauses(self.whose(principal, tenant))
 
+    def refuse_closed(self) -> None:
+        """Nothing is begun, taken up or delivered by an engine that lets its runs go.
+
+        Raises:
+            RuntimeFault: SHUTTING_DOWN.
+        """
+        if self.draining:
+            raise RuntimeFault("SHUTTING_DOWN", "the engine has been closed", help="ask another one")
+
     def refuse_paused(self, program: CompiledProgram, tenant: str) -> None:
         """Raises CapabilityDeniedError PROGRAM_PAUSED when no run of it may begin."""
         self.pausing.check(program.name, program.hash, tenant, self.clock.now_ms())

@@ -43,6 +43,7 @@ async def fork(
     from nano_vm.runtime.rights import principal_of
     from nano_vm.runtime.starting import check_names
 
+    engine.refuse_closed()
     source = engine.store.record(trace_id)
     check_names(new_trace_id, None, source.tenant)
     program = engine.load_program(source.program_hash)

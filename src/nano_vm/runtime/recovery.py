@@ -189,6 +189,7 @@ async def recover(
 
 async def take_up(engine: Engine, run_id: str) -> Trace | None:
     """See `Engine.take_up`."""
+    engine.refuse_closed()
     run = await take_over(engine, run_id)
     if run is None:
         return None
@@ -202,6 +203,7 @@ async def take_up(engine: Engine, run_id: str) -> Trace | None:
 
 async def step(engine: Engine, trace_id: str) -> Trace:
     """See `Engine.step`."""
+    engine.refuse_closed()
     run = await take_over(engine, trace_id)
     if run is None:
         raise RejectedError("LEASE_LOST", f"run {trace_id} is being driven by another worker")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nano_vm import canonical
-from nano_vm.errors import ConflictError, InputError, RuntimeFault
+from nano_vm.errors import ConflictError, InputError
 from nano_vm.expr.reference import UNSET as UNASSIGNED
 from nano_vm.journal.port import DEFAULT_TENANT, TENANT_SEPARATOR, RunRecord, qualified
 from nano_vm.journal.trace import Trace
@@ -46,8 +46,7 @@ async def begin(
     replanned: Mapping[str, Any] | None = None,
     at_once: bool = False,
 ) -> Run | Trace:
-    if engine.draining:
-        raise RuntimeFault("SHUTTING_DOWN", "the engine has been closed")
+    engine.refuse_closed()
     program, compiled = engine.compile(program)
     inputs, payload = take_inputs(compiled, context)
     if principal is not None or tenant is not None or engine.tenant is not None or engine.access != "open":

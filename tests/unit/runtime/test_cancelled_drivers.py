@@ -25,7 +25,8 @@ FLOWS = {
         tool_step("end", "later", args={"x": 9}),
     ),
     "a child": program(
-        {"id": "c", "type": "call", "program": "kid", "inputs": {}}, tool_step("end", "at_once", args={"x": 9})
+        {"id": "c", "type": "call", "program": "kid", "inputs": {}},
+        tool_step("end", "at_once", args={"x": 9}),
     ),
     "a list": program(
         {"id": "m", "type": "map", "over": [1, 2, 3], "step": tool_step("i", "later", args={"x": "$item"})},

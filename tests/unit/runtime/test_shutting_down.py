@@ -11,7 +11,7 @@ import pytest
 from nano_vm import ExecutionVM, NanoVMError, RunStatus, tool
 from nano_vm.journal.port import RunQuery
 from nano_vm.testing.clock import VirtualClock
-from unit.runtime.runtime_stage import Opener, play, program, tool_step
+from unit.runtime.runtime_stage import Opener, play, program, refused, tool_step, wait_step
 
 
 def _steps(*names: str) -> list[dict[str, Any]]:
@@ -108,6 +108,78 @@ def test_at_any_turn_of_the_loop(opener: Opener, clock: VirtualClock, flow: str)
     while turns < 200 and not play(main(turns)):
         turns += 1
     assert 1 < turns <= 200
+
+
+ASKS: dict[str, Any] = {
+    "resume": lambda vm: vm.resume("r", {"x": 1}),
+    "cancel": lambda vm: vm.cancel("r"),
+    "resolve": lambda vm: vm.resolve("r", "w", "succeeded"),
+    "step": lambda vm: vm.step("r"),
+    "take_up": lambda vm: vm.take_up("r"),
+    "fork": lambda vm: vm.fork("r", "w"),
+    "run": lambda vm: vm.run(WAITS),
+    "start": lambda vm: vm.start(WAITS),
+}
+WAITS = program(wait_step("w"), tool_step("a", "later"))
+
+
+@pytest.mark.parametrize("ask", ASKS)
+def test_who_asks_an_engine_that_has_been_shut_down_is_refused(opener: Opener, ask: str) -> None:
+    async def main() -> None:
+        async def later() -> int:
+            return 1
+
+        vm = opener(tools=[later])
+        await vm.run(WAITS, trace_id="r")
+        await vm.drain()
+        entries = vm.read("r")
+        with refused("SHUTTING_DOWN"):
+            await ASKS[ask](vm)
+        assert await vm.recover() == []
+        assert vm.read("r") == entries
+        assert [record.run_id for record in vm.runs()] == ["r"]
+        assert vm.verify("r").state.status is RunStatus.SUSPENDED
+
+    play(main())
+
+
+@pytest.mark.parametrize("ask", ["resume", "cancel"])
+def test_what_is_asked_in_the_meantime_happens_or_is_refused(opener: Opener, ask: str) -> None:
+    async def asked(vm: ExecutionVM, name: str) -> Any:
+        return await (vm.resume(name, {"x": 1}) if ask == "resume" else vm.cancel(name))
+
+    async def main(turns: int) -> bool:
+        calls: list[str] = []
+
+        async def later() -> int:
+            calls.append("later")
+            await asyncio.sleep(0)
+            return 1
+
+        vm, other = opener(tools=[later]), opener(tools=[later])
+        name = f"r{turns}"
+        await vm.run(WAITS, trace_id=name)
+        asking = asyncio.create_task(asked(vm, name))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        over = asking.done()
+        await vm.drain()
+        (told,) = await asyncio.gather(asking, return_exceptions=True)
+        if isinstance(told, NanoVMError):
+            assert told.code == "SHUTTING_DOWN"
+            assert other.trace(name).waiting[0].kind == "event"
+            await asked(other, name)
+        await other.recover()
+        trace = other.trace(name)
+        other.verify(name)
+        assert trace.status is (RunStatus.SUCCESS if ask == "resume" else RunStatus.CANCELLED)
+        assert len(calls) == (ask == "resume")
+        return over
+
+    turns = 0
+    while not play(main(turns)):
+        turns += 1
+    assert turns > 0
 
 
 def _due(waits: Any) -> bool:
