@@ -322,8 +322,7 @@ class Engine(Library):
             if slots is None or run.record.parent is not None:
                 await run.drive()
             else:
-                async with slots:
-                    await run.drive()
+                await _drive_in_turn(run, slots)
         finally:
             del self.live[run_id]
             if self.groups:
@@ -709,6 +708,20 @@ class Engine(Library):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+async def _drive_in_turn(run: Run, slots: asyncio.Semaphore) -> None:
+    """`Run.drive`, once there are fewer runs in progress than there may be."""
+    try:
+        await slots.acquire()
+    except BaseException:
+        if run.created:
+            await run.abandon()
+        raise
+    try:
+        await run.drive()
+    finally:
+        slots.release()
 
 
 _E = TypeVar("_E", bound=Engine)

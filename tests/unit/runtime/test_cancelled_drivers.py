@@ -81,3 +81,31 @@ def test_a_driver_is_cancelled_at_any_turn_of_the_loop(opener: Opener, flow: str
     while not play(main(turns)):
         turns += 1
     assert turns > 1
+
+
+def test_a_driver_is_cancelled_while_its_run_waits_for_its_turn(opener: Opener) -> None:
+    async def main() -> None:
+        gate = asyncio.Event()
+
+        async def wait() -> int:
+            await gate.wait()
+            return 1
+
+        vm, other = opener(tools=[wait], max_concurrent_runs=1), opener(tools=[wait])
+        first = asyncio.create_task(vm.run(program(tool_step("a", "wait")), trace_id="first"))
+        while not (live := vm.live_here("first")) or not live.state.active:
+            await asyncio.sleep(0)
+        second = asyncio.create_task(vm.run(program(tool_step("b", "wait")), trace_id="second"))
+        while vm.live_here("second") is None:
+            await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        assert vm.store.record("second").owner is None
+        gate.set()
+        (trace,) = await other.recover()
+        assert (trace.trace_id, trace.status) == ("second", RunStatus.SUCCESS)
+        assert (await first).status is RunStatus.SUCCESS
+        third = await vm.run(program(tool_step("c", "wait")))  # the turn was not lost
+        assert third.status is RunStatus.SUCCESS
+
+    play(main())
