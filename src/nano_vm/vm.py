@@ -24,7 +24,8 @@ class ExecutionVM(Engine):
         tools: name -> function, a list of functions (each under its own name), or a `ToolSet`.
         store: where journals live; in memory by default. `SqliteStore("runs.db")` makes runs durable.
         clock, entropy: time and chance, for tests and simulations.
-        max_concurrent_runs: how many runs may be in progress at once; 0 for no limit.
+        max_concurrent_runs: how many runs may be in progress at once; 0 for no limit. Called programs, and what a tool
+            runs in this engine, are part of the run that calls.
         vault: where secrets, and the keys of private values, are kept.
         secrets: another source of secrets than the vault.
         access: "required" lets nobody act who is not named with a role that allows it.

@@ -6,8 +6,10 @@ An engine owns no global state: two of them, in one process or in many, share ru
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import msgspec
@@ -71,6 +73,8 @@ from nano_vm.runtime.together import Waiting
 
 _T = TypeVar("_T")
 _UNSET = ev.UNSET
+# Engines in which it is the turn of a run that we are part of: what its tools run must not wait for a turn of its own.
+_in_turn: ContextVar[frozenset[Engine]] = ContextVar("nano_vm_in_turn", default=frozenset())
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -91,7 +95,8 @@ class Engine(Library):
         tools: the tools that programs may name.
         store: where journals live.
         clock, entropy: time and chance; the defaults are the real ones.
-        max_concurrent_runs: how many runs may be in progress at once in this engine; 0 for no limit.
+        max_concurrent_runs: how many runs may be in progress at once in this engine; 0 for no limit. Called programs,
+            and what a tool runs in this engine, are part of the run that calls.
         secrets: what opens `vault://secret/…` for the tool parameters that are entitled to it.
         keys: the keys that private and secret values are stored under; `make_keys` makes them when they are first
             needed, where they may be gone with the process.
@@ -319,10 +324,10 @@ class Engine(Library):
         self.keeper.keep(loop)
         slots = self._concurrency() if self._max_concurrent_runs else None
         try:
-            if slots is None or run.record.parent is not None:
+            if slots is None or run.record.parent is not None or self in _in_turn.get():
                 await run.drive()
             else:
-                await _drive_in_turn(run, slots)
+                await self._drive_in_turn(run, slots)
         finally:
             del self.live[run_id]
             if self.groups:
@@ -331,6 +336,24 @@ class Engine(Library):
                 run.settled.set_result(None)
         if run.key_id is not None and not keys_live(run):
             await erasure.tell_those_let_go(self)
+
+    async def _drive_in_turn(self, run: Run, slots: asyncio.Semaphore) -> None:
+        """`Run.drive`, once there are fewer runs in progress than there may be."""
+        try:
+            await slots.acquire()
+        except BaseException:
+            if run.created:
+                await run.abandon()
+            raise
+        token = _in_turn.set(_in_turn.get() | {self})
+        try:
+            await run.drive()
+        finally:
+            slots.release()
+            with contextlib.suppress(
+                ValueError
+            ):  # a coroutine that nobody finished is closed in another context
+                _in_turn.reset(token)
 
     def live_here(self, run_id: str) -> Run | None:
         """The run, if it is being driven in the running event loop."""
@@ -708,20 +731,6 @@ class Engine(Library):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-async def _drive_in_turn(run: Run, slots: asyncio.Semaphore) -> None:
-    """`Run.drive`, once there are fewer runs in progress than there may be."""
-    try:
-        await slots.acquire()
-    except BaseException:
-        if run.created:
-            await run.abandon()
-        raise
-    try:
-        await run.drive()
-    finally:
-        slots.release()
 
 
 _E = TypeVar("_E", bound=Engine)

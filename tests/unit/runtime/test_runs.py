@@ -185,6 +185,36 @@ def test_no_more_runs_at_once_than_allowed(opener: Opener) -> None:
     play(main())
 
 
+@pytest.mark.parametrize("blocking", [False, True])
+def test_what_a_tool_runs_does_not_wait_for_the_turn_of_its_own_run(opener: Opener, blocking: bool) -> None:
+    inner = program(tool_step("i", "leaf"), name="inner")
+
+    async def leaf() -> int:
+        await asyncio.sleep(0)
+        return 1
+
+    async def nest() -> Any:
+        return (await vm.run(inner)).final_output
+
+    @tool(name="nest")
+    def nest_in_a_thread() -> Any:
+        return vm.run_sync(inner).final_output
+
+    vm = opener(tools=[leaf, nest_in_a_thread if blocking else nest], max_concurrent_runs=1)
+    group = {
+        "id": "g",
+        "type": "parallel",
+        "parallel_steps": [tool_step("b", "nest"), tool_step("c", "nest")],
+    }
+
+    async def main() -> None:
+        outer = program(tool_step("a", "nest"), group)
+        traces = await asyncio.gather(*(vm.run(outer) for _ in range(3)))
+        assert [trace.final_output for trace in traces] == [{"b": 1, "c": 1}] * 3
+
+    play(main())
+
+
 # --- shutting down and recovering ----------------------------------------------------------------------------
 
 
