@@ -6,10 +6,8 @@ An engine owns no global state: two of them, in one process or in many, share ru
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import msgspec
@@ -70,11 +68,10 @@ from nano_vm.runtime.starting import begin
 from nano_vm.runtime.system import SystemClock, SystemEntropy
 from nano_vm.runtime.threads import ToolThreads
 from nano_vm.runtime.together import Waiting
+from nano_vm.runtime.turns import Turns
 
 _T = TypeVar("_T")
 _UNSET = ev.UNSET
-# Engines in which it is the turn of a run that we are part of: what its tools run must not wait for a turn of its own.
-_in_turn: ContextVar[frozenset[Engine]] = ContextVar("nano_vm_in_turn", default=frozenset())
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -155,9 +152,7 @@ class Engine(Library):
         self._id_ms, self._id_time = -1, ""  # what the ids of runs that begin in this millisecond begin with
         if policy is not None:
             self.set_policy(policy)
-        self._max_concurrent_runs = max_concurrent_runs
-        self._slots: asyncio.Semaphore | None = None
-        self._slots_loop: asyncio.AbstractEventLoop | None = None
+        self.turns = Turns(max_concurrent_runs) if max_concurrent_runs else None
 
     # --- programs ---------------------------------------------------------------------------------------------
 
@@ -322,12 +317,11 @@ class Engine(Library):
             # Others may be about to start in this very tick: the first commit waits for them.
             self.store.alone = False  # type: ignore[attr-defined]
         self.keeper.keep(loop)
-        slots = self._concurrency() if self._max_concurrent_runs else None
         try:
-            if slots is None or run.record.parent is not None or self in _in_turn.get():
+            if self.turns is None or run.record.parent is not None:
                 await run.drive()
             else:
-                await self._drive_in_turn(run, slots)
+                await self.turns.drive(run)
         finally:
             del self.live[run_id]
             if self.groups:
@@ -337,36 +331,10 @@ class Engine(Library):
         if run.key_id is not None and not keys_live(run):
             await erasure.tell_those_let_go(self)
 
-    async def _drive_in_turn(self, run: Run, slots: asyncio.Semaphore) -> None:
-        """`Run.drive`, once there are fewer runs in progress than there may be."""
-        try:
-            await slots.acquire()
-        except BaseException:
-            if run.created:
-                await run.abandon()
-            raise
-        token = _in_turn.set(_in_turn.get() | {self})
-        try:
-            await run.drive()
-        finally:
-            slots.release()
-            with contextlib.suppress(
-                ValueError
-            ):  # a coroutine that nobody finished is closed in another context
-                _in_turn.reset(token)
-
     def live_here(self, run_id: str) -> Run | None:
         """The run, if it is being driven in the running event loop."""
         run = self.live.get(run_id)
         return run if run is not None and run.loop is asyncio.get_running_loop() else None
-
-    def _concurrency(self) -> asyncio.Semaphore | None:
-        if not self._max_concurrent_runs:
-            return None
-        loop = asyncio.get_running_loop()
-        if self._slots is None or self._slots_loop is not loop:
-            self._slots, self._slots_loop = asyncio.Semaphore(self._max_concurrent_runs), loop
-        return self._slots
 
     # --- looking ----------------------------------------------------------------------------------------------
 

@@ -505,3 +505,8 @@ def test_a_run_that_changes_nothing_is_stalled(opener: Opener) -> None:
     assert trace.status is RunStatus.STALLED
     assert trace.step("a").occurrence <= 6
     sound(vm, trace)
+
+
+def test_fewer_runs_than_none_cannot_be_in_progress(opener: Opener) -> None:
+    with refused("USAGE"):
+        opener(max_concurrent_runs=-1)
