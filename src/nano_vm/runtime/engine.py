@@ -63,7 +63,7 @@ from nano_vm.runtime.rights import (
     principal_of,
     tenant_of,
 )
-from nano_vm.runtime.sealing import keyed_content, keys_live, open_entries
+from nano_vm.runtime.sealing import keyed_content, open_entries
 from nano_vm.runtime.starting import begin
 from nano_vm.runtime.system import SystemClock, SystemEntropy
 from nano_vm.runtime.threads import ToolThreads
@@ -328,8 +328,8 @@ class Engine(Library):
                 driven.discard(id(run))
             if run.settled is not None and not run.settled.done():
                 run.settled.set_result(None)
-        if run.key_id is not None and not keys_live(run):
-            await erasure.tell_those_let_go(self)
+        if run.key_id is not None:
+            await erasure.tell_if_erased(self, run)
 
     def live_here(self, run_id: str) -> Run | None:
         """The run, if it is being driven in the running event loop."""

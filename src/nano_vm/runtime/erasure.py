@@ -29,9 +29,10 @@ from nano_vm.kernel.state import RunStatus
 from nano_vm.runtime.erasure_scan import look_through
 from nano_vm.runtime.ports import ErasableKeys
 from nano_vm.runtime.rights import ERASE, check_right
-from nano_vm.runtime.sealing import open_entries
+from nano_vm.runtime.sealing import keys_live, open_entries
 
 if TYPE_CHECKING:
+    from nano_vm.runtime.driver import Run
     from nano_vm.runtime.engine import Engine
 
 _UNSET = ev.UNSET
@@ -83,11 +84,14 @@ async def erase(
     return _receipt(erasure)
 
 
-async def tell_those_let_go(engine: Engine) -> None:
-    """A run was erased while it was driven here, when nobody could tell it."""
-    engine.erasures_replayed = False  # what is not done here is done by whoever recovers
-    if not engine.erasing:
-        with contextlib.suppress(NanoVMError):
+async def tell_if_erased(engine: Engine, run: Run) -> None:
+    """Tell a run that was erased while it was driven here, when nobody could. What is not done is done by whoever
+    recovers."""
+    with contextlib.suppress(NanoVMError):
+        if keys_live(run):
+            return
+        engine.erasures_replayed = False
+        if not engine.erasing:
             await replay(engine)
             engine.erasures_replayed = True
 

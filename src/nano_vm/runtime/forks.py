@@ -17,6 +17,7 @@ from nano_vm.kernel.state import Phase, State
 from nano_vm.program.compiled import FIRST_FREE_SLOT, CompiledProgram
 from nano_vm.runtime.driver import Run
 from nano_vm.runtime.recovery import lose_calls
+from nano_vm.runtime.sealing import key_named_in
 
 if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
@@ -74,6 +75,9 @@ async def fork(
         fence=1,
     )
     run = engine.new_run(record, program, who)
+    if program.subject is not None:
+        # The other run's: what is erased from now on is not sealed again, under a key that its subject gets afterwards.
+        run.key_id = key_named_in(entries)
     shared = _shared(entries[:cut])
     _adopt_children(record.run_id, shared)
     early = shared[:-1] if decides and changed and len(shared) > 1 else shared

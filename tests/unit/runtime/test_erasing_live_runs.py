@@ -13,8 +13,9 @@ import pytest
 from nano_vm import ExecutionVM, NanoVMError, SqliteStore, Vault
 from nano_vm.errors import NotFoundError
 from nano_vm.journal.port import RunQuery
+from nano_vm.runtime import erasure
 from nano_vm.vault.kek import make_key_file
-from unit.runtime.runtime_stage import play, tool_step, wait_step
+from unit.runtime.runtime_stage import play, refused, tool_step, wait_step
 
 NAME = "Ada Lovelace of St James"
 INPUTS = {"type": "object", "properties": {"who": {"type": "string", "private": True}}, "required": ["who"]}
@@ -101,3 +102,54 @@ def test_at_any_turn_of_the_loop(tmp_path: Path, what: str, apart: bool) -> None
     while not play(main(turns)):
         turns += 1
     assert turns > 1
+
+
+def test_a_fork_whose_values_are_erased_while_it_is_made_does_not_begin(tmp_path: Path) -> None:
+    async def main() -> None:
+        make_key_file(tmp_path / "runs.db.key")
+        vm = _engine(tmp_path)
+        await vm.run(FLOW, {"who": NAME}, trace_id="source")
+        govern = vm.govern
+
+        async def late(run: Any, pinned: Any) -> None:  # its history has been read by then
+            vm.govern = govern  # type: ignore[method-assign]
+            await vm.erase(subject=NAME, reason="asked", by="ana")
+            await govern(run, pinned)
+
+        vm.govern = late  # type: ignore[method-assign]
+        with refused("ERASED"):
+            await vm.fork("source", "w", new_trace_id="fork")
+        assert [record.run_id for record in vm.runs()] == ["source"]
+        vm.verify("source")
+        await vm.close()
+
+    play(main())
+
+
+def test_a_run_that_is_erased_while_it_is_driven_is_told_when_it_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It began after the erasure had looked for what it has to cancel."""
+
+    async def nothing_yet(*_: Any) -> None:
+        return None
+
+    async def main() -> None:
+        make_key_file(tmp_path / "runs.db.key")
+        vm, other = _engine(tmp_path), _engine(tmp_path)
+
+        async def echo(x: str) -> str:
+            with monkeypatch.context() as patch:
+                patch.setattr(erasure, "_stop_runs", nothing_yet)
+                await other.erase(subject=NAME, reason="asked", by="ana")
+            return x
+
+        vm.register_tool("echo", echo)
+        trace = await vm.run(FLOW, {"who": NAME}, trace_id="r")
+        assert [wait.kind for wait in trace.waiting] == ["event"]
+        assert vm.read("r")[-1].facts.endswith(b'"type":"Erased"}')
+        vm.verify("r")
+        await vm.close()
+        await other.close()
+
+    play(main())
