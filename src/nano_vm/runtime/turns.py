@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from contextvars import ContextVar
+from weakref import WeakKeyDictionary
 
 from nano_vm.errors import InputError
 from nano_vm.runtime.driver import Run
@@ -21,21 +22,19 @@ class Turns:
     def __init__(self, most: int) -> None:
         if most < 1:
             raise InputError(
-                "USAGE", "max_concurrent_runs is how many runs may be in progress, 0 for any number of them"
+                "USAGE",
+                f"no number of runs is {most}",
+                help="max_concurrent_runs is how many runs may be in progress, 0 for any number of them",
             )
         self._most = most
-        self._free = asyncio.Semaphore(most)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._free: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
     async def drive(self, run: Run) -> None:
         """`Run.drive`, once there are fewer runs in progress than there may be."""
         if self in _ours.get():
             await run.drive()
             return
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            self._free, self._loop = asyncio.Semaphore(self._most), loop
-        free = self._free
+        free = self._free.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(self._most))
         try:
             await free.acquire()
         except BaseException:
@@ -47,9 +46,8 @@ class Turns:
             await run.drive()
         finally:
             free.release()
-            with contextlib.suppress(
-                ValueError
-            ):  # a coroutine that nobody finished is closed in another context
+            # A coroutine that nobody finished is closed in another context.
+            with contextlib.suppress(ValueError):
                 _ours.reset(token)
 
 

@@ -510,3 +510,32 @@ def test_a_run_that_changes_nothing_is_stalled(opener: Opener) -> None:
 def test_fewer_runs_than_none_cannot_be_in_progress(opener: Opener) -> None:
     with refused("USAGE"):
         opener(max_concurrent_runs=-1)
+
+
+def test_each_event_loop_has_its_own_turns(opener: Opener) -> None:
+    """Runs in another loop do not make this one forget how many it has in progress."""
+    seen: list[int] = []
+
+    async def main() -> None:
+        busy = 0
+
+        async def act() -> None:
+            nonlocal busy
+            busy += 1
+            seen.append(busy)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            busy -= 1
+
+        vm = opener(tools={"act": act, "leaf": lambda: 1}, max_concurrent_runs=1)
+        first = asyncio.create_task(vm.run(program(tool_step("a"))))
+        while not seen:
+            await asyncio.sleep(0)
+        leaf = program(tool_step("l", "leaf"), name="leaf")
+        elsewhere = threading.Thread(target=vm.run_sync, args=[leaf])
+        elsewhere.start()
+        elsewhere.join()
+        await asyncio.gather(first, *(vm.run(program(tool_step("a"))) for _ in range(3)))
+
+    play(main())
+    assert seen == [1] * 4
