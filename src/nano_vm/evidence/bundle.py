@@ -182,20 +182,31 @@ def compile_stored(stored: bytes) -> CompiledProgram:
     )
 
 
-def children_of(entries: Sequence[Entry]) -> dict[str, str]:
-    """The child runs that a journal names, in order: run id -> hash of the program they were started with. Those are
-    left out of which it says itself that they never began."""
-    found: dict[str, str] = {}
+def told_of_children(
+    entries: Sequence[Entry],
+) -> Iterator[tuple[Entry, ev.ChildStarted | ev.ChildFinished, str]]:
+    """Each start and each end of a child run that a journal tells of, with the id of the child."""
     started: dict[tuple[str, int, Any], str] = {}
     for entry in entries:
         if b'"Child' not in entry.facts:  # most entries speak of no child, and need not be read
             continue
         for event in open_events(entry):
             if type(event) is ev.ChildStarted:
-                found[event.child] = event.program
                 started[event.step, event.occurrence, event.item] = event.child
-            elif type(event) is ev.ChildFinished and not event.head:
-                found.pop(started[event.step, event.occurrence, event.item], None)
+                yield entry, event, event.child
+            elif type(event) is ev.ChildFinished:
+                yield entry, event, started.get((event.step, event.occurrence, event.item), "")
+
+
+def children_of(entries: Sequence[Entry]) -> dict[str, str]:
+    """The child runs that a journal names, in order: run id -> hash of the program they were started with. Those are
+    left out of which it says itself that they never began."""
+    found: dict[str, str] = {}
+    for _, event, child in told_of_children(entries):
+        if isinstance(event, ev.ChildStarted):
+            found[child] = event.program
+        elif not event.head:
+            found.pop(child, None)
     return found
 
 

@@ -19,6 +19,7 @@ from nano_vm.evidence.bundle import (
     policies_of,
     program_of,
     tenant_of,
+    told_of_children,
 )
 from nano_vm.evidence.container import Contents, LogLine
 from nano_vm.evidence.keys import PublicKey, key_of_text
@@ -284,24 +285,17 @@ class _Checking:
             self._passed(f"{len(held) - 1} child runs, each as its parent knows it")
 
     def _links(self, run: str, held: dict[str, list[Entry]]) -> None:
-        started: dict[tuple[str, int, Any], str] = {}
         pinned = children_of(held[run])
-        for entry in held[run]:
-            if b'"Child' not in entry.facts:  # most entries speak of no child, and need not be read
+        for entry, event, child in told_of_children(held[run]):
+            if isinstance(event, ev.ChildStarted):
                 continue
-            for event in open_events(entry):
-                if type(event) is ev.ChildStarted:
-                    started[event.step, event.occurrence, event.item] = event.child
-                elif type(event) is ev.ChildFinished:
-                    child = started[event.step, event.occurrence, event.item]
-                    if not event.head:  # it never began
-                        if event.status == RunStatus.SUCCESS:
-                            raise _child(child, "it never began, and yet was a success", entry.seq)
-                        continue
-                    if child not in held:
-                        raise _child(child, "the run that its parent saw the end of is missing", entry.seq)
-                    if all(part.digest != event.head for part in held[child]):
-                        raise _child(child, "it is not the run that its parent saw the end of", entry.seq)
+            if not event.head:  # it never began
+                if event.status == RunStatus.SUCCESS:
+                    raise _child(child, "it never began, and yet was a success", entry.seq)
+            elif child not in held:
+                raise _child(child, "the run that its parent saw the end of is missing", entry.seq)
+            elif all(part.digest != event.head for part in held[child]):
+                raise _child(child, "it is not the run that its parent saw the end of", entry.seq)
         families = {run, _forked_from(held[run])}
         for child, program_hash in pinned.items():
             if child in held:

@@ -38,9 +38,8 @@ async def run_child(engine: Engine, parent: Run, command: StartChild) -> Outcome
     it is, never started again. None when it was let go before: whoever takes up the parent goes on with it."""
     while True:
         run = await _begin_or_take_up(engine, parent, command)
-        if type(run) is Outcome:
+        if isinstance(run, Outcome):
             return run
-        assert isinstance(run, Run)
         if command.child in parent.stopping and not run.state.status.is_terminal:
             _cancel(engine, run)
         await engine.drive(run)

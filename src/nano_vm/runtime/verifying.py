@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _LOOKS_MAX = 100  # a record changes when its run is suspended, goes on or ends, not with every entry
 
 
-def at_one_moment(engine: Engine, record: RunRecord) -> tuple[RunRecord, list[Entry]]:
+def _at_one_moment(engine: Engine, record: RunRecord) -> tuple[RunRecord, list[Entry]]:
     """The run's record and its journal, neither newer than the other, whoever drives the run in the meantime."""
     for _ in range(_LOOKS_MAX):
         entries = engine.read(record.run_id)
@@ -29,7 +29,7 @@ def at_one_moment(engine: Engine, record: RunRecord) -> tuple[RunRecord, list[En
 def verify(engine: Engine, record: RunRecord) -> Verified:
     """`Engine.verify` of a run that was found."""
     program = engine.load_program(record.program_hash)
-    record, entries = at_one_moment(engine, record)
+    record, entries = _at_one_moment(engine, record)
     closed = any(not entry.salt and b'"commitment"' in entry.facts for entry in entries)
     recheck = Recheck(program, engine.load_policy, record.tenant, closed)
     watchers = (recheck,) if Recheck.concerns(entries) else ()
