@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nano_vm import ExecutionVM, NanoVMError, Trace
+from nano_vm import ExecutionVM, NanoVMError, Trace, tool
 
 Opener = Callable[..., ExecutionVM]
 
@@ -23,6 +23,41 @@ def wait_step(step_id: str, event: str = "go", **fields: Any) -> dict[str, Any]:
 
 def program(*steps: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return {"name": fields.pop("name", "p"), "steps": list(steps), **fields}
+
+
+def numbered(*tools: str) -> list[dict[str, Any]]:
+    """Steps `s0`, `s1`, … each of which hands its number to its tool (of `counted_tools`)."""
+    return [tool_step(f"s{at}", name, args={"x": at}) for at, name in enumerate(tools)]
+
+
+# What every driver meets: tools in a row and together, some of which wait.
+ORDINARY = {
+    "in a row": program(*numbered("at_once", "later", "look", "at_once")),
+    "together": program(
+        {"id": "g", "type": "parallel", "parallel_steps": numbered("at_once", "later", "look")},
+        tool_step("end", "later", args={"x": 9}),
+    ),
+}
+
+
+def counted_tools(calls: dict[Any, int]) -> list[Any]:
+    """Two tools with effects, counted by name and argument, one of which waits; and a pure one that waits."""
+
+    async def at_once(x: int) -> int:
+        calls["at_once", x] += 1
+        return x
+
+    async def later(x: int) -> int:
+        calls["later", x] += 1
+        await asyncio.sleep(0)
+        return x
+
+    @tool(effect="pure")
+    async def look(x: int) -> int:
+        await asyncio.sleep(0)
+        return x
+
+    return [at_once, later, look]
 
 
 def play(main: Coroutine[Any, Any, Any]) -> Any:

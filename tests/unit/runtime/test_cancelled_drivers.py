@@ -5,25 +5,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import Any
 
 import pytest
 
-from nano_vm import RunStatus, tool
+from nano_vm import RunStatus
 from nano_vm.journal.port import RunQuery
-from unit.runtime.runtime_stage import Opener, play, program, tool_step
-
-
-def _steps(*names: str) -> list[dict[str, Any]]:
-    return [tool_step(f"s{at}", name, args={"x": at}) for at, name in enumerate(names)]
-
+from unit.runtime.runtime_stage import ORDINARY, Opener, counted_tools, numbered, play, program, tool_step
 
 FLOWS = {
-    "in a row": program(*_steps("at_once", "later", "look", "at_once")),
-    "together": program(
-        {"id": "g", "type": "parallel", "parallel_steps": _steps("at_once", "later", "look")},
-        tool_step("end", "later", args={"x": 9}),
-    ),
+    **ORDINARY,
     "a child": program(
         {"id": "c", "type": "call", "program": "kid", "inputs": {}},
         tool_step("end", "at_once", args={"x": 9}),
@@ -41,22 +31,8 @@ def test_a_driver_is_cancelled_at_any_turn_of_the_loop(opener: Opener, flow: str
     async def main(turns: int) -> bool:
         calls: Counter[tuple[str, int]] = Counter()
 
-        async def at_once(x: int) -> int:
-            calls["at_once", x] += 1
-            return x
-
-        async def later(x: int) -> int:
-            calls["later", x] += 1
-            await asyncio.sleep(0)
-            return x
-
-        @tool(effect="pure")
-        async def look(x: int) -> int:
-            await asyncio.sleep(0)
-            return x
-
-        vm = opener(tools=[at_once, later, look])
-        vm.save_program(program(*_steps("later", "at_once"), name="kid"))
+        vm = opener(tools=counted_tools(calls))
+        vm.save_program(program(*numbered("later", "at_once"), name="kid"))
         known = {record.run_id for record in vm.store.records(RunQuery(limit=1_000))}
         name = f"{flow} {named} {turns}" if named else None
         driving = asyncio.create_task(vm.run(FLOWS[flow], trace_id=name))

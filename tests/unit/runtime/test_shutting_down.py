@@ -8,14 +8,19 @@ from typing import Any
 
 import pytest
 
-from nano_vm import ExecutionVM, NanoVMError, RunStatus, tool
+from nano_vm import ExecutionVM, NanoVMError, RunStatus
 from nano_vm.journal.port import RunQuery
 from nano_vm.testing.clock import VirtualClock
-from unit.runtime.runtime_stage import Opener, play, program, refused, tool_step, wait_step
-
-
-def _steps(*names: str) -> list[dict[str, Any]]:
-    return [tool_step(f"s{at}", name, args={"x": at}) for at, name in enumerate(names)]
+from unit.runtime.runtime_stage import (
+    ORDINARY,
+    Opener,
+    counted_tools,
+    play,
+    program,
+    refused,
+    tool_step,
+    wait_step,
+)
 
 
 def _call(step_id: str, name: str, x: Any) -> dict[str, Any]:
@@ -35,11 +40,7 @@ MIDDLE = program(
 )
 
 FLOWS = {
-    "in a row": program(*_steps("at_once", "later", "look", "at_once")),
-    "together": program(
-        {"id": "g", "type": "parallel", "parallel_steps": _steps("at_once", "later", "look")},
-        tool_step("end", "later", args={"x": 9}),
-    ),
+    **ORDINARY,
     "a child": program(_call("c", "inner", 20), tool_step("end", "later", args={"x": 9})),
     "a child's child": program(_call("c", "middle", 30), tool_step("end", "at_once", args={"x": 9})),
     "children at once": program(
@@ -59,22 +60,8 @@ def test_at_any_turn_of_the_loop(opener: Opener, clock: VirtualClock, flow: str)
     async def main(turns: int) -> bool:
         calls: Counter[tuple[str, int]] = Counter()
 
-        async def at_once(x: int) -> int:
-            calls["at_once", x] += 1
-            return x
-
-        async def later(x: int) -> int:
-            calls["later", x] += 1
-            await asyncio.sleep(0)
-            return x
-
-        @tool(effect="pure")
-        async def look(x: int) -> int:
-            await asyncio.sleep(0)
-            return x
-
         def engine() -> ExecutionVM:
-            vm = opener(tools=[at_once, later, look])
+            vm = opener(tools=counted_tools(calls))
             vm.save_program(INNER)
             vm.save_program(MIDDLE)
             return vm
