@@ -76,6 +76,7 @@ def test_a_child_that_has_not_started_cannot_go_on_or_end() -> None:
 def test_a_waiting_child_suspends_its_parent_which_names_what_it_waits_for() -> None:
     run = Drive(PLAIN, n=3).start().call("pay")
     waits = [{"kind": "event", "step": "w", "event": "paid", "occurrence": 1, "attempt": 1}]
+    assert run.offer(ev.ChildSuspended(**run.place("pay"), waits=[])) == "MALFORMED"
     run.must(ev.ChildSuspended(**run.place("pay"), waits=waits))
     assert run.waits() == [("child", "pay")]
     [command] = run.commands()
