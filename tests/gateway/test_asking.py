@@ -271,6 +271,21 @@ def test_a_task_belongs_to_whoever_got_it(served: Served) -> None:
     assert mine("tasks/get", taskId=task["taskId"])["status"] == "working"
 
 
+def test_what_may_be_done_with_a_task_follows_from_the_roles_of_now(served: Served) -> None:
+    operator = TaskClient(served, served.token("t4", "operator"))
+    asked = operator("tools/call", name="run_program", arguments={"program": WAITS})["taskId"]
+    for roles, allowed in ((["viewer"], {"tasks/get"}), (["supervisor"], set())):
+        client = TaskClient(served, served.token("t4", *roles))  # the same principal
+        for method, more in (("tasks/get", {}), ("tasks/cancel", {})):
+            told = client(method, taskId=asked, **more)
+            refused = told.get("data", {}).get("code") == "ROLE_REQUIRED"
+            assert refused is (method not in allowed), (roles, method, told)
+        answer = {key: {"action": "accept", "content": {"data": "1"}} for key in ("one.1.1", "two.1.1")}
+        client("tasks/update", taskId=asked, inputResponses=answer)
+    assert operator("tasks/get", taskId=asked)["status"] == "input_required"
+    assert len(operator("tasks/get", taskId=asked)["inputRequests"]) == 2
+
+
 def test_clients_that_do_not_know_tasks_get_none(served: Served) -> None:
     plain = TaskClient(served, served.token("t3", "operator"), forms=False, tasks=False)
     waits = plain("tools/call", name="run_program", arguments={"program": APPROVED, "inputs": {"amount": 4}})

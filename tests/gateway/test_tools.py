@@ -22,6 +22,8 @@ from gateway_stage import (
 )
 from mcp.shared.exceptions import MCPError
 
+from nano_vm.gateway.state import SUFFIX, GatewayState
+
 PROMISED = {
     "run_program",
     "resume_run",
@@ -203,6 +205,41 @@ def test_a_run_can_be_taken_step_by_step_and_cancelled(served: Served) -> None:
             started = await call(client, "run_program", program=ADDER, inputs={"a": 1}, paused=True)
             ended = await call(client, "step_run", trace_id=started["trace_id"], finish=True)
             assert (ended["status"], ended["output"]) == ("SUCCESS", 2)
+
+    run(session())
+
+
+def test_a_run_is_held_for_who_takes_it_step_by_step_and_no_longer(served: Served) -> None:
+    def held() -> set[str]:
+        state = GatewayState(str(served.store) + SUFFIX)
+        try:
+            return state.held()
+        finally:
+            state.close()
+
+    async def session() -> None:
+        before = held()
+        async with connected(served) as client:
+            wrong = await call(client, "run_program", program=ADDER, inputs={"a": "x"}, paused=True)
+            assert wrong["error"]["code"] == "INPUT_INVALID"
+            assert held() == before
+
+            started = await call(client, "run_program", program=ADDER, inputs={"a": 1}, paused=True)
+            run_id = started["trace_id"]
+            again = await call(client, "resume_run", trace_id=run_id, event={"v": 1}, name="go")
+            assert again["error"]["code"] == "NOT_WAITING"
+            assert held() == before | {run_id}
+            ended = await call(client, "step_run", trace_id=run_id, steps=5)
+            assert ended["status"] == "SUCCESS"
+            assert held() == before
+            late = await call(client, "cancel_run", trace_id=run_id)
+            assert late["error"]["code"] == "TERMINAL"
+            assert held() == before
+
+            started = await call(client, "run_program", program=LOOP, inputs={"n": 1}, paused=True)
+            assert held() == before | {started["trace_id"]}
+            await call(client, "cancel_run", trace_id=started["trace_id"])
+            assert held() == before
 
     run(session())
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
-from nano_vm.errors import NanoVMError
+from nano_vm.errors import Fault, NanoVMError
 from nano_vm.gateway.faults import log
 from nano_vm.gateway.service import Gateway
+from nano_vm.journal.trace import Trace
 from nano_vm.runtime.needs import Needs
 
 BATCH = 100
@@ -18,6 +20,7 @@ class Attendant:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._left: set[str] = set()  # runs we cannot drive, named once in the log
+        self._failed: set[str] = set()  # runs that could not be driven on, named once in the log
         self.rounds = 0
         self.taken_total = 0
         self.failing = False  # the last look failed: `/ready` says so
@@ -56,7 +59,16 @@ class Attendant:
                 continue
             room -= 1
             self.taken_total += 1
-            gateway.take_up(run_id)
+            gateway.take_up(run_id).add_done_callback(partial(self._took, run_id))
+
+    def _took(self, run_id: str, task: asyncio.Task[Trace]) -> None:
+        """Nobody waits for what was taken up here, so the log says what went wrong."""
+        error = None if task.cancelled() else task.exception()
+        if not isinstance(error, NanoVMError):
+            self._failed.discard(run_id)
+        elif error.fault is not Fault.CALLER and run_id not in self._failed:
+            self._failed.add(run_id)
+            log.warning("run %s could not be driven on: %s", run_id, error.code)
 
     def _able(self, run_id: str) -> bool:
         """Whether the tools and the model that the run needs are here; if not it is left for another worker."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nano_vm import canonical
-from nano_vm.errors import InputError, NanoVMError, NotFoundError, RuntimeFault
+from nano_vm.errors import Fault, InputError, NanoVMError, NotFoundError, RuntimeFault
 from nano_vm.evidence.narrative import narrative
 from nano_vm.evidence.receipt import receipt
 from nano_vm.gateway import views
@@ -99,23 +100,9 @@ class Gateway:
         program, compiled = await self.programs.to_run(who, args)
         key, inputs = args.get("idempotency_key"), args.get("inputs")
         if args.get("paused"):
-            token = TENANT.set(who.tenant)
-            try:
-                run_id = qualified(self.engine.new_run_id(self.engine.clock.now_ms()), who.tenant)
-                self.state.hold(run_id)
-                trace = await self.engine.start(
-                    program,
-                    inputs,
-                    idempotency_key=key,
-                    trace_id=run_id,
-                    principal=who.to_dict(),
-                    tenant=who.tenant,
-                )
-                if trace.trace_id != run_id:
-                    self.state.let_go(run_id)
-            finally:
-                TENANT.reset(token)
-            return self.shown(trace)
+            run_id = self._new_run_id(who)
+            work = self._begin_held(who, run_id, program, inputs, key)
+            return self.shown(await asyncio.shield(self._drive(work, run_id, _context_for(who.tenant))))
         return await self.run(who, program, compiled, inputs, key, args.get("wait_seconds"), tell)
 
     async def run(
@@ -132,11 +119,44 @@ class Gateway:
         run_id, task = self.launch(who, program, inputs, key, tell)
         return await self._waited(task, run_id, wait_seconds, lambda: self._keyed(who, compiled, key))
 
+    async def _begin_held(
+        self, who: Principal, run_id: str, program: Program, inputs: Any, key: str | None
+    ) -> Trace:
+        """Start a run that is taken step by step."""
+        self.state.hold(run_id)  # before it is there: nobody is to be quicker
+        begun = False
+        try:
+            trace = await self.engine.start(
+                program,
+                inputs,
+                idempotency_key=key,
+                trace_id=run_id,
+                principal=who.to_dict(),
+                tenant=who.tenant,
+            )
+            begun = trace.trace_id == run_id
+        finally:
+            if not begun and not self._is_there(run_id):
+                self.state.let_go(run_id)
+        return trace
+
+    def _is_there(self, run_id: str) -> bool:
+        try:
+            self.store.record(run_id)
+        except NotFoundError:
+            return False
+        except NanoVMError:
+            pass  # nobody knows: then it stays held
+        return True
+
+    def _new_run_id(self, who: Principal) -> str:
+        return qualified(self.engine.new_run_id(self.engine.clock.now_ms()), who.tenant)
+
     def launch(
         self, who: Principal, program: Program, inputs: Any, key: str | None, tell: Tell | None = None
     ) -> tuple[str, asyncio.Task[Trace]]:
         """Start a run in a task of its own. With a key the run may be another than the one of this id."""
-        run_id = qualified(self.engine.new_run_id(self.engine.clock.now_ms()), who.tenant)
+        run_id = self._new_run_id(who)
         context = _context_for(who.tenant)
         run = self.engine.run(
             program,
@@ -221,6 +241,7 @@ class Gateway:
                 facts={"argument": given[1] if given else "event"},
             )
         engine, principal = self.engine, who.to_dict()
+        work: Callable[[], Coroutine[Any, Any, Trace]]
         if "resolution" in args:
             who.must(RUN)
             if "step" not in args:
@@ -230,7 +251,8 @@ class Gateway:
                     help="pass `step`; get_trace shows it",
                     facts={"argument": "step"},
                 )
-            work = engine.resolve(
+            work = partial(
+                engine.resolve,
                 run_id,
                 args["step"],
                 args["resolution"],
@@ -239,7 +261,8 @@ class Gateway:
                 principal=principal,
             )
         elif "approve" in args:
-            work = engine.approve(
+            work = partial(
+                engine.approve,
                 run_id,
                 args["approve"],
                 step=args.get("step"),
@@ -250,7 +273,8 @@ class Gateway:
                 event_id=args.get("event_id"),
             )
         else:
-            work = engine.resume(
+            work = partial(
+                engine.resume,
                 run_id,
                 args["event"],
                 event_id=args.get("event_id"),
@@ -259,8 +283,21 @@ class Gateway:
                 item=args.get("item"),
                 principal=principal,
             )
-        self.state.let_go(run_id)
-        return await self._waited(self._drive(work, run_id), run_id, args.get("wait_seconds"))
+        return await self._waited(
+            self._drive(self._told(run_id, work), run_id), run_id, args.get("wait_seconds")
+        )
+
+    async def _told(self, run_id: str, work: Callable[[], Coroutine[Any, Any, Trace]]) -> Trace:
+        """Tell a run something, after which it goes on by itself. Where it does not take that, it is held as before."""
+        held = self.state.is_held(run_id)
+        if held:
+            self.state.let_go(run_id)  # before it goes on: if we die, others are to drive it
+        try:
+            return await work()
+        except NanoVMError as error:
+            if held and error.fault is Fault.CALLER and error.code != "TERMINAL":
+                self.state.hold(run_id)
+            raise
 
     async def _step_run(self, who: Principal, args: dict[str, Any], tell: Tell | None) -> dict[str, Any]:
         run_id = self.record(who, args["trace_id"]).run_id
@@ -277,11 +314,13 @@ class Gateway:
             if trace.status.value != "RUNNING":
                 break
             trace = await self.engine.step(run_id)
+        if trace.status.is_terminal:
+            self.state.let_go(run_id)
         return trace
 
-    def take_up(self, run_id: str) -> None:
+    def take_up(self, run_id: str) -> asyncio.Task[Trace]:
         """Drive on a run that nobody drives, in a task of its own."""
-        self._drive(self._to_end(run_id), run_id)
+        return self._drive(self._to_end(run_id), run_id)
 
     async def _to_end(self, run_id: str) -> Trace:
         taken = await self.engine.take_up(run_id)
@@ -294,9 +333,8 @@ class Gateway:
     async def cancel(
         self, who: Principal, run_id: str, reason: str, wait_seconds: float | None = None
     ) -> dict[str, Any]:
-        self.state.let_go(run_id)
-        work = self.engine.cancel(run_id, reason, principal=who.to_dict())
-        return await self._waited(self._drive(work, run_id), run_id, wait_seconds)
+        work = partial(self.engine.cancel, run_id, reason, principal=who.to_dict())
+        return await self._waited(self._drive(self._told(run_id, work), run_id), run_id, wait_seconds)
 
     # --- looking ----------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from nano_vm import canonical
 from nano_vm.errors import NanoVMError, NotFoundError
 from nano_vm.gateway import asking
 from nano_vm.gateway.faults import fault_of
-from nano_vm.gateway.principals import Principal
+from nano_vm.gateway.principals import READ, RUN, Principal
 
 if TYPE_CHECKING:
     from nano_vm.gateway.server import Handlers
@@ -99,7 +99,7 @@ class Tasks(Extension):
         return {**task, "resultType": "task"}
 
     async def get(self, ctx: Any, params: TaskParams) -> dict[str, Any]:
-        who, run_id = self._admitted(ctx, params)
+        who, run_id = self._admitted(ctx, params, READ)
         try:
             view = await self._gateway.view(run_id)
         except NanoVMError as error:
@@ -112,7 +112,7 @@ class Tasks(Extension):
 
     async def update(self, ctx: Any, params: UpdateParams) -> dict[str, Any]:
         """Take the answers to what the task asked. One that nothing asked (any more) is passed over."""
-        who, run_id = self._admitted(ctx, params)
+        who, run_id = self._admitted(ctx, params, READ)
         view = await self._gateway.view(run_id)
         asked = asking.questions(who, view, asking.ANYTHING)
         for key, raw in params.input_responses.items():
@@ -131,19 +131,25 @@ class Tasks(Extension):
         return {"resultType": "complete"}
 
     async def cancel(self, ctx: Any, params: TaskParams) -> dict[str, Any]:
-        who, run_id = self._admitted(ctx, params)
+        who, run_id = self._admitted(ctx, params, RUN)
         record = self._gateway.record(who, run_id)
         if record.status in ("RUNNING", "SUSPENDED"):
             await self._gateway.cancel(who, run_id, "the task was cancelled", 0)
         return {"resultType": "complete"}
 
-    def _admitted(self, ctx: Any, params: TaskParams) -> tuple[Principal, str]:
+    def _admitted(self, ctx: Any, params: TaskParams, operation: str) -> tuple[Principal, str]:
+        """Who asks, and the run. A task stays its principal's; what may be done with it follows from the roles of now.
+
+        Raises MCPError. CapabilityDeniedError: ROLE_REQUIRED.
+        """
         require_client_extension(ctx, EXTENSION)
         headers = getattr(ctx.request, "headers", None)
         if headers is not None and decode_header_value(headers.get(MCP_NAME_HEADER)) != params.task_id:
             raise MCPError(HEADER_MISMATCH, "the mcp-name header does not match the request's taskId")
         who = self._handlers.identify(ctx)
-        return who, self.run_of(who, params.task_id)
+        run_id = self.run_of(who, params.task_id)
+        who.must(operation)
+        return who, run_id
 
     # --- documents --------------------------------------------------------------------------------------------
 
