@@ -7,7 +7,7 @@ The order is what makes it survive a crash at any point:
 3. what each journal needs to be folded without the values is noted (`nano_vm.journal.recall`);
 4. an `Erased` entry is appended to each concerned run;
 5. the keys are destroyed, and the notes kept with the list, for runs that could not be told and for back-ups;
-6. runs that came meanwhile are told, and the erasure is done.
+6. runs that came meanwhile are stopped and told, and the erasure is done.
 
 Whoever erases the same again, recovers, or opens a restored back-up goes on where it stopped.
 """
@@ -77,6 +77,10 @@ async def erase(
             subject=subject, secret=secret, tenant=tenant, reason=reason, by=who, at_ms=engine.clock.now_ms()
         )
         erasure = await complete(engine, erasure)
+        if erasure.stage != DONE and secret is None:
+            # Somebody drives runs that had their key, and were not there yet when the others were stopped.
+            await _stop_runs(engine, erasure.keys, who)
+            erasure = await complete(engine, erasure)
     finally:
         engine.erasing -= 1
     if erasure.stage != DONE:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nano_vm import ExecutionVM, NanoVMError, SqliteStore, Vault
+from nano_vm import ExecutionVM, NanoVMError, SqliteStore, ToolError, Vault
 from nano_vm.errors import NotFoundError
 from nano_vm.journal.port import RunQuery
 from nano_vm.runtime import erasure
@@ -29,6 +29,7 @@ FLOW: dict[str, Any] = {
         tool_step("b", "echo", args={"x": "$who"}),
     ],
 }
+TIRELESS = {**FLOW, "steps": [tool_step("a", "echo", args={"x": "$who"}, on_error="retry", max_retries=100)]}
 CALLING: dict[str, Any] = {
     "name": "calling",
     "subject": "$who",
@@ -151,5 +152,41 @@ def test_a_run_that_is_erased_while_it_is_driven_is_told_when_it_is_let_go(
         vm.verify("r")
         await vm.close()
         await other.close()
+
+    play(main())
+
+
+def test_a_run_that_began_while_the_others_were_stopped_is_stopped_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it would have gone on by itself."""
+    stop, begun = erasure._stop_runs, asyncio.Event()
+
+    async def main() -> None:
+        make_key_file(tmp_path / "runs.db.key")
+        vm = _engine(tmp_path)
+        await vm.run(FLOW, {"who": NAME}, trace_id="before")  # so that the subject has a key
+
+        async def echo(x: str) -> str:
+            begun.set()
+            raise ToolError("not yet", retryable=True)
+
+        vm.register_tool("echo", echo)
+        driving: list[asyncio.Task[Any]] = []
+
+        async def stop_and_begin(*args: Any) -> None:
+            await stop(*args)
+            if not driving:
+                driving.append(asyncio.create_task(vm.run(TIRELESS, {"who": NAME}, trace_id="r")))
+                await begun.wait()
+
+        monkeypatch.setattr(erasure, "_stop_runs", stop_and_begin)
+        receipt = await vm.erase(subject=NAME, reason="asked", by="ana")
+        trace = await driving[0]
+        assert (trace.status, receipt["stage"]) == ("CANCELLED", "done")
+        assert sorted(receipt["runs"]) == ["before", "r"]
+        assert vm.read("r")[-1].facts.endswith(b'"type":"Erased"}')
+        vm.verify("r")
+        await vm.close()
 
     play(main())
