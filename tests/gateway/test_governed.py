@@ -103,6 +103,24 @@ def test_what_the_policy_denies_never_reaches_the_server(governed: Served) -> No
     assert governed.effects("order") == before
 
 
+def test_whoever_validates_or_saves_a_program_is_told_what_the_policy_denies(governed: Served) -> None:
+    unpriced = program("unpriced", shop("buy", "order", thing="tea"))
+
+    async def session() -> None:
+        async with connected(governed, MODERN, governed.token("ana", "operator")) as client:
+            told = await call(client, "validate_program", program=unpriced)
+            refused = [
+                await call(client, "run_program", program=unpriced),
+                await call(client, "save_program", program=unpriced),
+            ]
+            codes = [finding["code"] for finding in told["findings"]]
+            assert (told["ok"], codes) == (False, [error["error"]["code"] for error in refused[:1]])
+            assert refused[0]["error"]["code"] == refused[1]["error"]["code"]
+            assert "unpriced" not in str(await call(client, "list_programs"))
+
+    run(session())
+
+
 def test_the_form_shows_the_action_that_is_approved(governed: Served) -> None:
     ana, eve = governed.token("ana", "operator"), governed.token("eve", "operator", "supervisor")
 

@@ -97,9 +97,9 @@ class Programs:
         return await asyncio.to_thread(documents.from_data, program)
 
     async def report(self, document: Document) -> Report:
-        """All findings. In a thread: a huge program holds nobody up."""
+        """All findings, those of the policy in force among them. In a thread: a huge program holds nobody up."""
         schemas = self._engine.tools.schemas()
-        return await asyncio.to_thread(check, document, schemas)
+        return await asyncio.to_thread(check, document, schemas, policy=self._engine.policy)
 
     async def admit(self, document: Document) -> tuple[Program, CompiledProgram, Report]:
         """A program without errors. Raises ProgramError with all findings; InputError GATEWAY_LIMIT."""
