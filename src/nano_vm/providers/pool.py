@@ -9,7 +9,7 @@ the answer (`Completion.switches`), or with the error when nobody had one. What 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from bisect import bisect_right, insort
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -74,7 +74,7 @@ class Provider:
         self.model = model
         self.models = dict(models or {})
         self.per_minute = requests_per_minute
-        self._sent: deque[int] = deque()
+        self._turns: list[int] = []  # when requests went out in the last minute, or are about to; in order
 
     def takes(self, asked: str | None) -> bool:
         return asked is None or not self.models or asked in self.models
@@ -82,17 +82,29 @@ class Provider:
     def model_for(self, asked: str | None) -> str | None:
         return self.model if asked is None else self.models.get(asked, asked)
 
-    def free_at(self, now_ms: int) -> int:
-        """When the rate limit admits the next request."""
+    def free_at(self, earliest_ms: int, now_ms: int) -> int:
+        """When the rate limit admits one more request, from `earliest_ms` on."""
         if self.per_minute is None:
-            return now_ms
-        while self._sent and self._sent[0] <= now_ms - MINUTE_MS:
-            self._sent.popleft()
-        return now_ms if len(self._sent) < self.per_minute else self._sent[0] + MINUTE_MS
+            return earliest_ms
+        turns = self._turns
+        del turns[: bisect_right(turns, now_ms - MINUTE_MS)]
+        if len(turns) < self.per_minute:
+            return earliest_ms
+        return max(earliest_ms, turns[-1], turns[-self.per_minute] + MINUTE_MS)
 
-    def note_request(self, now_ms: int) -> None:
+    async def take_turn(self, clock: Clock, earliest_ms: int) -> None:
+        """Wait until the rate limit admits a request. The turn is taken at once: who waits together does not go
+        together."""
+        at_ms = self.free_at(earliest_ms, clock.now_ms())
         if self.per_minute is not None:
-            self._sent.append(now_ms)
+            insort(self._turns, at_ms)
+        try:
+            if at_ms > clock.now_ms():
+                await clock.sleep_until(at_ms)
+        except BaseException:
+            if at_ms in self._turns:
+                self._turns.remove(at_ms)  # somebody else may have it
+            raise
 
 
 class _Journey:
@@ -254,7 +266,6 @@ class ProviderPool:
         # Nobody may be asked. A run is worth one call more: whoever is free again first is asked once.
         provider = min(candidates, key=self._free_at)
         journey.arrive(provider.name)
-        await self._clock.sleep_until(provider.free_at(self._clock.now_ms()))
         answer = await self._ask(journey, provider, messages, params, asked, model_call, 1)
         if isinstance(answer, Completion):
             return answer
@@ -275,9 +286,10 @@ class ProviderPool:
         model = provider.model_for(asked)
         given = params if model is None else {**params, "model": model}
         clock = self._clock
+        earliest = clock.now_ms()
         for attempt in range(1, attempts + 1):
+            await provider.take_turn(clock, earliest)
             began = clock.now_ms()
-            provider.note_request(began)
             try:
                 answer = await provider.client.ask(_copies(messages), dict(given), model_call)
             except asyncio.CancelledError:
@@ -298,7 +310,10 @@ class ProviderPool:
                     journey.leave(provider.name, "RetryLimitExceeded", attempt, fault.code)
                     return error
                 pause = min(PAUSE_MS * 2 ** (attempt - 1), PAUSE_MS_MAX)
-                await clock.sleep_until(now + max(pause, fault.rest_ms))
+                earliest = now + max(pause, fault.rest_ms)
+                if provider.free_at(earliest, now) > now + REST_MS_MAX:
+                    journey.leave(provider.name, "ProviderUnavailable", attempt, "RATE_LIMITED")
+                    return error
             else:
                 if not answer.cached:
                     self._note_success(provider, began)
@@ -324,7 +339,7 @@ class ProviderPool:
     def _problem(self, provider: Provider) -> str | None:
         """Why a provider may not be asked now."""
         now = self._clock.now_ms()
-        if provider.free_at(now) > now:
+        if provider.free_at(now, now) > now:
             return "RATE_LIMITED"
         circuit = self._memory.load().get(provider.name, Health()).circuit(now)
         if circuit == "OPEN":
@@ -347,7 +362,7 @@ class ProviderPool:
     def _free_at(self, provider: Provider) -> int:
         now = self._clock.now_ms()
         health = self._memory.load().get(provider.name, Health())
-        return max(provider.free_at(now), health.open_until_ms)
+        return max(provider.free_at(now, now), health.open_until_ms)
 
     # --- looking ----------------------------------------------------------------------------------------------
 

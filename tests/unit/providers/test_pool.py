@@ -271,6 +271,84 @@ def test_a_single_provider_is_waited_for() -> None:
     assert clock.now_ms() == START_MS + 2 * MINUTE_MS
 
 
+class Timed(Model):
+    """Notes when it is asked."""
+
+    def __init__(self, clock: VirtualClock, *answers: Any) -> None:
+        super().__init__(*answers)
+        self.now, self.times = clock, []
+
+    async def complete(self, messages: list[dict[str, Any]], **params: Any) -> Any:
+        self.times.append(self.now.now_ms() - START_MS)
+        return await super().complete(messages, **params)
+
+    @property
+    def most_in_a_minute(self) -> int:
+        return max(sum(first <= time < first + MINUTE_MS for time in self.times) for first in self.times)
+
+
+@given(
+    per_minute=st.integers(1, 4),
+    starts=st.lists(st.integers(0, 90_000), min_size=1, max_size=12),
+    answers=st.lists(st.sampled_from(["yes", BUSY]), min_size=1, max_size=12),
+    given_up=st.sets(st.integers(0, 11)),
+)
+@settings(max_examples=100, deadline=None)
+def test_however_many_wait_a_rate_limit_is_kept(
+    per_minute: int, starts: list[int], answers: list[Any], given_up: set[int]
+) -> None:
+    """By those who wait together, by those who ask again, and whoever gives up."""
+    clock = VirtualClock()
+    model = Timed(clock, *answers, "yes")
+    breaker = Breaker(failures=1_000)
+    pool = ProviderPool(
+        [Provider("a", model, requests_per_minute=per_minute)], clock=clock, breaker=breaker, attempts=2
+    )
+
+    async def ask(number: int, start: int) -> Any:
+        await clock.sleep_until(START_MS + start)
+        asking = asyncio.create_task(pool.complete(MESSAGES))
+        if number in given_up:
+            await asyncio.sleep(0)
+            asking.cancel()
+        return await asyncio.gather(asking, return_exceptions=True)
+
+    async def main() -> list[Any]:
+        return await asyncio.gather(*[ask(number, start) for number, start in enumerate(starts)])
+
+    for number, (told,) in enumerate(asyncio.run(main())):
+        if number not in given_up:
+            assert isinstance(told, Completion | ModelError), told
+    if model.times:
+        assert model.most_in_a_minute <= per_minute
+
+
+def test_a_turn_that_nobody_takes_is_somebody_elses() -> None:
+    clock = VirtualClock()
+    model = Timed(clock, "yes")
+    pool = ProviderPool([Provider("a", model, requests_per_minute=1)], clock=clock)
+
+    async def main() -> None:
+        await pool.complete(MESSAGES)
+        impatient = [asyncio.create_task(pool.complete(MESSAGES)) for _ in range(5)]
+        await asyncio.sleep(0)
+        for one in impatient:
+            one.cancel()
+        await asyncio.gather(*impatient, return_exceptions=True)
+        await pool.complete(MESSAGES)
+
+    asyncio.run(main())
+    assert model.times == [0, MINUTE_MS]
+
+
+def test_who_may_not_ask_again_soon_goes_to_the_next_one() -> None:
+    clock = VirtualClock()
+    providers = [Provider("a", Model(BUSY), requests_per_minute=1), Provider("b", Model("b"))]
+    answer = asyncio.run(ProviderPool(providers, clock=clock).complete(MESSAGES))
+    assert answer.switches == (switch("a", "b", "ProviderUnavailable", 1, "RATE_LIMITED"),)
+    assert clock.now_ms() == START_MS
+
+
 # --- routing ------------------------------------------------------------------------------------------------------
 
 
