@@ -102,9 +102,12 @@ async def take_over(engine: Engine, run_id: str) -> Run | None:
     A run that was RUNNING had an owner who is gone: what it had in flight is an unknown outcome now. The adoption is
     journaled at once, so that a late append of the old owner collides with it.
     """
-    if run_id in engine.live:
-        return None
-    fence = await patiently(lambda: engine.store.claim(run_id, engine.clock.now_ms()))
+
+    def claim() -> int | None:
+        """Asked for anew whenever the store was waited for: what is let go here is not out of our hands at once."""
+        return None if run_id in engine.live else engine.store.claim(run_id, engine.clock.now_ms())
+
+    fence = await patiently(claim)
     if fence is None:
         return None
     held = fence

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nano_vm import ExecutionVM, SqliteStore
 from nano_vm.errors import StoreError
+from nano_vm.runtime import recovery
 from nano_vm.runtime.patience import patiently
 
 
@@ -31,6 +34,32 @@ def test_the_lock_of_somebody_else_is_told_at_once() -> None:
     with pytest.raises(StoreError) as refused:
         asyncio.run(patiently(lambda: _locked(calls, 4, sqlite="SQLITE_BUSY")))
     assert (refused.value.code, len(calls)) == ("STORE_LOCKED", 1)
+
+
+def test_who_waited_for_the_store_takes_over_no_run_that_somebody_here_still_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two cancellations of a run that has ended: both are refused by it, whenever the first one gets to the store."""
+    pauses: list[int] = []
+
+    async def later(call: Callable[[], Any]) -> Any:
+        for _ in range(pauses.pop(0) if pauses else 0):
+            await asyncio.sleep(0)
+        return call()
+
+    async def main() -> None:
+        vm = ExecutionVM(store=SqliteStore(tmp_path / "runs.db", durability="normal"))
+        await vm.run({"name": "p", "steps": [{"id": "w", "type": "wait", "event": "go"}]}, trace_id="r")
+        await vm.cancel("r")
+        monkeypatch.setattr(recovery, "patiently", later)
+        for pause in range(12):
+            pauses[:] = [pause]
+            told = await asyncio.gather(vm.cancel("r"), vm.cancel("r"), return_exceptions=True)
+            assert [getattr(error, "code", error) for error in told] == ["TERMINAL", "TERMINAL"]
+            assert vm.store.record("r").owner is None
+        await vm.close()
+
+    asyncio.run(main())
 
 
 def test_a_database_that_stays_locked_refuses_a_run_and_a_resume(tmp_path: Path) -> None:
