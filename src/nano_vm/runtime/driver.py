@@ -573,14 +573,16 @@ class Run(JournaledRun, eq=False, kw_only=True):
         in flight becomes an unknown outcome for whoever recovers the run."""
         for task in list(self.tasks.values()):
             task.cancel()
-        if self.tasks:
-            await asyncio.gather(*self.tasks.values(), return_exceptions=True)
-        if self.engine.volatile:
+        try:
+            if self.tasks:
+                await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        finally:  # whoever cancels us twice does not wait for them, but others may have the run
+            if self.engine.volatile:
+                with contextlib.suppress(NanoVMError):
+                    self.commit()  # entries were gathered here that describe what has happened
+            # Where this fails, the lease runs out, or the lock is free as soon as we are gone.
             with contextlib.suppress(NanoVMError):
-                self.commit()  # entries were gathered here that describe what has happened
-        # Where this fails, the lease runs out, or the lock is free as soon as we are gone.
-        with contextlib.suppress(NanoVMError):
-            await patiently(lambda: self.engine.store.release(self.record.run_id, self.fence))
+                await patiently(lambda: self.engine.store.release(self.record.run_id, self.fence))
 
     def _cancel_all(self) -> None:
         for _, timer in self.timers.values():

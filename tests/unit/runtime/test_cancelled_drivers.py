@@ -25,9 +25,14 @@ FLOWS = {
 }
 
 
+@pytest.mark.parametrize("again", [0, 1, 2], ids=["once", "twice in a turn", "twice"])
 @pytest.mark.parametrize("named", [True, False], ids=["named", "unnamed"])
 @pytest.mark.parametrize("flow", FLOWS)
-def test_a_driver_is_cancelled_at_any_turn_of_the_loop(opener: Opener, flow: str, named: bool) -> None:
+def test_a_driver_is_cancelled_at_any_turn_of_the_loop(
+    opener: Opener, flow: str, named: bool, again: int
+) -> None:
+    """Once, or by two that do not know of each other: a time-out and a group of tasks, say."""
+
     async def main(turns: int) -> bool:
         calls: Counter[tuple[str, int]] = Counter()
 
@@ -39,7 +44,13 @@ def test_a_driver_is_cancelled_at_any_turn_of_the_loop(opener: Opener, flow: str
         for _ in range(turns):
             await asyncio.sleep(0)
         driving.cancel()
+        if again:
+            for _ in range(again - 1):
+                await asyncio.sleep(0)
+            driving.cancel()
         ended = await asyncio.gather(driving, return_exceptions=True)
+        for _ in range(10):  # calls that nobody waits for any more come to their ends
+            await asyncio.sleep(0)
         while await vm.recover():
             pass
         for record in vm.store.records(RunQuery(limit=1_000)):
