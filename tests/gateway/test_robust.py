@@ -9,6 +9,7 @@ import json
 import random
 import signal
 import socket
+import sqlite3
 import urllib.parse
 from pathlib import Path
 
@@ -28,6 +29,9 @@ from gateway_stage import (
     run,
     until,
 )
+
+from nano_vm import ExecutionVM, SqliteStore, Vault
+from nano_vm.vault.kek import make_key_file
 
 SLOW_PAY = program(
     "slow_pay",
@@ -103,6 +107,50 @@ def kill_and_take_up(served: Served, era: str) -> None:
     assert served.stop() == 0
     assert (served.effects("pay"), served.effects("risky")) == (1, 1)
     assert served.cli("verify")["ok"] is True
+
+
+PRIVATE = program("private", {"id": "w", "type": "wait", "event": "go"}, subject="$who") | {
+    "inputs": {"type": "object", "properties": {"who": {"type": "string", "private": True}}}
+}
+
+
+def test_a_gateway_completes_the_erasure_that_a_crash_has_cut(tmp_path: Path) -> None:
+    make_key_file(tmp_path / "runs.db.key")
+    vault = Vault.beside(tmp_path / "runs.db")
+    with SqliteStore(tmp_path / "runs.db") as store:
+        ExecutionVM(store=store, vault=vault).run_sync(PRIVATE, {"who": "Ada"}, trace_id="r")
+    vault.begin_erasure(subject="Ada", reason="asked", by={"id": "ana"})
+    with Served(tmp_path) as served:  # before it answers
+        (erasure,) = Vault.beside(tmp_path / "runs.db").all_erasures()
+        assert (erasure.stage, erasure.runs) == ("done", ["r"])
+        assert served.cli("verify", "r")["ok"] is True
+
+
+def test_what_a_gateway_takes_up_and_cannot_drive_is_in_its_log_once(tmp_path: Path) -> None:
+    config = tmp_path / "gateway.json"
+    config.write_text(json.dumps({"recover_seconds": 0.05}))
+    with SqliteStore(tmp_path / "runs.db") as store:
+        vm = ExecutionVM(store=store, tools={"add": lambda a, b: a + b})
+        asyncio.run(vm.start(ADDER, {"a": 1}, trace_id="broken"))
+        asyncio.run(vm.start(ADDER, {"a": 2}, trace_id="sound"))
+    with contextlib.closing(sqlite3.connect(tmp_path / "runs.db")) as con, con:
+        con.execute("DROP TRIGGER nvm_segments_no_update")
+        con.execute(
+            "UPDATE nvm_segments SET facts = replace(CAST(facts AS TEXT), 'RunStarted', 'RunStarned') "
+            "WHERE run = (SELECT no FROM nvm_runs WHERE run_id = 'broken')"
+        )
+    with Served(tmp_path, "--config", str(config)) as served:
+
+        async def session() -> None:
+            async with connected(served) as client:
+                await until(client, "sound", "SUCCESS")
+                for _ in range(3):  # whole rounds of looking lie between these
+                    done = await call(client, "run_program", program=ADDER, inputs={"a": 3}, paused=True)
+                    await call(client, "step_run", trace_id=done["trace_id"], finish=True)
+
+        run(session())
+    told = (tmp_path / "server.log").read_text()
+    assert told.count("run broken could not be driven on") == 1, told
 
 
 def test_a_stopped_gateway_drains(tmp_path: Path) -> None:

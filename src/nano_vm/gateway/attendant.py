@@ -21,6 +21,7 @@ class Attendant:
         self._gateway = gateway
         self._left: set[str] = set()  # runs we cannot drive, named once in the log
         self._failed: set[str] = set()  # runs that could not be driven on, named once in the log
+        self._erasing_fails = False
         self.rounds = 0
         self.taken_total = 0
         self.failing = False  # the last look failed: `/ready` says so
@@ -48,6 +49,7 @@ class Attendant:
             return
         if gateway.mounts is not None:
             gateway.mounts.refresh()
+        await self.complete_erasures()
         held = gateway.state.held()
         under_way = set(gateway.driving.values())
         room = gateway.config.limits.runs - len(gateway.driving)
@@ -60,6 +62,17 @@ class Attendant:
             room -= 1
             self.taken_total += 1
             gateway.take_up(run_id).add_done_callback(partial(self._took, run_id))
+
+    async def complete_erasures(self) -> None:
+        """What a crash has cut, or a restored back-up has brought back. It keeps no run from being driven."""
+        try:
+            await self._gateway.engine.complete_erasures()
+        except NanoVMError as error:
+            if not self._erasing_fails:
+                log.warning("an erasure cannot be completed: %s", error.code)
+            self._erasing_fails = True
+        else:
+            self._erasing_fails = False
 
     def _took(self, run_id: str, task: asyncio.Task[Trace]) -> None:
         """Nobody waits for what was taken up here, so the log says what went wrong."""

@@ -50,6 +50,7 @@ async def serve_stdio(gateway: Gateway) -> None:
     server = build_server(gateway, lambda ctx: who)
     attendant = Attendant(gateway)
     await _mount(gateway)
+    await attendant.complete_erasures()  # the first time it reads a lot, and holds nobody up yet
     stop = asyncio.Event()
     _on_signals(stop.set)
     looking = asyncio.get_running_loop().create_task(attendant.run())
@@ -97,10 +98,11 @@ async def serve_http(
     who = local_principal(config)
     identify = identify_bearer if config.auth.required else (lambda ctx: who)
     verifier, routes, metadata_url = _authentication(gateway)
+    attendant = Attendant(gateway)
     app = HttpGateway(
         gateway,
         server if server is not None else build_server(gateway, identify),
-        Attendant(gateway),
+        attendant,
         verifier,
         routes,
         metadata_url,
@@ -109,6 +111,7 @@ async def serve_http(
     listening = _bind(config)
     try:
         await _mount(gateway)
+        await attendant.complete_erasures()  # the first time it reads a lot, and holds nobody up yet
     except BaseException:
         listening.close()
         raise

@@ -572,6 +572,12 @@ class Engine(Library):
         of all erasures; none without a vault."""
         return [] if self.keys is None else await erasure.replay(self)
 
+    async def complete_erasures(self) -> None:
+        """What is left to be done of erasures: after a crash, after a back-up was restored, where somebody drove a run
+        on. It is asked for at little cost: an engine that has looked once looks again only while something is left.
+        `recover` begins with it."""
+        await erasure.catch_up(self)
+
     async def pause(
         self,
         program: str,

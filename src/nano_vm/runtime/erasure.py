@@ -81,10 +81,13 @@ async def erase(
             # Somebody drives runs that had their key, and were not there yet when the others were stopped.
             await _stop_runs(engine, erasure.keys, who)
             erasure = await complete(engine, erasure)
+        if erasure.stage != DONE:
+            engine.erasures_replayed = False
+    except BaseException:
+        engine.erasures_replayed = False  # it may have begun
+        raise
     finally:
         engine.erasing -= 1
-    if erasure.stage != DONE:
-        engine.erasures_replayed = False
     return _receipt(erasure)
 
 
@@ -96,8 +99,21 @@ async def tell_if_erased(engine: Engine, run: Run) -> None:
             return
         engine.erasures_replayed = False
         if not engine.erasing:
-            await replay(engine)
-            engine.erasures_replayed = True
+            await catch_up(engine)
+
+
+async def catch_up(engine: Engine) -> None:
+    """`replay` where it may have something to do: once for each engine, and again as long as an erasure is left."""
+    if engine.erasures_replayed or engine.keys is None or not hasattr(engine.keys, "begin_erasure"):
+        return
+    engine.erasures_replayed = True  # whoever comes meanwhile need not
+    try:
+        receipts = await replay(engine)
+    except BaseException:
+        engine.erasures_replayed = False
+        raise
+    if any(receipt["stage"] != DONE for receipt in receipts):
+        engine.erasures_replayed = False
 
 
 async def complete(engine: Engine, erasure: Any) -> Any:

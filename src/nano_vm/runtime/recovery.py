@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from nano_vm.errors import ConflictError, RejectedError, RuntimeFault
+from nano_vm.errors import ConflictError, NanoVMError, RejectedError, RuntimeFault
 from nano_vm.journal.entry import Chain, Entry, is_closed, read_facts
 from nano_vm.journal.fold import fold
 from nano_vm.journal.port import RunRecord
@@ -158,12 +158,13 @@ async def recover(
     engine: Engine, limit: int, on_error: Callable[[str, Exception], None] | None
 ) -> list[Trace]:
     """See `Engine.recover`."""
-    if not engine.erasures_replayed:
-        engine.erasures_replayed = True
-        if engine.keys is not None and hasattr(engine.keys, "begin_erasure"):
-            await engine.replay_erasures()
     lanes = asyncio.Semaphore(RECOVERIES_MAX)
     failures: list[Exception] = []
+    unfinished: NanoVMError | None = None
+    try:
+        await engine.complete_erasures()
+    except NanoVMError as error:
+        unfinished = error  # it keeps no run from being driven
 
     async def attempt(run_id: str) -> Trace | None:
         async with lanes:
@@ -185,6 +186,8 @@ async def recover(
 
     run_ids = engine.store.claimable(engine.clock.now_ms(), limit)
     traces = await asyncio.gather(*(attempt(run_id) for run_id in run_ids))
+    if unfinished is not None:
+        raise unfinished
     if failures:
         raise failures[0]
     return [trace for trace in traces if trace is not None]

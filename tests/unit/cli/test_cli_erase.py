@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from unit.cli.conftest import Cli
+from nano_vm import Vault
+from unit.cli.conftest import Cli, start
 
 NAME = "Ada Lovelace of St James"
 PROGRAM = """
@@ -66,6 +67,27 @@ def test_a_private_run_is_erased_and_every_view_shows_tombstones(cli: Cli, claim
     assert NAME.encode() not in held
     assert erase(cli).code == 2
     assert cli("erase", "--complete", "--json").json["erasures"] == [done.json]
+
+
+@pytest.mark.parametrize("command", ["recover", "worker"])
+def test_an_erasure_that_a_crash_has_cut_is_completed(
+    cli: Cli, claim: str, place: Path, command: str
+) -> None:
+    (database,) = place.glob("*.db")
+    Vault.beside(database).begin_erasure(subject=NAME, reason="asked", by={"id": "ana"})
+    if command == "recover":
+        assert cli("recover", "--tools", "echo.py").code == 0
+    else:
+        worker = start(place, "worker", "--tools", "echo.py", "--interval", "0.05")
+        while [one.stage for one in Vault.beside(database).all_erasures()] != ["done"]:
+            assert worker.poll() is None
+        worker.terminate()
+        worker.communicate(timeout=60)
+        assert worker.returncode == 0
+    (erasure,) = Vault.beside(database).all_erasures()
+    assert (erasure.stage, erasure.runs) == ("done", [claim])
+    assert cli("verify", claim).code == 0
+    assert NAME not in cli("trace", claim, "--json").out
 
 
 def test_bundles_of_private_runs_hold_no_value_and_verify_without_the_keys(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nano_vm import ExecutionVM, NanoVMError, SqliteStore, ToolError, Vault
-from nano_vm.errors import NotFoundError
+from nano_vm.errors import NotFoundError, VaultError
 from nano_vm.journal.port import RunQuery
 from nano_vm.runtime import erasure
 from nano_vm.vault.kek import make_key_file
@@ -187,6 +187,71 @@ def test_a_run_that_began_while_the_others_were_stopped_is_stopped_as_well(
         assert sorted(receipt["runs"]) == ["before", "r"]
         assert vm.read("r")[-1].facts.endswith(b'"type":"Erased"}')
         vm.verify("r")
+        await vm.close()
+
+    play(main())
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
+def test_an_erasure_that_is_given_up_at_any_turn_of_the_loop_is_completed_by_recovery(
+    tmp_path: Path, again: bool
+) -> None:
+    async def main(turns: int) -> bool:
+        path = tmp_path / str(turns)
+        path.mkdir()
+        make_key_file(path / "runs.db.key")
+        vm = _engine(path)
+        for name in ("waits", "over"):
+            await vm.run(FLOW, {"who": NAME}, trace_id=name)
+        await vm.resume("over", {})
+        await vm.recover()  # it has looked for what is left of erasures
+        erasing = asyncio.create_task(vm.erase(subject=NAME, reason="asked", by="ana"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        over = erasing.done()
+        erasing.cancel()
+        if again:
+            await asyncio.sleep(0)
+            erasing.cancel()
+        await asyncio.gather(erasing, return_exceptions=True)
+        await vm.recover()
+        assert vm.vault is not None
+        begun = vm.vault.all_erasures()
+        assert [(one.stage, sorted(one.runs)) for one in begun] in ([], [("done", ["over", "waits"])])
+        if not begun:
+            await vm.erase(subject=NAME, reason="asked", by="ana")
+        await _told_everywhere(vm)
+        await vm.close()
+        return over
+
+    turns = 0
+    while not play(main(turns)):
+        turns += 1
+    assert turns > 1
+
+
+def test_an_erasure_that_cannot_be_completed_keeps_no_run_from_being_driven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        make_key_file(tmp_path / "runs.db.key")
+        vm = _engine(tmp_path)
+        await vm.run(FLOW, {"who": NAME}, trace_id="erased")
+        await vm.start({"name": "plain", "steps": [tool_step("a", "echo", args={"x": "y"})]}, trace_id="r")
+        assert vm.vault is not None
+        vm.vault.begin_erasure(subject=NAME, reason="asked", by={"id": "ana"})
+
+        def broken(*_: Any, **__: Any) -> Any:
+            raise VaultError("VAULT_IO", "the keys cannot be written")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Vault, "destroy_keys", broken)
+            with refused("VAULT_IO"):
+                await vm.recover()
+        assert vm.trace("r").status == "SUCCESS"
+        await vm.recover()
+        assert [one.stage for one in vm.vault.all_erasures()] == ["done"]
+        await _told_everywhere(vm)
         await vm.close()
 
     play(main())

@@ -3,7 +3,7 @@
   nano-vm recover --tools refund_tools.py
   nano-vm recover --loop --interval 2 --tools refund_tools.py     until stopped (as `worker`)
 
-A run whose tools were not given is left untouched.
+A run whose tools were not given is left untouched. Erasures that a crash has cut are completed first.
 exit codes: 0 done; else of what was left: 2 tools or a model were not given, 5 a changed journal
 """
 
@@ -123,11 +123,12 @@ class Recovery:
         self.lines = lines
         self.taken: list[dict[str, Any]] = []
         self.left: list[dict[str, Any]] = []
-        self._complained: set[str] = set()
+        self._complained: set[str | None] = set()
 
     async def once(self) -> None:
         """Take up every run that can be taken up now, side by side."""
         store, clock = self.session.store, self.session.engine.clock
+        await self._complete_erasures()
         able = []
         # Runs that we cannot take up stay claimable: ask for so many more.
         for run_id in store.claimable(clock.now_ms(), BATCH + len(self._complained)):
@@ -138,6 +139,14 @@ class Recovery:
             else:
                 able.append(run_id)
         await asyncio.gather(*(self._take(run_id) for run_id in able))
+
+    async def _complete_erasures(self) -> None:
+        try:
+            await self.session.engine.complete_erasures()
+        except StoreError:
+            raise
+        except NanoVMError as error:
+            self._leave(None, error)
 
     async def _take(self, run_id: str) -> None:
         try:
@@ -183,7 +192,8 @@ class Recovery:
                 return code
         return exits.FAILED if codes else exits.DONE
 
-    def _leave(self, run_id: str, error: NanoVMError) -> None:
+    def _leave(self, run_id: str | None, error: NanoVMError) -> None:
+        """A run, or (None) the erasures that are to be completed."""
         if run_id in self._complained:
             return
         self._complained.add(run_id)
@@ -192,6 +202,6 @@ class Recovery:
             self.left.append(facts)
         elif self.console.json_only:
             self.console.json_line(facts)
-        self.console.complain(
-            f"left untouched: {run_id}\n  {printable(str(error), keep_newlines=True)}", "warn"
-        )
+        what = run_id or "an erasure that is to be completed"
+        told = printable(str(error), keep_newlines=True)
+        self.console.complain(f"left untouched: {what}\n  {told}", "warn")
