@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,12 @@ def test_a_run_is_held_for_who_takes_it_step_by_step_and_no_longer(served: Serve
             late = await call(client, "cancel_run", trace_id=run_id)
             assert late["error"]["code"] == "TERMINAL"
             assert held() == before
+
+            key = {"idempotency_key": "held", "inputs": {"a": 5}, "program": ADDER}
+            started = await call(client, "run_program", **key, paused=True)
+            assert (await call(client, "run_program", **key))["trace_id"] == started["trace_id"]
+            while started["trace_id"] in held():  # until the gateway looks for runs again
+                await asyncio.sleep(0.05)
 
             started = await call(client, "run_program", program=LOOP, inputs={"n": 1}, paused=True)
             assert held() == before | {started["trace_id"]}

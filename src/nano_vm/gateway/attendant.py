@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from functools import partial
 
-from nano_vm.errors import Fault, NanoVMError
+from nano_vm.errors import Fault, NanoVMError, NotFoundError
 from nano_vm.gateway.faults import log
 from nano_vm.gateway.service import Gateway
 from nano_vm.journal.trace import Trace
+from nano_vm.kernel.state import RunStatus
 from nano_vm.runtime.needs import Needs
 
 BATCH = 100
@@ -50,7 +52,7 @@ class Attendant:
         if gateway.mounts is not None:
             gateway.mounts.refresh()
         await self.complete_erasures()
-        held = gateway.state.held()
+        held = self._held()
         under_way = set(gateway.driving.values())
         room = gateway.config.limits.runs - len(gateway.driving)
         most = BATCH + len(self._left) + len(held)
@@ -62,6 +64,15 @@ class Attendant:
             room -= 1
             self.taken_total += 1
             gateway.take_up(run_id).add_done_callback(partial(self._took, run_id))
+
+    def _held(self) -> set[str]:
+        """Runs that somebody takes step by step. One that has ended otherwise is held no longer."""
+        held = self._gateway.state.held()
+        for run_id in held:
+            with contextlib.suppress(NotFoundError):  # it is about to be begun
+                if RunStatus(self._gateway.store.record(run_id).status).is_terminal:
+                    self._gateway.state.let_go(run_id)
+        return held
 
     async def complete_erasures(self) -> None:
         """What a crash has cut, or a restored back-up has brought back. It keeps no run from being driven."""

@@ -60,7 +60,8 @@ def _require_readable(run_id: str, entries: Sequence[Entry]) -> None:
         raise RuntimeFault(
             "NO_KEYS",
             f"run {run_id} has sealed values, and their key is not here",
-            help="give the engine the vault that belongs to the database: ExecutionVM(vault=Vault.beside(…))",
+            help="give the engine the vault that belongs to the database: ExecutionVM(vault=Vault.beside(…)); where an "
+            "erasure is under way or was cut: vm.recover()",
             facts={"run_id": run_id},
         )
 
