@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -263,12 +264,21 @@ class Engine(Library):
     ) -> AsyncIterator[Progress]:
         """Run a program and yield its events as they are journaled. Leaving the loop early does not stop the run."""
         queue: asyncio.Queue[Progress | None] = asyncio.Queue()
-        task = asyncio.ensure_future(self.run(program, context, listener=queue.put_nowait, **options))
+        is_read = True
+
+        def hear(progress: Progress) -> None:
+            if is_read:  # else nothing would ever take it out again
+                queue.put_nowait(progress)
+
+        task = asyncio.ensure_future(self.run(program, context, listener=hear, **options))
         self.background.add(task)
         task.add_done_callback(self.background.discard)
         task.add_done_callback(lambda _: queue.put_nowait(None))
-        while (progress := await queue.get()) is not None:
-            yield progress
+        try:
+            while (progress := await queue.get()) is not None:
+                yield progress
+        finally:
+            is_read = False
         await task
 
     def whose(self, principal: str | Mapping[str, Any] | None, given: str | None) -> str | None:
@@ -632,17 +642,19 @@ class Engine(Library):
         run.heard.append((entry, event))
 
     def publish(self, run: JournaledRun, heard: list[tuple[Entry, ev.Event]]) -> None:
-        """Tell the listeners. They listen and never decide: what one of them raises goes to the loop's handler."""
+        """Tell the listeners. They listen and never decide: what one of them raises goes to the loop's handler, and the
+        others are told all the same."""
+        run_id = run.record.run_id
         for entry, event in heard:
-            progress = Progress(run.record.run_id, entry.seq, event.type, event, entry.digest)
-            try:
-                if run.listener is not None:
-                    run.listener(progress)
-                for listener in self.listeners:
-                    listener(run.record.run_id, progress)
-            except Exception as error:
-                facts = {"message": f"a listener of run {run.record.run_id} failed", "exception": error}
-                asyncio.get_running_loop().call_exception_handler(facts)
+            progress = Progress(run_id, entry.seq, event.type, event, entry.digest)
+            tell = [] if run.listener is None else [partial(run.listener, progress)]
+            tell += [partial(listener, run_id, progress) for listener in self.listeners]
+            for one in tell:
+                try:
+                    one()
+                except Exception as error:
+                    facts = {"message": f"a listener of run {run_id} failed", "exception": error}
+                    asyncio.get_running_loop().call_exception_handler(facts)
 
     def worst_cost(self, request: dict[str, Any], prompt_tokens: int, output_tokens: int) -> int | None:
         """What a model call may cost at most, in nano-dollars; None when the adapter has no price."""
