@@ -140,9 +140,12 @@ def test_leaving_a_stream_does_not_stop_the_run_nor_does_a_broken_listener(opene
             break
         while vm.store.record("r").status != "SUCCESS":
             await asyncio.sleep(0.001)
+        heard: list[str] = []
+        vm.listeners[:] = [lambda run_id, progress: heard.append(progress.type)]
         trace = await vm.run(program(tool_step("a")), listener=broken)
         assert trace.status is RunStatus.SUCCESS
-        assert told
+        assert len(told) == len(heard)
+        assert heard == kinds(trace)  # who listens beside it is told all the same
 
     play(main())
 
