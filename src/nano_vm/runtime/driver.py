@@ -584,6 +584,14 @@ class Run(JournaledRun, eq=False, kw_only=True):
             with contextlib.suppress(NanoVMError):
                 await patiently(lambda: self.engine.store.release(self.record.run_id, self.fence))
 
+    async def give_up(self) -> None:
+        """`abandon`, before it was driven at all: whoever has handed something in, or waits for it, is told as well."""
+        try:
+            if self.created:
+                await self.abandon()
+        finally:
+            self._refuse_arrivals()
+
     def _cancel_all(self) -> None:
         for _, timer in self.timers.values():
             timer.cancel()

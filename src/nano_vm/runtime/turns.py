@@ -38,8 +38,7 @@ class Turns:
         try:
             await free.acquire()
         except BaseException:
-            if run.created:
-                await run.abandon()
+            await run.give_up()
             raise
         token = _ours.set(_ours.get() | {self})
         try:

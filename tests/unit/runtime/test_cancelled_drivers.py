@@ -96,3 +96,32 @@ def test_a_driver_is_cancelled_while_its_run_waits_for_its_turn(opener: Opener) 
         assert third.status is RunStatus.SUCCESS
 
     play(main())
+
+
+def test_whoever_waits_for_a_run_whose_driver_is_cancelled_before_its_turn_is_told(opener: Opener) -> None:
+    """It has been handed a cancellation by then, and the engine that is shut down waits for it."""
+
+    async def main() -> None:
+        gate = asyncio.Event()
+
+        async def wait() -> int:
+            await gate.wait()
+            return 1
+
+        vm = opener(tools=[wait], max_concurrent_runs=1)
+        first = asyncio.create_task(vm.run(program(tool_step("a", "wait")), trace_id="first"))
+        while not (live := vm.live_here("first")) or not live.state.active:
+            await asyncio.sleep(0)
+        second = asyncio.create_task(vm.run(program(tool_step("b", "wait")), trace_id="second"))
+        while (queued := vm.live_here("second")) is None:
+            await asyncio.sleep(0)
+        handed_in = asyncio.create_task(vm.cancel("second"))
+        await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        await queued.wait_until_settled()
+        gate.set()
+        assert (await handed_in).status is RunStatus.CANCELLED
+        assert (await first).status is RunStatus.SUCCESS
+
+    play(main())
