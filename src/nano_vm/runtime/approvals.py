@@ -17,6 +17,7 @@ from nano_vm.runtime.rights import APPROVE, principal_of
 
 if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
+    from nano_vm.runtime.looking import Looking
 
 
 class PendingApproval(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +41,7 @@ class PendingApproval(msgspec.Struct, frozen=True, kw_only=True):
     shown: dict[str, Any] = {}
 
 
-def pending(engine: Engine, record: RunRecord) -> list[PendingApproval]:
+def pending(engine: Looking, record: RunRecord) -> list[PendingApproval]:
     """What a run waits for somebody to approve, its children included."""
     return [
         PendingApproval(
@@ -78,7 +79,7 @@ def _all_waits(waits: list[dict[str, Any]], way: str = "") -> Iterator[tuple[str
             yield way + wait["step"], wait
 
 
-def all_pending(engine: Engine, tenant: str | None, limit: int) -> list[PendingApproval]:
+def all_pending(engine: Looking, tenant: str | None, limit: int) -> list[PendingApproval]:
     """See `Engine.approvals`."""
     query = RunQuery(tenant=tenant, status="SUSPENDED", parent="", limit=limit)
     return [found for record in engine.store.records(query) for found in pending(engine, record)]
@@ -96,7 +97,7 @@ def _waits(
             yield from _waits(child, list(wait.get("waits", ())), f"{way}{wait['step']}/")
 
 
-def _shown(engine: Engine, run_id: str, nonce: str) -> dict[str, Any]:
+def _shown(engine: Looking, run_id: str, nonce: str) -> dict[str, Any]:
     for entry in reversed(engine.read(run_id)):
         if read_facts(entry).type != ev.ApprovalRequested.type:
             continue

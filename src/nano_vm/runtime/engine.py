@@ -14,17 +14,15 @@ from typing import Any, TypeVar
 import msgspec
 
 from nano_vm import canonical
-from nano_vm.errors import ConflictError, InputError, NanoVMError, RuntimeFault
+from nano_vm.errors import ConflictError, NanoVMError, RuntimeFault
 from nano_vm.journal.entry import Chain, Entry
 from nano_vm.journal.port import (
     DEFAULT_TENANT,
     JournalStore,
     Pause,
-    RunQuery,
     RunRecord,
-    qualified,
 )
-from nano_vm.journal.replay import KEYED, Verified
+from nano_vm.journal.replay import KEYED
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import CallTool, StartChild
@@ -33,15 +31,13 @@ from nano_vm.policy.load import PolicySource
 from nano_vm.policy.model import Policy
 from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.model import Program
-from nano_vm.runtime import approvals, children, control, erasure, forks, governing, recovery, verifying
+from nano_vm.runtime import approvals, children, control, erasure, forks, governing, recovery
 from nano_vm.runtime.appearing import Appearances
-from nano_vm.runtime.approvals import PendingApproval
 from nano_vm.runtime.calls import Calls, Outcome, action_key
 from nano_vm.runtime.driver import Run
 from nano_vm.runtime.journaled import JournaledRun
 from nano_vm.runtime.keeper import Keeper
-from nano_vm.runtime.labelling import needs_of
-from nano_vm.runtime.library import Library
+from nano_vm.runtime.looking import Looking
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.pausing import Pausing
 from nano_vm.runtime.ports import (
@@ -55,16 +51,13 @@ from nano_vm.runtime.ports import (
     ToolSpec,
 )
 from nano_vm.runtime.rights import (
-    ACCESS,
     ACT,
     APPROVE,
     READ,
-    VERIFY,
     check_right,
     principal_of,
-    tenant_of,
 )
-from nano_vm.runtime.sealing import keyed_content, open_entries
+from nano_vm.runtime.sealing import keyed_content
 from nano_vm.runtime.starting import begin
 from nano_vm.runtime.system import SystemClock, SystemEntropy
 from nano_vm.runtime.threads import ToolThreads
@@ -85,7 +78,7 @@ class Progress(msgspec.Struct, frozen=True):
     digest: str
 
 
-class Engine(Library):
+class Engine(Looking):
     """Runs programs against a store, with tools and a model.
 
     Args:
@@ -119,17 +112,12 @@ class Engine(Library):
         policy: PolicySource | None = None,
         access: str = "open",
     ) -> None:
-        super().__init__(tools, store, clock or SystemClock())
+        super().__init__(tools, store, clock or SystemClock(), keys, access)
         self.secrets = secrets
-        self.keys = keys
         self.make_keys = make_keys
         self.erasures_replayed = False  # since this engine was made, or since one was left to be completed
         self.erasing = 0  # erasures under way here
-        if access not in ACCESS:
-            raise InputError("USAGE", f"unknown access `{access}`", help=f"one of: {', '.join(ACCESS)}")
-        self.access = access
         self.llm = llm
-        self.tenant: str | None = getattr(store, "tenant", None)  # of a store that holds one tenant's runs
         self.entropy: Entropy = entropy or SystemEntropy()
         draw = self.entropy.salt
         self.salts: Callable[[int], list[bytes]] = getattr(self.entropy, "salts", None) or (
@@ -138,12 +126,10 @@ class Engine(Library):
         self.threads = ToolThreads()
         self.calls = Calls(llm, self.clock, self.entropy, self.threads, secrets)
         self.compact = bool(getattr(store, "compact", False))
-        self.volatile = bool(getattr(store, "volatile", False))
         self.appearances = Appearances(store) if self.volatile else None
         self.groups = hasattr(store, "alone")  # the store gathers the appends of many runs into one commit
         self.append_plain = getattr(store, "append_plain", None)
         self.draining = False
-        self.live: dict[str, Run] = {}  # in all event loops that use this engine
         self.background: set[asyncio.Task[Any]] = set()  # kept from being collected
         self.keeper = Keeper(self)
         self.listeners: list[Listener] = []
@@ -281,27 +267,6 @@ class Engine(Library):
             is_read = False
         await task
 
-    def whose(self, principal: str | Mapping[str, Any] | None, given: str | None) -> str | None:
-        """The tenant that a call is about; None when it is about all of them, which only the embedding program is."""
-        tenant = tenant_of(principal, self.tenant if given is None else given)
-        if self.tenant is not None and tenant != self.tenant:
-            tenant_of({"tenant": tenant}, self.tenant)  # refuses
-        if tenant is None and self.access == "required":
-            return DEFAULT_TENANT
-        return tenant
-
-    def find(
-        self, trace_id: str, principal: str | Mapping[str, Any] | None, right: str, tenant: str | None = None
-    ) -> RunRecord:
-        """The record of a run, for somebody who may do with it what `right` says.
-
-        Raises:
-            CapabilityDeniedError: CAPABILITY_DENIED. NotFoundError: RUN_NOT_FOUND, also for other tenants' runs.
-        """
-        check_right(self.access, principal, right)
-        tenant = self.whose(principal, tenant)
-        return self.store.record(trace_id if tenant is None else qualified(trace_id, tenant), tenant)
-
     def new_run_id(self, now_ms: int) -> str:
         """A UUIDv7: time-ordered, so that stores keep young runs together."""
         chance = self.entropy.salt().hex()
@@ -341,70 +306,6 @@ class Engine(Library):
         if run.key_id is not None:
             await erasure.tell_if_erased(self, run)
 
-    def live_here(self, run_id: str) -> Run | None:
-        """The run, if it is being driven in the running event loop."""
-        run = self.live.get(run_id)
-        return run if run is not None and run.loop is asyncio.get_running_loop() else None
-
-    # --- looking ----------------------------------------------------------------------------------------------
-
-    def trace(self, trace_id: str, *, principal: str | Mapping[str, Any] | None = None) -> Trace:
-        """The trace of a stored run. Raises NotFoundError RUN_NOT_FOUND."""
-        if self.volatile:
-            for live in [run for run_id, run in self.live.items() if run_id.endswith(trace_id)]:
-                with live.hold:
-                    live.commit()
-        record = self.find(trace_id, principal, READ)
-        program = self.load_program(record.program_hash)
-        return Trace(program, record.run_id, lambda: self.read(record.run_id))
-
-    def trace_of(self, run: Run) -> Trace:
-        run_id = run.record.run_id
-        return Trace(run.program, run_id, lambda: self.read(run_id), run.state)
-
-    def read(self, run_id: str, start: int = 0, limit: int | None = None) -> list[Entry]:
-        """Entries of a run, opened as far as the keys are there."""
-        entries = self.store.read(run_id, start, limit)
-        return entries if self.keys is None else open_entries(self.keys, run_id, entries)
-
-    def is_sealed(self, program_hash: str) -> bool:
-        """Whether runs of a program may have values that are stored encrypted only."""
-        compiled = self.load_program(program_hash)
-        try:
-            pinned = self.pin_calls(compiled, self.tenant or DEFAULT_TENANT) if compiled.calls else {}
-            return needs_of(self, compiled, pinned.values()).sealed
-        except NanoVMError:
-            return True  # nobody knows what it calls
-
-    def runs(
-        self,
-        *,
-        status: str | None = None,
-        program: str | None = None,
-        tenant: str | None = None,
-        limit: int = 100,
-        principal: str | Mapping[str, Any] | None = None,
-    ) -> list[RunRecord]:
-        """Records of top-level runs, newest first."""
-        check_right(self.access, principal, READ)
-        tenant = self.whose(principal, tenant)
-        return self.store.records(
-            RunQuery(tenant=tenant, status=status, program_name=program, parent="", limit=limit)
-        )
-
-    def verify(self, trace_id: str, *, principal: str | Mapping[str, Any] | None = None) -> Verified:
-        """Check a run's journal: chain, commitments, every transition, and the record against them. No effects.
-
-        Raises:
-            VerificationError: naming the first bad entry.
-        """
-        return verifying.verify(self, self.find(trace_id, principal, VERIFY))
-
-    def replay(self, trace_id: str, *, principal: str | Mapping[str, Any] | None = None) -> Trace:
-        """Fold the journal again, comparing every transition with what was recorded, and return the trace."""
-        self.verify(trace_id, principal=principal)
-        return self.trace(trace_id, principal=principal)
-
     # --- acting on runs (each in a module of its own) ----------------------------------------------------------
 
     async def resume(
@@ -436,17 +337,6 @@ class Engine(Library):
         check_right(self.access, principal, right)
         who = principal_of(principal, record.tenant)
         return await control.resume(self, record.run_id, event, event_id, name, step, item, who)
-
-    def approvals(
-        self,
-        *,
-        tenant: str | None = None,
-        limit: int = 1_000,
-        principal: str | Mapping[str, Any] | None = None,
-    ) -> list[PendingApproval]:
-        """Everything that waits for somebody's approval, of the newest `limit` suspended runs."""
-        check_right(self.access, principal, READ)
-        return approvals.all_pending(self, self.whose(principal, tenant), limit)
 
     async def approve(
         self,
@@ -614,13 +504,6 @@ class Engine(Library):
     ) -> Pause:
         """Let runs of a program begin again; nothing when they might."""
         return await patiently(lambda: self.pausing.mark(program, False, reason, by, tenant))
-
-    def paused(
-        self, *, tenant: str | None = None, principal: str | Mapping[str, Any] | None = None
-    ) -> list[Pause]:
-        """The programs that are paused, with who paused them and why."""
-        check_right(self.access, principal, READ)
-        return self.store.pauses(self.whose(principal, tenant))
 
     def refuse_closed(self) -> None:
         """Nothing is begun, taken up or delivered by an engine that lets its runs go.

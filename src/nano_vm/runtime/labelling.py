@@ -13,6 +13,7 @@ from nano_vm.program.model import Program
 
 if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
+    from nano_vm.runtime.library import Library
 
 
 class Needs(NamedTuple):
@@ -22,7 +23,7 @@ class Needs(NamedTuple):
     sealed: bool
 
 
-def needs_of(engine: Engine, compiled: CompiledProgram, pinned: Iterable[str] = ()) -> Needs:
+def needs_of(engine: Library, compiled: CompiledProgram, pinned: Iterable[str] = ()) -> Needs:
     """What a run of this program needs, `pinned` being the hashes of the programs it calls at any depth. A child's
     needs are its parent's: a value keeps its label on the way there and back."""
     needs = _own_needs(engine, compiled)
@@ -32,7 +33,7 @@ def needs_of(engine: Engine, compiled: CompiledProgram, pinned: Iterable[str] = 
     return needs
 
 
-def _own_needs(engine: Engine, compiled: CompiledProgram) -> Needs:
+def _own_needs(engine: Library, compiled: CompiledProgram) -> Needs:
     known = engine.needs.get(compiled.hash)
     if known is None:
         specs = [engine.tools.spec(tool) for tool in tools_in(compiled)]

@@ -11,12 +11,12 @@ from nano_vm.policy.recheck import Recheck
 from nano_vm.runtime.counts import verify_counts
 
 if TYPE_CHECKING:
-    from nano_vm.runtime.engine import Engine
+    from nano_vm.runtime.looking import Looking
 
 _LOOKS_MAX = 100  # a record changes when its run is suspended, goes on or ends, not with every entry
 
 
-def _at_one_moment(engine: Engine, record: RunRecord) -> tuple[RunRecord, list[Entry]]:
+def _at_one_moment(engine: Looking, record: RunRecord) -> tuple[RunRecord, list[Entry]]:
     """The run's record and its journal, neither newer than the other, whoever drives the run in the meantime."""
     for _ in range(_LOOKS_MAX):
         entries = engine.read(record.run_id)
@@ -26,7 +26,7 @@ def _at_one_moment(engine: Engine, record: RunRecord) -> tuple[RunRecord, list[E
     return record, entries
 
 
-def verify(engine: Engine, record: RunRecord) -> Verified:
+def verify(engine: Looking, record: RunRecord) -> Verified:
     """`Engine.verify` of a run that was found."""
     program = engine.load_program(record.program_hash)
     record, entries = _at_one_moment(engine, record)
