@@ -3,11 +3,12 @@
 The order is what makes it survive a crash at any point:
 
 1. runs of the subject that have not ended are cancelled, while their values can still be read: what must be undone is;
-2. the erasure is written to the list beside the keys - from here on nothing opens with them, whatever happens;
+2. the erasure is written to the list beside the keys - from here on nothing opens with them, whatever happens, and
+   nothing begins under them; runs that came meanwhile are cancelled;
 3. what each journal needs to be folded without the values is noted (`nano_vm.journal.recall`);
 4. an `Erased` entry is appended to each concerned run;
 5. the keys are destroyed, and the notes kept with the list, for runs that could not be told and for back-ups;
-6. runs that came meanwhile are stopped and told, and the erasure is done.
+6. runs that others would not let go of are told, and the erasure is done.
 
 Whoever erases the same again, recovers, or opens a restored back-up goes on where it stopped.
 """
@@ -26,6 +27,7 @@ from nano_vm.journal.recall import record as take_notes
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.limits import TEXT_CHARS_MAX
 from nano_vm.kernel.state import RunStatus
+from nano_vm.runtime.control import ERASURE
 from nano_vm.runtime.erasure_scan import look_through
 from nano_vm.runtime.ports import ErasableKeys
 from nano_vm.runtime.rights import ERASE, check_right
@@ -77,10 +79,6 @@ async def erase(
             subject=subject, secret=secret, tenant=tenant, reason=reason, by=who, at_ms=engine.clock.now_ms()
         )
         erasure = await complete(engine, erasure)
-        if erasure.stage != DONE and secret is None:
-            # Somebody drives runs that had their key, and were not there yet when the others were stopped.
-            await _stop_runs(engine, erasure.keys, who)
-            erasure = await complete(engine, erasure)
         if erasure.stage != DONE:
             engine.erasures_replayed = False
     except BaseException:
@@ -118,9 +116,21 @@ async def catch_up(engine: Engine) -> None:
 
 async def complete(engine: Engine, erasure: Any) -> Any:
     """Bring an erasure to its end from wherever it is. Returns it as it is then."""
+    engine.erasing += 1
+    try:
+        return await _complete(engine, erasure)
+    finally:
+        engine.erasing -= 1
+
+
+async def _complete(engine: Engine, erasure: Any) -> Any:
     keys = erasable(engine)
     told: set[str] = set(erasure.runs)
     if erasure.stage == BEGUN:
+        if erasure.kind != "secret":
+            # Somebody may drive runs that had their key, and were not there yet when the others were stopped. Nobody
+            # gets it any more.
+            await _stop_runs(engine, erasure.keys, erasure.by or None)
         recall: dict[str, Any] = dict(erasure.recall)
         for record in _concerned(engine, erasure):
             recall[record.run_id] = _notes(engine, keys, record)
@@ -226,7 +236,7 @@ def _concerned(engine: Engine, erasure: Any) -> list[RunRecord]:
     return list(found.values())
 
 
-async def _stop_runs(engine: Engine, keys: Sequence[str], who: dict[str, Any]) -> None:
+async def _stop_runs(engine: Engine, keys: Sequence[str], who: dict[str, Any] | None) -> None:
     """Cancel what has not ended, from the top: a run that waits for an unknown outcome goes on waiting, without the
     values."""
     roots: dict[str, None] = {}
@@ -239,7 +249,7 @@ async def _stop_runs(engine: Engine, keys: Sequence[str], who: dict[str, Any]) -
                 roots[record.run_id] = None
     for run_id in roots:
         try:
-            await engine.cancel(run_id, "erasure", principal=who)
+            await engine.cancel(run_id, ERASURE, principal=who)
         except RejectedError:
             continue  # it is ending already
         except NanoVMError as error:

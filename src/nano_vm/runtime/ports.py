@@ -157,8 +157,8 @@ class SubjectKeys(Protocol):
         """Id of the key for a subject's new values; made when there is none. ("run", id) stands for a run that names no
         subject."""
 
-    def seal(self, key_id: str, plain: bytes, *bound: Any) -> bytes | None:
-        """None when the key is gone: then nothing is stored."""
+    def seal(self, key_id: str, plain: bytes, *bound: Any, erasing: bool = False) -> bytes | None:
+        """None when the key is gone, or - unless `erasing` - is to be destroyed: then nothing is stored."""
 
     def unseal(self, key_id: str, sealed: bytes, *bound: Any, erasing: bool = False) -> bytes | None:
         """None when the key is gone, or - unless `erasing` - is to be destroyed."""

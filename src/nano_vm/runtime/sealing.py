@@ -81,7 +81,8 @@ def key_named_in(entries: Sequence[Entry]) -> str | None:
 
 def seal_entry(run: JournaledRun, event: Event, payload: bytes, riders: Sequence[Event]) -> Entry:
     """Chain a private payload and return the entry as it is stored: without the payload when its key has been
-    destroyed.
+    destroyed. Under one that is to be destroyed a run goes on until it is stopped: what has to be noted of its entries
+    is noted then.
 
     Raises:
         NanoVMError: ERASED for a new run, which nobody would tell that it was erased.
@@ -90,7 +91,7 @@ def seal_entry(run: JournaledRun, event: Event, payload: bytes, riders: Sequence
     salt = run.engine.entropy.salt()
     entry = run.chain.seal(event, salt, payload, riders, key=key_id)
     run_id = run.record.run_id
-    stored = _keys(run.engine).seal(key_id, salt + payload, _ENTRY, run_id, entry.seq)
+    stored = _keys(run.engine).seal(key_id, salt + payload, _ENTRY, run_id, entry.seq, erasing=run.created)
     if stored is None and not run.created:
         raise erased(f"what run {run_id} would begin with")
     return msgspec.structs.replace(entry, salt=b"", payload=stored)

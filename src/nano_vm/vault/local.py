@@ -272,9 +272,10 @@ class Vault:
             self._write_subject(SubjectFile(handle, tenant, [*known.keys, key_id]))
             return key_id
 
-    def seal(self, key_id: str, plain: bytes, *bound: Any) -> bytes | None:
-        """Encrypt under a data key, bound to its id and `bound`; None when the key is gone or is to be destroyed."""
-        key = self._living(key_id)
+    def seal(self, key_id: str, plain: bytes, *bound: Any, erasing: bool = False) -> bytes | None:
+        """Encrypt under a data key, bound to its id and `bound`; None when the key is gone or is to be destroyed.
+        `erasing`: also under one that is to be destroyed, as long as it is there."""
+        key = self.keys.key(key_id) if erasing else self._living(key_id)
         return (
             None
             if key is None

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nano_vm import ExecutionVM, NanoVMError, SqliteStore, ToolError, Vault
+from nano_vm import Completion, ExecutionVM, NanoVMError, SqliteStore, ToolCall, ToolError, Vault
 from nano_vm.errors import NotFoundError, VaultError
 from nano_vm.journal.port import RunQuery
 from nano_vm.runtime import erasure
@@ -30,6 +31,10 @@ FLOW: dict[str, Any] = {
     ],
 }
 TIRELESS = {**FLOW, "steps": [tool_step("a", "echo", args={"x": "$who"}, on_error="retry", max_retries=100)]}
+TALKING = {
+    **FLOW,
+    "steps": [{"id": "a", "type": "agent", "prompt": "For $who", "tools": ["echo"], "max_turns": 1_000}],
+}
 CALLING: dict[str, Any] = {
     "name": "calling",
     "subject": "$who",
@@ -156,10 +161,20 @@ def test_a_run_that_is_erased_while_it_is_driven_is_told_when_it_is_let_go(
     play(main())
 
 
+class _Talkative:
+    """A model that has always something to propose."""
+
+    async def complete(self, messages: list[dict[str, Any]], **_: Any) -> Completion:
+        await asyncio.sleep(0)
+        return Completion(tool_calls=(ToolCall("c", "echo", json.dumps({"x": str(len(messages))})),))
+
+
+@pytest.mark.parametrize("flow", [TIRELESS, TALKING], ids=["a tool", "an agent"])
+@pytest.mark.parametrize("turns", range(4))
 def test_a_run_that_began_while_the_others_were_stopped_is_stopped_as_well(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flow: dict[str, Any], turns: int
 ) -> None:
-    """However long it would have gone on by itself."""
+    """However long it would have gone on by itself; and what it did meanwhile can be folded without the values."""
     stop, begun = erasure._stop_runs, asyncio.Event()
 
     async def main() -> None:
@@ -172,12 +187,16 @@ def test_a_run_that_began_while_the_others_were_stopped_is_stopped_as_well(
             raise ToolError("not yet", retryable=True)
 
         vm.register_tool("echo", echo)
+        vm.llm = vm.calls.llm = _Talkative()
         driving: list[asyncio.Task[Any]] = []
 
         async def stop_and_begin(*args: Any) -> None:
+            if driving:
+                for _ in range(4 * turns):  # it goes on after its key has become nobody's
+                    await asyncio.sleep(0)
             await stop(*args)
             if not driving:
-                driving.append(asyncio.create_task(vm.run(TIRELESS, {"who": NAME}, trace_id="r")))
+                driving.append(asyncio.create_task(vm.run(flow, {"who": NAME}, trace_id="r")))
                 await begun.wait()
 
         monkeypatch.setattr(erasure, "_stop_runs", stop_and_begin)
