@@ -189,7 +189,7 @@ async def _deliver(engine: Engine, trace_id: str, kind: str, letter: dict[str, A
             if answer is not None:
                 said = canonical.decode(answer)
                 _raise_refusal(trace_id, Rejection(said["code"], said["message"]) if said else None)
-                await _until_settled(engine, trace_id)
+                await until_settled(engine, trace_id)
                 return engine.trace(trace_id)
         engine.refuse_closed()  # whoever takes the run up reads what has been posted
         run = await recovery.take_over(engine, trace_id)
@@ -206,7 +206,7 @@ async def _deliver(engine: Engine, trace_id: str, kind: str, letter: dict[str, A
         await asyncio.sleep(POLL_MS / 1_000)
 
 
-async def _until_settled(engine: Engine, trace_id: str) -> None:
+async def until_settled(engine: Engine, trace_id: str) -> None:
     """Wait while another worker drives the run on with what we sent it; when it dies over that, go on in its place."""
     from nano_vm.runtime import recovery
 

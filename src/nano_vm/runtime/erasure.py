@@ -27,7 +27,7 @@ from nano_vm.journal.recall import record as take_notes
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.limits import TEXT_CHARS_MAX
 from nano_vm.kernel.state import RunStatus
-from nano_vm.runtime.control import ERASURE
+from nano_vm.runtime.control import ERASURE, until_settled
 from nano_vm.runtime.erasure_scan import look_through
 from nano_vm.runtime.ports import ErasableKeys
 from nano_vm.runtime.rights import ERASE, check_right
@@ -126,12 +126,13 @@ async def complete(engine: Engine, erasure: Any) -> Any:
 async def _complete(engine: Engine, erasure: Any) -> Any:
     keys = erasable(engine)
     told: set[str] = set(erasure.runs)
+    if erasure.stage == BEGUN and erasure.kind != "secret":
+        # Somebody may drive runs that had their key, and were not there yet when the others were stopped. Nobody gets
+        # it any more.
+        await _stop_runs(engine, erasure.keys, erasure.by or None)
+        erasure = _as_of_now(keys, erasure)  # somebody else may have been quicker
     if erasure.stage == BEGUN:
-        if erasure.kind != "secret":
-            # Somebody may drive runs that had their key, and were not there yet when the others were stopped. Nobody
-            # gets it any more.
-            await _stop_runs(engine, erasure.keys, erasure.by or None)
-        recall: dict[str, Any] = dict(erasure.recall)
+        recall: dict[str, Any] = {}
         for record in _concerned(engine, erasure):
             recall[record.run_id] = _notes(engine, keys, record)
             if await _tell(engine, erasure, record, recall[record.run_id]):
@@ -249,12 +250,17 @@ async def _stop_runs(engine: Engine, keys: Sequence[str], who: dict[str, Any] | 
                 roots[record.run_id] = None
     for run_id in roots:
         try:
-            await engine.cancel(run_id, ERASURE, principal=who)
-        except RejectedError:
-            continue  # it is ending already
+            try:
+                await engine.cancel(run_id, ERASURE, principal=who)
+            except RejectedError:
+                await until_settled(engine, run_id)  # it is ending already
         except NanoVMError as error:
             if error.code not in ("ERASED", "NO_KEYS"):
                 raise
+
+
+def _as_of_now(keys: ErasableKeys, erasure: Any) -> Any:
+    return next((one for one in keys.all_erasures() if one.id == erasure.id), erasure)
 
 
 def _notes(engine: Engine, keys: ErasableKeys, record: RunRecord) -> dict[str, Any]:

@@ -371,21 +371,28 @@ class Vault:
     def destroy_keys(
         self, erasure: Erasure, runs: Sequence[str] = (), recall: dict[str, Any] | None = None
     ) -> Erasure:
-        """Destroy the keys that an erasure names, and what led to them."""
+        """Destroy the keys that an erasure names, and what led to them. `recall` are notes by run and entry; what
+        somebody else has noted, who could still read it, stays."""
         with self._cabinet.lock():
             for key_id in erasure.keys:
                 self.keys.destroy(key_id)
             self._forget(erasure)
+            known = self.erasures.find(erasure.id) or erasure
+            noted = dict(known.recall)
+            for run_id, notes in (recall or {}).items():
+                noted[run_id] = {**noted.get(run_id, {}), **notes}
             return self.erasures.write(
-                erasure,
-                stage=DESTROYED,
-                runs=sorted({*erasure.runs, *runs}),
-                recall={**erasure.recall, **(recall or {})},
+                known,
+                stage=DONE if known.stage == DONE else DESTROYED,
+                runs=sorted({*known.runs, *runs}),
+                recall=noted,
             )
 
     def end_erasure(self, erasure: Erasure, runs: Sequence[str] = ()) -> Erasure:
         """Say that every concerned run has been told."""
-        return self.erasures.write(erasure, stage=DONE, runs=sorted({*erasure.runs, *runs}))
+        with self._cabinet.lock():
+            known = self.erasures.find(erasure.id) or erasure
+            return self.erasures.write(known, stage=DONE, runs=sorted({*known.runs, *runs}))
 
     def all_erasures(self) -> list[Erasure]:
         """Oldest first, each at the stage it has come to. One that is not done was cut by a crash."""

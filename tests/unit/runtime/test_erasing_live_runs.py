@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nano_vm import Completion, ExecutionVM, NanoVMError, SqliteStore, ToolCall, ToolError, Vault
+from nano_vm import Completion, ExecutionVM, NanoVMError, SqliteStore, ToolCall, ToolError, Vault, tool
 from nano_vm.errors import NotFoundError, VaultError
 from nano_vm.journal.port import RunQuery
 from nano_vm.runtime import erasure
@@ -271,6 +271,46 @@ def test_an_erasure_that_cannot_be_completed_keeps_no_run_from_being_driven(
         await vm.recover()
         assert [one.stage for one in vm.vault.all_erasures()] == ["done"]
         await _told_everywhere(vm)
+        await vm.close()
+
+    play(main())
+
+
+@pytest.mark.parametrize("turns", range(12))
+def test_erasures_of_one_subject_that_come_together_leave_one_that_can_be_folded(
+    tmp_path: Path, turns: int
+) -> None:
+    """Whoever comes second finds the runs ending already, and the keys perhaps gone."""
+
+    async def main() -> None:
+        make_key_file(tmp_path / "runs.db.key")
+        vm = _engine(tmp_path)
+        vm.llm = vm.calls.llm = _Talkative()
+
+        @tool(effect="idempotent")
+        async def undo() -> None:
+            for _ in range(40):
+                await asyncio.sleep(0)
+
+        vm.register_tool("undo", undo)
+        await vm.run(FLOW, {"who": NAME}, trace_id="before")
+        done = tool_step("z", "echo", args={"x": "1"}, compensate={"tool": "undo", "args": {}})
+        flow = {**TALKING, "steps": [done, *TALKING["steps"]]}
+        driving = asyncio.create_task(vm.run(flow, {"who": NAME}, trace_id="r"))
+        for _ in range(60):
+            await asyncio.sleep(0)
+        erasing = []
+        for _ in range(3):
+            erasing.append(asyncio.create_task(vm.erase(subject=NAME, reason="asked", by="ana")))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        for ended in await asyncio.gather(*erasing, return_exceptions=True):
+            assert isinstance(ended, dict) or ended.code == "SUBJECT_NOT_FOUND", ended  # it has happened
+        await driving
+        await _told_everywhere(vm)
+        assert vm.vault is not None
+        (one,) = vm.vault.all_erasures()
+        assert (one.stage, sorted(one.runs)) == ("done", ["before", "r"])
         await vm.close()
 
     play(main())
