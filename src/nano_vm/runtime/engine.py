@@ -292,6 +292,8 @@ class Engine(Looking):
             # Others may be about to start in this very tick: the first commit waits for them.
             self.store.alone = False  # type: ignore[attr-defined]
         self.keeper.keep(loop)
+        if run.key_id is not None and run.fence == 1:  # it has just been created
+            self.heed_erasures(run)
         try:
             if self.turns is None or run.record.parent is not None:
                 await run.drive()
@@ -538,6 +540,13 @@ class Engine(Looking):
                 except Exception as error:
                     facts = {"message": f"a listener of run {run_id} failed", "exception": error}
                     asyncio.get_running_loop().call_exception_handler(facts)
+
+    def heed_erasures(self, run: JournaledRun) -> None:
+        """End a run at once whose key was taken from everybody while it was written. One that is not being driven yet is
+        looked at when it is."""
+        live = self.live_here(run.record.run_id)
+        if live is run:
+            erasure.stop_if_erased(self, live)
 
     def worst_cost(self, request: dict[str, Any], prompt_tokens: int, output_tokens: int) -> int | None:
         """What a model call may cost at most, in nano-dollars; None when the adapter has no price."""

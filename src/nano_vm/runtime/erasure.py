@@ -27,8 +27,9 @@ from nano_vm.journal.recall import record as take_notes
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.limits import TEXT_CHARS_MAX
 from nano_vm.kernel.state import RunStatus
-from nano_vm.runtime.control import ERASURE, until_settled
+from nano_vm.runtime.control import ERASURE, hand_in, until_settled
 from nano_vm.runtime.erasure_scan import look_through
+from nano_vm.runtime.journaled import RunLeft
 from nano_vm.runtime.ports import ErasableKeys
 from nano_vm.runtime.rights import ERASE, check_right
 from nano_vm.runtime.sealing import keys_live, open_entries
@@ -98,6 +99,13 @@ async def tell_if_erased(engine: Engine, run: Run) -> None:
         engine.erasures_replayed = False
         if not engine.erasing:
             await catch_up(engine)
+
+
+def stop_if_erased(engine: Engine, run: Run) -> None:
+    """Cancel a run that has just begun, and was not there yet when its subject's erasure looked for runs to stop."""
+    if not keys_live(run):
+        with contextlib.suppress(RunLeft):
+            hand_in(engine, run, "cancel", {"reason": ERASURE, "principal": None})
 
 
 async def catch_up(engine: Engine) -> None:

@@ -222,6 +222,7 @@ class JournaledRun(msgspec.Struct, eq=False):
             self.heard = []
         if answers:
             self._answers = []
+        is_new = not self.created
         try:
             durable = self.commit(update)
             if durable is not None:
@@ -235,6 +236,8 @@ class JournaledRun(msgspec.Struct, eq=False):
                 answer.set_result(rejection)
         if heard:
             self.engine.publish(self, heard)
+        if is_new and self.key_id is not None:
+            self.engine.heed_erasures(self)
 
     async def _see_created(self, durable: Awaitable[None]) -> None:
         writing = asyncio.ensure_future(durable)

@@ -314,3 +314,51 @@ def test_erasures_of_one_subject_that_come_together_leave_one_that_can_be_folded
         await vm.close()
 
     play(main())
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "unnamed"])
+def test_a_run_that_is_written_while_nobody_sees_it_yet_ends_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    """The erasure of its subject has looked through the store in the meantime."""
+
+    async def main(turns: int) -> bool:
+        path = tmp_path / str(turns)
+        path.mkdir()
+        make_key_file(path / "runs.db.key")
+        vm = _engine(path)
+        vm.llm = vm.calls.llm = _Talkative()
+        await vm.run(FLOW, {"who": NAME}, trace_id="before")
+        await vm.cancel("before")  # so that nothing has to be stopped first
+        names = {"trace_id": "r"} if named else {}
+        driving = asyncio.create_task(vm.run(TALKING, {"who": NAME}, **names))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        # As another process sees the store, while the commit is under way here.
+        vault, hides = vm.vault, False
+        assert vault is not None
+        begin, holding = vault.begin_erasure, vm.store.holding
+
+        def begun(**fields: Any) -> Any:
+            nonlocal hides
+            hides = len(vm.runs()) == 1
+            return begin(**fields)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(vault, "begin_erasure", begun)
+            patch.setattr(
+                vm.store,
+                "holding",
+                lambda text: [one for one in holding(text) if one == "before" or not hides],
+            )
+            await vm.erase(subject=NAME, reason="asked", by="ana")
+        (ended,) = await asyncio.gather(driving, return_exceptions=True)
+        assert ended.code == "ERASED" if isinstance(ended, BaseException) else ended.status == "CANCELLED"
+        await _told_everywhere(vm)
+        await vm.close()
+        return not hides
+
+    turns = 1  # one that has not begun at all has another key
+    while not play(main(turns)):
+        turns += 1
+    assert turns > 1
