@@ -542,7 +542,7 @@ class Engine(Looking):
                     asyncio.get_running_loop().call_exception_handler(facts)
 
     def heed_erasures(self, run: JournaledRun) -> None:
-        """End a run at once whose key was taken from everybody while it was written. One that is not being driven yet is
+        """End a run at once whose key was taken from everybody while it was written. One that is not driven yet is
         looked at when it is."""
         live = self.live_here(run.record.run_id)
         if live is run:

@@ -79,9 +79,7 @@ async def erase(
         erasure = keys.begin_erasure(
             subject=subject, secret=secret, tenant=tenant, reason=reason, by=who, at_ms=engine.clock.now_ms()
         )
-        erasure = await complete(engine, erasure)
-        if erasure.stage != DONE:
-            engine.erasures_replayed = False
+        erasure, _ = await complete(engine, erasure)
     except BaseException:
         engine.erasures_replayed = False  # it may have begun
         raise
@@ -112,26 +110,28 @@ async def catch_up(engine: Engine) -> None:
     """`replay` where it may have something to do: once for each engine, and again as long as an erasure is left."""
     if engine.erasures_replayed or engine.keys is None or not hasattr(engine.keys, "begin_erasure"):
         return
-    engine.erasures_replayed = True  # whoever comes meanwhile need not
+    engine.erasures_replayed = True  # whoever comes meanwhile need not; `replay` says when something is left
     try:
-        receipts = await replay(engine)
+        await replay(engine)
     except BaseException:
         engine.erasures_replayed = False
         raise
-    if any(receipt["stage"] != DONE for receipt in receipts):
-        engine.erasures_replayed = False
 
 
-async def complete(engine: Engine, erasure: Any) -> Any:
-    """Bring an erasure to its end from wherever it is. Returns it as it is then."""
+async def complete(engine: Engine, erasure: Any) -> tuple[Any, bool]:
+    """Bring an erasure to its end from wherever it is. Returns it as it is then, and whether every run has been told:
+    one that somebody drives is told when it is let go."""
     engine.erasing += 1
     try:
-        return await _complete(engine, erasure)
+        erasure, is_told = await _complete(engine, erasure)
     finally:
         engine.erasing -= 1
+    if not is_told:
+        engine.erasures_replayed = False
+    return erasure, is_told
 
 
-async def _complete(engine: Engine, erasure: Any) -> Any:
+async def _complete(engine: Engine, erasure: Any) -> tuple[Any, bool]:
     keys = erasable(engine)
     told: set[str] = set(erasure.runs)
     if erasure.stage == BEGUN and erasure.kind != "secret":
@@ -152,9 +152,9 @@ async def _complete(engine: Engine, erasure: Any) -> Any:
             told.add(record.run_id)
         else:
             owned = True  # another process has it, and cannot read it either: told when it lets go
-    if erasure.stage == DONE and told == set(erasure.runs):
-        return erasure
-    return erasure if owned else keys.end_erasure(erasure, sorted(told))
+    if not owned and (erasure.stage != DONE or told != set(erasure.runs)):
+        erasure = keys.end_erasure(erasure, sorted(told))
+    return erasure, not owned
 
 
 async def replay(engine: Engine) -> list[dict[str, Any]]:
@@ -172,14 +172,16 @@ async def replay(engine: Engine) -> list[dict[str, Any]]:
     for run_id, event in seen.told:
         _adopt(keys, event, engine.store.record(run_id).tenant, run_id)
     done = {(run_id, event.erasure) for run_id, event in seen.told}
-    receipts = []
+    receipts, is_all_told = [], True
     for erasure in keys.all_erasures():
         names = erasure.keys if erasure.kind != "secret" else [erasure.target]
         runs = {run_id for name in names for run_id in seen.naming.get(name, ())}
         if erasure.stage != DONE or any((run_id, erasure.id) not in done for run_id in runs):
-            erasure = await complete(engine, erasure)
+            erasure, is_told = await complete(engine, erasure)
+            is_all_told = is_all_told and is_told
         receipts.append(_receipt(erasure))
-    seen.keep()
+    if is_all_told:
+        seen.keep()  # else these entries have to be looked at again: they name the runs
     return receipts
 
 
@@ -193,7 +195,7 @@ async def _replay_around(engine: Engine, keys: ErasableKeys) -> list[dict[str, A
             for event in open_events(entry):
                 if type(event) is ev.Erased:
                     _adopt(keys, event, tenant, run_id)
-    return [_receipt(await complete(engine, erasure)) for erasure in keys.all_erasures()]
+    return [_receipt((await complete(engine, erasure))[0]) for erasure in keys.all_erasures()]
 
 
 def _adopt(keys: ErasableKeys, event: ev.Erased, tenant: str, run_id: str) -> None:

@@ -362,3 +362,45 @@ def test_a_run_that_is_written_while_nobody_sees_it_yet_ends_at_once(
     while not play(main(turns)):
         turns += 1
     assert turns > 1
+
+
+def test_whoever_looks_for_runs_to_tell_while_one_is_driven_looks_there_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How far somebody has looked is kept beside the keys, for all processes."""
+
+    async def main() -> None:
+        make_key_file(tmp_path / "runs.db.key")
+        vm, other = _engine(tmp_path), _engine(tmp_path)
+        begun, gate = asyncio.Event(), asyncio.Event()
+        await vm.run(FLOW, {"who": NAME}, trace_id="before")
+        await vm.cancel("before")
+
+        async def echo(x: str) -> str:
+            begun.set()
+            await gate.wait()
+            return x
+
+        vm.register_tool("echo", echo)
+        # What it journals from here on does not name the key.
+        flow = {**FLOW, "steps": [tool_step("a", "echo", args={"x": "1"})]}
+        driving = asyncio.create_task(vm.run(flow, {"who": NAME}, trace_id="r"))
+        await begun.wait()
+        with monkeypatch.context() as patch:  # as if it had not been in the store yet
+            holding = other.store.holding
+            patch.setattr(
+                other.store, "holding", lambda text: [one for one in holding(text) if one == "before"]
+            )
+            receipt = await other.erase(subject=NAME, reason="asked", by="ana")
+            assert (receipt["stage"], receipt["runs"]) == ("done", ["before"])
+        await other.recover()
+        gate.set()
+        await driving
+        assert b'"type":"Erased"' in vm.read("r")[-1].facts
+        assert vm.vault is not None
+        (one,) = vm.vault.all_erasures()
+        assert sorted(one.runs) == ["before", "r"]
+        await vm.close()
+        await other.close()
+
+    play(main())
