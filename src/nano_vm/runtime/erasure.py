@@ -32,7 +32,7 @@ from nano_vm.runtime.erasure_scan import look_through
 from nano_vm.runtime.journaled import RunLeft
 from nano_vm.runtime.ports import ErasableKeys
 from nano_vm.runtime.rights import ERASE, check_right
-from nano_vm.runtime.sealing import keys_live, open_entries
+from nano_vm.runtime.sealing import STOPPING, keys_live, open_entries
 
 if TYPE_CHECKING:
     from nano_vm.runtime.driver import Run
@@ -136,8 +136,12 @@ async def _complete(engine: Engine, erasure: Any) -> tuple[Any, bool]:
     told: set[str] = set(erasure.runs)
     if erasure.stage == BEGUN and erasure.kind != "secret":
         # Somebody may drive runs that had their key, and were not there yet when the others were stopped. Nobody gets
-        # it any more.
-        await _stop_runs(engine, erasure.keys, erasure.by or None)
+        # it any more - but whoever stops them, who has to read them for that.
+        token = STOPPING.set(True)
+        try:
+            await _stop_runs(engine, erasure.keys, erasure.by or None)
+        finally:
+            STOPPING.reset(token)
         erasure = _as_of_now(keys, erasure)  # somebody else may have been quicker
     if erasure.stage == BEGUN:
         recall: dict[str, Any] = {}
@@ -248,8 +252,24 @@ def _concerned(engine: Engine, erasure: Any) -> list[RunRecord]:
 
 
 async def _stop_runs(engine: Engine, keys: Sequence[str], who: dict[str, Any] | None) -> None:
-    """Cancel what has not ended, from the top: a run that waits for an unknown outcome goes on waiting, without the
-    values."""
+    """Cancel what has not ended, from the top, and what comes meanwhile. A run that waits for an unknown outcome goes
+    on waiting, without the values."""
+    tried: set[str] = set()
+    while roots := [run_id for run_id in _at_work(engine, keys) if run_id not in tried]:
+        tried.update(roots)
+        for run_id in roots:
+            try:
+                try:
+                    await engine.cancel(run_id, ERASURE, principal=who)
+                except RejectedError:
+                    await until_settled(engine, run_id)  # it is ending already
+            except NanoVMError as error:
+                if error.code not in ("ERASED", "NO_KEYS"):
+                    raise
+
+
+def _at_work(engine: Engine, keys: Sequence[str]) -> list[str]:
+    """The runs that have not ended and name one of the keys, each by the topmost run that called it."""
     roots: dict[str, None] = {}
     for key in keys:
         for run_id in engine.store.holding(b'"key":"' + key.encode() + b'"'):
@@ -258,15 +278,7 @@ async def _stop_runs(engine: Engine, keys: Sequence[str], who: dict[str, Any] | 
                 record = engine.store.record(record.parent)
             if record.status in (RunStatus.RUNNING, RunStatus.SUSPENDED):
                 roots[record.run_id] = None
-    for run_id in roots:
-        try:
-            try:
-                await engine.cancel(run_id, ERASURE, principal=who)
-            except RejectedError:
-                await until_settled(engine, run_id)  # it is ending already
-        except NanoVMError as error:
-            if error.code not in ("ERASED", "NO_KEYS"):
-                raise
+    return list(roots)
 
 
 def _as_of_now(keys: ErasableKeys, erasure: Any) -> Any:

@@ -17,7 +17,7 @@ from nano_vm.runtime.labelling import needs_of
 from nano_vm.runtime.library import Library
 from nano_vm.runtime.ports import Clock, SubjectKeys, ToolInvoker
 from nano_vm.runtime.rights import ACCESS, READ, VERIFY, check_right, tenant_of
-from nano_vm.runtime.sealing import open_entries
+from nano_vm.runtime.sealing import STOPPING, open_entries
 
 if TYPE_CHECKING:
     from nano_vm.runtime.driver import Run
@@ -89,7 +89,9 @@ class Looking(Library):
     def read(self, run_id: str, start: int = 0, limit: int | None = None) -> list[Entry]:
         """Entries of a run, opened as far as the keys are there."""
         entries = self.store.read(run_id, start, limit)
-        return entries if self.keys is None else open_entries(self.keys, run_id, entries)
+        if self.keys is None:
+            return entries
+        return open_entries(self.keys, run_id, entries, erasing=STOPPING.get())
 
     def is_sealed(self, program_hash: str) -> bool:
         """Whether runs of a program may have values that are stored encrypted only."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from nano_vm.runtime.journaled import JournaledRun
 
 _ENTRY, _MAIL = "entry", "mail"
+STOPPING: ContextVar[bool] = ContextVar("nano_vm_stopping", default=False)
+"""Whether the current task stops the runs of an erasure that has begun: it reads what nobody else reads any more."""
 
 
 def is_sealed(event: Any) -> bool:

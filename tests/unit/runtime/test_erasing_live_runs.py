@@ -404,3 +404,26 @@ def test_whoever_looks_for_runs_to_tell_while_one_is_driven_looks_there_again(
         await other.close()
 
     play(main())
+
+
+def test_a_run_that_came_to_wait_while_the_others_were_stopped_is_stopped_as_well(tmp_path: Path) -> None:
+    """Later nobody could: a run that waits is cancelled by whoever can read it."""
+
+    async def main() -> None:
+        make_key_file(tmp_path / "runs.db.key")
+        vm = _engine(tmp_path)
+
+        @tool(effect="idempotent")
+        async def undo() -> None:
+            await vm.run(FLOW, {"who": NAME}, trace_id="late")
+
+        vm.register_tool("undo", undo)
+        done = tool_step("z", "echo", args={"x": "1"}, compensate={"tool": "undo", "args": {}})
+        await vm.run({**FLOW, "steps": [done, wait_step("w")]}, {"who": NAME}, trace_id="r")
+        receipt = await vm.erase(subject=NAME, reason="asked", by="ana")
+        assert (receipt["stage"], sorted(receipt["runs"])) == ("done", ["late", "r"])
+        assert [vm.trace(name).status for name in ("r", "late")] == ["CANCELLED", "CANCELLED"]
+        await _told_everywhere(vm)
+        await vm.close()
+
+    play(main())

@@ -901,8 +901,9 @@ def test_a_governed_compensation_whose_arguments_are_erased_is_named_and_the_run
     async def main() -> Trace:
         trace = await vm.run(program(undone, {"id": "w", "type": "wait", "event": "go"}), {"who": NAME})
         assert place.vault is not None
-        # Somebody dies when the erasure is written down, and another one completes it.
-        place.vault.begin_erasure(subject=NAME, reason="asked", by={"id": "ana"})
+        # Somebody dies when the keys are destroyed, and another one completes the erasure.
+        vault = place.vault
+        vault.destroy_keys(vault.begin_erasure(subject=NAME, reason="asked", by={"id": "ana"}))
         await vm.recover()
         return await vm.cancel(trace.trace_id, "enough")
 
@@ -910,4 +911,20 @@ def test_a_governed_compensation_whose_arguments_are_erased_is_named_and_the_run
     assert trace.status == "CANCELLED"
     assert trace.incomplete_compensations == ["a"]
     assert place.effects == []
+    vm.verify(trace.trace_id)
+
+
+def test_whoever_completes_an_erasure_stops_the_runs_that_it_can_still_read(place: Place) -> None:
+    """And undoes what they have done: the dead process had got no further than to say what it was about to do."""
+    undone = act("a", compensate={"tool": "undo", "args": {"x": "$who"}})
+    trace = place.run(program(undone, {"id": "w", "type": "wait", "event": "go"}))
+    assert place.vault is not None
+    place.vault.begin_erasure(subject=NAME, reason="asked", by={"id": "ana"})
+    place.close()
+    vm = place.open()
+    asyncio.run(vm.recover())
+    trace = vm.trace(trace.trace_id)
+    assert trace.status == "CANCELLED"
+    assert (place.effects, trace.incomplete_compensations) == ([NAME], [])
+    place.nowhere()
     vm.verify(trace.trace_id)
