@@ -493,11 +493,12 @@ class Run(JournaledRun, eq=False, kw_only=True):
                 continue
             rejection = self.offer(event, payload)
             if rejection is not None:
-                # A timer may lose a race against what it timed, and a call without effects against the end of the run.
+                # A timer may lose a race against what it timed, a call without effects against the end of the run, and
+                # whoever asks what became of a call against an operator who says so.
                 late = (
                     rejection.code in ("STALE_ATTEMPT", "DUPLICATE") or getattr(event, "pure", _UNSET) is True
                 )
-                if not late and type(event) is not ev.TimerFired:
+                if not late and type(event) not in (ev.TimerFired, ev.OutcomeResolved):
                     defect(self.record.run_id, event, rejection)
             elif type(event) is not ev.TimerFired:
                 self._count_outcome()

@@ -162,6 +162,45 @@ def test_a_reconciliation_finds_out(opener: Opener, found: Any, status: RunStatu
     play(main())
 
 
+@pytest.mark.parametrize("resolution", ["succeeded", "failed", "repeat"])
+@pytest.mark.parametrize("turns", [0, 3, 6, 9])
+def test_an_operator_may_be_quicker_than_a_reconciliation(
+    opener: Opener, resolution: str, turns: int
+) -> None:
+    """What it finds out is about a call that the run has left behind by then, or is about to make again."""
+    asked, gate, count = asyncio.Event(), asyncio.Event(), Counter()
+
+    async def reconcile(ctx: ToolContext) -> Any:
+        asked.set()
+        await gate.wait()
+        return Reconciled.succeeded("late")
+
+    @tool(effect="reconcilable", reconcile=reconcile)
+    async def act() -> str:
+        count("called")
+        if count.count("called") == 1:
+            raise ConnectionError
+        return "again"
+
+    async def main() -> None:
+        vm = opener(tools=[act])
+        group = {"id": "g", "type": "parallel", "parallel_steps": [tool_step("a")]}
+        flow = program({**group, "on_error": "retry", "max_retries": 2})
+        driving = asyncio.create_task(vm.run(flow, trace_id="r"))
+        await asked.wait()
+        resolving = asyncio.create_task(vm.resolve("r", "a", resolution, "by hand"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(resolving, return_exceptions=True)  # the other one may be quicker
+        trace = await driving
+        assert trace.status is RunStatus.SUCCESS
+        assert trace.final_output in ({"a": "by hand"}, {"a": "again"}, {"a": "late"})
+        sound(vm, trace)
+
+    play(main())
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
