@@ -25,8 +25,11 @@ FLOWS = {
 }
 
 
-@pytest.mark.parametrize("again", [0, 1, 2], ids=["once", "twice in a turn", "twice"])
-@pytest.mark.parametrize("named", [True, False], ids=["named", "unnamed"])
+@pytest.mark.parametrize(
+    ("named", "again"),
+    [(True, 0), (False, 0), (True, 1), (False, 2)],
+    ids=["named", "unnamed", "twice in a turn", "twice"],
+)
 @pytest.mark.parametrize("flow", FLOWS)
 def test_a_driver_is_cancelled_at_any_turn_of_the_loop(
     opener: Opener, flow: str, named: bool, again: int

@@ -366,7 +366,7 @@ def test_whoever_waits_for_another_worker_goes_on_in_its_place_when_it_dies(tmp_
         run_id = await _dead_owner(tmp_path / "runs.db")
         with SqliteStore(tmp_path / "runs.db", durability="normal") as store:
             vm = ExecutionVM(tools={"f": lambda: 1}, store=store)
-            await control._until_settled(vm, run_id)
+            await control.until_settled(vm, run_id)
             assert vm.trace(run_id).status == "SUCCESS"
 
     asyncio.run(main())
