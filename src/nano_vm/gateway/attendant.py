@@ -14,6 +14,7 @@ from nano_vm.kernel.state import RunStatus
 from nano_vm.runtime.needs import Needs
 
 BATCH = 100
+ERASURE_SECONDS = 1.0
 
 
 class Attendant:
@@ -23,6 +24,7 @@ class Attendant:
         self._gateway = gateway
         self._left: set[str] = set()  # runs we cannot drive, named once in the log
         self._failed: set[str] = set()  # runs that could not be driven on, named once in the log
+        self._erasing: asyncio.Task[None] | None = None
         self._erasing_fails = False
         self.rounds = 0
         self.taken_total = 0
@@ -75,7 +77,13 @@ class Attendant:
         return held
 
     async def complete_erasures(self) -> None:
-        """What a crash has cut, or a restored back-up has brought back. It keeps no run from being driven."""
+        """What a crash has cut, or a restored back-up has brought back: in a task of its own, which may have to wait
+        for runs, and keeps none from being driven. Returns when it is done, or soon."""
+        if self._erasing is None or self._erasing.done():
+            self._erasing = asyncio.get_running_loop().create_task(self._complete_erasures())
+        await asyncio.wait((self._erasing,), timeout=ERASURE_SECONDS)
+
+    async def _complete_erasures(self) -> None:
         try:
             await self._gateway.engine.complete_erasures()
         except NanoVMError as error:

@@ -50,7 +50,7 @@ async def serve_stdio(gateway: Gateway) -> None:
     server = build_server(gateway, lambda ctx: who)
     attendant = Attendant(gateway)
     await _mount(gateway)
-    await attendant.complete_erasures()  # the first time it reads a lot, and holds nobody up yet
+    await attendant.complete_erasures()  # it begins with a lot of reading, and holds nobody up yet
     stop = asyncio.Event()
     _on_signals(stop.set)
     looking = asyncio.get_running_loop().create_task(attendant.run())
@@ -111,7 +111,7 @@ async def serve_http(
     listening = _bind(config)
     try:
         await _mount(gateway)
-        await attendant.complete_erasures()  # the first time it reads a lot, and holds nobody up yet
+        await attendant.complete_erasures()  # it begins with a lot of reading, and holds nobody up yet
     except BaseException:
         listening.close()
         raise
