@@ -225,11 +225,18 @@ def test_a_run_is_held_for_who_takes_it_step_by_step_and_no_longer(served: Serve
             assert wrong["error"]["code"] == "INPUT_INVALID"
             assert held() == before
 
+            started = await call(client, "run_program", program=APPROVED, inputs={"amount": 1}, paused=True)
+            run_id = started["trace_id"]
+            assert held() == before | {run_id}
+            assert (await call(client, "step_run", trace_id=run_id))["status"] == "SUSPENDED"
+            again = await call(client, "resume_run", trace_id=run_id, event={"v": 1})
+            assert again["error"]["code"] == "NOT_APPROVAL"
+            assert held() == before | {run_id}
+            await call(client, "cancel_run", trace_id=run_id)
+            assert held() == before
+
             started = await call(client, "run_program", program=ADDER, inputs={"a": 1}, paused=True)
             run_id = started["trace_id"]
-            again = await call(client, "resume_run", trace_id=run_id, event={"v": 1}, name="go")
-            assert again["error"]["code"] == "NOT_WAITING"
-            assert held() == before | {run_id}
             ended = await call(client, "step_run", trace_id=run_id, steps=5)
             assert ended["status"] == "SUCCESS"
             assert held() == before

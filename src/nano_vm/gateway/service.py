@@ -288,14 +288,15 @@ class Gateway:
         )
 
     async def _told(self, run_id: str, work: Callable[[], Coroutine[Any, Any, Trace]]) -> Trace:
-        """Tell a run something, after which it goes on by itself. Where it does not take that, it is held as before."""
+        """Tell a run something, after which it goes on by itself. Where it waits and does not take that, it is held as
+        before."""
         held = self.state.is_held(run_id)
         if held:
             self.state.let_go(run_id)  # before it goes on: if we die, others are to drive it
         try:
             return await work()
         except NanoVMError as error:
-            if held and error.fault is Fault.CALLER and error.code != "TERMINAL":
+            if held and error.fault is Fault.CALLER and self.store.record(run_id).status == "SUSPENDED":
                 self.state.hold(run_id)
             raise
 
