@@ -17,29 +17,19 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from nano_vm import canonical
-from nano_vm.errors import InputError, NotFoundError, StoreError
+from nano_vm.errors import InputError, StoreError
 from nano_vm.journal.entry import Chain, Entry
 from nano_vm.journal.plain import Success
-from nano_vm.journal.port import (
-    BLOB_BYTES_MIN,
-    DEFAULT_TENANT,
-    LEASE_MS,
-    Durable,
-    Mail,
-    Pause,
-    RunQuery,
-    RunRecord,
-    RunUpdate,
-    Transaction,
-)
-from nano_vm.stores import rules, sqlite_integrity, sqlite_pauses, sqlite_policies
+from nano_vm.journal.port import BLOB_BYTES_MIN, LEASE_MS, Durable, RunRecord, RunUpdate, Transaction
+from nano_vm.stores import rules, sql_store, sqlite_integrity
+from nano_vm.stores.batch import Work
 from nano_vm.stores.guarded import Turnstile, inside_tool, refuse_inside
 from nano_vm.stores.owners import OwnerLock
-from nano_vm.stores.sqlite_batch import Work
+from nano_vm.stores.rows import Connection, find_record
+from nano_vm.stores.sql_store import SqlStore
 from nano_vm.stores.sqlite_errors import FAILURES, translate
 from nano_vm.stores.sqlite_group import GroupCommit
-from nano_vm.stores.sqlite_reader import Reader, change_owner, find_mail, find_record, run_number
+from nano_vm.stores.sqlite_reader import SqliteReader
 from nano_vm.stores.sqlite_schema import connect, open_database
 from nano_vm.stores.sqlite_tool import tool_transaction
 from nano_vm.stores.sqlite_writer import Writer
@@ -50,25 +40,13 @@ T = TypeVar("T")
 Durability = Literal["full", "normal"]
 
 
-_forks = 0  # how often this process is a fork: cheaper to look at than the process id
-
-
-def _forked() -> None:
-    global _forks
-    _forks += 1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
-
-
 def _close_all(*connections: sqlite3.Connection) -> None:
     for con in connections:
         with contextlib.suppress(sqlite3.Error):
             con.close()
 
 
-class SqliteJournalStore:
+class SqliteJournalStore(SqlStore):
     """A `JournalStore` in a SQLite file.
 
     Args:
@@ -99,11 +77,8 @@ class SqliteJournalStore:
         self._path = Path(os.path.abspath(path)) if str(path) != ":memory:" else Path(path)
         self._synchronous = "FULL" if durability == "full" else "NORMAL"
         self._busy_timeout_ms = busy_timeout_ms
-        self._forks = _forks
-        self._closed = False
         first = open_database(self._path, busy_timeout_ms=busy_timeout_ms)
-        self._lock = OwnerLock(Path(f"{self._path}-owners"))
-        self._reader = Reader(first, self._path)
+        super().__init__(OwnerLock(Path(f"{self._path}-owners")), SqliteReader(first, self._path))
         try:
             self._writer = Writer(self._connect(), self._path, self._lock.name, busy_timeout_ms)
         except BaseException as error:
@@ -112,9 +87,6 @@ class SqliteJournalStore:
                 raise translate(error, self._path) from error
             raise
         self._group = GroupCommit(self._writer)
-        self.driven: set[int] = (
-            set()
-        )  # the runs that engines of this process drive now; each has a mark of its own
         self._turnstile = Turnstile()
         # Python 3.13 warns of connections that nobody closes, and whoever drops a store cannot close its connections.
         self._dropped = weakref.finalize(self, _close_all, first, self._writer.con)
@@ -130,14 +102,6 @@ class SqliteJournalStore:
     @property
     def path(self) -> Path:
         return self._path
-
-    @property
-    def owner(self) -> str:
-        return self._lock.name
-
-    @property
-    def shared(self) -> bool:
-        return True
 
     @property
     def alone(self) -> bool:
@@ -160,7 +124,7 @@ class SqliteJournalStore:
     def append(
         self, run_id: str, fence: int, entries: Sequence[Entry], update: RunUpdate | None = None
     ) -> Durable:
-        if self._closed or _forks != self._forks:
+        if self._closed or sql_store.forks != self._forks:
             self._check_open()
         if self._writer.tool_open and inside_tool.get():
             refuse_inside(self._turnstile)
@@ -171,7 +135,7 @@ class SqliteJournalStore:
         runs; the chain has to be left alone until then."""
         if len(success[2]) > BLOB_BYTES_MIN:
             return self.append(run_id, fence, chain.seal_successes((success,), (salt,)))
-        if self._closed or _forks != self._forks:
+        if self._closed or sql_store.forks != self._forks:
             self._check_open()
         if self._writer.tool_open and inside_tool.get():
             refuse_inside(self._turnstile)
@@ -180,116 +144,13 @@ class SqliteJournalStore:
     def annex(self, run_id: str, build: Callable[[int, str], Sequence[Entry]]) -> Durable:
         return self._submit(Work(run_id, build=build))
 
-    def read(
-        self, run_id: str, start: int = 0, limit: int | None = None, tenant: str | None = None
-    ) -> list[Entry]:
-        self._check_open()
-        return self._reader.read(run_id, start, limit, tenant)
-
-    def tail(
-        self, cursor: int, limit: int = 1_000, tenant: str | None = None
-    ) -> tuple[int, list[tuple[str, Entry]]]:
-        self._check_open()
-        return self._reader.tail(cursor, limit, tenant)
-
-    def holding(self, fragment: bytes) -> list[str]:
-        self._check_open()
-        return self._reader.holding(fragment)
-
-    # --- records ------------------------------------------------------------------------------------------
-    def record(self, run_id: str, tenant: str | None = None) -> RunRecord:
-        self._check_open()
-        return self._reader.record(run_id, tenant)
-
-    def records(self, query: RunQuery) -> list[RunRecord]:
-        self._check_open()
-        return self._reader.records(query)
-
-    def find_key(self, tenant: str, program_name: str, key: str) -> RunRecord | None:
-        self._check_open()
-        return self._reader.find_key(tenant, program_name, key)
-
-    # --- programs -----------------------------------------------------------------------------------------
-    def put_program(
-        self, program_hash: str, name: str, canonical_bytes: bytes, now_ms: int, tenant: str = DEFAULT_TENANT
-    ) -> None:
-        """As the port says. Raises InputError USAGE when the hash is not that of the bytes."""
-        self._check_open()
-        if self._reader.program_named(name, tenant) != program_hash:
-            self._put_program(program_hash, name, canonical_bytes, now_ms, tenant)
-
-    def keep_program(self, program_hash: str, name: str, canonical_bytes: bytes, now_ms: int) -> None:
-        """Keep a program as `put_program` does, but leave what the name means as it is."""
-        self._check_open()
-        try:
-            self._reader.program(program_hash)
-        except NotFoundError:
-            self._put_program(program_hash, name, canonical_bytes, now_ms, None)
-
-    def _put_program(
-        self, program_hash: str, name: str, canonical_bytes: bytes, now_ms: int, tenant: str | None
-    ) -> None:
-        if canonical.digest(canonical_bytes) != program_hash:
-            raise InputError(
-                "USAGE", f"`{program_hash}` is not the hash of the program", facts={"name": name}
-            )
-        seal = rules.seal_program(program_hash, name, now_ms)
-
-        def work(con: sqlite3.Connection) -> None:
-            if con.execute("SELECT 1 FROM nvm_programs WHERE hash = ?", (program_hash,)).fetchone() is None:
-                con.execute(
-                    "INSERT INTO nvm_programs (hash, name, stored_at_ms, body, seal) VALUES (?,?,?,?,?)",
-                    (program_hash, name, now_ms, canonical_bytes, seal),
-                )
-            if tenant == DEFAULT_TENANT:
-                con.execute(
-                    "INSERT INTO nvm_names VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET hash = ?2",
-                    (name, program_hash),
-                )
-            elif tenant is not None:
-                con.execute(
-                    """INSERT INTO nvm_tenant_names VALUES (?1, ?2, ?3)
-                        ON CONFLICT (tenant, name) DO UPDATE SET hash = ?3""",
-                    (tenant, name, program_hash),
-                )
-
-        self._write(work)
-
-    def program(self, program_hash: str) -> bytes:
-        self._check_open()
-        return self._reader.program(program_hash)
-
-    def program_named(self, name: str, tenant: str = DEFAULT_TENANT) -> str | None:
-        self._check_open()
-        return self._reader.program_named(name, tenant)
-
-    def programs(self, tenant: str | None = None) -> list[tuple[str, str, int]]:
-        self._check_open()
-        return self._reader.programs(tenant)
-
     # --- ownership ----------------------------------------------------------------------------------------
-    def claim(self, run_id: str, now_ms: int) -> int | None:
-        self._check_open()
-        self._lock.hold()
-
-        def work(con: sqlite3.Connection) -> int | None:
-            record = find_record(con, run_id)
-            owner = record.owner
-            if owner is not None and now_ms < record.lease_until_ms and not self._lock.is_dead(owner):
-                return None
-            fence = record.fence + 1
-            change_owner(con, record, self._lock.name, fence, now_ms + LEASE_MS)
-            self._writer.known.pop(run_id, None)
-            return fence
-
-        return self._write(work, synced=False)
-
     def renew(self, run_ids: Sequence[str], now_ms: int) -> list[str]:
         if not run_ids:
             return []
-        sql = "UPDATE nvm_runs SET lease_until_ms = max(lease_until_ms, ?) WHERE run_id = ? AND owner = ?"
+        sql = "UPDATE nvm_runs SET lease_until_ms = max(lease_until_ms, ?1) WHERE run_id = ?2 AND owner = ?3"
 
-        def work(con: sqlite3.Connection) -> list[str]:
+        def work(con: Connection) -> list[str]:
             until = now_ms + LEASE_MS
             return [
                 run_id
@@ -298,132 +159,6 @@ class SqliteJournalStore:
             ]
 
         return self._write(work)
-
-    def release(self, run_id: str, fence: int) -> None:
-        def work(con: sqlite3.Connection) -> None:
-            try:
-                record = find_record(con, run_id)
-            except NotFoundError:
-                return
-            if (record.owner, record.fence) == (self._lock.name, fence):
-                change_owner(con, record, None, fence, 0)
-                self._writer.known.pop(run_id, None)
-
-        self._write(work)
-
-    def claimable(self, now_ms: int, limit: int = 100, tenant: str | None = None) -> list[str]:
-        self._check_open()
-        dead: dict[str, bool] = {}
-        found: list[str] = []
-        for run_id, owner, lease_until_ms in self._reader.takeable(now_ms, tenant):
-            if len(found) >= limit:
-                break
-            if owner is not None and now_ms < lease_until_ms:
-                if owner not in dead:
-                    dead[owner] = self._lock.is_dead(owner)
-                if not dead[owner]:
-                    continue
-            found.append(run_id)
-        return found
-
-    # --- actions ------------------------------------------------------------------------------------------
-    def bind_action(self, key: str, digest: str, run_id: str) -> None:
-        def work(con: sqlite3.Connection) -> tuple[str, str]:
-            sql = "SELECT digest, run_id, seal FROM nvm_actions WHERE key = ?"
-            held = con.execute(sql, (key,)).fetchone()
-            if held is None:
-                seal = rules.seal_action(key, digest, run_id)
-                con.execute("INSERT INTO nvm_actions VALUES (?,?,?,?)", (key, digest, run_id, seal))
-                return digest, run_id
-            bound, holder, seal = held
-            if rules.seal_action(key, bound, holder) != seal:
-                raise rules.damaged("what an action's key is bound to was changed", key=key)
-            return bound, holder
-
-        bound, holder = self._write(work)
-        if bound != digest:
-            raise rules.action_conflict(holder)
-
-    # --- policies -----------------------------------------------------------------------------------------
-    def put_policy(self, policy_hash: str, body: bytes, now_ms: int) -> None:
-        rules.check_policy(policy_hash, body)
-        self._write(lambda con: sqlite_policies.put_policy(con, policy_hash, body, now_ms))
-
-    def policy(self, policy_hash: str) -> bytes:
-        self._check_open()
-        return self._reader.query(lambda con: sqlite_policies.find_policy(con, policy_hash))
-
-    def mark_pause(self, pause: Pause) -> None:
-        self._write(lambda con: sqlite_pauses.mark(con, pause))
-
-    def pauses(self, tenant: str | None = None) -> list[Pause]:
-        self._check_open()
-        return self._reader.query(lambda con: sqlite_pauses.find(con, tenant))
-
-    def counted(self, keys: Sequence[str], action: str) -> list[int]:
-        self._check_open()
-        return self._reader.query(lambda con: sqlite_policies.counted(con, keys, action))
-
-    def count(self, action: str, wanted: Sequence[tuple[str, int, int]], now_ms: int) -> list[int] | None:
-        return self._write(lambda con: sqlite_policies.count(con, action, wanted, now_ms))
-
-    # --- mail ---------------------------------------------------------------------------------------------
-    def post(self, run_id: str, mail: Mail) -> None:
-        def work(con: sqlite3.Connection) -> None:
-            no = run_number(con, run_id)
-            held = find_mail(con, run_id, no, mail.mail_id)
-            if held is not None:
-                rules.same_mail(run_id, held, mail)
-                return
-            count = con.execute("SELECT count(*) FROM nvm_mail WHERE run = ? AND answer IS NULL", (no,))
-            rules.check_mailbox(run_id, count.fetchone()[0])
-            con.execute(
-                """INSERT INTO nvm_mail (run, mail_id, kind, body, posted_at_ms, answer, seal)
-                    VALUES (?,?,?,?,?,?,?)""",
-                (
-                    no,
-                    mail.mail_id,
-                    mail.kind,
-                    mail.body,
-                    mail.posted_at_ms,
-                    mail.answer,
-                    rules.seal_mail(run_id, mail),
-                ),
-            )
-
-        self._write(work)
-
-    def mail(self, run_id: str) -> list[Mail]:
-        self._check_open()
-        return self._reader.mail(run_id)
-
-    def answer(self, run_id: str, mail_id: str, answer: bytes) -> None:
-        """The first answer stands. Raises NotFoundError RUN_NOT_FOUND or MAIL_NOT_FOUND."""
-
-        def work(con: sqlite3.Connection) -> None:
-            no = run_number(con, run_id)
-            held = find_mail(con, run_id, no, mail_id)
-            if held is None:
-                raise rules.mail_not_found(run_id, mail_id)
-            if held.answer is not None:
-                return
-            done = Mail(
-                mail_id=mail_id,
-                kind=held.kind,
-                body=held.body,
-                posted_at_ms=held.posted_at_ms,
-                answer=answer,
-            )
-            con.execute(
-                "UPDATE nvm_mail SET answer = ?, seal = ? WHERE run = ? AND mail_id = ?",
-                (answer, rules.seal_mail(run_id, done), no, mail_id),
-            )
-
-        self._write(work)
-
-    def answered(self, run_id: str, mail_id: str) -> bytes | None:
-        self._check_open()
-        return self._reader.answered(run_id, mail_id)
 
     def changed(self) -> bool:
         self._check_open()
@@ -494,7 +229,7 @@ class SqliteJournalStore:
     def close(self) -> None:
         """As the port says. A tool's transaction that is still open is rolled back. A second call is a
         no-op."""
-        if self._closed or _forks != self._forks:
+        if self._closed or sql_store.forks != self._forks:
             return
         try:
             if not self._writer.tool_open:
@@ -517,7 +252,7 @@ class SqliteJournalStore:
         """Leave the store as the death of the process would: what has been gathered and not committed is lost, an
         open tool's transaction is rolled back, runs stay owned by an owner that is provably dead. For simulations;
         everything else calls `close`. A second call is a no-op."""
-        if self._closed or _forks != self._forks:
+        if self._closed or sql_store.forks != self._forks:
             return
         self._closed = True
         self._group.forget()
@@ -530,38 +265,23 @@ class SqliteJournalStore:
     def _connect(self) -> sqlite3.Connection:
         return connect(self._path, synchronous=self._synchronous, busy_timeout_ms=self._busy_timeout_ms)
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise rules.closed()
-        if _forks != self._forks:
-            # SQLite's locks do not cross a fork: the two processes would corrupt the file together.
-            raise rules.closed("the store was opened before a fork")
-
     def _submit(self, work: Work) -> Durable:
         self._check_open()
         if self._writer.tool_open and inside_tool.get():
             refuse_inside(self._turnstile)
         return self._group.submit(work)
 
-    def _write(self, work: Callable[[sqlite3.Connection], T], synced: bool = True) -> T:
+    def _write(self, work: Callable[[Connection], T], *alone: str, synced: bool = True) -> T:
         self._check_open()
         self._group.drain()
-        return self._writer.write(work, synced)
+        return self._writer.write(work, synced)  # SQLite lets one write at a time
 
-    def _owners_in_use(self) -> set[str]:
-        # One index each: runs that wait with nobody owning them may be many.
-        sql = """SELECT owner FROM nvm_runs WHERE status = 'RUNNING' AND owner IS NOT NULL
-            UNION SELECT owner FROM nvm_runs INDEXED BY nvm_runs_held
-            WHERE status = 'SUSPENDED' AND owner IS NOT NULL"""
-        try:
-            rows = self._reader.query(lambda con: con.execute(sql).fetchall())
-        except StoreError:
-            return {self._lock.name}  # cannot tell: keep the file, it only says that we are gone
-        return {row[0] for row in rows}
+    def _settled(self, con: Connection, run_id: str, wanted: Callable[[RunRecord], bool]) -> RunRecord | None:
+        record = find_record(con, run_id)
+        return record if wanted(record) else None
 
-    def _sweep(self) -> None:
-        if self._lock.directory.is_dir():
-            self._lock.sweep(self._owners_in_use())
+    def _disowned(self, run_id: str) -> None:
+        self._writer.known.pop(run_id, None)
 
 
 SqliteStore = SqliteJournalStore

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from nano_vm.stores import rules
-from nano_vm.stores.sqlite_batch import Work
+from nano_vm.stores.batch import Work
 from nano_vm.stores.sqlite_writer import Writer
 
 # How long the event loop may be held up by a lock of somebody else. After that a thread waits in its place.

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from nano_vm import canonical
 from nano_vm.errors import StoreError
 from nano_vm.stores import rules
+from nano_vm.stores.rows import blob_finder, read_record, to_mail
 from nano_vm.stores.segments import DIGEST_BYTES, Segment, blob_digests, unpack
-from nano_vm.stores.sqlite_reader import blob_finder, read_record, to_mail
 from nano_vm.stores.sqlite_schema import expected_schema, schema_of
 
 PROBLEMS_MAX = 100  # a broken page can break thousands of rows

@@ -13,8 +13,9 @@ from nano_vm.errors import StoreError
 from nano_vm.journal.entry import Entry
 from nano_vm.journal.port import RunUpdate
 from nano_vm.stores import rules
+from nano_vm.stores.batch import OwnedRun
 from nano_vm.stores.guarded import GuardedConnection, Turnstile, inside_tool
-from nano_vm.stores.sqlite_batch import Batch, OwnedRun
+from nano_vm.stores.sqlite_batch import SqliteBatch
 from nano_vm.stores.sqlite_errors import translate
 from nano_vm.stores.sqlite_group import GroupCommit
 from nano_vm.stores.sqlite_schema import connect
@@ -40,7 +41,7 @@ class ToolTransaction:
     ) -> None:
         self._con.take_back()
         try:
-            batch = Batch(self._con, self._writer.owner, self.known)
+            batch = SqliteBatch(self._con, self._writer.owner, self.known)
             batch.append(run_id, fence, entries, update)
             batch.execute()
         except sqlite3.Error as error:

@@ -18,15 +18,8 @@ from typing import TypeVar
 
 from nano_vm.errors import NanoVMError, StoreError
 from nano_vm.stores import rules
-from nano_vm.stores.sqlite_batch import (
-    INSERT_OWNED,
-    Batch,
-    OwnedRun,
-    Work,
-    attempt,
-    lone_row,
-    seal_plain,
-)
+from nano_vm.stores.batch import OwnedRun, Work, attempt, lone_row, seal_plain
+from nano_vm.stores.sqlite_batch import INSERT_OWNED, SqliteBatch
 from nano_vm.stores.sqlite_errors import FAILURES, translate
 from nano_vm.stores.sqlite_schema import is_busy
 
@@ -107,7 +100,7 @@ class Writer:
                 return False
             _fail(works, error)
             return True
-        batch = Batch(self.con, self.owner, self.known)
+        batch = SqliteBatch(self.con, self.owner, self.known)
         try:
             seal_plain(works)
             attempt(batch, works)

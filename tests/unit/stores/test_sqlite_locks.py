@@ -20,7 +20,7 @@ from nano_vm.journal.port import Mail
 from nano_vm.stores import rules
 from nano_vm.stores.memory import MemoryStore
 from nano_vm.stores.sqlite import SqliteStore
-from nano_vm.stores.sqlite_reader import change_owner, find_record
+from nano_vm.stores.rows import change_owner, find_record
 from nano_vm.testing.store_conformance import NOW, Draft, refusal, settle
 
 SOURCE = str(Path(nano_vm.__file__).parent.parent)
