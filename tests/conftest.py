@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+import postgres_server
+
 # How long an example takes says something about the machine, and nothing about what is tested.
 settings.register_profile("nano-vm", deadline=None)
 settings.load_profile("nano-vm")
@@ -23,3 +25,7 @@ def nobodys_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["NANO_VM_KEYS"]
     else:
         os.environ["NANO_VM_KEYS"] = before
+
+
+def pytest_sessionfinish() -> None:
+    postgres_server.stop()

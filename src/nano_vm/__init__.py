@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from nano_vm.runtime.tooling import ToolContext as ToolContext
     from nano_vm.runtime.tooling import ToolError as ToolError
     from nano_vm.stores.memory import MemoryStore as MemoryStore
+    from nano_vm.stores.postgres import PostgresStore as PostgresStore
     from nano_vm.stores.sqlite import SqliteStore as SqliteStore
     from nano_vm.tools.registry import ToolSet as ToolSet
     from nano_vm.tools.registry import tool as tool
@@ -93,6 +94,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "PENDING": ("nano_vm.runtime.tooling", "PENDING"),
     "PlanRejected": ("nano_vm.planner.plan", "PlanRejected"),
     "Planner": ("nano_vm.planner.plan", "Planner"),
+    "PostgresStore": ("nano_vm.stores.postgres", "PostgresStore"),
     "Program": ("nano_vm.program.model", "Program"),
     "ProgramError": ("nano_vm.errors", "ProgramError"),
     "ProgramValidator": ("nano_vm.policy.check", "ProgramValidator"),

@@ -123,8 +123,34 @@ def add_tools(parser: argparse.ArgumentParser) -> None:
 
 
 def store_path(args: argparse.Namespace) -> str:
+    """The database: a file, or the address of a PostgreSQL database, which may hold a password."""
     path: str = args.store or os.environ.get(STORE_VARIABLE) or STORE_DEFAULT
     return path
+
+
+def is_address(path: str) -> bool:
+    return path.startswith(("postgresql://", "postgres://"))
+
+
+def shown_store(args: argparse.Namespace) -> str:
+    """The database as it may be shown: without a password. Raises InputError USAGE for an address that is none."""
+    path = store_path(args)
+    if not is_address(path):
+        return path
+    from nano_vm.stores.postgres.connection import Address
+
+    return Address(path).name
+
+
+def beside_store(args: argparse.Namespace) -> str:
+    """What the names of files that belong to the database begin with: they lie beside it, and those of a PostgreSQL
+    database in the working directory, under its name. Raises InputError USAGE for an address that is none."""
+    path = store_path(args)
+    if not is_address(path):
+        return path
+    from nano_vm.stores.postgres.connection import Address
+
+    return Address(path).database
 
 
 def principal(args: argparse.Namespace) -> dict[str, Any] | None:

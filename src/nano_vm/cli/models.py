@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nano_vm.cli.arguments import store_path
+from nano_vm.cli.arguments import beside_store
 from nano_vm.errors import InputError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Model:
 
 
 def model_store_path(args: argparse.Namespace) -> Path:
-    return Path(store_path(args) + SUFFIX)
+    return Path(beside_store(args) + SUFFIX)
 
 
 def open_model_store(args: argparse.Namespace) -> ModelStore:

@@ -8,10 +8,17 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nano_vm import canonical
-from nano_vm.cli.arguments import STORE_DEFAULT, STORE_VARIABLE, principal, store_path
+from nano_vm.cli.arguments import (
+    STORE_DEFAULT,
+    STORE_VARIABLE,
+    is_address,
+    principal,
+    shown_store,
+    store_path,
+)
 from nano_vm.errors import InputError, NanoVMError
 from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.model import Program
@@ -23,18 +30,43 @@ if TYPE_CHECKING:
     from nano_vm.policy.model import Policy
     from nano_vm.runtime.engine import Engine
     from nano_vm.runtime.ports import ModelClient
+    from nano_vm.stores.postgres import PostgresJournalStore
     from nano_vm.stores.sqlite import SqliteJournalStore
     from nano_vm.stores.tenants import TenantStore
+
+    OpenStore: TypeAlias = SqliteJournalStore | PostgresJournalStore
     from nano_vm.tools.registry import ToolSet
 
 
-def open_store(args: argparse.Namespace, *, create: bool = False) -> SqliteJournalStore | TenantStore:
+def open_store(args: argparse.Namespace, *, create: bool = False) -> OpenStore | TenantStore:
     """The database. Only commands that begin something make a new one.
 
     Raises:
-        InputError: STORE_NOT_FOUND. StoreError: see `SqliteJournalStore`.
+        InputError: STORE_NOT_FOUND. StoreError: see `SqliteJournalStore` and `PostgresJournalStore`.
     """
     path = store_path(args)
+    store: OpenStore
+    if is_address(path):
+        from nano_vm.stores.postgres import PostgresJournalStore
+
+        store = PostgresJournalStore(path, durability=args.durability, create=create)
+    else:
+        _check_file(path, create=create)
+        from nano_vm.stores.sqlite import SqliteJournalStore
+
+        store = SqliteJournalStore(path, durability=args.durability)
+    if args.tenant is None:
+        return store
+    from nano_vm.stores.tenants import TenantStore
+
+    try:
+        return TenantStore(store, args.tenant, closes=True)
+    except InputError:
+        store.close()
+        raise
+
+
+def _check_file(path: str, *, create: bool) -> None:
     file = Path(path)
     try:
         file.exists()
@@ -53,18 +85,6 @@ def open_store(args: argparse.Namespace, *, create: bool = False) -> SqliteJourn
             help=f"name it with --store PATH or ${STORE_VARIABLE}; `nano-vm run` makes one",
             facts={"path": path},
         )
-    from nano_vm.stores.sqlite import SqliteJournalStore
-
-    store = SqliteJournalStore(path, durability=args.durability)
-    if args.tenant is None:
-        return store
-    from nano_vm.stores.tenants import TenantStore
-
-    try:
-        return TenantStore(store, args.tenant, closes=True)
-    except InputError:
-        store.close()
-        raise
 
 
 class Session:
@@ -238,7 +258,7 @@ def command(args: argparse.Namespace, *words: str, drives: bool = False, acts: b
     """A command on the same database; with `drives` also with the same tools and model. Holds no secret: keys come
     from the environment."""
     parts = [shlex.quote(word) for word in words]
-    path = store_path(args)
+    path = shown_store(args)
     if args.store is not None and path != STORE_DEFAULT:
         parts += ["--store", shlex.quote(path)]
     if args.durability != "full":

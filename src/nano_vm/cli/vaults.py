@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nano_vm.cli.arguments import store_path
+from nano_vm.cli.arguments import beside_store
 from nano_vm.errors import VaultError
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ KEY_VARIABLE = "NANO_VM_VAULT_KEY"
 
 
 def vault_directory(args: argparse.Namespace) -> Path:
-    return Path(f"{store_path(args)}.keys")
+    return Path(f"{beside_store(args)}.keys")
 
 
 def key_path(args: argparse.Namespace) -> Path:
     """The key file that `--key-file` names, or the one beside the database."""
-    return Path(args.key_file or f"{store_path(args)}.key")
+    return Path(args.key_file or f"{beside_store(args)}.key")
 
 
 def next_key_path(args: argparse.Namespace) -> Path:

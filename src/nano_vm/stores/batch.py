@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -52,6 +53,15 @@ class OwnedRun:
         self.fence = fence
         self.length = length
         self.origin = origin
+
+
+class Start(NamedTuple):
+    """What is written for a new run."""
+
+    row: tuple[object, ...]  # columns: RUN_COLUMNS
+    segments: list[Segment]
+    blobs: dict[bytes, bytes]
+    origin: bytes
 
 
 class Batch:
@@ -147,45 +157,20 @@ class Batch:
         for run_id in self._released:
             self._known.pop(run_id, None)
 
+    def start_of(self, record: RunRecord, entries: Sequence[Entry]) -> Start:
+        return draw_up(record, entries, self._owner)
+
     def _create(self, record: RunRecord, entries: Sequence[Entry]) -> None:
         run_id = record.run_id
-        rules.check_start(run_id, entries)
-        blobs: dict[bytes, bytes] = {}
-        segments = pack(entries, blobs) if entries else []
-        owned = record.owner is not None
-        waits = rules.encode_waits(record.waits)
-        origin = rules.seal_origin(record)
-        owner, fence = (self._owner, 1) if owned else (None, 0)
-        row = (
-            run_id,
-            record.tenant,
-            record.program_hash,
-            record.program_name,
-            record.key,
-            record.inputs_digest,
-            record.parent,
-            record.status,
-            record.outcome,
-            waits.decode(),
-            record.wake_at_ms,
-            record.created_at_ms,
-            record.updated_at_ms,
-            record.length,
-            record.head,
-            owner,
-            fence,
-            record.created_at_ms + LEASE_MS if owned else 0,
-            bytearray(origin),
-            bytearray(rules.seal_record(origin, record, waits, owner, fence)),
-        )
-        no = self.insert_run(row)
+        start = self.start_of(record, entries)
+        no = self.insert_run(start.row)
         if no is None:
             place = (run_id, record.tenant, record.program_name, record.key)
             raise rules.run_exists(run_id, self._con.execute(HOLDER, place).fetchone()[0])
-        self._segments += [_row_of(no, segment) for segment in segments]
-        self._blobs.update(blobs)
-        if owned:
-            self._known[run_id] = OwnedRun(no, 1, len(entries), origin)
+        self._segments += [_row_of(no, segment) for segment in start.segments]
+        self._blobs.update(start.blobs)
+        if record.owner is not None:
+            self._known[run_id] = OwnedRun(no, 1, len(entries), start.origin)
 
     def _annex(self, run_id: str, build: Callable[[int, str], Sequence[Entry]]) -> None:
         self.execute()
@@ -237,6 +222,40 @@ class Batch:
                 if start <= seq + at // DIGEST_BYTES < stop:
                     found.append("sha256:" + digests[at : at + DIGEST_BYTES].hex())
         return found
+
+
+def draw_up(record: RunRecord, entries: Sequence[Entry], store: str) -> Start:
+    """A new run of `store`, or one that is free when its record has no owner. Raises as `rules.check_start`."""
+    rules.check_start(record.run_id, entries)
+    blobs: dict[bytes, bytes] = {}
+    segments = pack(entries, blobs) if entries else []
+    owned = record.owner is not None
+    waits = rules.encode_waits(record.waits)
+    origin = rules.seal_origin(record)
+    owner, fence = (store, 1) if owned else (None, 0)
+    row = (
+        record.run_id,
+        record.tenant,
+        record.program_hash,
+        record.program_name,
+        record.key,
+        record.inputs_digest,
+        record.parent,
+        record.status,
+        record.outcome,
+        waits.decode(),
+        record.wake_at_ms,
+        record.created_at_ms,
+        record.updated_at_ms,
+        record.length,
+        record.head,
+        owner,
+        fence,
+        record.created_at_ms + LEASE_MS if owned else 0,
+        bytearray(origin),
+        bytearray(rules.seal_record(origin, record, waits, owner, fence)),
+    )
+    return Start(row, segments, blobs, origin)
 
 
 def _row_of(no: int, segment: Segment) -> tuple[object, ...]:

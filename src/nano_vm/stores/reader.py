@@ -89,7 +89,7 @@ class Reader:
         n, seen = cursor >> CURSOR_SHIFT, cursor & ((1 << CURSOR_SHIFT) - 1)
         rows = con.execute(
             """SELECT s.n, r.run_id, s.seq, s.digests, s.facts, s.payloads FROM nvm_segments s
-                JOIN nvm_runs r ON r.no = s.run WHERE s.n >= ?1 AND s.n <= ?4 AND (?3 IS NULL OR r.tenant = ?3)
+                JOIN nvm_runs r ON r.no = s.run WHERE s.n >= ?1 AND s.n <= ?4 AND coalesce(?3, r.tenant) = r.tenant
                 ORDER BY s.n LIMIT ?2""",
             (n, limit + 1, tenant, self.decided(con)),
         )

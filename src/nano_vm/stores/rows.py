@@ -36,7 +36,7 @@ class Connection(Protocol):
 
 
 def run_number(con: Connection, run_id: str, tenant: str | None = None) -> int:
-    sql = "SELECT no FROM nvm_runs WHERE run_id = ?1 AND (?2 IS NULL OR tenant = ?2)"
+    sql = "SELECT no FROM nvm_runs WHERE run_id = ?1 AND coalesce(?2, tenant) = tenant"
     row = con.execute(sql, (run_id, tenant)).fetchone()
     if row is None:
         raise rules.run_not_found(run_id)
@@ -45,7 +45,7 @@ def run_number(con: Connection, run_id: str, tenant: str | None = None) -> int:
 
 
 def find_record(con: Connection, run_id: str, tenant: str | None = None) -> RunRecord:
-    sql = f"SELECT {RECORD} FROM nvm_runs WHERE run_id = ?1 AND (?2 IS NULL OR tenant = ?2)"
+    sql = f"SELECT {RECORD} FROM nvm_runs WHERE run_id = ?1 AND coalesce(?2, tenant) = tenant"
     row = con.execute(sql, (run_id, tenant)).fetchone()
     if row is None:
         raise rules.run_not_found(run_id)

@@ -69,6 +69,10 @@ class SqlStore:
     def shared(self) -> bool:
         return True
 
+    @property
+    def _is_fork(self) -> bool:
+        return self._forks != forks
+
     def _check_open(self) -> None:
         if self._closed:
             raise rules.closed()

@@ -229,7 +229,7 @@ class SqliteJournalStore(SqlStore):
     def close(self) -> None:
         """As the port says. A tool's transaction that is still open is rolled back. A second call is a
         no-op."""
-        if self._closed or sql_store.forks != self._forks:
+        if self._closed or self._is_fork:
             return
         try:
             if not self._writer.tool_open:
@@ -252,7 +252,7 @@ class SqliteJournalStore(SqlStore):
         """Leave the store as the death of the process would: what has been gathered and not committed is lost, an
         open tool's transaction is rolled back, runs stay owned by an owner that is provably dead. For simulations;
         everything else calls `close`. A second call is a no-op."""
-        if self._closed or sql_store.forks != self._forks:
+        if self._closed or self._is_fork:
             return
         self._closed = True
         self._group.forget()

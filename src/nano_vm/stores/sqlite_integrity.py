@@ -5,14 +5,18 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 
-from nano_vm import canonical
-from nano_vm.errors import StoreError
-from nano_vm.stores import rules
-from nano_vm.stores.rows import blob_finder, read_record, to_mail
-from nano_vm.stores.segments import DIGEST_BYTES, Segment, blob_digests, unpack
+from nano_vm.stores.integrity import (
+    PROBLEMS_MAX,
+    actions,
+    blobs,
+    examined,
+    mail,
+    policies,
+    programs,
+    records,
+    segments,
+)
 from nano_vm.stores.sqlite_schema import expected_schema, schema_of
-
-PROBLEMS_MAX = 100  # a broken page can break thousands of rows
 
 
 def examine(con: sqlite3.Connection) -> list[str]:
@@ -21,34 +25,26 @@ def examine(con: sqlite3.Connection) -> list[str]:
     Looked at: SQLite's own structures, our schema with its guards, references between tables, that segments
     follow one another and can be read, and the seal or hash of every record, message, program and blob.
     """
-    problems: list[str] = []
     con.execute("BEGIN")  # one moment for all checks
     try:
-        for check in (
+        checks = (
             _file,
             _schema,
             _references,
-            _programs,
-            _records,
+            programs,
+            records,
             _ownership,
-            _actions,
-            _policies,
-            _mail,
-            _segments,
+            actions,
+            policies,
+            mail,
+            segments,
             _gaps,
-            _blobs,
-        ):
-            try:
-                for problem in check(con):
-                    problems.append(problem)
-                    if len(problems) >= PROBLEMS_MAX:
-                        return problems
-            except (sqlite3.Error, StoreError, TypeError, ValueError, AttributeError) as error:
-                problems.append(f"{check.__name__[1:]}: cannot be read ({error})")
+            blobs,
+        )
+        return examined(con, checks, (sqlite3.Error,))
     finally:
         if con.in_transaction:
             con.execute("ROLLBACK")
-    return problems
 
 
 def _file(con: sqlite3.Connection) -> Iterator[str]:
@@ -74,38 +70,6 @@ def _references(con: sqlite3.Connection) -> Iterator[str]:
             yield f"references: row {row} of {table} points to a missing row of {parent}"
 
 
-def _programs(con: sqlite3.Connection) -> Iterator[str]:
-    for hash_, name, stored_at_ms, body, seal in con.execute(
-        "SELECT hash, name, stored_at_ms, body, seal FROM nvm_programs ORDER BY n"
-    ):
-        if not isinstance(body, bytes) or canonical.digest(body) != hash_:
-            yield f"programs: `{hash_}` is not what its hash says"
-        elif rules.seal_program(hash_, name, stored_at_ms) != seal:
-            yield f"programs: the name or time of `{hash_}` was changed"
-    for name, hash_ in con.execute(
-        """SELECT a.name, a.hash FROM nvm_names a LEFT JOIN nvm_programs p ON p.hash = a.hash
-            WHERE p.name IS NOT a.name"""
-    ):
-        yield f"programs: the name `{name}` means `{hash_}`, which was stored under another name"
-
-
-def _policies(con: sqlite3.Connection) -> Iterator[str]:
-    for hash_, body in con.execute("SELECT hash, body FROM nvm_policies ORDER BY n"):
-        if not isinstance(body, bytes) or canonical.digest(body) != hash_:
-            yield f"policies: `{hash_}` is not what its hash says"
-
-
-def _records(con: sqlite3.Connection) -> Iterator[str]:
-    for no, origin, *row in con.execute(
-        """SELECT no, origin, run_id, tenant, program_hash, program_name, key, inputs_digest, parent,
-            status, outcome, waits, wake_at_ms, created_at_ms, updated_at_ms, length, head,
-            owner, fence, lease_until_ms, seal FROM nvm_runs ORDER BY no"""
-    ):
-        record, sound = read_record(tuple(row))
-        if not sound or origin != rules.seal_origin(record):
-            yield f"records: the record of run `{record.run_id}` (row {no}) was changed"
-
-
 def _ownership(con: sqlite3.Connection) -> Iterator[str]:
     for (run_id,) in con.execute(
         "SELECT run_id FROM nvm_runs WHERE (owner IS NULL) IS NOT (lease_until_ms IS 0) ORDER BY no"
@@ -120,45 +84,6 @@ def _ownership(con: sqlite3.Connection) -> Iterator[str]:
             yield "ownership: the count of claims was changed"
 
 
-def _actions(con: sqlite3.Connection) -> Iterator[str]:
-    for key, digest, run_id, seal in con.execute(
-        "SELECT key, digest, run_id, seal FROM nvm_actions ORDER BY key"
-    ):
-        if rules.seal_action(key, digest, run_id) != seal:
-            yield f"actions: what the key `{key}` was used for was changed"
-
-
-def _mail(con: sqlite3.Connection) -> Iterator[str]:
-    for run_id, *row in con.execute(
-        """SELECT r.run_id, m.mail_id, m.kind, m.body, m.posted_at_ms, m.answer, m.seal
-            FROM nvm_mail m JOIN nvm_runs r ON r.no = m.run ORDER BY m.n"""
-    ):
-        try:
-            to_mail(run_id, row)
-        except (StoreError, TypeError):
-            yield f"mail: a message of run `{run_id}` was changed"
-
-
-def _segments(con: sqlite3.Connection) -> Iterator[str]:
-    find = blob_finder(con)
-    last, end = None, 0
-    for run, run_id, *columns in con.execute(
-        """SELECT s.run, coalesce(r.run_id, '?'), s.seq, s.digests, s.facts, s.payloads FROM nvm_segments s
-            LEFT JOIN nvm_runs r ON r.no = s.run ORDER BY s.run, s.seq"""
-    ):
-        segment = Segment(*columns)
-        if run != last:
-            last, end = run, 0
-        if segment.seq != end:
-            yield f"segments: run `{run_id}` has no entry {end}"
-        try:
-            unpack(run_id, segment, find)
-        except (StoreError, TypeError, AttributeError) as error:
-            what = error.message if isinstance(error, StoreError) else f"row at {segment.seq} cannot be read"
-            yield f"segments: {what}"
-        end = segment.seq + len(segment.digests) // DIGEST_BYTES
-
-
 def _gaps(con: sqlite3.Connection) -> Iterator[str]:
     """Rows are numbered from 1 as they are added, and none is ever deleted: a number that is missing was one."""
     for table, number in (("nvm_runs", "no"), ("nvm_segments", "n")):
@@ -168,15 +93,3 @@ def _gaps(con: sqlite3.Connection) -> Iterator[str]:
                 WHERE number IS NOT coalesce(previous, 0) + 1"""
         ):
             yield f"{table[4:]}: rows {before + 1} to {after - 1} are gone"
-
-
-def _blobs(con: sqlite3.Connection) -> Iterator[str]:
-    used: set[bytes] = set()
-    for (payloads,) in con.execute("SELECT payloads FROM nvm_segments WHERE payloads IS NOT NULL"):
-        used.update(blob_digests(payloads))
-    find = blob_finder(con)
-    for (digest,) in con.execute("SELECT digest FROM nvm_blobs ORDER BY n").fetchall():
-        if find(digest) is None:
-            yield f"blobs: {bytes(digest).hex()} is not what its digest says"
-        elif digest not in used:
-            yield f"blobs: {bytes(digest).hex()} belongs to no entry"

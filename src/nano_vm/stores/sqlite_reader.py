@@ -46,7 +46,7 @@ class SqliteReader(Reader):
                 WHERE status = 'SUSPENDED' AND wake_at_ms > 0 AND wake_at_ms <= ?1
             UNION SELECT m.run FROM nvm_mail m INDEXED BY nvm_mail_open CROSS JOIN nvm_runs r ON r.no = m.run
                 WHERE m.answer IS NULL AND r.status = 'SUSPENDED'
-            ) AND (?2 IS NULL OR tenant = ?2) ORDER BY no"""
+            ) AND coalesce(?2, tenant) = tenant ORDER BY no"""
         return self.query(lambda con: con.execute(sql, (now_ms, tenant)).fetchall())
 
     def owners_in_use(self) -> set[str]:

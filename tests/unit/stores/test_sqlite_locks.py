@@ -19,8 +19,8 @@ from nano_vm.journal.entry import Entry
 from nano_vm.journal.port import Mail
 from nano_vm.stores import rules
 from nano_vm.stores.memory import MemoryStore
-from nano_vm.stores.sqlite import SqliteStore
 from nano_vm.stores.rows import change_owner, find_record
+from nano_vm.stores.sqlite import SqliteStore
 from nano_vm.testing.store_conformance import NOW, Draft, refusal, settle
 
 SOURCE = str(Path(nano_vm.__file__).parent.parent)

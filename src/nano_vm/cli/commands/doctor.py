@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nano_vm.cli import exits
-from nano_vm.cli.arguments import store_path
+from nano_vm.cli.arguments import beside_store, is_address, shown_store, store_path
 from nano_vm.cli.console import Console, printable
 from nano_vm.cli.session import Session, command
 from nano_vm.cli.views import moment
@@ -24,7 +24,12 @@ from nano_vm.errors import NanoVMError
 from nano_vm.journal.port import RunQuery, RunRecord
 
 DEPENDENCIES = ("msgspec", "pyyaml", "jsonschema-rs", "rich")
-EXTRAS = {"http": "httpx", "litellm": "litellm", "redis": "redis"}  # extra -> the module it brings
+EXTRAS = {
+    "http": "httpx",
+    "litellm": "litellm",
+    "redis": "redis",
+    "postgres": "psycopg",
+}  # extra -> the module it brings
 DISK_BYTES_MIN = 100 * 1024 * 1024
 PAGE = 500
 _MARKS = {"ok": ("good", "good"), "note": ("dot", "dim"), "problem": ("bad", "bad")}
@@ -73,7 +78,7 @@ class Examination:
                 self._find("ok", module, f"extra [{extra}] is installed")
 
     def disk(self) -> None:
-        place = Path(store_path(self.args)).absolute().parent
+        place = Path(beside_store(self.args)).absolute().parent
         if not place.is_dir():
             self._find("problem", "disk", f"there is no directory `{place}`", f"mkdir -p {place}")
             return
@@ -82,13 +87,18 @@ class Examination:
         self._find(level, "disk", f"{free // 1024**2} MiB free", "free some space" if level != "ok" else None)
 
     def database(self) -> None:
-        path = Path(store_path(self.args))
-        if not path.exists():
-            self._find("note", "store", f"there is no database `{path}` yet", "`nano-vm run` makes one")
+        name = store_path(self.args)
+        size = ""
+        if is_address(name):
+            name = shown_store(self.args)
+        elif Path(name).exists():
+            size = f", {Path(name).stat().st_size // 1024} KiB"
+        else:
+            self._find("note", "store", f"there is no database `{name}` yet", "`nano-vm run` makes one")
             return
         try:
             with Session(self.args) as session:
-                self._find("ok", "store", f"`{path}` opens, {path.stat().st_size // 1024} KiB")
+                self._find("ok", "store", f"`{name}` opens{size}")
                 self._integrity(session)
                 self._runs(session)
         except NanoVMError as error:

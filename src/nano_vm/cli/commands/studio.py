@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nano_vm.cli.arguments import add_tools, principal, store_path
+from nano_vm.cli.arguments import add_tools, is_address, principal, shown_store, store_path
 from nano_vm.cli.console import Console
 from nano_vm.errors import InputError
 
@@ -50,10 +50,10 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         who = settings.principal
         if console.json_only:
             console.json_line(
-                {"listening": address, "store": store_path(args), "acting": settings.desk is not None}
+                {"listening": address, "store": shown_store(args), "acting": settings.desk is not None}
             )
         else:
-            console.line(f"studio of {store_path(args)}")
+            console.line(f"studio of {shown_store(args)}")
             console.line(f"  {address}", "bold")
             acting = "read-only" if settings.desk is None or who is None else f"acting as {who['id']}"
             console.note(f"  {acting}; stop with Ctrl-C")
@@ -103,7 +103,7 @@ def make_settings(args: argparse.Namespace) -> Settings:
             raise
     return Settings(
         open_store=lambda: open_store(args),
-        path=Path(store_path(args)).absolute(),
+        path=None if is_address(store_path(args)) else Path(store_path(args)).absolute(),
         principal=who,
         tenant=args.tenant,
         desk=desk,

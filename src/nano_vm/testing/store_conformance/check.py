@@ -14,6 +14,9 @@ from nano_vm.journal.port import JournalStore
 class Conformance:
     """What every part of the suite stands on."""
 
+    PLACEHOLDER = "?"
+    """How a value is written in the SQL of the store's transactions."""
+
     def open_store(self, place: Path) -> JournalStore:
         """A store on the data in the directory `place`."""
         raise NotImplementedError

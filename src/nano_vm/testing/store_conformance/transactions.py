@@ -130,7 +130,7 @@ class TransactionConformance(Conformance):
                 inside += 1
                 assert inside == 1
                 await asyncio.sleep(0)
-                transaction.connection.execute("INSERT INTO ledger VALUES (?)", (number,))
+                transaction.connection.execute(f"INSERT INTO ledger VALUES ({self.PLACEHOLDER})", (number,))
                 inside -= 1
 
         tasks = [asyncio.create_task(tool(number)) for number in range(8)]

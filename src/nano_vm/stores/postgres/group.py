@@ -1,0 +1,127 @@
+"""Group commit: what gathers while one commit is on its way is committed by the next.
+
+The way to the server takes longer than all the rest, so it is taken in a thread, and the event loop goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+from nano_vm.stores import rules
+from nano_vm.stores.batch import Work
+from nano_vm.stores.postgres.writer import Writer
+
+_IDLE_S = 1.0  # after which the thread ends; the next append starts another
+
+
+class GroupCommit:
+    """The queue in front of a `Writer`. Calls without a running event loop are committed when they return."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._changed = threading.Condition()
+        self._pending: list[Work] = []
+        self._at_work = False
+        self._runs = False
+        self._closed = False
+
+    @property
+    def at_work(self) -> bool:
+        return self._at_work
+
+    def submit(self, work: Work) -> asyncio.Future[None] | None:
+        """None when the work is committed, else a future. Works are committed in the order of the calls."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._commit_now(work)
+            return None
+        future = work.future = loop.create_future()
+        with self._changed:
+            if self._closed:
+                raise rules.closed()
+            self._pending.append(work)
+            if not self._runs:
+                self._runs = True
+                threading.Thread(target=self._run, name="nano-vm-commit", daemon=True).start()
+            elif not self._at_work:
+                self._changed.notify_all()
+        return future
+
+    def drain(self) -> None:
+        """Wait until what has been submitted is committed."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._pending and not self._at_work)
+
+    def close(self) -> None:
+        """Commit what has been submitted, and let the thread go."""
+        self.drain()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def forget(self) -> None:
+        """Drop what has been gathered: nobody is told, as after the death of the process."""
+        with self._changed:
+            self._closed = True
+            self._pending = []
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._at_work)
+
+    def _commit_now(self, work: Work) -> None:
+        self.drain()
+        with self._writer.lock:
+            self._writer.commit((work,))
+        if work.error is not None:
+            raise work.error from None
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if not self._pending:
+                    self._changed.wait_for(lambda: self._pending or self._closed, _IDLE_S)
+                if not self._pending:
+                    self._runs = False
+                    return
+                works, self._pending = self._pending, []
+                self._at_work = True
+            try:
+                with self._writer.lock:
+                    self._writer.commit(works)
+            except BaseException:
+                for work in works:
+                    if work.error is None:
+                        # Nobody knows whether it was committed; nobody may be told that it was.
+                        work.error = rules.closed("the commit was interrupted")
+                raise
+            finally:
+                _tell(works)
+                with self._changed:
+                    self._at_work = False
+                    self._changed.notify_all()
+
+
+def _tell(works: Sequence[Work]) -> None:
+    """Finish the futures of committed works, those of one loop in one go."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Work]] = {}
+    for work in works:
+        if work.future is not None:
+            by_loop.setdefault(work.future.get_loop(), []).append(work)
+    for loop, told in by_loop.items():
+        if not loop.is_closed():
+            try:
+                loop.call_soon_threadsafe(_finish, told)
+            except RuntimeError:
+                continue  # it was closed just now
+
+
+def _finish(works: Sequence[Work]) -> None:
+    for work in works:
+        future = work.future
+        if future is not None and not future.done():
+            if work.error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(work.error)
