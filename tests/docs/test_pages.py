@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import pytest
 
+import postgres_server
 from nano_vm import Program
 from nano_vm.compiler import check
 from nano_vm.policy.load import check_policy
@@ -57,6 +58,8 @@ def title(page: Path) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=title)
 def test_the_page_works(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    if page.name == "postgres.md":
+        monkeypatch.setenv("NANO_VM_STORE", postgres_server.fresh_url())
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     module = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)

@@ -56,7 +56,7 @@ def add_global(parser: argparse.ArgumentParser) -> None:
             "--store",
             metavar="PATH",
             default=keep,
-            help=f"the database (default: ${STORE_VARIABLE}, else ./{STORE_DEFAULT})",
+            help=f"the database: a file or postgresql://… (default: ${STORE_VARIABLE}, else ./{STORE_DEFAULT})",
         )
     group.add_argument(
         "--durability",

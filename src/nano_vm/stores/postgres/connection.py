@@ -14,7 +14,7 @@ import psycopg
 from psycopg import conninfo, pq
 
 from nano_vm.errors import InputError
-from nano_vm.stores.postgres.errors import FAILURES, translate
+from nano_vm.stores.postgres.errors import FAILURES, translate, translated
 
 T = TypeVar("T")
 
@@ -154,3 +154,9 @@ class PostgresConnection:
         self._closed = True
         with contextlib.suppress(psycopg.Error):
             self.raw.close()
+
+
+def session(address: Address, settings: dict[str, str], patience_ms: int) -> PostgresConnection:
+    """Raises StoreError, and InputError USAGE."""
+    with translated(address.name):
+        return PostgresConnection(address, settings, patience_ms)

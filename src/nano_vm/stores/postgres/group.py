@@ -78,29 +78,39 @@ class GroupCommit:
             raise work.error from None
 
     def _run(self) -> None:
-        while True:
+        try:
+            while (works := self._next()) is not None:
+                self._commit(works)
+        except BaseException:
             with self._changed:
-                if not self._pending:
-                    self._changed.wait_for(lambda: self._pending or self._closed, _IDLE_S)
-                if not self._pending:
-                    self._runs = False
-                    return
-                works, self._pending = self._pending, []
-                self._at_work = True
-            try:
-                with self._writer.lock:
-                    self._writer.commit(works)
-            except BaseException:
-                for work in works:
-                    if work.error is None:
-                        # Nobody knows whether it was committed; nobody may be told that it was.
-                        work.error = rules.closed("the commit was interrupted")
-                raise
-            finally:
-                _tell(works)
-                with self._changed:
-                    self._at_work = False
-                    self._changed.notify_all()
+                self._runs = self._at_work = False
+                self._changed.notify_all()
+            raise
+
+    def _next(self) -> list[Work] | None:
+        with self._changed:
+            self._at_work = False
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._pending or self._closed, _IDLE_S)
+            if not self._pending:
+                self._runs = False  # here, so that whoever submits after this starts another thread
+                return None
+            works, self._pending = self._pending, []
+            self._at_work = True
+            return works
+
+    def _commit(self, works: list[Work]) -> None:
+        try:
+            with self._writer.lock:
+                self._writer.commit(works)
+        except BaseException:
+            for work in works:
+                if work.error is None:
+                    # Nobody knows whether it was committed; nobody may be told that it was.
+                    work.error = rules.closed("the commit was interrupted")
+            raise
+        finally:
+            _tell(works)
 
 
 def _tell(works: Sequence[Work]) -> None:

@@ -145,7 +145,7 @@ _M0001_JOURNAL: tuple[str, ...] = (
     ) WITH (fillfactor = 10)""",
     # For operators: one row per entry. Programs read nvm_segments.
     r"""CREATE VIEW nvm_entries AS
-        SELECT r.run_id, s.seq + f.place - 1 AS seq, f.facts::jsonb ->> 'type' AS type, f.facts
+        SELECT r.run_id, s.seq + f.place - 1 AS seq, f.facts::json ->> 'type' AS type, f.facts
         FROM nvm_segments s JOIN nvm_runs r ON r.no = s.run,
             unnest(string_to_array(convert_from(s.facts, 'UTF8'), E'\n')) WITH ORDINALITY AS f(facts, place)""",
     # --- guards: append-only means that the database itself refuses, whoever asks -----------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import stat
 import tempfile
@@ -12,8 +13,6 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import psycopg
-
 from nano_vm.errors import InputError, StoreError
 from nano_vm.journal.entry import Chain, Entry
 from nano_vm.journal.plain import Success
@@ -22,13 +21,13 @@ from nano_vm.stores import rules
 from nano_vm.stores.batch import Work
 from nano_vm.stores.guarded import Turnstile
 from nano_vm.stores.owners import OwnerLock
-from nano_vm.stores.postgres.connection import Address, PostgresConnection
-from nano_vm.stores.postgres.errors import translate
+from nano_vm.stores.postgres.connection import Address, PostgresConnection, session
+from nano_vm.stores.postgres.errors import translated
 from nano_vm.stores.postgres.group import GroupCommit
 from nano_vm.stores.postgres.integrity import examine
 from nano_vm.stores.postgres.reader import PostgresReader
 from nano_vm.stores.postgres.schema import open_database
-from nano_vm.stores.postgres.tool import tool_transaction
+from nano_vm.stores.postgres.tool import Sessions, tool_transaction
 from nano_vm.stores.postgres.writer import Desk, Writer, sweep
 from nano_vm.stores.rows import Connection
 from nano_vm.stores.sql_store import SqlStore
@@ -69,7 +68,7 @@ class PostgresJournalStore(SqlStore):
                 "USAGE", f"unknown durability `{durability}`", help='use durability="full" or "normal"'
             )
         self._address = address = Address(url)
-        self._settings = {
+        settings = {
             "client_encoding": "UTF8",
             "default_transaction_isolation": "read committed",
             "synchronous_commit": "on" if durability == "full" else "off",
@@ -77,20 +76,27 @@ class PostgresJournalStore(SqlStore):
             # A process that is stopped in the middle of a commit keeps nobody waiting for ever.
             "idle_in_transaction_session_timeout": str(max(60_000, busy_timeout_ms)),
         }
-        self._patience_ms = busy_timeout_ms
+        self._connect = connect = functools.partial(session, address, settings, busy_timeout_ms)
         with contextlib.ExitStack() as opened:
-            first = self._connect(opened)
+
+            def another() -> PostgresConnection:
+                con = connect()
+                opened.callback(con.close)
+                return con
+
+            first = another()
             number = open_database(first, address, create=create)
             super().__init__(OwnerLock(_lock_directory(number)), PostgresReader(first, number))
             name = self._lock.name
-            self._writer = Writer(self._connect(opened), address.name, name, number)
-            self._desk = Desk(self._connect(opened), address.name, name, number)
+            self._writer = Writer(another(), address.name, name, number)
+            self._desk = Desk(another(), address.name, name, number)
             opened.pop_all()
         self._group = GroupCommit(self._writer)
         self._turnstile = Turnstile()
+        self._tools = Sessions(connect)
         self._seen = self._reader.commits_of_others(name)
         self._dropped = weakref.finalize(
-            self, _close_all, os.getpid(), first, self._writer.con, self._desk.con
+            self, _close_all, os.getpid(), first, self._writer.con, self._desk.con, self._tools
         )
         self._dropped.atexit = False
         self._sweep()
@@ -168,17 +174,13 @@ class PostgresJournalStore(SqlStore):
             StoreError: STORE_LOCKED when begun inside another transaction of this store.
         """
         self._check_open()
-        return tool_transaction(self._writer, lambda: self._connect(None), self._turnstile)
+        return tool_transaction(self._writer, self._tools, self._turnstile)
 
     def integrity(self) -> list[str]:
         """Examine the schema and every row's own proof. Takes time in proportion to the size of the database."""
         self._check_open()
-        with contextlib.ExitStack() as opened:
-            con = self._connect(opened)
-            try:
-                return examine(con)
-            except psycopg.Error as error:
-                raise translate(error, self._address.name) from error
+        with contextlib.closing(self._connect()) as con, translated(self._address.name):
+            return examine(con)
 
     def close(self) -> None:
         """As the port says. A second call is a no-op."""
@@ -211,19 +213,11 @@ class PostgresJournalStore(SqlStore):
         self._lock.let_go(remove=False)
 
     # --- inside -------------------------------------------------------------------------------------------
-    def _connect(self, opened: contextlib.ExitStack | None) -> PostgresConnection:
-        try:
-            con = PostgresConnection(self._address, self._settings, self._patience_ms)
-        except psycopg.Error as error:
-            raise translate(error, self._address.name) from error
-        if opened is not None:
-            opened.callback(con.close)
-        return con
-
     def _close_connections(self) -> None:
         with self._writer.lock:
             self._writer.con.close()
         self._desk.con.close()
+        self._tools.close()
         self._reader.close()
 
     def _write(self, work: Callable[[Connection], T], *alone: str, synced: bool = True) -> T:
@@ -264,7 +258,7 @@ def _lock_directory(number: int) -> Path:
     return parent / f"owners-{number:x}"
 
 
-def _close_all(process: int, *connections: PostgresConnection) -> None:
+def _close_all(process: int, *connections: PostgresConnection | Sessions) -> None:
     # A child that closes what it has inherited would end the sessions of its parent.
     if os.getpid() == process:
         for con in connections:

@@ -187,14 +187,48 @@ def _ended(place: str) -> StoreError:
     )
 
 
+class Sessions:
+    """The session for tools: one, since their transactions follow one another. Kept from one to the next."""
+
+    def __init__(self, connect: Callable[[], PostgresConnection]) -> None:
+        self._connect = connect
+        self._idle: PostgresConnection | None = None
+        self._closed = False
+
+    def begin(self) -> PostgresConnection:
+        """A session with an open transaction."""
+        con, self._idle = self._idle, None
+        if con is None:
+            con = self._connect()
+        try:
+            con.again(lambda: con.execute("BEGIN"))
+        except BaseException:
+            con.close()
+            raise
+        return con
+
+    def give_back(self, con: PostgresConnection) -> None:
+        """Whatever is open is rolled back."""
+        con.undo()
+        if self._closed or con.is_lost:
+            con.close()
+        else:
+            self._idle = con
+
+    def close(self) -> None:
+        self._closed = True
+        if self._idle is not None:
+            self._idle.close()
+
+
 @contextlib.asynccontextmanager
 async def tool_transaction(
-    writer: Writer, connect: Callable[[], PostgresConnection], turnstile: Turnstile
+    writer: Writer, sessions: Sessions, turnstile: Turnstile
 ) -> AsyncIterator[ToolTransaction]:
     """One transaction from BEGIN to COMMIT, or to ROLLBACK when the body raises."""
     await turnstile.enter()
     try:
-        con = await _open(connect)
+        con = await _open(sessions)
         transaction: ToolTransaction | None = None
         try:
             with translated(writer.place):
@@ -211,7 +245,7 @@ async def tool_transaction(
         finally:
             if transaction is not None:
                 transaction.end()
-            con.close()
+            sessions.give_back(con)
             with writer.lock:
                 for run_id in () if transaction is None else transaction.appended:
                     writer.known.pop(run_id, None)  # their journals have grown behind the writer's back
@@ -219,17 +253,8 @@ async def tool_transaction(
         turnstile.leave()
 
 
-async def _open(connect: Callable[[], PostgresConnection]) -> PostgresConnection:
-    def begin() -> PostgresConnection:
-        con = connect()
-        try:
-            con.execute("BEGIN")
-        except BaseException:
-            con.close()
-            raise
-        return con
-
-    opening = asyncio.get_running_loop().run_in_executor(None, begin)
+async def _open(sessions: Sessions) -> PostgresConnection:
+    opening = asyncio.get_running_loop().run_in_executor(None, sessions.begin)
     try:
         return await asyncio.shield(opening)
     except asyncio.CancelledError:
@@ -237,5 +262,5 @@ async def _open(connect: Callable[[], PostgresConnection]) -> PostgresConnection
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait({opening})
         if opening.exception() is None:
-            opening.result().close()
+            sessions.give_back(opening.result())
         raise

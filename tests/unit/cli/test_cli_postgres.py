@@ -1,0 +1,83 @@
+"""The command line over a PostgreSQL database: as over a file, and the password in its address is shown nowhere."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from postgres_server import fresh_url
+from unit.cli.conftest import RUN, Cli, Done, effects
+
+PASSWORD = "hush-hush"
+
+
+@pytest.fixture
+def address() -> str:
+    return fresh_url().replace("postgres:@", f"postgres:{PASSWORD}@")
+
+
+def hushed(done: Done) -> Done:
+    assert PASSWORD not in done.out + done.err
+    return done
+
+
+def test_a_run_goes_from_process_to_process(cli: Cli, process: Cli, place: Path, address: str) -> None:
+    begun = hushed(process(*RUN, "--store", address, "--json"))
+    assert begun.code == 6
+    run_id = begun.json["trace_id"]
+    (way,) = begun.json["continue"]
+    words = shlex.split(way["command"].replace("--principal YOU", "--principal ana"))
+    words[words.index("--store") + 1] = (
+        address  # what is shown has no password, as pasted it takes that from elsewhere
+    )
+    ended = hushed(process(*words[words.index("resume") :], "--json"))
+    assert (ended.code, ended.json["status"], ended.json["outcome"]) == (0, "SUCCESS", "sealed")
+    assert effects(place) == ["ana"]
+    store = ("--store", address)
+    assert hushed(cli("runs", *store, "--json")).json["runs"][0]["trace_id"] == run_id
+    for words in (
+        ("trace", run_id),
+        ("verify",),
+        ("replay", run_id),
+        ("doctor",),
+        ("log", "show"),
+        ("recover", "--tools", "tools.py", "--model", "mock:yes"),
+        ("export", run_id, "-o", "bundle.json"),
+        ("verify", "bundle.json"),
+        ("fork", run_id, "kind", "--tools", "tools.py", "--model", "mock:yes"),
+    ):
+        done = hushed(cli(*words, *(() if words[-1] == "bundle.json" and words[0] == "verify" else store)))
+        assert done.code in (0, 6), (words, done)
+
+
+def test_files_that_belong_to_the_database_lie_in_the_working_directory(
+    cli: Cli, place: Path, address: str
+) -> None:
+    assert hushed(cli("vault", "init", "--store", address)).code == 0
+    assert hushed(cli(*RUN, "--cache", "--store", address)).code == 6
+    assert not [path for path in place.iterdir() if ":" in path.name or "hush" in path.name]
+    assert [path.name for path in place.iterdir() if path.name.startswith("postgres")]
+
+
+def test_a_database_without_runs_is_not_taken_for_an_empty_one(cli: Cli, address: str) -> None:
+    for words in (("runs",), ("verify",), ("doctor",), ("recover", "--tools", "tools.py")):
+        done = hushed(cli(*words, "--store", address))
+        assert done.code != 0
+        assert "STORE_NOT_FOUND" in done.out + done.err
+
+
+def test_a_server_that_is_not_there_is_named_without_secrets(cli: Cli) -> None:
+    done = hushed(cli("runs", "--store", f"postgresql://ana:{PASSWORD}@127.0.0.1:1/runs", "--json"))
+    error = json.loads(done.out or done.err)["error"]
+    assert error["code"] == "STORE_IO"
+    assert error["facts"]["path"] == "postgresql://ana@127.0.0.1:1/runs"
+    assert hushed(cli("runs", "--store", f"postgresql://ana:{PASSWORD}@[", "--json")).code == 2
+
+
+def test_the_gateway_takes_no_address(cli: Cli, place: Path, address: str) -> None:
+    (place / "gateway.yaml").write_text("name: gate\n")
+    done = hushed(cli("mcp", "serve", "--config", "gateway.yaml", "--store", address))
+    assert done.code == 2
