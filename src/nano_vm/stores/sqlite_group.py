@@ -194,7 +194,12 @@ class GroupCommit:
                 writer.lock.release()
         if not done:
             self._hand_over(works, loop)
-        elif self.lone:
+            return
+        foreign = [work for work in works if work.future is not None and work.future.get_loop() is not loop]
+        if foreign:  # submitted from another thread while this group gathered
+            _tell(foreign)
+            works = [work for work in works if work not in foreign]
+        if self.lone:
             _wake(works)
         else:
             self._wake_together(works, loop)

@@ -193,6 +193,52 @@ def test_event_loops_in_several_threads_share_a_store(database: Path) -> None:
         assert store.integrity() == []
 
 
+def test_a_group_with_works_of_two_event_loops_tells_each_in_its_own(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second loop takes the place of the first while works of that one are still being gathered."""
+    with SqliteStore(database) as store:
+        ours, theirs = Draft("ours", store.owner), Draft("theirs", store.owner)
+        for draft in (ours, theirs):
+            store.create(draft.record, draft.entries(1))
+        may_submit, submitted, committed = threading.Event(), threading.Event(), threading.Event()
+        told_in: list[int] = []
+
+        async def append_theirs() -> None:
+            await settle(store.append("theirs", 1, theirs.entries(1)))
+            told_in.append(threading.get_ident())
+
+        async def hold_up() -> (
+            None
+        ):  # the loop, before it comes to the flush that `append_theirs` has scheduled
+            submitted.set()
+            committed.wait()
+
+        async def elsewhere() -> None:
+            may_submit.wait()
+            await asyncio.gather(append_theirs(), hold_up())
+
+        other = threading.Thread(target=lambda: asyncio.run(elsewhere()), daemon=True)
+        drain = store._group.drain
+
+        def overtaken() -> None:
+            drain()
+            if not submitted.is_set() and threading.current_thread() is not other:
+                may_submit.set()
+                submitted.wait()
+
+        async def here() -> None:
+            await settle(store.append("ours", 1, ours.entries(1)))
+            committed.set()
+
+        monkeypatch.setattr(store._group, "drain", overtaken)
+        other.start()
+        asyncio.run(here())
+        other.join(60)
+        assert told_in == [other.ident]
+        assert [len(store.read(run_id)) for run_id in ("ours", "theirs")] == [2, 2]
+
+
 def test_a_full_database_fails_the_whole_group_and_writes_nothing_of_it(database: Path) -> None:
     async def scenario(store: SqliteStore) -> None:
         drafts = [Draft(f"r{number}", store.owner) for number in range(4)]
