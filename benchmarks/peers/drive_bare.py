@@ -142,9 +142,40 @@ class Log:
         self.con.execute("COMMIT")
 
 
-async def sqlite_seq(turn: Slice, commits: int, rows: int, size: int) -> Measured:
+class PostgresLog(Log):
+    """The same in PostgreSQL, all rows of a commit in one statement: one way to the server and back."""
+
+    def __init__(self, url: str, sync: str, commits: int, rows: int, size: int) -> None:
+        import psycopg
+
+        rows = max(rows, commits)
+        self.con = psycopg.connect(url, autocommit=True)
+        self.con.execute(f"SET synchronous_commit = {'on' if sync == 'FULL' else 'off'}")
+        self.con.execute("CREATE TABLE log (run bigint NOT NULL, seq bigint NOT NULL, body bytea NOT NULL)")
+        self.con.execute("CREATE UNIQUE INDEX log_at ON log (run, seq)")
+        self.body = os.urandom(max(1, size // rows))
+        self.runs = 0
+        edges = [rows * k // commits for k in range(commits + 1)]
+        self.seqs = [range(edges[k], edges[k + 1]) for k in range(commits)]
+
+    def commit(self, runs: range, number: int) -> None:
+        rows = [(run, seq) for run in runs for seq in self.seqs[number]]
+        self.con.execute(
+            "INSERT INTO log SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::bytea[])",
+            ([run for run, _ in rows], [seq for _, seq in rows], [self.body] * len(rows)),
+        )
+
+
+def log_of(turn: Slice, commits: int, rows: int, size: int) -> Log:
+    sync = str(turn.workload.sync)
+    if turn.options.url:
+        return PostgresLog(turn.options.url, sync, commits, rows, size)
+    return Log(turn.database, sync, commits, rows, size)
+
+
+async def log_seq(turn: Slice, commits: int, rows: int, size: int) -> Measured:
     tools = w.Tools()
-    log = Log(turn.database, str(turn.workload.sync), commits, rows, size)
+    log = log_of(turn, commits, rows, size)
     # Which commits follow which step; the first ones belong to the start of the run.
     per_step = [range(commits * k // 20, commits * (k + 1) // 20) for k in range(20)]
 
@@ -164,21 +195,21 @@ async def sqlite_seq(turn: Slice, commits: int, rows: int, size: int) -> Measure
     return await time_programs(turn, tools, once)
 
 
-async def sqlite_as_nano_vm(turn: Slice) -> Measured:
+async def log_as_nano_vm(turn: Slice) -> Measured:
     options = turn.options
-    return await sqlite_seq(turn, options.commits, options.rows, options.bytes)
+    return await log_seq(turn, options.commits, options.rows, options.bytes)
 
 
-async def sqlite_20(turn: Slice) -> Measured:
-    return await sqlite_seq(turn, 20, 20, 20 * 100)
+async def log_20(turn: Slice) -> Measured:
+    return await log_seq(turn, 20, 20, 20 * 100)
 
 
-async def sqlite_group(turn: Slice) -> Measured:
+async def log_group(turn: Slice) -> Measured:
     """All programs advance together; what they wrote in a step is committed in one transaction."""
     options, workload = turn.options, turn.workload
     tools = w.Tools()
     commits = options.commits
-    log = Log(turn.database, str(workload.sync), commits, options.rows, options.bytes)
+    log = log_of(turn, commits, options.rows, options.bytes)
     per_step = [range(commits * k // 20, commits * (k + 1) // 20) for k in range(20)]
     wave_workload = w.Workload(
         workload.key, workload.title, 20, workload.calls * workload.width, workload.result, workload.unit
@@ -220,9 +251,10 @@ AWAIT = {
 VARIANTS = {
     "await": AWAIT,
     "eager": {"W6": gather_eager},
-    "sqlite": {"W4_full_seq": sqlite_as_nano_vm, "W4_normal_seq": sqlite_as_nano_vm},
-    "sqlite_20": {"W4_full_seq": sqlite_20, "W4_normal_seq": sqlite_20},
-    "group": {"W4_full_100": sqlite_group, "W4_normal_100": sqlite_group},
+    "sqlite": {"W4_full_seq": log_as_nano_vm, "W4_normal_seq": log_as_nano_vm},
+    "sqlite_20": {"W4_full_seq": log_20, "W4_normal_seq": log_20},
+    "group": {"W4_full_100": log_group, "W4_normal_100": log_group},
+    "postgres": {"W4_full_seq": log_as_nano_vm, "W4_full_100": log_group, "W4_normal_100": log_group},
 }
 
 if __name__ == "__main__":

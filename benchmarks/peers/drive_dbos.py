@@ -1,4 +1,5 @@
-"""DBOS on SQLite: everything it runs is durable, so it takes part in the durable workloads only.
+"""DBOS on SQLite, and on PostgreSQL (variant `postgres`): everything it runs is durable, so it takes part in the durable
+workloads only.
 
 The plain variant puts the database into WAL mode, which is faster; `default` leaves it in the rollback journal that
 DBOS makes by itself. A condition is plain code in the workflow function. DBOS is one engine per process: W5 suspends in
@@ -25,22 +26,24 @@ from harness import Measured, Slice, WorkNotDone, probe_durability, run_driver, 
 @asynccontextmanager
 async def engine(turn: Slice, define: Callable[[], Any]) -> AsyncIterator[Any]:
     """DBOS launched on a database; yields what `define` registered."""
-    wal = turn.options.variant != "default"
+    url = turn.options.url
+    wal = turn.options.variant == ""
     if wal:
         with sqlite3.connect(turn.database) as con:
             con.execute("PRAGMA journal_mode=WAL")
         con.close()
-    turn.checks["journal_mode"] = "wal" if wal else "delete"
     sync = turn.workload.sync or "FULL"
     turn.checks["synchronous"] = sync
+    if not url:
+        turn.checks["journal_mode"] = "wal" if wal else "delete"
 
-    @sa.event.listens_for(sa.Engine, "connect")
-    def set_pragmas(connection: Any, record: Any) -> None:
-        connection.execute(f"PRAGMA synchronous={sync}")
+        @sa.event.listens_for(sa.Engine, "connect")
+        def set_pragmas(connection: Any, record: Any) -> None:
+            connection.execute(f"PRAGMA synchronous={sync}")
 
     config: DBOSConfig = {
         "name": "bench",
-        "system_database_url": f"sqlite:///{turn.database}",
+        "system_database_url": url or f"sqlite:///{turn.database}",
         "log_level": "ERROR",
         "notification_listener_polling_interval_sec": 0.001,
     }
@@ -174,5 +177,11 @@ DRIVERS = {
 }
 DEFAULT_DRIVERS = {key: driver for key, driver in DRIVERS.items() if key.startswith(("W4_full", "W5", "W6"))}
 
+VARIANTS = {
+    "": DRIVERS,
+    "default": DEFAULT_DRIVERS,
+    "postgres": {key: DRIVERS[key] for key in ("W4_full_seq", "W4_full_100", "W5", "W6_full")},
+}
+
 if __name__ == "__main__":
-    raise SystemExit(run_driver("dbos", version("dbos"), {"": DRIVERS, "default": DEFAULT_DRIVERS}))
+    raise SystemExit(run_driver("dbos", version("dbos"), VARIANTS))

@@ -94,8 +94,13 @@ async def fan_out(turn: Slice) -> Measured:
     return await in_memory(turn, w.w6_program(), {"x": 0})
 
 
-def open_store(turn: Slice) -> SqliteStore:
-    return SqliteStore(str(turn.database), durability=str(turn.workload.sync).lower())
+def open_store(turn: Slice) -> Any:
+    durability = str(turn.workload.sync).lower()
+    if turn.options.url:
+        from nano_vm import PostgresStore
+
+        return PostgresStore(turn.options.url, durability)
+    return SqliteStore(str(turn.database), durability)
 
 
 async def durable(turn: Slice) -> Measured:
@@ -177,5 +182,7 @@ DRIVERS = {
     "W6_full": durable_fan_out,
 }
 
+POSTGRES = {key: DRIVERS[key] for key in ("W4_full_seq", "W4_full_100", "W4_normal_100", "W5", "W6_full")}
+
 if __name__ == "__main__":
-    raise SystemExit(run_driver("nano_vm", version(), {"": DRIVERS}))
+    raise SystemExit(run_driver("nano_vm", version(), {"": DRIVERS, "postgres": POSTGRES}))

@@ -201,9 +201,31 @@ class DurabilityProbe:
             raise WorkNotDone(f"{turn.workload.key}: {commits} commits where {needed} are needed")
 
 
+class PostgresProbe:
+    """What one program writes to the server's log; and that it writes at all."""
+
+    def __init__(self, turn: Slice) -> None:
+        self.turn = turn
+        self.written = self._written()
+
+    def _written(self) -> int:
+        import psycopg
+
+        with psycopg.connect(self.turn.options.url, autocommit=True) as con:
+            row = con.execute("SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint").fetchone()
+            assert row is not None
+            return int(row[0])
+
+    def finish(self) -> None:
+        written = self._written() - self.written
+        self.turn.checks["wal_bytes_per_program"] = written
+        if written < self.turn.workload.calls * 100:
+            raise WorkNotDone(f"{self.turn.workload.key}: {written} bytes were logged")
+
+
 async def probe_durability(turn: Slice, once: Callable[[], Awaitable[object]]) -> None:
     check_result(turn.workload, await once())
-    probe = DurabilityProbe(turn)
+    probe = PostgresProbe(turn) if turn.options.url else DurabilityProbe(turn)
     check_result(turn.workload, await once())
     probe.finish()
 
@@ -248,6 +270,7 @@ def run_driver(
     parser.add_argument(
         "--dir", default=None, help="where the databases go (default: the temporary directory)"
     )
+    parser.add_argument("--url", default="", help="a PostgreSQL database, for the variant `postgres`")
     parser.add_argument("--commits", type=int, default=16, help="bare SQLite: commits per program")
     parser.add_argument("--rows", type=int, default=16, help="bare SQLite: rows per program")
     parser.add_argument("--bytes", type=int, default=14_000, help="bare SQLite: bytes per program")

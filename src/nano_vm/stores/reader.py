@@ -62,15 +62,19 @@ class Reader:
     def _read(
         self, con: Connection, run_id: str, start: int, limit: int | None, tenant: str | None
     ) -> list[Entry]:
-        no = run_number(con, run_id, tenant)
         start = max(start, 0)
         stop = ROW_MAX if limit is None else start + max(limit, 0)
         rows = con.execute(
-            """SELECT seq, digests, facts, payloads FROM nvm_segments WHERE run = ?1 AND seq < ?3
-                AND seq >= coalesce((SELECT max(seq) FROM nvm_segments WHERE run = ?1 AND seq <= ?2), 0)
-                ORDER BY seq""",
-            (no, start, stop),
-        )
+            """SELECT s.seq, s.digests, s.facts, s.payloads FROM nvm_runs r LEFT JOIN nvm_segments s ON s.run = r.no
+                AND s.seq < ?3 AND s.seq >= coalesce(
+                    (SELECT max(seq) FROM nvm_segments WHERE run = r.no AND seq <= ?2), 0)
+                WHERE r.run_id = ?1 AND coalesce(?4, r.tenant) = r.tenant ORDER BY s.seq""",
+            (run_id, start, stop, tenant),
+        ).fetchall()
+        if not rows:
+            raise rules.run_not_found(run_id)
+        if rows[0][0] is None:
+            return []
         entries: list[Entry] = []
         find = blob_finder(con)
         for row in rows:
@@ -169,9 +173,12 @@ class Reader:
 
     # --- mail ---------------------------------------------------------------------------------------------
     def mail(self, run_id: str) -> list[Mail]:
-        sql = f"SELECT {MAIL} FROM nvm_mail WHERE run = ?1 AND answer IS NULL ORDER BY n"
-        rows = self.query(lambda con: con.execute(sql, (run_number(con, run_id),)).fetchall())
-        return [to_mail(run_id, row) for row in rows]
+        sql = f"""SELECT {MAIL} FROM nvm_runs r LEFT JOIN nvm_mail m ON m.run = r.no AND m.answer IS NULL
+            WHERE r.run_id = ?1 ORDER BY m.n"""
+        rows = self.query(lambda con: con.execute(sql, (run_id,)).fetchall())
+        if not rows:
+            raise rules.run_not_found(run_id)
+        return [to_mail(run_id, row) for row in rows if row[0] is not None]
 
     def answered(self, run_id: str, mail_id: str) -> bytes | None:
         mail = self.query(lambda con: find_mail(con, run_id, run_number(con, run_id), mail_id))

@@ -20,7 +20,7 @@ from nano_vm.stores import rules
 
 RECORD = """run_id, tenant, program_hash, program_name, key, inputs_digest, parent, status, outcome, waits,
     wake_at_ms, created_at_ms, updated_at_ms, length, head, owner, fence, lease_until_ms, seal"""
-MAIL = "mail_id, kind, body, posted_at_ms, answer, seal"
+MAIL = "m.mail_id, m.kind, m.body, m.posted_at_ms, m.answer, m.seal"
 RUN_COLUMNS = """run_id, tenant, program_hash, program_name, key, inputs_digest, parent,
     status, outcome, waits, wake_at_ms, created_at_ms, updated_at_ms, length, head, owner, fence,
     lease_until_ms, origin, seal"""
@@ -44,8 +44,9 @@ def run_number(con: Connection, run_id: str, tenant: str | None = None) -> int:
     return no
 
 
-def find_record(con: Connection, run_id: str, tenant: str | None = None) -> RunRecord:
-    sql = f"SELECT {RECORD} FROM nvm_runs WHERE run_id = ?1 AND coalesce(?2, tenant) = tenant"
+def find_record(con: Connection, run_id: str, tenant: str | None = None, *, lock: str = "") -> RunRecord:
+    """A run's record; `lock` ends the query."""
+    sql = f"SELECT {RECORD} FROM nvm_runs WHERE run_id = ?1 AND coalesce(?2, tenant) = tenant{lock}"
     row = con.execute(sql, (run_id, tenant)).fetchone()
     if row is None:
         raise rules.run_not_found(run_id)
@@ -64,7 +65,7 @@ def change_owner(con: Connection, record: RunRecord, owner: str | None, fence: i
 
 
 def find_mail(con: Connection, run_id: str, no: int, mail_id: str) -> Mail | None:
-    sql = f"SELECT {MAIL} FROM nvm_mail WHERE run = ?1 AND mail_id = ?2"
+    sql = f"SELECT {MAIL} FROM nvm_mail m WHERE m.run = ?1 AND m.mail_id = ?2"
     row = con.execute(sql, (no, mail_id)).fetchone()
     return None if row is None else to_mail(run_id, row)
 

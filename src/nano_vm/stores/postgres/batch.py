@@ -4,7 +4,7 @@ server and back."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from nano_vm.errors import NanoVMError
 from nano_vm.journal.entry import Entry
@@ -47,6 +47,9 @@ _UPDATE_RUNS = f"""UPDATE nvm_runs r SET status = u.status, outcome = u.outcome,
     WHERE r.no = u.no"""
 
 
+Prepared: TypeAlias = tuple[Any, Any]
+
+
 class PostgresBatch(Batch):
     failures = FAILURES
 
@@ -57,8 +60,8 @@ class PostgresBatch(Batch):
         self._made: dict[str, int] = {}
 
     # --- before the works are looked at one by one ----------------------------------------------------------
-    def prepare(self, works: Sequence[Work]) -> None:
-        """Make the new runs of `works`, and load the others, in one statement each."""
+    def prepare(self, works: Sequence[Work]) -> Prepared:
+        """Make the new runs of `works`, and load the others, in one statement each. May be part of a pipeline."""
         wanted: dict[str, Start] = {}
         for work in works:
             record = work.record
@@ -68,14 +71,22 @@ class PostgresBatch(Batch):
                 except NanoVMError:
                     continue  # to be refused when it is its turn
                 wanted[record.run_id] = self._starts[id(record)] = start
+        made = loaded = None
         if wanted:
             rows = zip(*(start.row for start in wanted.values()), strict=True)
             made = self._database.execute(_INSERT_RUNS, [list(column) for column in rows])
-            self._made = dict(made.fetchall())
         others = {work.run_id for work in works if work.record is None and work.build is None}
-        unknown = sorted(others - self._known.keys() - wanted.keys())
-        if unknown:
-            for run_id, no, owner, fence, origin, length in self._database.execute(_LOAD_RUNS, (unknown,)):
+        if others:
+            loaded = self._database.execute(_LOAD_RUNS, (sorted(others),))
+        return made, loaded
+
+    def take(self, prepared: Prepared) -> None:
+        """What the statements of `prepare` gave."""
+        made, loaded = prepared
+        if made is not None:
+            self._made = dict(made.fetchall())
+        if loaded is not None:
+            for run_id, no, owner, fence, origin, length in loaded.fetchall():
                 if owner == self._owner:
                     self._known[run_id] = OwnedRun(no, fence, length, origin)
 

@@ -156,7 +156,7 @@ class ToolTransaction:
         if self._works:
             enter(con, writer.owner, writer.mark)
             batch = PostgresBatch(con, writer.owner, {})
-            batch.prepare(self._works)
+            batch.take(batch.prepare(self._works))
             for work in self._works:
                 batch.append(work.run_id, work.fence, work.entries, work.update)
             batch.execute()

@@ -127,21 +127,26 @@ class Writer:
 
     def _transaction(self, works: Sequence[Work], again: bool) -> None:
         con = self.con
-        con.execute("BEGIN")
-        epoch = enter(con, self.owner, self.mark)
-        if epoch != self.epoch:
-            self.epoch = epoch
-            self.known.clear()
         batch = PostgresBatch(con, self.owner, self.known)
-        batch.prepare(works)
+        with con.raw.pipeline():
+            con.execute("BEGIN")
+            entered = con.execute(_ENTER, (self.owner,))
+            con.execute(MARK, (self.mark,))
+            prepared = batch.prepare(works)
+            (epoch,) = entered.fetchone()
+            if epoch != self.epoch:
+                self.epoch = epoch
+                self.known.clear()
+            batch.take(prepared)
         attempt(batch, works)
         if again:
             for work in works:
                 taken = isinstance(work.error, NanoVMError) and work.error.code == "RUN_EXISTS"
                 if taken and work.record is not None and is_same_start(con, work, self.owner):
                     work.error = None
-        batch.execute()
-        con.execute("COMMIT")
+        with con.raw.pipeline():
+            batch.execute()
+            con.execute("COMMIT")
         batch.committed()
 
     def _fail(self, works: Sequence[Work], error: BaseException) -> None:
@@ -180,13 +185,15 @@ class Desk:
 
     def _transaction(self, work: Callable[[Connection], T], alone: Sequence[str]) -> T:
         con = self.con
-        con.execute("BEGIN")
-        con.execute("SET LOCAL synchronous_commit = on")
-        for number in sorted({number_of(name, self._store) for name in alone}):
-            con.execute("SELECT pg_advisory_xact_lock(?1)", (number,))
+        with con.raw.pipeline():
+            con.execute("BEGIN")
+            con.execute("SET LOCAL synchronous_commit = on")
+            for number in sorted({number_of(name, self._store) for name in alone}):
+                con.execute("SELECT pg_advisory_xact_lock(?1)", (number,))
         result = work(con)
-        con.execute(_ENTER, (self._owner,))
-        con.execute("COMMIT")
+        with con.raw.pipeline():
+            con.execute(_ENTER, (self._owner,))
+            con.execute("COMMIT")
         return result
 
     def settled(self, con: Connection, run_id: str, wanted: Callable[[RunRecord], bool]) -> RunRecord | None:
@@ -194,19 +201,17 @@ class Desk:
         record = find_record(con, run_id)
         if not wanted(record):
             return None  # without keeping its owner from writing
-        while True:
+        held_by = record.owner
+        if held_by is not None:
             # In one order, so that two who take runs from each other do not wait in a ring.
-            stores = sorted({self._owner, record.owner or self._owner})
+            stores = sorted({self._owner, held_by})
             con.execute(_BE_KNOWN, (stores,))
             con.execute(_HOLD, (stores,))
-            con.execute("SELECT FROM nvm_runs WHERE run_id = ?1 FOR NO KEY UPDATE", (run_id,))
-            held_by, record = record.owner, find_record(con, run_id)
-            if not wanted(record):
-                return None
-            if record.owner == held_by:
-                break
-        if record.owner is not None:
-            con.execute(_TAKEN_FROM, (record.owner,))
+        record = find_record(con, run_id, lock=" FOR NO KEY UPDATE")
+        if record.owner != held_by or not wanted(record):
+            return None  # somebody else was faster
+        if held_by is not None:
+            con.execute(_TAKEN_FROM, (held_by,))
         return record
 
 
