@@ -254,9 +254,14 @@ async def _to_live(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) 
 
 
 async def _to_parked(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> Trace:
-    """Hand a letter to a run we have just taken over, and drive it on."""
+    """Hand a letter to a run we have just taken over, and drive it on - unless it is refused: then the run stays as it
+    stood, whether it waited or nobody had driven it yet."""
     answer = hand_in(engine, run, kind, letter)
-    await engine.drive(run)
+    rejection = run.admit_arrivals(answer)
+    if rejection is not None and rejection.code != "DUPLICATE":
+        await run.leave()
+    else:
+        await engine.drive(run)
     _raise_refusal(run.record.run_id, await answer)
     return engine.trace_of(run)
 
