@@ -117,6 +117,7 @@ class Engine(Looking):
         self.make_keys = make_keys
         self.erasures_replayed = False  # since this engine was made, or since one was left to be completed
         self.erasing = 0  # erasures under way here
+        self.completing: asyncio.Task[None] | None = None  # of erasures, what was left
         self.llm = llm
         self.entropy: Entropy = entropy or SystemEntropy()
         draw = self.entropy.salt
@@ -474,11 +475,22 @@ class Engine(Looking):
         of all erasures; none without a vault."""
         return [] if self.keys is None else await erasure.replay(self)
 
-    async def complete_erasures(self) -> None:
+    async def complete_erasures(self, *, soon: bool = False) -> bool:
         """What is left to be done of erasures: after a crash, after a back-up was restored, where somebody drove a run
         on. It is asked for at little cost: an engine that has looked once looks again only while something is left.
-        `recover` begins with it."""
+        `recover` begins with it.
+
+        Args:
+            soon: for whoever looks for runs every so often. It may have to wait for some, so it goes on in a task of
+                its own, and this returns after a second at the latest; the next call tells what has come of it.
+
+        Returns:
+            Whether it has come to its end; False while it goes on.
+        """
+        if soon:
+            return await erasure.catch_up_soon(self)
         await erasure.catch_up(self)
+        return True
 
     async def pause(
         self,

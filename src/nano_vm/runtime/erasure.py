@@ -15,6 +15,7 @@ Whoever erases the same again, recovers, or opens a restored back-up goes on whe
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _UNSET = ev.UNSET
 BEGUN, DESTROYED, DONE = "begun", "destroyed", "done"
 REFERENCE = "vault://secret/"
+SOON_S = 1.0  # how long those who look for runs to drive wait for an erasure that may wait for one itself
 
 
 async def erase(
@@ -116,6 +118,22 @@ async def catch_up(engine: Engine) -> None:
     except BaseException:
         engine.erasures_replayed = False
         raise
+
+
+async def catch_up_soon(engine: Engine) -> bool:
+    """`catch_up`, of which nobody waits for more than a second at a time. False while it goes on."""
+    loop = asyncio.get_running_loop()
+    task = engine.completing
+    if task is None or task.get_loop() is not loop:
+        task = engine.completing = loop.create_task(catch_up(engine))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # if nobody asks again
+    await asyncio.wait((task,), timeout=SOON_S)
+    if not task.done():
+        return False
+    engine.completing = None
+    if not task.cancelled():
+        task.result()
+    return True
 
 
 async def complete(engine: Engine, erasure: Any) -> tuple[Any, bool]:

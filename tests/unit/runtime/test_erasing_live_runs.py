@@ -276,6 +276,48 @@ def test_an_erasure_that_cannot_be_completed_keeps_no_run_from_being_driven(
     play(main())
 
 
+def test_whoever_looks_for_runs_every_so_often_does_not_wait_for_an_erasure_that_waits_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        make_key_file(tmp_path / "runs.db.key")
+        vm = _engine(tmp_path)
+        begun, gate = asyncio.Event(), asyncio.Event()
+
+        async def echo(x: str) -> str:
+            begun.set()
+            await gate.wait()
+            return x
+
+        vm.register_tool("echo", echo)
+        driving = asyncio.create_task(vm.run(FLOW, {"who": NAME}, trace_id="r"))
+        await begun.wait()
+        assert vm.vault is not None
+        vm.vault.begin_erasure(subject=NAME, reason="asked", by={"id": "ana"})
+        monkeypatch.setattr(erasure, "SOON_S", 0)
+        for _ in range(3):
+            assert not await vm.complete_erasures(soon=True)
+        assert (vm.erasing, driving.done()) == (1, False)  # it goes on, once
+
+        def broken(*_: Any, **__: Any) -> Any:
+            raise VaultError("VAULT_IO", "the keys cannot be written")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Vault, "destroy_keys", broken)
+            gate.set()
+            await driving
+            with refused("VAULT_IO"):  # told whenever it is asked for next
+                while not await vm.complete_erasures(soon=True):
+                    pass
+        while not await vm.complete_erasures(soon=True):
+            pass
+        assert [one.stage for one in vm.vault.all_erasures()] == ["done"]
+        await _told_everywhere(vm)
+        await vm.close()
+
+    play(main())
+
+
 @pytest.mark.parametrize("turns", range(12))
 def test_erasures_of_one_subject_that_come_together_leave_one_that_can_be_folded(
     tmp_path: Path, turns: int
