@@ -471,14 +471,14 @@ class Engine(Looking):
         )
 
     async def replay_erasures(self) -> list[dict[str, Any]]:
-        """Erase again what a restored back-up has brought back, and complete what a crash has cut. Returns the receipts
-        of all erasures; none without a vault."""
+        """Erase again what a restored back-up has brought back, and complete what a crash has cut, at once: what cannot
+        be undone for want of tools is named by its run. Returns the receipts of all erasures; none without a vault."""
         return [] if self.keys is None else await erasure.replay(self)
 
     async def complete_erasures(self, *, soon: bool = False) -> bool:
         """What is left to be done of erasures: after a crash, after a back-up was restored, where somebody drove a run
-        on. It is asked for at little cost: an engine that has looked once looks again only while something is left.
-        `recover` begins with it.
+        on. It is asked for at little cost: an engine that has looked once looks again only while something is left,
+        here or by others. `recover` begins with it.
 
         Args:
             soon: for whoever looks for runs every so often. It may have to wait for some, so it goes on in a task of
@@ -486,6 +486,10 @@ class Engine(Looking):
 
         Returns:
             Whether it has come to its end; False while it goes on.
+
+        Raises:
+            InputError: TOOLS_MISSING (facts: run_id, program, tools) when an erasure is left, for an hour at most, to
+            somebody who can undo what its runs did; all others are completed. VaultError, StoreError.
         """
         if soon:
             return await erasure.catch_up_soon(self)

@@ -97,8 +97,11 @@ def run_from(
     return run
 
 
-async def take_over(engine: Engine, run_id: str) -> Run | None:
-    """Become the owner of a run and load it; None while a live owner has it.
+async def take_over(
+    engine: Engine, run_id: str, require: Callable[[Engine, str], None] | None = None
+) -> Run | None:
+    """Become the owner of a run and load it; None while a live owner has it. What `require` raises once nobody else
+    has it leaves it untouched.
 
     A run that was RUNNING had an owner who is gone: what it had in flight is an unknown outcome now. The adoption is
     journaled at once, so that a late append of the old owner collides with it.
@@ -113,6 +116,8 @@ async def take_over(engine: Engine, run_id: str) -> Run | None:
         return None
     held = fence
     try:
+        if require is not None:
+            require(engine, run_id)
         run = load(engine, run_id, held)
         if not run.state.status.is_terminal:
             await adopt(engine, run)

@@ -3,7 +3,8 @@
   nano-vm recover --tools refund_tools.py
   nano-vm recover --loop --interval 2 --tools refund_tools.py     until stopped (as `worker`)
 
-A run whose tools were not given is left untouched. Erasures that a crash has cut are completed first.
+A run whose tools were not given is left untouched. Erasures that a crash has cut are completed first; one whose runs
+have to be undone with tools that were not given is left to others for an hour.
 exit codes: 0 done; else of what was left: 2 tools or a model were not given, 5 a changed journal
 """
 
