@@ -293,7 +293,7 @@ class Engine(Looking):
             # Others may be about to start in this very tick: the first commit waits for them.
             self.store.alone = False  # type: ignore[attr-defined]
         self.keeper.keep(loop)
-        if run.key_id is not None and run.fence == 1:  # it has just been created
+        if run.key_id is not None and run.created and not run.named:  # it has just been
             self.heed_erasures(run)
         try:
             if self.turns is None or run.record.parent is not None:
@@ -558,11 +558,15 @@ class Engine(Looking):
                     asyncio.get_running_loop().call_exception_handler(facts)
 
     def heed_erasures(self, run: JournaledRun) -> None:
-        """End a run at once whose key was taken from everybody while it was written. One that is not driven yet is
-        looked at when it is."""
+        """End a run at once whose key was taken from everybody while what names it was written. One that is not driven
+        yet is looked at when it is."""
         live = self.live_here(run.record.run_id)
         if live is run:
             erasure.stop_if_erased(self, live)
+
+    def note_if_erased(self, run: JournaledRun, batch: list[Entry]) -> None:
+        """Before something is written that nobody else could note in time, or could any more."""
+        erasure.note_if_erased(self, run, batch)
 
     def worst_cost(self, request: dict[str, Any], prompt_tokens: int, output_tokens: int) -> int | None:
         """What a model call may cost at most, in nano-dollars; None when the adapter has no price."""

@@ -10,6 +10,9 @@ The order is what makes it survive a crash at any point:
 5. the keys are destroyed, and the notes kept with the list, for runs that could not be told and for back-ups;
 6. runs that others would not let go of are told, and the erasure is done.
 
+A run whose first private value is being written meanwhile is seen by nobody else: whoever drives it looks at the list
+before that is written and after, notes for itself what nobody else can note any more, and ends the run.
+
 Whoever erases the same again, recovers, or opens a restored back-up goes on where it stopped. Who merely recovers and
 has not got the tools that undo what must be undone leaves that to others, for as long as `UNDO_WAIT_MS`: the keys stay
 so long, and open nothing. Whoever says that it is to be done now, or comes later, goes on without: erasing matters more
@@ -24,7 +27,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nano_vm import canonical
-from nano_vm.errors import ConflictError, InputError, NanoVMError, RejectedError, RuntimeFault, StoreError
+from nano_vm.errors import (
+    ConflictError,
+    InputError,
+    NanoVMError,
+    RejectedError,
+    RuntimeFault,
+    StoreError,
+    VerificationError,
+)
 from nano_vm.journal.entry import Chain, Entry, open_events
 from nano_vm.journal.port import RunRecord
 from nano_vm.journal.recall import record as take_notes
@@ -33,7 +44,7 @@ from nano_vm.kernel.limits import TEXT_CHARS_MAX
 from nano_vm.kernel.state import RunStatus
 from nano_vm.runtime.control import ERASURE, cancel, hand_in, until_settled
 from nano_vm.runtime.erasure_scan import look_through
-from nano_vm.runtime.journaled import RunLeft
+from nano_vm.runtime.journaled import JournaledRun, RunLeft
 from nano_vm.runtime.needs import require_undo
 from nano_vm.runtime.ports import ErasableKeys
 from nano_vm.runtime.rights import ERASE, check_right
@@ -107,10 +118,33 @@ async def tell_if_erased(engine: Engine, run: Run) -> None:
 
 
 def stop_if_erased(engine: Engine, run: Run) -> None:
-    """Cancel a run that has just begun, and was not there yet when its subject's erasure looked for runs to stop."""
-    if not keys_live(run):
+    """Cancel a run whose journal has just begun to name its key, and did not yet when the erasure of its subject looked
+    for runs to stop. Where the key is there, whoever looks from now on finds the run."""
+    if keys_live(run):
+        if run.unsealed:
+            run.named, run.unsealed = True, []
+        return
+    note_if_erased(engine, run, [])
+    if not run.facts.ending.has_come:
         with contextlib.suppress(RunLeft):
             hand_in(engine, run, "cancel", {"reason": ERASURE, "principal": None})
+
+
+def note_if_erased(engine: Engine, run: JournaledRun, batch: Sequence[Entry]) -> None:
+    """Note of a run that nobody could find by its key what its journal with the batch needs to be folded without the
+    values: whoever destroys the key has not seen it."""
+    keys: Any = engine.keys
+    if not keys.is_erased(run.key_id) or not hasattr(keys, "note_erasure"):
+        return
+    run_id = run.record.run_id
+    unsealed = {entry.seq: entry for entry in run.unsealed}
+    entries = [*(engine.store.read(run_id) if run.created else ()), *batch]
+    if len(entries) < run.chain.length:
+        return  # some are being written: then it is asked again
+    one = next(erasure for erasure in keys.all_erasures() if run.key_id in erasure.keys)
+    with contextlib.suppress(VerificationError):
+        notes = take_notes(run.program, run_id, [unsealed.get(entry.seq, entry) for entry in entries])
+        keys.note_erasure(one, {run_id: notes})
 
 
 async def catch_up(engine: Engine) -> None:
@@ -192,7 +226,8 @@ async def _complete(engine: Engine, erasure: Any, leaves: bool) -> tuple[Any, bo
         erasure = keys.destroy_keys(erasure, sorted(told), recall)
     owned = False
     for record in _concerned(engine, erasure):
-        if await _tell(engine, erasure, record, erasure.recall.get(record.run_id, {})):
+        recall = _as_of_now(keys, erasure).recall.get(record.run_id, {})
+        if await _tell(engine, erasure, record, recall):
             told.add(record.run_id)
         else:
             owned = True  # another process has it, and cannot read it either: told when it lets go
@@ -346,14 +381,18 @@ async def _stop_runs(
 
 def _at_work(engine: Engine, keys: Sequence[str]) -> list[str]:
     """The runs that have not ended and name one of the keys, each by the topmost run that called it."""
-    roots: dict[str, None] = {}
+    # Of a run that is driven here nothing may be in the store yet.
+    found = [live.record for live in list(engine.live.values()) if live.key_id in keys]
+    found = [record for record in found if engine.live_here(record.run_id) is not None]
     for key in keys:
-        for run_id in engine.store.holding(b'"key":"' + key.encode() + b'"'):
-            record = engine.store.record(run_id)
-            while record.parent is not None:
-                record = engine.store.record(record.parent)
-            if record.status in (RunStatus.RUNNING, RunStatus.SUSPENDED):
-                roots[record.run_id] = None
+        held = engine.store.holding(b'"key":"' + key.encode() + b'"')
+        found += [engine.store.record(run_id) for run_id in held]
+    roots: dict[str, None] = {}
+    for record in found:
+        while record.parent is not None:
+            record = engine.store.record(record.parent)
+        if record.status in (RunStatus.RUNNING, RunStatus.SUSPENDED):
+            roots[record.run_id] = None
     return list(roots)
 
 

@@ -93,6 +93,7 @@ def run_from(
     )
     if state.labels is not None:
         run.key_id = key_named_in(entries)
+        run.named = run.key_id is not None
         run.closed = any(is_closed(entry, read_facts(entry)) for entry in entries if not entry.salt)
     return run
 

@@ -318,6 +318,66 @@ def test_whoever_looks_for_runs_every_so_often_does_not_wait_for_an_erasure_that
     play(main())
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["here", "elsewhere"])
+@pytest.mark.parametrize("first", ["what it begins with", "a result"])
+def test_a_run_whose_first_private_value_is_not_written_yet_is_stopped_and_can_be_folded(
+    tmp_path: Path, first: str, apart: bool
+) -> None:
+    """What steps without effects come to is written with what follows: meanwhile nobody else sees that it is there."""
+
+    async def main() -> None:
+        make_key_file(tmp_path / "runs.db.key")
+        vm = _engine(tmp_path)
+        other = _engine(tmp_path) if apart else vm
+        begun, gate = asyncio.Event(), asyncio.Event()
+
+        @tool(effect="pure")
+        async def words(x: str) -> list[str]:
+            return x.split()
+
+        @tool(effect="pure")
+        async def look(x: str) -> str:
+            begun.set()
+            await gate.wait()
+            return x
+
+        vm.register_tool("words", words)
+        vm.register_tool("look", look)
+        each = tool_step("one", "echo", args={"x": "$item"})
+        steps = [
+            tool_step("a", "words", args={"x": "$who"}, private=True),
+            tool_step("b", "look", args={"x": "1"}),
+            {"id": "m", "type": "map", "over": "$a.output", "max_items": 9, "step": each},
+            wait_step("w"),
+        ]
+        flow = {**FLOW, "steps": steps}
+        if first == "a result":
+            flow["inputs"] = {"type": "object", "properties": {"who": {"type": "string"}}}
+            steps.insert(0, tool_step("y", "echo", args={"x": "1"}))
+        driving = asyncio.create_task(
+            vm.run(flow, {"who": NAME}, trace_id="r" if first == "a result" else None)
+        )
+        await begun.wait()
+        assert vm.store.holding(b'"key"') == []
+        erasing = asyncio.create_task(other.erase(subject=NAME, reason="asked", by="ana"))
+        for _ in range(50 if apart else 1):
+            await asyncio.sleep(0)
+        assert erasing.done() is apart
+        gate.set()
+        trace = await driving
+        receipt = await erasing
+        assert receipt["stage"] == "done"
+        assert apart or receipt["runs"] == [trace.trace_id]
+        assert trace.status == "CANCELLED"
+        await _told_everywhere(vm)
+        assert vm.vault is not None
+        assert [(one.stage, one.runs) for one in vm.vault.all_erasures()] == [("done", [trace.trace_id])]
+        await vm.close()
+        await other.close()
+
+    play(main())
+
+
 @pytest.mark.parametrize("turns", range(12))
 def test_erasures_of_one_subject_that_come_together_leave_one_that_can_be_folded(
     tmp_path: Path, turns: int
@@ -368,7 +428,7 @@ def test_a_run_that_is_written_while_nobody_sees_it_yet_ends_at_once(
         path = tmp_path / str(turns)
         path.mkdir()
         make_key_file(path / "runs.db.key")
-        vm = _engine(path)
+        vm, other = _engine(path), _engine(path)
         vm.llm = vm.calls.llm = _Talkative()
         await vm.run(FLOW, {"who": NAME}, trace_id="before")
         await vm.cancel("before")  # so that nothing has to be stopped first
@@ -376,28 +436,29 @@ def test_a_run_that_is_written_while_nobody_sees_it_yet_ends_at_once(
         driving = asyncio.create_task(vm.run(TALKING, {"who": NAME}, **names))
         for _ in range(turns):
             await asyncio.sleep(0)
-        # As another process sees the store, while the commit is under way here.
-        vault, hides = vm.vault, False
+        # Another process does not see what is being written here.
+        vault, hides = other.vault, False
         assert vault is not None
-        begin, holding = vault.begin_erasure, vm.store.holding
+        begin, holding = vault.begin_erasure, other.store.holding
 
         def begun(**fields: Any) -> Any:
             nonlocal hides
-            hides = len(vm.runs()) == 1
+            hides = len(other.runs()) == 1
             return begin(**fields)
 
         with monkeypatch.context() as patch:
             patch.setattr(vault, "begin_erasure", begun)
             patch.setattr(
-                vm.store,
+                other.store,
                 "holding",
                 lambda text: [one for one in holding(text) if one == "before" or not hides],
             )
-            await vm.erase(subject=NAME, reason="asked", by="ana")
+            await other.erase(subject=NAME, reason="asked", by="ana")
         (ended,) = await asyncio.gather(driving, return_exceptions=True)
         assert ended.code == "ERASED" if isinstance(ended, BaseException) else ended.status == "CANCELLED"
         await _told_everywhere(vm)
         await vm.close()
+        await other.close()
         return not hides
 
     turns = 1  # one that has not begun at all has another key
