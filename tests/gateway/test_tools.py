@@ -237,6 +237,10 @@ def test_a_run_is_held_for_who_takes_it_step_by_step_and_no_longer(served: Serve
 
             started = await call(client, "run_program", program=ADDER, inputs={"a": 1}, paused=True)
             run_id = started["trace_id"]
+            early = await call(client, "resume_run", trace_id=run_id, event={"v": 1}, name="go")
+            assert early["error"]["code"] == "NOT_WAITING"
+            assert (await call(client, "get_trace", trace_id=run_id))["status"] == "RUNNING"
+            assert held() == before | {run_id}
             ended = await call(client, "step_run", trace_id=run_id, steps=5)
             assert ended["status"] == "SUCCESS"
             assert held() == before

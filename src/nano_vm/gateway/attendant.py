@@ -14,7 +14,6 @@ from nano_vm.kernel.state import RunStatus
 from nano_vm.runtime.needs import Needs
 
 BATCH = 100
-ERASURE_SECONDS = 1.0
 
 
 class Attendant:
@@ -24,7 +23,6 @@ class Attendant:
         self._gateway = gateway
         self._left: set[str] = set()  # runs we cannot drive, named once in the log
         self._failed: set[str] = set()  # runs that could not be driven on, named once in the log
-        self._erasing: asyncio.Task[None] | None = None
         self._erasing_fails = False
         self.rounds = 0
         self.taken_total = 0
@@ -77,21 +75,16 @@ class Attendant:
         return held
 
     async def complete_erasures(self) -> None:
-        """What a crash has cut, or a restored back-up has brought back: in a task of its own, which may have to wait
-        for runs, and keeps none from being driven. Returns when it is done, or soon."""
-        if self._erasing is None or self._erasing.done():
-            self._erasing = asyncio.get_running_loop().create_task(self._complete_erasures())
-        await asyncio.wait((self._erasing,), timeout=ERASURE_SECONDS)
-
-    async def _complete_erasures(self) -> None:
+        """What a crash has cut, or a restored back-up has brought back, before anything is taken up. Returns when it is
+        done, or soon: it keeps no run from being driven."""
         try:
-            await self._gateway.engine.complete_erasures()
-        except NanoVMError as error:
+            if await self._gateway.engine.complete_erasures(soon=True):
+                self._erasing_fails = False
+        except Exception as error:
             if not self._erasing_fails:
-                log.warning("an erasure cannot be completed: %s", error.code)
+                code = error.code if isinstance(error, NanoVMError) else "INTERNAL"
+                log.warning("an erasure cannot be completed: %s", code, exc_info=code == "INTERNAL")
             self._erasing_fails = True
-        else:
-            self._erasing_fails = False
 
     def _took(self, run_id: str, task: asyncio.Task[Trace]) -> None:
         """Nobody waits for what was taken up here, so the log says what went wrong."""

@@ -28,6 +28,7 @@ from nano_vm.journal.entry import open_event
 from nano_vm.journal.port import RunQuery, RunRecord, qualified
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
+from nano_vm.kernel.state import RunStatus
 from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.model import Program
 from nano_vm.runtime.approvals import PendingApproval, pending
@@ -288,17 +289,20 @@ class Gateway:
         )
 
     async def _told(self, run_id: str, work: Callable[[], Coroutine[Any, Any, Trace]]) -> Trace:
-        """Tell a run something, after which it goes on by itself. Where it waits and does not take that, it is held as
-        before."""
+        """Tell a run something, after which it goes on by itself. Where it does not take that, it stays as it stood,
+        and is held as before."""
         held = self.state.is_held(run_id)
         if held:
             self.state.let_go(run_id)  # before it goes on: if we die, others are to drive it
         try:
             return await work()
         except NanoVMError as error:
-            if held and error.fault is Fault.CALLER and self.store.record(run_id).status == "SUSPENDED":
+            if held and error.fault is Fault.CALLER and not self._is_over(run_id):
                 self.state.hold(run_id)
             raise
+
+    def _is_over(self, run_id: str) -> bool:
+        return RunStatus(self.store.record(run_id).status).is_terminal
 
     async def _step_run(self, who: Principal, args: dict[str, Any], tell: Tell | None) -> dict[str, Any]:
         run_id = self.record(who, args["trace_id"]).run_id

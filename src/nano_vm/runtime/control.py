@@ -129,13 +129,17 @@ def _refuse_child(record: RunRecord) -> None:
 
 
 async def cancel(
-    engine: Engine, trace_id: str, reason: str, principal: str | Mapping[str, Any] | None
+    engine: Engine,
+    trace_id: str,
+    reason: str,
+    principal: str | Mapping[str, Any] | None,
+    require: Callable[[Engine, str], None] | None = None,
 ) -> Trace:
-    """See `Engine.cancel`."""
+    """See `Engine.cancel`. Before the run is driven here, `require` is asked: what it raises leaves it untouched."""
     from nano_vm.runtime.rights import principal_of
 
     letter = {"reason": reason, "principal": principal_of(principal)}
-    return await _deliver(engine, trace_id, "cancel", letter)
+    return await _deliver(engine, trace_id, "cancel", letter, require)
 
 
 async def resolve(
@@ -168,7 +172,13 @@ async def resolve(
 # --- delivery -----------------------------------------------------------------------------------------------
 
 
-async def _deliver(engine: Engine, trace_id: str, kind: str, letter: dict[str, Any]) -> Trace:
+async def _deliver(
+    engine: Engine,
+    trace_id: str,
+    kind: str,
+    letter: dict[str, Any],
+    require: Callable[[Engine, str], None] | None = None,
+) -> Trace:
     """Bring a letter to whoever owns the run: a driver here, nobody (then we take it over), or another process."""
     from nano_vm.runtime import recovery
 
@@ -189,10 +199,10 @@ async def _deliver(engine: Engine, trace_id: str, kind: str, letter: dict[str, A
             if answer is not None:
                 said = canonical.decode(answer)
                 _raise_refusal(trace_id, Rejection(said["code"], said["message"]) if said else None)
-                await until_settled(engine, trace_id)
+                await until_settled(engine, trace_id, require)
                 return engine.trace(trace_id)
         engine.refuse_closed()  # whoever takes the run up reads what has been posted
-        run = await recovery.take_over(engine, trace_id)
+        run = await recovery.take_over(engine, trace_id, require)
         if run is not None and mail_id is None:
             try:
                 return await _to_parked(engine, run, kind, letter)
@@ -206,7 +216,9 @@ async def _deliver(engine: Engine, trace_id: str, kind: str, letter: dict[str, A
         await asyncio.sleep(POLL_MS / 1_000)
 
 
-async def until_settled(engine: Engine, trace_id: str) -> None:
+async def until_settled(
+    engine: Engine, trace_id: str, require: Callable[[Engine, str], None] | None = None
+) -> None:
     """Wait while another worker drives the run on with what we sent it; when it dies over that, go on in its place."""
     from nano_vm.runtime import recovery
 
@@ -217,7 +229,7 @@ async def until_settled(engine: Engine, trace_id: str) -> None:
         record = engine.store.record(trace_id)
         if record.status != RunStatus.RUNNING or record.owner is None:
             return
-        run = await recovery.take_over(engine, trace_id)
+        run = await recovery.take_over(engine, trace_id, require)
         if run is None:
             await asyncio.sleep(POLL_MS / 1_000)
         elif run.state.status.is_terminal:
@@ -254,9 +266,14 @@ async def _to_live(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) 
 
 
 async def _to_parked(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> Trace:
-    """Hand a letter to a run we have just taken over, and drive it on."""
+    """Hand a letter to a run we have just taken over, and drive it on - unless it is refused: then the run stays as it
+    stood, whether it waited or nobody had driven it yet."""
     answer = hand_in(engine, run, kind, letter)
-    await engine.drive(run)
+    rejection = run.admit_arrivals(answer)
+    if rejection is not None and rejection.code != "DUPLICATE":
+        await run.leave()
+    else:
+        await engine.drive(run)
     _raise_refusal(run.record.run_id, await answer)
     return engine.trace_of(run)
 

@@ -39,7 +39,7 @@ from nano_vm.runtime import attending
 from nano_vm.runtime.agent import definitions
 from nano_vm.runtime.calls import Ending, Outcome, RunFacts
 from nano_vm.runtime.intents import prepare
-from nano_vm.runtime.journaled import JournaledRun, RunLeft, defect, new_answer, refuse
+from nano_vm.runtime.journaled import Answer, JournaledRun, RunLeft, defect, new_answer, refuse
 from nano_vm.runtime.lane import drive_lane
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.ports import ToolSpec
@@ -478,6 +478,21 @@ class Run(JournaledRun, eq=False, kw_only=True):
             return None
         pure = True if spec.effect == "pure" else _UNSET  # such a call has no intent
         return self.engine.calls.failed(command, problem.code, problem.message, False, pure=pure)
+
+    def admit_arrivals(self, answer: Answer) -> Rejection | None:
+        """Take what was handed in before anybody drives the run. Returns why `answer` is a refusal, if it is one that
+        is known already; nobody is told before that is durable."""
+        self._take_arrivals()
+        return next((rejection for each, rejection in self._answers if each is answer), None)
+
+    async def leave(self) -> None:
+        """Let go of a run that is not driven here after all: what was refused is journaled, and nothing else done."""
+        try:
+            await self.flush(self.update(release=True))
+        except BaseException:
+            await self.give_up()
+            raise
+        self._left = True
 
     def _take_arrivals(self) -> None:
         while self.arrivals:

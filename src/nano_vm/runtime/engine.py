@@ -117,6 +117,7 @@ class Engine(Looking):
         self.make_keys = make_keys
         self.erasures_replayed = False  # since this engine was made, or since one was left to be completed
         self.erasing = 0  # erasures under way here
+        self.completing: asyncio.Task[None] | None = None  # of erasures, what was left
         self.llm = llm
         self.entropy: Entropy = entropy or SystemEntropy()
         draw = self.entropy.salt
@@ -292,7 +293,7 @@ class Engine(Looking):
             # Others may be about to start in this very tick: the first commit waits for them.
             self.store.alone = False  # type: ignore[attr-defined]
         self.keeper.keep(loop)
-        if run.key_id is not None and run.fence == 1:  # it has just been created
+        if run.key_id is not None and run.created and not run.named:  # it has just been
             self.heed_erasures(run)
         try:
             if self.turns is None or run.record.parent is not None:
@@ -470,15 +471,30 @@ class Engine(Looking):
         )
 
     async def replay_erasures(self) -> list[dict[str, Any]]:
-        """Erase again what a restored back-up has brought back, and complete what a crash has cut. Returns the receipts
-        of all erasures; none without a vault."""
+        """Erase again what a restored back-up has brought back, and complete what a crash has cut, at once: what cannot
+        be undone for want of tools is named by its run. Returns the receipts of all erasures; none without a vault."""
         return [] if self.keys is None else await erasure.replay(self)
 
-    async def complete_erasures(self) -> None:
+    async def complete_erasures(self, *, soon: bool = False) -> bool:
         """What is left to be done of erasures: after a crash, after a back-up was restored, where somebody drove a run
-        on. It is asked for at little cost: an engine that has looked once looks again only while something is left.
-        `recover` begins with it."""
+        on. It is asked for at little cost: an engine that has looked once looks again only while something is left,
+        here or by others. `recover` begins with it.
+
+        Args:
+            soon: for whoever looks for runs every so often. It may have to wait for some, so it goes on in a task of
+                its own, and this returns after a second at the latest; the next call tells what has come of it.
+
+        Returns:
+            Whether it has come to its end; False while it goes on.
+
+        Raises:
+            InputError: TOOLS_MISSING (facts: run_id, program, tools) when an erasure is left, for an hour at most, to
+            somebody who can undo what its runs did; all others are completed. VaultError, StoreError.
+        """
+        if soon:
+            return await erasure.catch_up_soon(self)
         await erasure.catch_up(self)
+        return True
 
     async def pause(
         self,
@@ -542,11 +558,15 @@ class Engine(Looking):
                     asyncio.get_running_loop().call_exception_handler(facts)
 
     def heed_erasures(self, run: JournaledRun) -> None:
-        """End a run at once whose key was taken from everybody while it was written. One that is not driven yet is
-        looked at when it is."""
+        """End a run at once whose key was taken from everybody while what names it was written. One that is not driven
+        yet is looked at when it is."""
         live = self.live_here(run.record.run_id)
         if live is run:
             erasure.stop_if_erased(self, live)
+
+    def note_if_erased(self, run: JournaledRun, batch: list[Entry]) -> None:
+        """Before something is written that nobody else could note in time, or could any more."""
+        erasure.note_if_erased(self, run, batch)
 
     def worst_cost(self, request: dict[str, Any], prompt_tokens: int, output_tokens: int) -> int | None:
         """What a model call may cost at most, in nano-dollars; None when the adapter has no price."""

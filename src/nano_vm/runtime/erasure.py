@@ -10,26 +10,42 @@ The order is what makes it survive a crash at any point:
 5. the keys are destroyed, and the notes kept with the list, for runs that could not be told and for back-ups;
 6. runs that others would not let go of are told, and the erasure is done.
 
-Whoever erases the same again, recovers, or opens a restored back-up goes on where it stopped.
+A run whose first private value is being written meanwhile is seen by nobody else: whoever drives it looks at the list
+before that is written and after, notes for itself what nobody else can note any more, and ends the run.
+
+Whoever erases the same again, recovers, or opens a restored back-up goes on where it stopped. Who merely recovers and
+has not got the tools that undo what must be undone leaves that to others, for as long as `UNDO_WAIT_MS`: the keys stay
+so long, and open nothing. Whoever says that it is to be done now, or comes later, goes on without: erasing matters more
+than undoing.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nano_vm import canonical
-from nano_vm.errors import ConflictError, InputError, NanoVMError, RejectedError, RuntimeFault, StoreError
+from nano_vm.errors import (
+    ConflictError,
+    InputError,
+    NanoVMError,
+    RejectedError,
+    RuntimeFault,
+    StoreError,
+    VerificationError,
+)
 from nano_vm.journal.entry import Chain, Entry, open_events
 from nano_vm.journal.port import RunRecord
 from nano_vm.journal.recall import record as take_notes
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.limits import TEXT_CHARS_MAX
 from nano_vm.kernel.state import RunStatus
-from nano_vm.runtime.control import ERASURE, hand_in, until_settled
+from nano_vm.runtime.control import ERASURE, cancel, hand_in, until_settled
 from nano_vm.runtime.erasure_scan import look_through
-from nano_vm.runtime.journaled import RunLeft
+from nano_vm.runtime.journaled import JournaledRun, RunLeft
+from nano_vm.runtime.needs import require_undo
 from nano_vm.runtime.ports import ErasableKeys
 from nano_vm.runtime.rights import ERASE, check_right
 from nano_vm.runtime.sealing import STOPPING, keys_live, open_entries
@@ -41,6 +57,8 @@ if TYPE_CHECKING:
 _UNSET = ev.UNSET
 BEGUN, DESTROYED, DONE = "begun", "destroyed", "done"
 REFERENCE = "vault://secret/"
+UNDO_WAIT_MS = 60 * 60 * 1000  # how long after its beginning an erasure waits for tools that undo
+SOON_S = 1.0  # how long those who look for runs to drive wait for an erasure that may wait for one itself
 
 
 async def erase(
@@ -100,30 +118,85 @@ async def tell_if_erased(engine: Engine, run: Run) -> None:
 
 
 def stop_if_erased(engine: Engine, run: Run) -> None:
-    """Cancel a run that has just begun, and was not there yet when its subject's erasure looked for runs to stop."""
-    if not keys_live(run):
+    """Cancel a run whose journal has just begun to name its key, and did not yet when the erasure of its subject looked
+    for runs to stop. Where the key is there, whoever looks from now on finds the run."""
+    if keys_live(run):
+        if run.unsealed:
+            run.named, run.unsealed = True, []
+        return
+    note_if_erased(engine, run, [])
+    if not run.facts.ending.has_come:
         with contextlib.suppress(RunLeft):
             hand_in(engine, run, "cancel", {"reason": ERASURE, "principal": None})
 
 
+def note_if_erased(engine: Engine, run: JournaledRun, batch: Sequence[Entry]) -> None:
+    """Note of a run that nobody could find by its key what its journal with the batch needs to be folded without the
+    values: whoever destroys the key has not seen it."""
+    keys: Any = engine.keys
+    if not keys.is_erased(run.key_id) or not hasattr(keys, "note_erasure"):
+        return
+    run_id = run.record.run_id
+    unsealed = {entry.seq: entry for entry in run.unsealed}
+    entries = [*(engine.store.read(run_id) if run.created else ()), *batch]
+    if len(entries) < run.chain.length:
+        return  # some are being written: then it is asked again
+    one = next(erasure for erasure in keys.all_erasures() if run.key_id in erasure.keys)
+    with contextlib.suppress(VerificationError):
+        notes = take_notes(run.program, run_id, [unsealed.get(entry.seq, entry) for entry in entries])
+        keys.note_erasure(one, {run_id: notes})
+
+
 async def catch_up(engine: Engine) -> None:
-    """`replay` where it may have something to do: once for each engine, and again as long as an erasure is left."""
-    if engine.erasures_replayed or engine.keys is None or not hasattr(engine.keys, "begin_erasure"):
+    """`replay` where it may have something to do: once for each engine, and again as long as an erasure is left, here
+    or by others. Raises InputError TOOLS_MISSING when one is left for want of tools."""
+    keys: Any = engine.keys
+    if keys is None or not hasattr(keys, "begin_erasure"):
+        return
+    if engine.erasures_replayed and (engine.erasing or not _has_begun(keys)):
         return
     engine.erasures_replayed = True  # whoever comes meanwhile need not; `replay` says when something is left
     try:
-        await replay(engine)
+        await replay(engine, leaves=True)
     except BaseException:
         engine.erasures_replayed = False
         raise
 
 
-async def complete(engine: Engine, erasure: Any) -> tuple[Any, bool]:
+def _has_begun(keys: ErasableKeys) -> bool:
+    """Whether some erasure has got no further than to begin: others may want for what is here."""
+    return any(erasure.stage == BEGUN for erasure in keys.all_erasures())
+
+
+async def catch_up_soon(engine: Engine) -> bool:
+    """`catch_up`, of which nobody waits for more than a second at a time. False while it goes on."""
+    loop = asyncio.get_running_loop()
+    task = engine.completing
+    if task is None or task.get_loop() is not loop:
+        task = engine.completing = loop.create_task(catch_up(engine))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # if nobody asks again
+    await asyncio.wait((task,), timeout=SOON_S)
+    if not task.done():
+        return False
+    engine.completing = None
+    if not task.cancelled():
+        task.result()
+    return True
+
+
+async def complete(engine: Engine, erasure: Any, leaves: bool = False) -> tuple[Any, bool]:
     """Bring an erasure to its end from wherever it is. Returns it as it is then, and whether every run has been told:
-    one that somebody drives is told when it is let go."""
+    one that somebody drives is told when it is let go.
+
+    Args:
+        leaves: runs whose steps cannot be undone here are left to others, and the keys with them, while there is time.
+
+    Raises:
+        InputError: TOOLS_MISSING for the first of these; the others have been stopped.
+    """
     engine.erasing += 1
     try:
-        erasure, is_told = await _complete(engine, erasure)
+        erasure, is_told = await _complete(engine, erasure, leaves)
     finally:
         engine.erasing -= 1
     if not is_told:
@@ -131,15 +204,16 @@ async def complete(engine: Engine, erasure: Any) -> tuple[Any, bool]:
     return erasure, is_told
 
 
-async def _complete(engine: Engine, erasure: Any) -> tuple[Any, bool]:
+async def _complete(engine: Engine, erasure: Any, leaves: bool) -> tuple[Any, bool]:
     keys = erasable(engine)
     told: set[str] = set(erasure.runs)
     if erasure.stage == BEGUN and erasure.kind != "secret":
         # Somebody may drive runs that had their key, and were not there yet when the others were stopped. Nobody gets
         # it any more - but whoever stops them, who has to read them for that.
+        is_early = abs(engine.clock.now_ms() - erasure.at_ms) < UNDO_WAIT_MS  # by whatever clock it began
         token = STOPPING.set(True)
         try:
-            await _stop_runs(engine, erasure.keys, erasure.by or None)
+            await _stop_runs(engine, erasure.keys, erasure.by or None, leaves and is_early)
         finally:
             STOPPING.reset(token)
         erasure = _as_of_now(keys, erasure)  # somebody else may have been quicker
@@ -152,7 +226,8 @@ async def _complete(engine: Engine, erasure: Any) -> tuple[Any, bool]:
         erasure = keys.destroy_keys(erasure, sorted(told), recall)
     owned = False
     for record in _concerned(engine, erasure):
-        if await _tell(engine, erasure, record, erasure.recall.get(record.run_id, {})):
+        recall = _as_of_now(keys, erasure).recall.get(record.run_id, {})
+        if await _tell(engine, erasure, record, recall):
             told.add(record.run_id)
         else:
             owned = True  # another process has it, and cannot read it either: told when it lets go
@@ -161,18 +236,20 @@ async def _complete(engine: Engine, erasure: Any) -> tuple[Any, bool]:
     return erasure, not owned
 
 
-async def replay(engine: Engine) -> list[dict[str, Any]]:
+async def replay(engine: Engine, leaves: bool = False) -> list[dict[str, Any]]:
     """Make the store and the keys agree about what is erased, whichever of them came back from a back-up, and complete
     what a crash has cut. Returns the receipts of all erasures.
 
-    Entries that were looked at before are not looked at again, unless the store is another one than then."""
+    Entries that were looked at before are not looked at again, unless the store is another one than then. With `leaves`
+    an erasure that `complete` leaves keeps it from no other."""
     keys = erasable(engine)
+    left: list[InputError] = []
     try:
         seen = look_through(engine.store, keys)
     except StoreError as error:
         if error.code != "STORE_DAMAGED":
             raise
-        return await _replay_around(engine, keys)
+        return await _replay_around(engine, keys, leaves)
     for run_id, event in seen.told:
         _adopt(keys, event, engine.store.record(run_id).tenant, run_id)
     done = {(run_id, event.erasure) for run_id, event in seen.told}
@@ -181,15 +258,29 @@ async def replay(engine: Engine) -> list[dict[str, Any]]:
         names = erasure.keys if erasure.kind != "secret" else [erasure.target]
         runs = {run_id for name in names for run_id in seen.naming.get(name, ())}
         if erasure.stage != DONE or any((run_id, erasure.id) not in done for run_id in runs):
-            erasure, is_told = await complete(engine, erasure)
+            erasure, is_told = await _complete_or_leave(engine, erasure, leaves, left)
             is_all_told = is_all_told and is_told
         receipts.append(_receipt(erasure))
     if is_all_told:
         seen.keep()  # else these entries have to be looked at again: they name the runs
+    if left:
+        raise left[0]
     return receipts
 
 
-async def _replay_around(engine: Engine, keys: ErasableKeys) -> list[dict[str, Any]]:
+async def _complete_or_leave(
+    engine: Engine, erasure: Any, leaves: bool, left: list[InputError]
+) -> tuple[Any, bool]:
+    try:
+        return await complete(engine, erasure, leaves)
+    except InputError as error:
+        if error.code != "TOOLS_MISSING":
+            raise
+        left.append(error)
+        return erasure, False
+
+
+async def _replay_around(engine: Engine, keys: ErasableKeys, leaves: bool) -> list[dict[str, Any]]:
     """`replay` where entries cannot be read one after the other: the journals that nothing is wrong with are heeded."""
     for run_id in engine.store.holding(b'"type":"Erased"'):
         tenant = engine.store.record(run_id).tenant
@@ -199,7 +290,14 @@ async def _replay_around(engine: Engine, keys: ErasableKeys) -> list[dict[str, A
             for event in open_events(entry):
                 if type(event) is ev.Erased:
                     _adopt(keys, event, tenant, run_id)
-    return [_receipt((await complete(engine, erasure))[0]) for erasure in keys.all_erasures()]
+    left: list[InputError] = []
+    receipts = [
+        _receipt((await _complete_or_leave(engine, erasure, leaves, left))[0])
+        for erasure in keys.all_erasures()
+    ]
+    if left:
+        raise left[0]
+    return receipts
 
 
 def _adopt(keys: ErasableKeys, event: ev.Erased, tenant: str, run_id: str) -> None:
@@ -251,33 +349,50 @@ def _concerned(engine: Engine, erasure: Any) -> list[RunRecord]:
     return list(found.values())
 
 
-async def _stop_runs(engine: Engine, keys: Sequence[str], who: dict[str, Any] | None) -> None:
+async def _stop_runs(
+    engine: Engine, keys: Sequence[str], who: dict[str, Any] | None, leaves: bool = False
+) -> None:
     """Cancel what has not ended, from the top, and what comes meanwhile. A run that waits for an unknown outcome goes
-    on waiting, without the values."""
+    on waiting, without the values. One that somebody drives is undone by them, with what they have; of the others those
+    that cannot be undone here are left where `leaves` says so.
+
+    Raises:
+        InputError: TOOLS_MISSING when some were left, and all others are stopped.
+    """
+    require = require_undo if leaves else None
+    left: NanoVMError | None = None
     tried: set[str] = set()
     while roots := [run_id for run_id in _at_work(engine, keys) if run_id not in tried]:
         tried.update(roots)
         for run_id in roots:
             try:
                 try:
-                    await engine.cancel(run_id, ERASURE, principal=who)
+                    await cancel(engine, run_id, ERASURE, who, require)
                 except RejectedError:
-                    await until_settled(engine, run_id)  # it is ending already
+                    await until_settled(engine, run_id, require)  # it is ending already
             except NanoVMError as error:
-                if error.code not in ("ERASED", "NO_KEYS"):
+                if leaves and error.code == "TOOLS_MISSING":
+                    left = left or error
+                elif error.code not in ("ERASED", "NO_KEYS"):
                     raise
+    if left is not None:
+        raise left
 
 
 def _at_work(engine: Engine, keys: Sequence[str]) -> list[str]:
     """The runs that have not ended and name one of the keys, each by the topmost run that called it."""
-    roots: dict[str, None] = {}
+    # Of a run that is driven here nothing may be in the store yet.
+    found = [live.record for live in list(engine.live.values()) if live.key_id in keys]
+    found = [record for record in found if engine.live_here(record.run_id) is not None]
     for key in keys:
-        for run_id in engine.store.holding(b'"key":"' + key.encode() + b'"'):
-            record = engine.store.record(run_id)
-            while record.parent is not None:
-                record = engine.store.record(record.parent)
-            if record.status in (RunStatus.RUNNING, RunStatus.SUSPENDED):
-                roots[record.run_id] = None
+        held = engine.store.holding(b'"key":"' + key.encode() + b'"')
+        found += [engine.store.record(run_id) for run_id in held]
+    roots: dict[str, None] = {}
+    for record in found:
+        while record.parent is not None:
+            record = engine.store.record(record.parent)
+        if record.status in (RunStatus.RUNNING, RunStatus.SUSPENDED):
+            roots[record.run_id] = None
     return list(roots)
 
 

@@ -52,6 +52,8 @@ class JournaledRun(msgspec.Struct, eq=False):
     pending: list[Success] = []  # taken along the lane, not sealed yet; they come after the batch
     recorded: str = RunStatus.RUNNING.value  # what the stored record says
     key_id: str | None = None  # of the data key that private values are sealed under
+    named: bool = False  # whoever looks for the runs of that key finds this one by its journal
+    unsealed: list[Entry] = []  # until then: its sealed entries as they were before
     closed: bool = False  # some of its values cannot be read any more
     opening: tuple[ev.RunStarted, bytes] | None = None  # the start of the run, not applied yet
     _open: ev.Event | None = None  # applied, not sealed yet: intents may still ride with it
@@ -180,6 +182,8 @@ class JournaledRun(msgspec.Struct, eq=False):
         if self._open is not None:
             self._seal()
         entries = self.batch
+        if self.unsealed and entries:
+            self.engine.note_if_erased(self, list(entries))
         if update is None:
             if not entries:
                 return None
@@ -236,7 +240,7 @@ class JournaledRun(msgspec.Struct, eq=False):
                 answer.set_result(rejection)
         if heard:
             self.engine.publish(self, heard)
-        if is_new and self.key_id is not None:
+        if (is_new or self.unsealed) and self.key_id is not None:
             self.engine.heed_erasures(self)
 
     async def _see_created(self, durable: Awaitable[None]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nano_vm.errors import NanoVMError
+from nano_vm.errors import InputError, NanoVMError
+from nano_vm.kernel.state import RunStatus
 from nano_vm.program.compiled import CallAction, CompiledProgram, ModelAction, ToolAction
 
 if TYPE_CHECKING:
@@ -45,3 +46,25 @@ class Needs:
             self.add(self._engine.load_program(found))
         except NanoVMError:
             return
+
+
+def require_undo(engine: Engine, run_id: str) -> None:
+    """Refuse to end a run that nobody drives where what its steps are undone with is not here. Of one that was at work,
+    which may have called anything, all tools are asked for.
+
+    Raises:
+        InputError: TOOLS_MISSING (facts: run_id, program, tools).
+    """
+    record = engine.store.record(run_id)
+    needs = Needs(engine)
+    needs.add(engine.load_program(record.program_hash))
+    named = needs.tools if record.status == RunStatus.RUNNING else needs.undo
+    missing = sorted(name for name in named if engine.tools.spec(name) is None)
+    if missing:
+        raise InputError(
+            "TOOLS_MISSING",
+            f"what the steps of run {run_id} would be undone with is not here: "
+            + ", ".join(f"`{name}`" for name in missing),
+            help="give the engine these tools (--tools FILE), or leave it to a process that has them",
+            facts={"run_id": run_id, "program": record.program_name, "tools": missing},
+        )

@@ -193,6 +193,9 @@ class ErasableKeys(SubjectKeys, Protocol):
         self, erasure: Any, runs: Sequence[str] = (), recall: dict[str, Any] | None = None
     ) -> Any: ...
 
+    def note_erasure(self, erasure: Any, recall: dict[str, Any]) -> Any:
+        """Keep notes of runs with an erasure, whatever stage it has come to, beside those that are there."""
+
     def end_erasure(self, erasure: Any, runs: Sequence[str] = ()) -> Any: ...
 
     def all_erasures(self) -> list[Any]: ...

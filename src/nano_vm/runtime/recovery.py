@@ -93,12 +93,16 @@ def run_from(
     )
     if state.labels is not None:
         run.key_id = key_named_in(entries)
+        run.named = run.key_id is not None
         run.closed = any(is_closed(entry, read_facts(entry)) for entry in entries if not entry.salt)
     return run
 
 
-async def take_over(engine: Engine, run_id: str) -> Run | None:
-    """Become the owner of a run and load it; None while a live owner has it.
+async def take_over(
+    engine: Engine, run_id: str, require: Callable[[Engine, str], None] | None = None
+) -> Run | None:
+    """Become the owner of a run and load it; None while a live owner has it. What `require` raises once nobody else
+    has it leaves it untouched.
 
     A run that was RUNNING had an owner who is gone: what it had in flight is an unknown outcome now. The adoption is
     journaled at once, so that a late append of the old owner collides with it.
@@ -113,6 +117,8 @@ async def take_over(engine: Engine, run_id: str) -> Run | None:
         return None
     held = fence
     try:
+        if require is not None:
+            require(engine, run_id)
         run = load(engine, run_id, held)
         if not run.state.status.is_terminal:
             await adopt(engine, run)

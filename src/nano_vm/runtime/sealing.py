@@ -93,6 +93,8 @@ def seal_entry(run: JournaledRun, event: Event, payload: bytes, riders: Sequence
     key_id = key_of_run(run)
     salt = run.engine.entropy.salt()
     entry = run.chain.seal(event, salt, payload, riders, key=key_id)
+    if not run.named:
+        run.unsealed.append(entry)
     run_id = run.record.run_id
     stored = _keys(run.engine).seal(key_id, salt + payload, _ENTRY, run_id, entry.seq, erasing=run.created)
     if stored is None and not run.created:

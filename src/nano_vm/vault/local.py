@@ -371,22 +371,27 @@ class Vault:
     def destroy_keys(
         self, erasure: Erasure, runs: Sequence[str] = (), recall: dict[str, Any] | None = None
     ) -> Erasure:
-        """Destroy the keys that an erasure names, and what led to them. `recall` are notes by run and entry; what
-        somebody else has noted, who could still read it, stays."""
+        """Destroy the keys that an erasure names, and what led to them. `recall` as in `note_erasure`."""
         with self._cabinet.lock():
+            known = self.note_erasure(erasure, recall or {})  # first: later nobody could
             for key_id in erasure.keys:
                 self.keys.destroy(key_id)
             self._forget(erasure)
-            known = self.erasures.find(erasure.id) or erasure
-            noted = dict(known.recall)
-            for run_id, notes in (recall or {}).items():
-                noted[run_id] = {**noted.get(run_id, {}), **notes}
             return self.erasures.write(
                 known,
                 stage=DONE if known.stage == DONE else DESTROYED,
                 runs=sorted({*known.runs, *runs}),
-                recall=noted,
             )
+
+    def note_erasure(self, erasure: Erasure, recall: dict[str, Any]) -> Erasure:
+        """Keep notes with an erasure, by run and entry (`nano_vm.journal.recall`); what somebody else has noted, who
+        could still read it, stays."""
+        with self._cabinet.lock():
+            known = self.erasures.find(erasure.id) or erasure
+            noted = dict(known.recall)
+            for run_id, notes in recall.items():
+                noted[run_id] = {**noted.get(run_id, {}), **notes}
+            return known if noted == known.recall else self.erasures.write(known, recall=noted)
 
     def end_erasure(self, erasure: Erasure, runs: Sequence[str] = ()) -> Erasure:
         """Say that every concerned run has been told."""

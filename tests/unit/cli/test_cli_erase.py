@@ -90,6 +90,28 @@ def test_an_erasure_that_a_crash_has_cut_is_completed(
     assert NAME not in cli("trace", claim, "--json").out
 
 
+def test_an_erasure_is_left_for_want_of_tools_that_undo_until_somebody_says_that_it_is_to_be_done(
+    cli: Cli, claim: str, place: Path
+) -> None:
+    (place / "undone.yaml").write_text(
+        PROGRAM.replace("claim", "undone").replace(
+            "args: {x: $who}}", "args: {x: $who}, compensate: {tool: echo, args: {x: $who}}}"
+        )
+    )
+    run = cli("run", "undone.yaml", "--tools", "echo.py", "--input", f"who={NAME}", "--json").json["trace_id"]
+    (database,) = place.glob("*.db")
+    Vault.beside(database).begin_erasure(subject=NAME, reason="asked", by={"id": "ana"})
+    left = cli("recover", "--json")
+    assert left.code == 2
+    assert [(one["trace_id"], one["error"]["code"]) for one in left.json["left"]] == [(None, "TOOLS_MISSING")]
+    listed = {one["trace_id"]: one["status"] for one in cli("runs", "--json").json["runs"]}
+    assert listed == {claim: "CANCELLED", run: "SUSPENDED"}
+    assert NAME not in cli("trace", run, "--json").out
+    assert cli("erase", "--complete").code == 0
+    assert cli("trace", run, "--json").json["incomplete_compensations"] == ["a"]
+    assert cli("verify", "--all").code == 0
+
+
 def test_bundles_of_private_runs_hold_no_value_and_verify_without_the_keys(
     cli: Cli, claim: str, place: Path
 ) -> None:

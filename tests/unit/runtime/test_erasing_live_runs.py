@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,104 @@ CALLING: dict[str, Any] = {
 }
 
 
-def _engine(path: Path) -> ExecutionVM:
+@contextlib.asynccontextmanager
+async def _engines(path: Path, count: int = 1) -> AsyncIterator[list[ExecutionVM]]:
+    """Engines on one new store, as in as many processes. What happens inside leaves everything erased and ended."""
+
     async def echo(x: str) -> str:
         await asyncio.sleep(0)
         return x
 
-    vm = ExecutionVM(
-        tools=[echo],
-        store=SqliteStore(path / "runs.db", durability="normal"),
-        vault=Vault.beside(path / "runs.db"),
-    )
-    vm.save_program(FLOW)
-    return vm
+    path.mkdir(exist_ok=True)
+    make_key_file(path / "runs.db.key")
+    vms = []
+    for _ in range(count):
+        store = SqliteStore(path / "runs.db", durability="normal")
+        vms.append(ExecutionVM(tools=[echo], store=store, vault=Vault.beside(path / "runs.db")))
+    vms[0].save_program(FLOW)
+    yield vms
+    await _told_everywhere(vms[0])
+    for vm in vms:
+        await vm.close()
+    held = b"".join(file.read_bytes() for file in path.rglob("*") if file.is_file())
+    assert NAME.encode() not in held
+
+
+def _at_every_turn(
+    path: Path, attempt: Callable[[Path, int], Coroutine[Any, Any, bool]], first: int = 0
+) -> None:
+    """Make an attempt for each number of turns of the loop, until one says that nothing is left to be met."""
+    turns = first
+    while not play(attempt(path / str(turns), turns)):
+        turns += 1
+    assert turns > 1
+
+
+async def _turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def _erase(vm: ExecutionVM, subject: str = NAME) -> dict[str, Any]:
+    return await vm.erase(subject=subject, reason="asked", by="ana")
+
+
+def _vault(vm: ExecutionVM) -> Vault:
+    assert vm.vault is not None
+    return vm.vault
+
+
+def _begin_erasure(vm: ExecutionVM) -> None:
+    """And die over it."""
+    _vault(vm).begin_erasure(subject=NAME, reason="asked", by={"id": "ana"})
+
+
+def _erased(vm: ExecutionVM) -> list[tuple[str, list[str]]]:
+    """The stage of every erasure, and the runs that were told."""
+    return [(one.stage, sorted(one.runs)) for one in _vault(vm).all_erasures()]
+
+
+@contextlib.contextmanager
+def _keys_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise VaultError("VAULT_IO", "the keys cannot be written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Vault, "destroy_keys", broken)
+        yield
+
+
+@contextlib.contextmanager
+def _seeing_only(
+    monkeypatch: pytest.MonkeyPatch, vm: ExecutionVM, seen: str, when: Callable[[], bool] = lambda: True
+) -> Iterator[None]:
+    """As if other runs were not in the store yet, for whoever looks for those of a key."""
+    holding = vm.store.holding
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            vm.store, "holding", lambda text: [one for one in holding(text) if one == seen or not when()]
+        )
+        yield
+
+
+class _Gate:
+    """A tool that says when it has begun, and ends when it is let."""
+
+    def __init__(self, vm: ExecutionVM, name: str = "echo", effect: str | None = None) -> None:
+        self._begun, self._open = asyncio.Event(), asyncio.Event()
+
+        async def wait(x: str) -> str:
+            self._begun.set()
+            await self._open.wait()
+            return x
+
+        vm.register_tool(name, wait if effect is None else tool(effect=effect)(wait))
+
+    async def begun(self) -> None:
+        await self._begun.wait()
+
+    def open(self) -> None:
+        self._open.set()
 
 
 async def _told_everywhere(vm: ExecutionVM) -> None:
@@ -73,61 +160,44 @@ async def _told_everywhere(vm: ExecutionVM) -> None:
 @pytest.mark.parametrize("apart", [False, True], ids=["here", "elsewhere"])
 @pytest.mark.parametrize("what", ["a run", "a run that calls", "a fork"])
 def test_at_any_turn_of_the_loop(tmp_path: Path, what: str, apart: bool) -> None:
-    async def main(turns: int) -> bool:
-        path = tmp_path / str(turns)
-        path.mkdir()
-        make_key_file(path / "runs.db.key")
-        vm = _engine(path)
-        other = _engine(path) if apart else vm
-        if what == "a fork":
-            await vm.run(FLOW, {"who": NAME}, trace_id="source")
-            driving = asyncio.create_task(vm.fork("source", "w", new_trace_id="fork"))
-        else:
-            driving = asyncio.create_task(
-                vm.run(FLOW if what == "a run" else CALLING, {"who": NAME}, trace_id="r")
-            )
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        over = driving.done()
-        with contextlib.suppress(NotFoundError):  # the subject may not be known yet
-            await other.erase(subject=NAME, reason="asked", by="ana")
-        ended = await asyncio.gather(driving, return_exceptions=True)
-        if isinstance(ended[0], BaseException):
-            assert isinstance(ended[0], NanoVMError), ended
-            assert ended[0].code == "ERASED", ended
-        with contextlib.suppress(NotFoundError):  # or nothing may have come since
-            await vm.erase(subject=NAME, reason="asked", by="ana")
-        await _told_everywhere(vm)
-        await vm.close()
-        await other.close()
-        held = b"".join(file.read_bytes() for file in path.rglob("*") if file.is_file())
-        assert NAME.encode() not in held
-        return over
+    async def attempt(path: Path, turns: int) -> bool:
+        async with _engines(path, 2) as (vm, other):
+            if what == "a fork":
+                await vm.run(FLOW, {"who": NAME}, trace_id="source")
+                driving = asyncio.create_task(vm.fork("source", "w", new_trace_id="fork"))
+            else:
+                flow = FLOW if what == "a run" else CALLING
+                driving = asyncio.create_task(vm.run(flow, {"who": NAME}, trace_id="r"))
+            await _turns(turns)
+            over = driving.done()
+            with contextlib.suppress(NotFoundError):  # the subject may not be known yet
+                await _erase(other if apart else vm)
+            (ended,) = await asyncio.gather(driving, return_exceptions=True)
+            if isinstance(ended, BaseException):
+                assert isinstance(ended, NanoVMError), ended
+                assert ended.code == "ERASED", ended
+            with contextlib.suppress(NotFoundError):  # or nothing may have come since
+                await _erase(vm)
+            return over
 
-    turns = 0
-    while not play(main(turns)):
-        turns += 1
-    assert turns > 1
+    _at_every_turn(tmp_path, attempt)
 
 
 def test_a_fork_whose_values_are_erased_while_it_is_made_does_not_begin(tmp_path: Path) -> None:
     async def main() -> None:
-        make_key_file(tmp_path / "runs.db.key")
-        vm = _engine(tmp_path)
-        await vm.run(FLOW, {"who": NAME}, trace_id="source")
-        govern = vm.govern
+        async with _engines(tmp_path) as (vm,):
+            await vm.run(FLOW, {"who": NAME}, trace_id="source")
+            govern = vm.govern
 
-        async def late(run: Any, pinned: Any) -> None:  # its history has been read by then
-            vm.govern = govern  # type: ignore[method-assign]
-            await vm.erase(subject=NAME, reason="asked", by="ana")
-            await govern(run, pinned)
+            async def late(run: Any, pinned: Any) -> None:  # its history has been read by then
+                vm.govern = govern  # type: ignore[method-assign]
+                await _erase(vm)
+                await govern(run, pinned)
 
-        vm.govern = late  # type: ignore[method-assign]
-        with refused("ERASED"):
-            await vm.fork("source", "w", new_trace_id="fork")
-        assert [record.run_id for record in vm.runs()] == ["source"]
-        vm.verify("source")
-        await vm.close()
+            vm.govern = late  # type: ignore[method-assign]
+            with refused("ERASED"):
+                await vm.fork("source", "w", new_trace_id="fork")
+            assert [record.run_id for record in vm.runs()] == ["source"]
 
     play(main())
 
@@ -141,22 +211,18 @@ def test_a_run_that_is_erased_while_it_is_driven_is_told_when_it_is_let_go(
         return None
 
     async def main() -> None:
-        make_key_file(tmp_path / "runs.db.key")
-        vm, other = _engine(tmp_path), _engine(tmp_path)
+        async with _engines(tmp_path, 2) as (vm, other):
 
-        async def echo(x: str) -> str:
-            with monkeypatch.context() as patch:
-                patch.setattr(erasure, "_stop_runs", nothing_yet)
-                await other.erase(subject=NAME, reason="asked", by="ana")
-            return x
+            async def echo(x: str) -> str:
+                with monkeypatch.context() as patch:
+                    patch.setattr(erasure, "_stop_runs", nothing_yet)
+                    await _erase(other)
+                return x
 
-        vm.register_tool("echo", echo)
-        trace = await vm.run(FLOW, {"who": NAME}, trace_id="r")
-        assert [wait.kind for wait in trace.waiting] == ["event"]
-        assert vm.read("r")[-1].facts.endswith(b'"type":"Erased"}')
-        vm.verify("r")
-        await vm.close()
-        await other.close()
+            vm.register_tool("echo", echo)
+            trace = await vm.run(FLOW, {"who": NAME}, trace_id="r")
+            assert [wait.kind for wait in trace.waiting] == ["event"]
+            assert vm.read("r")[-1].facts.endswith(b'"type":"Erased"}')
 
     play(main())
 
@@ -178,35 +244,31 @@ def test_a_run_that_began_while_the_others_were_stopped_is_stopped_as_well(
     stop, begun = erasure._stop_runs, asyncio.Event()
 
     async def main() -> None:
-        make_key_file(tmp_path / "runs.db.key")
-        vm = _engine(tmp_path)
-        await vm.run(FLOW, {"who": NAME}, trace_id="before")  # so that the subject has a key
+        async with _engines(tmp_path) as (vm,):
+            await vm.run(FLOW, {"who": NAME}, trace_id="before")  # so that the subject has a key
 
-        async def echo(x: str) -> str:
-            begun.set()
-            raise ToolError("not yet", retryable=True)
+            async def echo(x: str) -> str:
+                begun.set()
+                raise ToolError("not yet", retryable=True)
 
-        vm.register_tool("echo", echo)
-        vm.llm = vm.calls.llm = _Talkative()
-        driving: list[asyncio.Task[Any]] = []
+            vm.register_tool("echo", echo)
+            vm.llm = vm.calls.llm = _Talkative()
+            driving: list[asyncio.Task[Any]] = []
 
-        async def stop_and_begin(*args: Any) -> None:
-            if driving:
-                for _ in range(4 * turns):  # it goes on after its key has become nobody's
-                    await asyncio.sleep(0)
-            await stop(*args)
-            if not driving:
-                driving.append(asyncio.create_task(vm.run(flow, {"who": NAME}, trace_id="r")))
-                await begun.wait()
+            async def stop_and_begin(*args: Any) -> None:
+                if driving:
+                    await _turns(4 * turns)  # it goes on after its key has become nobody's
+                await stop(*args)
+                if not driving:
+                    driving.append(asyncio.create_task(vm.run(flow, {"who": NAME}, trace_id="r")))
+                    await begun.wait()
 
-        monkeypatch.setattr(erasure, "_stop_runs", stop_and_begin)
-        receipt = await vm.erase(subject=NAME, reason="asked", by="ana")
-        trace = await driving[0]
-        assert (trace.status, receipt["stage"]) == ("CANCELLED", "done")
-        assert sorted(receipt["runs"]) == ["before", "r"]
-        assert vm.read("r")[-1].facts.endswith(b'"type":"Erased"}')
-        vm.verify("r")
-        await vm.close()
+            monkeypatch.setattr(erasure, "_stop_runs", stop_and_begin)
+            receipt = await _erase(vm)
+            trace = await driving[0]
+            assert (trace.status, receipt["stage"]) == ("CANCELLED", "done")
+            assert sorted(receipt["runs"]) == ["before", "r"]
+            assert vm.read("r")[-1].facts.endswith(b'"type":"Erased"}')
 
     play(main())
 
@@ -215,65 +277,125 @@ def test_a_run_that_began_while_the_others_were_stopped_is_stopped_as_well(
 def test_an_erasure_that_is_given_up_at_any_turn_of_the_loop_is_completed_by_recovery(
     tmp_path: Path, again: bool
 ) -> None:
-    async def main(turns: int) -> bool:
-        path = tmp_path / str(turns)
-        path.mkdir()
-        make_key_file(path / "runs.db.key")
-        vm = _engine(path)
-        for name in ("waits", "over"):
-            await vm.run(FLOW, {"who": NAME}, trace_id=name)
-        await vm.resume("over", {})
-        await vm.recover()  # it has looked for what is left of erasures
-        erasing = asyncio.create_task(vm.erase(subject=NAME, reason="asked", by="ana"))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        over = erasing.done()
-        erasing.cancel()
-        if again:
-            await asyncio.sleep(0)
+    async def attempt(path: Path, turns: int) -> bool:
+        async with _engines(path) as (vm,):
+            for name in ("waits", "over"):
+                await vm.run(FLOW, {"who": NAME}, trace_id=name)
+            await vm.resume("over", {})
+            await vm.recover()  # it has looked for what is left of erasures
+            erasing = asyncio.create_task(_erase(vm))
+            await _turns(turns)
+            over = erasing.done()
             erasing.cancel()
-        await asyncio.gather(erasing, return_exceptions=True)
-        await vm.recover()
-        assert vm.vault is not None
-        begun = vm.vault.all_erasures()
-        assert [(one.stage, sorted(one.runs)) for one in begun] in ([], [("done", ["over", "waits"])])
-        if not begun:
-            await vm.erase(subject=NAME, reason="asked", by="ana")
-        await _told_everywhere(vm)
-        await vm.close()
-        return over
+            if again:
+                await asyncio.sleep(0)
+                erasing.cancel()
+            await asyncio.gather(erasing, return_exceptions=True)
+            await vm.recover()
+            assert _erased(vm) in ([], [("done", ["over", "waits"])])
+            if not _erased(vm):
+                await _erase(vm)
+            return over
 
-    turns = 0
-    while not play(main(turns)):
-        turns += 1
-    assert turns > 1
+    _at_every_turn(tmp_path, attempt)
 
 
 def test_an_erasure_that_cannot_be_completed_keeps_no_run_from_being_driven(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        make_key_file(tmp_path / "runs.db.key")
-        vm = _engine(tmp_path)
-        await vm.run(FLOW, {"who": NAME}, trace_id="erased")
-        await vm.start({"name": "plain", "steps": [tool_step("a", "echo", args={"x": "y"})]}, trace_id="r")
-        assert vm.vault is not None
-        vm.vault.begin_erasure(subject=NAME, reason="asked", by={"id": "ana"})
-
-        def broken(*_: Any, **__: Any) -> Any:
-            raise VaultError("VAULT_IO", "the keys cannot be written")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Vault, "destroy_keys", broken)
-            with refused("VAULT_IO"):
+        async with _engines(tmp_path) as (vm,):
+            await vm.run(FLOW, {"who": NAME}, trace_id="erased")
+            await vm.start(
+                {"name": "plain", "steps": [tool_step("a", "echo", args={"x": "y"})]}, trace_id="r"
+            )
+            _begin_erasure(vm)
+            with _keys_that_cannot_be_written(monkeypatch), refused("VAULT_IO"):
                 await vm.recover()
-        assert vm.trace("r").status == "SUCCESS"
-        await vm.recover()
-        assert [one.stage for one in vm.vault.all_erasures()] == ["done"]
-        await _told_everywhere(vm)
-        await vm.close()
+            assert vm.trace("r").status == "SUCCESS"
+            await vm.recover()
+            assert _erased(vm) == [("done", ["erased"])]
 
     play(main())
+
+
+def test_whoever_looks_for_runs_every_so_often_does_not_wait_for_an_erasure_that_waits_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with _engines(tmp_path) as (vm,):
+            gate = _Gate(vm)
+            driving = asyncio.create_task(vm.run(FLOW, {"who": NAME}, trace_id="r"))
+            await gate.begun()
+            _begin_erasure(vm)
+            monkeypatch.setattr(erasure, "SOON_S", 0)
+            for _ in range(3):
+                assert not await vm.complete_erasures(soon=True)
+            assert (vm.erasing, driving.done()) == (1, False)  # it goes on, once
+            with _keys_that_cannot_be_written(monkeypatch):
+                gate.open()
+                await driving
+                with refused("VAULT_IO"):  # told whenever it is asked for next
+                    while not await vm.complete_erasures(soon=True):
+                        pass
+            while not await vm.complete_erasures(soon=True):
+                pass
+            assert _erased(vm) == [("done", ["r"])]
+
+    play(main())
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["here", "elsewhere"])
+@pytest.mark.parametrize("first", ["what it begins with", "a result"])
+def test_a_run_whose_first_private_value_is_not_written_yet_is_stopped_and_can_be_folded(
+    tmp_path: Path, first: str, apart: bool
+) -> None:
+    """What steps without effects come to is written with what follows: meanwhile nobody else sees that it is there."""
+
+    @tool(effect="pure")
+    async def words(x: str) -> list[str]:
+        return x.split()
+
+    each = tool_step("one", "echo", args={"x": "$item"})
+    steps = [
+        tool_step("a", "words", args={"x": "$who"}, private=True),
+        tool_step("b", "look", args={"x": "1"}),
+        {"id": "m", "type": "map", "over": "$a.output", "max_items": 9, "step": each},
+        wait_step("w"),
+    ]
+    flow = {**FLOW, "steps": steps}
+    who, options = NAME, {}
+    if first == "a result":
+        flow["inputs"] = {"type": "object", "properties": {"who": {"type": "string"}}}
+        steps.insert(0, tool_step("y", "echo", args={"x": "1"}))
+        who, options = "the customer of number 17", {"trace_id": "r"}
+
+    async def main() -> None:
+        async with _engines(tmp_path, 2) as (vm, other):
+            vm.register_tool("words", words)
+            gate = _Gate(vm, "look", "pure")
+            driving = asyncio.create_task(vm.run(flow, {"who": who}, **options))
+            await gate.begun()
+            assert vm.store.holding(b'"key"') == []
+            erasing = asyncio.create_task(_erase(other if apart else vm, who))
+            await _turns(50 if apart else 1)
+            assert erasing.done() is apart
+            gate.open()
+            trace, receipt = await asyncio.gather(driving, erasing)
+            assert (trace.status, receipt["stage"]) == ("CANCELLED", "done")
+            assert apart or receipt["runs"] == [trace.trace_id]
+            await vm.recover()
+            assert _erased(vm) == [("done", [trace.trace_id])]
+
+    play(main())
+
+
+@tool(effect="idempotent")
+async def slow() -> None:
+    await _turns(40)
+
+
+UNDONE = tool_step("z", "echo", args={"x": "1"}, compensate={"tool": "undo", "args": {}})
 
 
 @pytest.mark.parametrize("turns", range(12))
@@ -283,35 +405,22 @@ def test_erasures_of_one_subject_that_come_together_leave_one_that_can_be_folded
     """Whoever comes second finds the runs ending already, and the keys perhaps gone."""
 
     async def main() -> None:
-        make_key_file(tmp_path / "runs.db.key")
-        vm = _engine(tmp_path)
-        vm.llm = vm.calls.llm = _Talkative()
-
-        @tool(effect="idempotent")
-        async def undo() -> None:
-            for _ in range(40):
-                await asyncio.sleep(0)
-
-        vm.register_tool("undo", undo)
-        await vm.run(FLOW, {"who": NAME}, trace_id="before")
-        done = tool_step("z", "echo", args={"x": "1"}, compensate={"tool": "undo", "args": {}})
-        flow = {**TALKING, "steps": [done, *TALKING["steps"]]}
-        driving = asyncio.create_task(vm.run(flow, {"who": NAME}, trace_id="r"))
-        for _ in range(60):
-            await asyncio.sleep(0)
-        erasing = []
-        for _ in range(3):
-            erasing.append(asyncio.create_task(vm.erase(subject=NAME, reason="asked", by="ana")))
-            for _ in range(turns):
-                await asyncio.sleep(0)
-        for ended in await asyncio.gather(*erasing, return_exceptions=True):
-            assert isinstance(ended, dict) or ended.code == "SUBJECT_NOT_FOUND", ended  # it has happened
-        await driving
-        await _told_everywhere(vm)
-        assert vm.vault is not None
-        (one,) = vm.vault.all_erasures()
-        assert (one.stage, sorted(one.runs)) == ("done", ["before", "r"])
-        await vm.close()
+        async with _engines(tmp_path) as (vm,):
+            vm.llm = vm.calls.llm = _Talkative()
+            vm.register_tool("undo", slow)
+            await vm.run(FLOW, {"who": NAME}, trace_id="before")
+            flow = {**TALKING, "steps": [UNDONE, *TALKING["steps"]]}
+            driving = asyncio.create_task(vm.run(flow, {"who": NAME}, trace_id="r"))
+            await _turns(60)
+            erasing = []
+            for _ in range(3):
+                erasing.append(asyncio.create_task(_erase(vm)))
+                await _turns(turns)
+            for ended in await asyncio.gather(*erasing, return_exceptions=True):
+                assert isinstance(ended, dict) or ended.code == "SUBJECT_NOT_FOUND", ended  # it has happened
+            await driving
+            await vm.recover()
+            assert _erased(vm) == [("done", ["before", "r"])]
 
     play(main())
 
@@ -322,46 +431,30 @@ def test_a_run_that_is_written_while_nobody_sees_it_yet_ends_at_once(
 ) -> None:
     """The erasure of its subject has looked through the store in the meantime."""
 
-    async def main(turns: int) -> bool:
-        path = tmp_path / str(turns)
-        path.mkdir()
-        make_key_file(path / "runs.db.key")
-        vm = _engine(path)
-        vm.llm = vm.calls.llm = _Talkative()
-        await vm.run(FLOW, {"who": NAME}, trace_id="before")
-        await vm.cancel("before")  # so that nothing has to be stopped first
-        names = {"trace_id": "r"} if named else {}
-        driving = asyncio.create_task(vm.run(TALKING, {"who": NAME}, **names))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        # As another process sees the store, while the commit is under way here.
-        vault, hides = vm.vault, False
-        assert vault is not None
-        begin, holding = vault.begin_erasure, vm.store.holding
+    async def attempt(path: Path, turns: int) -> bool:
+        async with _engines(path, 2) as (vm, other):
+            vm.llm = vm.calls.llm = _Talkative()
+            await vm.run(FLOW, {"who": NAME}, trace_id="before")
+            await vm.cancel("before")  # so that nothing has to be stopped first
+            names = {"trace_id": "r"} if named else {}
+            driving = asyncio.create_task(vm.run(TALKING, {"who": NAME}, **names))
+            await _turns(turns)
+            # Another process does not see what is being written here.
+            begin, hides = _vault(other).begin_erasure, False
 
-        def begun(**fields: Any) -> Any:
-            nonlocal hides
-            hides = len(vm.runs()) == 1
-            return begin(**fields)
+            def begun(**fields: Any) -> Any:
+                nonlocal hides
+                hides = len(other.runs()) == 1
+                return begin(**fields)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(vault, "begin_erasure", begun)
-            patch.setattr(
-                vm.store,
-                "holding",
-                lambda text: [one for one in holding(text) if one == "before" or not hides],
-            )
-            await vm.erase(subject=NAME, reason="asked", by="ana")
-        (ended,) = await asyncio.gather(driving, return_exceptions=True)
-        assert ended.code == "ERASED" if isinstance(ended, BaseException) else ended.status == "CANCELLED"
-        await _told_everywhere(vm)
-        await vm.close()
-        return not hides
+            with monkeypatch.context() as patch, _seeing_only(monkeypatch, other, "before", lambda: hides):
+                patch.setattr(_vault(other), "begin_erasure", begun)
+                await _erase(other)
+            (ended,) = await asyncio.gather(driving, return_exceptions=True)
+            assert ended.code == "ERASED" if isinstance(ended, BaseException) else ended.status == "CANCELLED"
+            return not hides
 
-    turns = 1  # one that has not begun at all has another key
-    while not play(main(turns)):
-        turns += 1
-    assert turns > 1
+    _at_every_turn(tmp_path, attempt, 1)  # one that has not begun at all has another key
 
 
 def test_whoever_looks_for_runs_to_tell_while_one_is_driven_looks_there_again(
@@ -370,38 +463,22 @@ def test_whoever_looks_for_runs_to_tell_while_one_is_driven_looks_there_again(
     """How far somebody has looked is kept beside the keys, for all processes."""
 
     async def main() -> None:
-        make_key_file(tmp_path / "runs.db.key")
-        vm, other = _engine(tmp_path), _engine(tmp_path)
-        begun, gate = asyncio.Event(), asyncio.Event()
-        await vm.run(FLOW, {"who": NAME}, trace_id="before")
-        await vm.cancel("before")
-
-        async def echo(x: str) -> str:
-            begun.set()
-            await gate.wait()
-            return x
-
-        vm.register_tool("echo", echo)
-        # What it journals from here on does not name the key.
-        flow = {**FLOW, "steps": [tool_step("a", "echo", args={"x": "1"})]}
-        driving = asyncio.create_task(vm.run(flow, {"who": NAME}, trace_id="r"))
-        await begun.wait()
-        with monkeypatch.context() as patch:  # as if it had not been in the store yet
-            holding = other.store.holding
-            patch.setattr(
-                other.store, "holding", lambda text: [one for one in holding(text) if one == "before"]
-            )
-            receipt = await other.erase(subject=NAME, reason="asked", by="ana")
-            assert (receipt["stage"], receipt["runs"]) == ("done", ["before"])
-        await other.recover()
-        gate.set()
-        await driving
-        assert b'"type":"Erased"' in vm.read("r")[-1].facts
-        assert vm.vault is not None
-        (one,) = vm.vault.all_erasures()
-        assert sorted(one.runs) == ["before", "r"]
-        await vm.close()
-        await other.close()
+        async with _engines(tmp_path, 2) as (vm, other):
+            await vm.run(FLOW, {"who": NAME}, trace_id="before")
+            await vm.cancel("before")
+            gate = _Gate(vm)
+            # What it journals from here on does not name the key.
+            flow = {**FLOW, "steps": [tool_step("a", "echo", args={"x": "1"})]}
+            driving = asyncio.create_task(vm.run(flow, {"who": NAME}, trace_id="r"))
+            await gate.begun()
+            with _seeing_only(monkeypatch, other, "before"):
+                await _erase(other)
+                assert _erased(other) == [("done", ["before"])]
+            await other.recover()
+            gate.open()
+            await driving
+            assert b'"type":"Erased"' in vm.read("r")[-1].facts
+            assert _erased(vm) == [("done", ["before", "r"])]
 
     play(main())
 
@@ -410,20 +487,16 @@ def test_a_run_that_came_to_wait_while_the_others_were_stopped_is_stopped_as_wel
     """Later nobody could: a run that waits is cancelled by whoever can read it."""
 
     async def main() -> None:
-        make_key_file(tmp_path / "runs.db.key")
-        vm = _engine(tmp_path)
+        async with _engines(tmp_path) as (vm,):
 
-        @tool(effect="idempotent")
-        async def undo() -> None:
-            await vm.run(FLOW, {"who": NAME}, trace_id="late")
+            @tool(effect="idempotent")
+            async def undo() -> None:
+                await vm.run(FLOW, {"who": NAME}, trace_id="late")
 
-        vm.register_tool("undo", undo)
-        done = tool_step("z", "echo", args={"x": "1"}, compensate={"tool": "undo", "args": {}})
-        await vm.run({**FLOW, "steps": [done, wait_step("w")]}, {"who": NAME}, trace_id="r")
-        receipt = await vm.erase(subject=NAME, reason="asked", by="ana")
-        assert (receipt["stage"], sorted(receipt["runs"])) == ("done", ["late", "r"])
-        assert [vm.trace(name).status for name in ("r", "late")] == ["CANCELLED", "CANCELLED"]
-        await _told_everywhere(vm)
-        await vm.close()
+            vm.register_tool("undo", undo)
+            await vm.run({**FLOW, "steps": [UNDONE, wait_step("w")]}, {"who": NAME}, trace_id="r")
+            receipt = await _erase(vm)
+            assert (receipt["stage"], sorted(receipt["runs"])) == ("done", ["late", "r"])
+            assert [vm.trace(name).status for name in ("r", "late")] == ["CANCELLED", "CANCELLED"]
 
     play(main())

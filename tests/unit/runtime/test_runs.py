@@ -150,6 +150,33 @@ def test_leaving_a_stream_does_not_stop_the_run_nor_does_a_broken_listener(opene
     play(main())
 
 
+def test_a_stream_that_nobody_reads_any_more_gathers_nothing(
+    opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered: list[Any] = []
+
+    class Watched(asyncio.Queue[Any]):
+        def put_nowait(self, item: Any) -> None:
+            gathered.append(item)
+            super().put_nowait(item)
+
+    async def main() -> None:
+        left = asyncio.Event()
+        vm = opener(tools={"act": left.wait})
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, "Queue", Watched)
+            events = vm.stream(program(tool_step("a"), tool_step("b")), trace_id="r")
+            assert (await anext(events)).type == "RunStarted"
+        await events.aclose()
+        heard = len(gathered)
+        left.set()
+        await asyncio.gather(*vm.background)
+        assert vm.trace("r").status is RunStatus.SUCCESS
+        assert gathered[heard:] == [None]  # that it is over
+
+    play(main())
+
+
 def test_step_takes_one_step_at_a_time(opener: Opener) -> None:
     count = Counter()
     vm = opener(tools={"act": lambda effect: count(effect)})

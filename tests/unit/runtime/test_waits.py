@@ -10,6 +10,7 @@ import pytest
 from runtime_stage import Counter, Opener, kinds, play, program, refused, sound, tool_step, wait_step
 
 from nano_vm import PENDING, ExecutionVM, RunStatus, SqliteStore, tool
+from nano_vm.errors import StoreError
 from nano_vm.runtime import control
 from nano_vm.runtime.system import SystemClock
 from nano_vm.testing.clock import VirtualClock
@@ -43,6 +44,57 @@ def test_the_same_event_again_is_answered_alike_and_another_is_refused(opener: O
         trace = vm.trace(run_id)
         assert kinds(trace)[-2:] == ["EventRefused", "EventRefused"]
         sound(vm, trace)
+
+    play(main())
+
+
+def test_a_refused_event_leaves_a_run_that_nobody_drives_as_it_stood(opener: Opener) -> None:
+    count = Counter()
+    flow = program(*[tool_step(name, args={"effect": name}) for name in "abc"], wait_step("w"))
+
+    async def main() -> None:
+        vm = opener(tools={"act": lambda effect: count(effect)})
+        run_id = (await vm.start(flow)).trace_id
+
+        def stands() -> tuple[str, list[str]]:
+            """But for who has had it in his hands."""
+            done = [kind for kind in kinds(vm.trace(run_id)) if kind != "RunAdopted"]
+            return vm.store.record(run_id).status, done
+
+        for effects in ([], ["a"]):
+            status, before = stands()
+            for data in (1, 2):
+                with refused("NOT_WAITING"):
+                    await vm.resume(run_id, data, name="other")
+            with refused("NOT_WAITING"):
+                await vm.resolve(run_id, "a", "repeat")
+            assert stands() == (status, [*before, "EventRefused", "EventRefused"])
+            assert (count.effects, vm.live) == (effects, {})
+            sound(vm, vm.trace(run_id))
+            await vm.step(run_id)
+        (trace,) = await vm.recover()
+        assert (trace.status, count.effects) == ("SUSPENDED", ["a", "b", "c"])
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_a_store_that_fails_over_a_refusal_leaves_the_run_to_others(opener: Opener) -> None:
+    vm = opener(tools={})
+
+    async def main() -> None:
+        run_id = await parked(vm, program(wait_step("w")))
+        append = vm.store.append
+
+        def failing(*args: Any) -> Any:
+            raise StoreError("STORE_FULL", "the disk is full")
+
+        vm.store.append = failing  # type: ignore[method-assign]
+        with refused("STORE_FULL"):
+            await vm.resume(run_id, 1, name="other")
+        vm.store.append = append  # type: ignore[method-assign]
+        assert vm.store.record(run_id).owner is None
+        assert (await vm.resume(run_id, 1)).status is RunStatus.SUCCESS
 
     play(main())
 

@@ -3,7 +3,8 @@
   nano-vm recover --tools refund_tools.py
   nano-vm recover --loop --interval 2 --tools refund_tools.py     until stopped (as `worker`)
 
-A run whose tools were not given is left untouched. Erasures that a crash has cut are completed first.
+A run whose tools were not given is left untouched. Erasures that a crash has cut are completed first; one whose runs
+have to be undone with tools that were not given is left to others for an hour.
 exit codes: 0 done; else of what was left: 2 tools or a model were not given, 5 a changed journal
 """
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from nano_vm.observe.prometheus import MetricsServer
 
 BATCH = 100
-ERASURE_SECONDS = 1.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +125,6 @@ class Recovery:
         self.taken: list[dict[str, Any]] = []
         self.left: list[dict[str, Any]] = []
         self._complained: set[str | None] = set()
-        self._erasing: asyncio.Task[None] | None = None
 
     async def once(self) -> None:
         """Take up every run that can be taken up now, side by side."""
@@ -144,14 +143,8 @@ class Recovery:
 
     async def _complete_erasures(self) -> None:
         """First, but it may have to wait for runs: a worker goes on to others soon."""
-        if self._erasing is None:
-            self._erasing = asyncio.get_running_loop().create_task(self.session.engine.complete_erasures())
-        await asyncio.wait((self._erasing,), timeout=ERASURE_SECONDS if self.lines else None)
-        if not self._erasing.done():
-            return
-        done, self._erasing = self._erasing, None
         try:
-            done.result()
+            await self.session.engine.complete_erasures(soon=self.lines)
         except StoreError:
             raise
         except NanoVMError as error:
