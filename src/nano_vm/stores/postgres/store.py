@@ -24,12 +24,13 @@ from nano_vm.stores.guarded import Turnstile
 from nano_vm.stores.owners import OwnerLock
 from nano_vm.stores.postgres.connection import Address, PostgresConnection
 from nano_vm.stores.postgres.errors import translate
+from nano_vm.stores.postgres.fence import sweep
 from nano_vm.stores.postgres.group import GroupCommit
 from nano_vm.stores.postgres.integrity import examine
 from nano_vm.stores.postgres.reader import PostgresReader
 from nano_vm.stores.postgres.schema import open_database
 from nano_vm.stores.postgres.tool import tool_transaction
-from nano_vm.stores.postgres.writer import Desk, Writer, sweep
+from nano_vm.stores.postgres.writer import Desk, Writer
 from nano_vm.stores.rows import Connection
 from nano_vm.stores.sql_store import SqlStore
 
@@ -54,7 +55,7 @@ class PostgresJournalStore(SqlStore):
         InputError: USAGE, STORE_NOT_FOUND.
         StoreError: STORE_NEWER, STORE_DAMAGED, STORE_READ_ONLY, STORE_LOCKED, STORE_FULL, STORE_IO.
 
-    A worker that lost its lease cannot append (SPEC §6): see `writer`. Owners of this machine and user are provably
+    A worker that lost its lease cannot append (SPEC §6): see `fence`. Owners of this machine and user are provably
     dead when they are; of others only the lease tells. In a process forked from the one that opened the store,
     every call raises STORE_CLOSED.
     """
