@@ -34,6 +34,15 @@ def values(place: str, count: int) -> str:
     return ", ".join(["%s" if place.startswith("postgresql://") else "?"] * count)
 
 
+def let_pass(place: str) -> None:
+    """Wait for the commits that a dead process has left on their way: a server does not die with its client."""
+    if place.startswith("postgresql://"):
+        import psycopg
+
+        with psycopg.connect(place) as con:
+            con.execute("SELECT FROM nvm_writers FOR UPDATE")
+
+
 def rows(place: str, table: str, columns: str) -> list[tuple[Any, ...]]:
     """What a table of a tool's holds, past every store; nothing when there is no such table."""
     sql = f"SELECT {columns} FROM {table} ORDER BY {columns}"
