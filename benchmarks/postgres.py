@@ -6,8 +6,9 @@
     python benchmarks/postgres.py --quick            # one short round, no verdicts
 
 A round runs every workload on every engine, each in a process and in a database of its own, the order rotating from
-round to round. A ratio is nano-vm's speed over the other's within a round; median, smallest and largest over the rounds. The
-workloads are those of `compare.py`: 20 steps (15 tools, 5 conditions), one program after another and a hundred at once.
+round to round. A ratio is nano-vm's speed over the other's within a round; median, smallest and largest over the
+rounds. The workloads are those of `compare.py`: 20 steps (15 tools, 5 conditions), one program after another and a
+hundred at once; suspend and resume; ten parallel sub-steps.
 
 Exit code: 0 every requirement met, 1 one was missed.
 """

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
+import signal
+import subprocess
 import tempfile
 import warnings
 from typing import Any
@@ -13,6 +16,7 @@ import psycopg
 import pytest
 
 _numbers = itertools.count(1)
+_STARTS = 20
 
 
 _running: list[tuple[Any, str]] = []
@@ -42,6 +46,22 @@ def server() -> str:
             con.execute("SELECT pg_reload_conf()")
     uri: str = _running[0][0].get_uri()
     return uri
+
+
+def kill() -> None:
+    """End the whole server with SIGKILL, in the middle of whatever it does."""
+    os.kill(_running[0][0].get_pid(), signal.SIGKILL)
+
+
+def start() -> None:
+    """Start the killed server again, at the same address."""
+    for left in reversed(range(_STARTS)):
+        try:
+            _running[0][0].ensure_postgres_running()
+            return
+        except subprocess.SubprocessError:
+            if not left:
+                raise  # sessions of the old one have not noticed yet that it is gone
 
 
 def fresh_url() -> str:

@@ -1,4 +1,4 @@
-"""DBOS on SQLite, and on PostgreSQL (variant `postgres`): everything it runs is durable, so it takes part in the durable
+"""DBOS on SQLite, and on PostgreSQL (variant `postgres`): everything it runs is durable, so it takes part in durable
 workloads only.
 
 The plain variant puts the database into WAL mode, which is faster; `default` leaves it in the rollback journal that

@@ -1,8 +1,9 @@
 """The programs that are killed: run in a child process, which dies where its environment says.
 
-    python crash_programs.py MODE DIRECTORY PROGRAM [RUNS]
+    python crash_programs.py MODE DIRECTORY PROGRAM RUNS DURABILITY [ADDRESS]
 
-MODE `run` starts runs, `recover` takes them up until nothing can be done without somebody's help. Effects are
+MODE `run` starts runs, `recover` takes them up until nothing can be done without somebody's help. They are in
+`runs.db` in the directory, or in the PostgreSQL database at the address. Effects are
 counted outside of the process's control: each is one line, appended with O_APPEND in one write, or one file.
 `CRASH_AT=n` kills the process with SIGKILL at the n-th boundary: before and after each commit of the journal, and
 before and after each effect.
@@ -30,8 +31,10 @@ from nano_vm import (
     ToolContext,
     tool,
 )
+from store_places import PostgresStore, values
 
 PLACE = Path(".")
+ADDRESS = ""
 _boundaries = 0
 _crash_at = int(os.environ.get("CRASH_AT", "0"))
 
@@ -56,14 +59,17 @@ def effect(step: str, run: str, key: str) -> None:
     boundary(f"after {step}")
 
 
-class Watched(SqliteStore):
-    """A store whose commits are boundaries."""
+class Boundaries:
+    """What makes the commits of a store boundaries."""
 
     def create(self, *args: Any) -> Any:
-        return self._around(super().create, args)
+        return self._around(super().create, args)  # type: ignore[misc]
 
     def append(self, *args: Any) -> Any:
-        return self._around(super().append, args)
+        return self._around(super().append, args)  # type: ignore[misc]
+
+    def append_plain(self, *args: Any) -> Any:
+        return self._around(super().append_plain, args)  # type: ignore[misc]
 
     def _around(self, write: Callable[..., Awaitable[None] | None], args: Sequence[Any]) -> Any:
         boundary("before commit")
@@ -77,6 +83,12 @@ class Watched(SqliteStore):
             boundary("after commit")
 
         return waited()
+
+
+class Watched(Boundaries, SqliteStore): ...
+
+
+class WatchedPostgres(Boundaries, PostgresStore): ...
 
 
 # --- tools ----------------------------------------------------------------------------------------------------
@@ -124,7 +136,7 @@ async def transactional(name: str, ctx: ToolContext) -> str:
     con = ctx.transaction.connection
     con.execute("CREATE TABLE IF NOT EXISTS effects (run TEXT, step TEXT)")
     boundary(f"before {name}")
-    con.execute("INSERT INTO effects VALUES (?, ?)", (ctx.trace_id, name))
+    con.execute(f"INSERT INTO effects VALUES ({values(ADDRESS, 2)})", (ctx.trace_id, name))
     boundary(f"after {name}")
     return name
 
@@ -258,11 +270,12 @@ async def recover(vm: ExecutionVM) -> None:
 
 
 def main() -> None:
-    global PLACE
+    global PLACE, ADDRESS
     mode, place, name, runs, durability = sys.argv[1:6]
-    PLACE = Path(place)
+    PLACE, ADDRESS = Path(place), "".join(sys.argv[6:])
     (PLACE / "keys").mkdir(exist_ok=True)
-    store = Watched(PLACE / "runs.db", durability="full" if durability == "full" else "normal")
+    kept = "full" if durability == "full" else "normal"
+    store = WatchedPostgres(ADDRESS, kept) if ADDRESS else Watched(PLACE / "runs.db", durability=kept)
     vm = ExecutionVM(llm=Conversing() if name == "agent" else MockLLMAdapter("yes"), tools=TOOLS, store=store)
     append("ready", mode)
     asyncio.run(run(vm, name, int(runs)) if mode == "run" else recover(vm))

@@ -1,6 +1,6 @@
 """A process that writes until it is killed, and says what has become durable.
 
-    python store_writer.py DATABASE DURABILITY ROUND
+    python store_writer.py PLACE DURABILITY ROUND
 
 Prints `start`, then a line `run length` for every append that was acknowledged. A batch of entries says in
 each payload how many they are; a `ledger` run is written by a tool's transactions, one row of the table
@@ -14,10 +14,12 @@ import sys
 
 from nano_vm import canonical
 from nano_vm.journal.entry import Chain, Entry
-from nano_vm.stores.sqlite import SqliteStore
+from nano_vm.journal.port import JournalStore
 from nano_vm.testing.store_conformance import NOW, Draft, settle
+from store_places import open_store, values
 
 RUNS = 6
+VALUES = values(sys.argv[1], 2)
 
 
 def batch(chain: Chain, draw: random.Random) -> list[Entry]:
@@ -32,7 +34,7 @@ def acknowledge(chain: Chain) -> None:
     os.write(1, f"{chain.run} {chain.length}\n".encode())
 
 
-async def write_run(store: SqliteStore, run_id: str, seed: int) -> None:
+async def write_run(store: JournalStore, run_id: str, seed: int) -> None:
     draft, draw = Draft(run_id, store.owner), random.Random(seed)
     chain = draft.chain
     await settle(store.create(draft.record, batch(chain, draw)))
@@ -40,22 +42,22 @@ async def write_run(store: SqliteStore, run_id: str, seed: int) -> None:
     await write_on(store, chain, 1, draw)
 
 
-async def write_on(store: SqliteStore, chain: Chain, fence: int, draw: random.Random) -> None:
+async def write_on(store: JournalStore, chain: Chain, fence: int, draw: random.Random) -> None:
     while True:
         if chain.run.startswith("ledger"):
             async with store.transaction() as transaction:
                 con = transaction.connection
                 con.execute("CREATE TABLE IF NOT EXISTS ledger (run TEXT, first INTEGER)")
-                con.execute("INSERT INTO ledger VALUES (?, ?)", (chain.run, chain.length))
+                con.execute(f"INSERT INTO ledger VALUES ({VALUES})", (chain.run, chain.length))
                 transaction.append(chain.run, fence, batch(chain, draw))
         else:
             await settle(store.append(chain.run, fence, batch(chain, draw)))
         acknowledge(chain)
 
 
-async def main(path: str, durability: str, number: int) -> None:
+async def main(place: str, durability: str, number: int) -> None:
     os.write(1, b"start\n")
-    store = SqliteStore(path, durability, busy_timeout_ms=60_000)  # type: ignore[arg-type]
+    store = open_store(place, durability, busy_timeout_ms=60_000)
     writers = []
     for run_id in store.claimable(NOW, limit=2):  # what the process before us has left
         fence = store.claim(run_id, NOW)

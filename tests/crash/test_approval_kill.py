@@ -18,7 +18,7 @@ from typing import Any
 import approval_programs
 import pytest
 from approval_programs import ANA, ASKING, BOB, EVE, EXPIRY_SECONDS, PROGRAMS, TIGHT, Later, machine
-from test_kill import ROOT, effects, finish
+from test_kill import MODULES, effects, finish
 
 from nano_vm import ExecutionVM, NanoVMError, SqliteStore, Trace
 from nano_vm.kernel.events import ApprovalRequested, PolicyDecided
@@ -49,7 +49,7 @@ def ask(place: Path, name: str, run_id: str = "r0") -> dict[str, Any]:
 
 
 def approve(place: Path, name: str, crash_at: int = 0, durability: str = "normal") -> int:
-    environment = {**os.environ, "CRASH_AT": str(crash_at), "PYTHONPATH": str(ROOT / "src")}
+    environment = {**os.environ, "CRASH_AT": str(crash_at), "PYTHONPATH": MODULES}
     argv = [sys.executable, str(SOURCE), str(place), name, durability]
     return finish(subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE))
 

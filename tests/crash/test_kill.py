@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -14,19 +13,37 @@ from collections import Counter
 from pathlib import Path
 
 import crash_programs
+import psycopg
 import pytest
 
 from nano_vm import ExecutionVM, SqliteStore
+from postgres_server import fresh_url
+from store_places import KINDS, open_store, rows
 
 SOURCE = Path(crash_programs.__file__).resolve()
 ROOT = SOURCE.parents[2]
+MODULES = os.pathsep.join((str(ROOT / "src"), str(ROOT / "tests")))
+
+
+def address(place: Path) -> list[str]:
+    """The address of the database, where it is not a file in the directory."""
+    return (place / "address").read_text().split() if (place / "address").exists() else []
+
+
+def in_postgres(place: Path) -> Path:
+    """Have the runs in a PostgreSQL database. Effects are counted in it by many at once: their table is there."""
+    url = fresh_url()
+    (place / "address").write_text(url)
+    with psycopg.connect(url) as con:
+        con.execute("CREATE TABLE effects (run text, step text)")
+    return place
 
 
 def launch(
     mode: str, place: Path, name: str, runs: int = 1, crash_at: int = 0, durability: str = "normal"
 ) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "CRASH_AT": str(crash_at), "PYTHONPATH": str(ROOT / "src")}
-    argv = [sys.executable, str(SOURCE), mode, str(place), name, str(runs), durability]
+    environment = {**os.environ, "CRASH_AT": str(crash_at), "PYTHONPATH": MODULES}
+    argv = [sys.executable, str(SOURCE), mode, str(place), name, str(runs), durability, *address(place)]
     return subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE)
 
 
@@ -46,18 +63,19 @@ def effects(place: Path) -> Counter[tuple[str, str]]:
     for key in (place / "keys").iterdir():
         run, name, _ = json.loads(key.read_text())
         found[run, name] += 1
-    with sqlite3.connect(place / "runs.db") as con:
-        if con.execute("SELECT 1 FROM sqlite_master WHERE name = 'effects'").fetchone():
-            found.update((run, name) for run, name in con.execute("SELECT run, step FROM effects"))
-    con.close()
+    found.update(rows(database(place), "effects", "run, step"))
     return found
+
+
+def database(place: Path) -> str:
+    return "".join(address(place)) or str(place / "runs.db")
 
 
 def check(place: Path, name: str, unknown_allowed: bool) -> Counter[str]:
     """What the contract says of a database after recovery. Returns the statuses."""
     done = effects(place)
     assert all(count == 1 for count in done.values()), done
-    store = SqliteStore(place / "runs.db")
+    store = open_store(database(place))
     vm = ExecutionVM(tools=crash_programs.TOOLS, store=store)
     statuses: Counter[str] = Counter()
     for record in vm.runs(limit=10_000):
@@ -81,8 +99,13 @@ def check(place: Path, name: str, unknown_allowed: bool) -> Counter[str]:
     return statuses
 
 
-def boundaries_of(place: Path, name: str) -> int:
+def make(place: Path, kind: str) -> Path:
     place.mkdir()
+    return in_postgres(place) if kind == "postgres" else place
+
+
+def boundaries_of(place: Path, name: str, kind: str = "sqlite") -> int:
+    make(place, kind)
     assert finish(launch("run", place, name)) == 0
     assert all(count == 1 for count in effects(place).values())
     return int((place / "boundaries").read_text())
@@ -100,8 +123,19 @@ def test_killed_at_every_boundary_nothing_happens_twice(tmp_path: Path, name: st
     kill_at(tmp_path, name, sample)
 
 
+@pytest.mark.parametrize(
+    ("name", "kills"), [("irreversible", 2), ("transactional", 4), ("mixed", 2), ("saga", 2)]
+)
+def test_killed_at_every_boundary_over_postgresql(tmp_path: Path, name: str, kills: int) -> None:
+    total = boundaries_of(tmp_path / "whole", name, "postgres")
+    assert total >= 8
+    sample = sorted(random.Random(f"{name} postgres").sample(range(1, total + 1), kills))
+    kill_at(tmp_path, name, sample, kind="postgres")
+
+
 @pytest.mark.campaign
 @pytest.mark.parametrize("durability", ["full", "normal"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "name",
     [
@@ -117,9 +151,9 @@ def test_killed_at_every_boundary_nothing_happens_twice(tmp_path: Path, name: st
         "agent",
     ],
 )
-def test_every_single_boundary(tmp_path: Path, name: str, durability: str) -> None:
-    total = boundaries_of(tmp_path / "whole", name)
-    kill_at(tmp_path, name, list(range(1, total + 1)), durability)
+def test_every_single_boundary(tmp_path: Path, name: str, kind: str, durability: str) -> None:
+    total = boundaries_of(tmp_path / "whole", name, kind)
+    kill_at(tmp_path, name, list(range(1, total + 1)), durability, kind)
 
 
 @pytest.mark.parametrize("share", [5, pytest.param(1_000, marks=pytest.mark.campaign)])
@@ -158,11 +192,12 @@ def answers(place: Path) -> Counter[str]:
     return Counter(asked.read_text().split() if asked.exists() else ())
 
 
-def kill_at(tmp_path: Path, name: str, places: list[int], durability: str = "normal") -> None:
+def kill_at(
+    tmp_path: Path, name: str, places: list[int], durability: str = "normal", kind: str = "sqlite"
+) -> None:
     expected = expectation(name)
     for at in places:
-        place = tmp_path / f"at{at}"
-        place.mkdir()
+        place = make(tmp_path / f"at{at}", kind)
         assert finish(launch("run", place, name, crash_at=at, durability=durability)) == -signal.SIGKILL
         assert finish(launch("recover", place, name, durability=durability)) == 0
         statuses = check(place, name, unknown_allowed=name in ("irreversible", "blocking", "retry"))
@@ -194,22 +229,23 @@ def test_dying_again_while_recovering_changes_nothing(tmp_path: Path) -> None:
         check(place, name, unknown_allowed=False)
 
 
-def test_two_workers_recovering_at_once_do_nothing_twice(tmp_path: Path) -> None:
-    assert finish(launch("run", tmp_path, "mixed", runs=12, crash_at=90)) == -signal.SIGKILL
-    workers = [launch("recover", tmp_path, "mixed") for _ in range(2)]
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_workers_recovering_at_once_do_nothing_twice(tmp_path: Path, kind: str) -> None:
+    place = make(tmp_path / "runs", kind)
+    assert finish(launch("run", place, "mixed", runs=12, crash_at=90)) == -signal.SIGKILL
+    workers = [launch("recover", place, "mixed") for _ in range(2)]
     for worker in workers:
         assert finish(worker) == 0
-    assert finish(launch("recover", tmp_path, "mixed")) == 0
-    statuses = check(tmp_path, "mixed", unknown_allowed=False)
+    assert finish(launch("recover", place, "mixed")) == 0
+    statuses = check(place, "mixed", unknown_allowed=False)
     assert set(statuses) == {"SUCCESS"}
 
 
-def campaign(tmp_path: Path, name: str, kills: int, seed: int) -> None:
+def campaign(tmp_path: Path, name: str, kills: int, seed: int, kind: str = "sqlite") -> None:
     """Kill a busy process at random moments, again and again, over one database."""
     rng = random.Random(seed)
     for number in range(kills):
-        place = tmp_path / f"{name}{number}"
-        place.mkdir()
+        place = make(tmp_path / f"{name}{number}", kind)
         process = launch("run", place, name, runs=10)
         while not (place / "ready").exists():
             time.sleep(0.001)
@@ -229,7 +265,13 @@ def test_killed_at_random_moments(tmp_path: Path, name: str, seed: int) -> None:
     campaign(tmp_path, name, kills=2, seed=seed)
 
 
+@pytest.mark.parametrize(("name", "seed"), [("mixed", 5), ("transactional", 6)])
+def test_killed_at_random_moments_over_postgresql(tmp_path: Path, name: str, seed: int) -> None:
+    campaign(tmp_path, name, kills=1, seed=seed, kind="postgres")
+
+
 @pytest.mark.campaign
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", sorted(set(crash_programs.PROGRAMS) - {"child"}))
-def test_killed_at_random_moments_hundreds_of_times(tmp_path: Path, name: str) -> None:
-    campaign(tmp_path, name, kills=25, seed=1_000)
+def test_killed_at_random_moments_hundreds_of_times(tmp_path: Path, name: str, kind: str) -> None:
+    campaign(tmp_path, name, kills=25, seed=1_000, kind=kind)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import spending_programs
 from spending_programs import ACTUAL, WORST, machine
-from test_kill import ROOT, finish
+from test_kill import MODULES, finish
 
 from nano_vm import SqliteStore
 from nano_vm.kernel.events import PolicyDecided
@@ -23,7 +23,7 @@ SOURCE = Path(spending_programs.__file__).resolve()
 
 def spend(place: Path, crash_at: int = 0) -> int:
     place.mkdir()
-    environment = {**os.environ, "CRASH_AT": str(crash_at), "PYTHONPATH": str(ROOT / "src")}
+    environment = {**os.environ, "CRASH_AT": str(crash_at), "PYTHONPATH": MODULES}
     argv = [sys.executable, str(SOURCE), str(place)]
     return finish(subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE))
 

@@ -5,7 +5,6 @@ A failure prints the seed; `SEED` is the line that reruns it.
 
 import os
 import random
-import sqlite3
 import subprocess
 import sys
 from collections import defaultdict
@@ -18,18 +17,20 @@ from nano_vm import canonical
 from nano_vm.journal.entry import GENESIS
 from nano_vm.journal.port import RunQuery
 from nano_vm.journal.reading import verify_entry
-from nano_vm.stores.sqlite import SqliteStore
 from nano_vm.testing.store_conformance import NOW
+from store_places import KINDS, fresh_place, let_pass, open_store, rows
 
 SEED = int(os.environ.get("NANO_VM_SEED", "20261121"))
 ROUNDS = int(os.environ.get("NANO_VM_CRASH_ROUNDS", "8"))
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(nano_vm.__file__).parent.parent)}
+ROUNDS_OF = {"sqlite": ROUNDS, "postgres": (ROUNDS + 1) // 2}
 WRITER = Path(__file__).with_name("store_writer.py")
+MODULES = (Path(nano_vm.__file__).parents[1], WRITER.parents[1])
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, MODULES))}
 
 
-def start(path: Path, durability: str, number: int) -> "subprocess.Popen[str]":
+def start(place: str, durability: str, number: int) -> "subprocess.Popen[str]":
     writer = subprocess.Popen(
-        [sys.executable, str(WRITER), str(path), durability, str(number)],
+        [sys.executable, str(WRITER), place, durability, str(number)],
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         text=True,
@@ -56,8 +57,9 @@ def kill(writer: "subprocess.Popen[str]", after: int) -> dict[str, int]:
     return acknowledged
 
 
-def check(path: Path, acknowledged: dict[str, int], hint: str) -> None:
-    with SqliteStore(path) as store:
+def check(place: str, acknowledged: dict[str, int], hint: str) -> None:
+    with open_store(place) as store:
+        let_pass(place)
         assert store.integrity() == [], hint
         journals = {
             record.run_id: store.read(record.run_id) for record in store.records(RunQuery(limit=10_000))
@@ -79,38 +81,36 @@ def check(path: Path, acknowledged: dict[str, int], hint: str) -> None:
                 at += body["of"]
         taken = set(store.claimable(NOW, limit=10_000))
         assert taken == set(journals), f"{hint}: runs of a dead owner cannot be taken up"
-    con = sqlite3.connect(path)
-    try:
-        rows = con.execute("SELECT run, first FROM ledger ORDER BY run, first").fetchall()
-    except sqlite3.OperationalError:
-        rows = []  # killed before the table was made
-    con.close()
     expected = [(run, at) for run in sorted(batches) if run.startswith("ledger") for at in batches[run][1:]]
-    assert rows == expected, f"{hint}: a tool's writes and the journal disagree"
+    assert rows(place, "ledger", "run, first") == expected, (
+        f"{hint}: a tool's writes and the journal disagree"
+    )
 
 
 @pytest.mark.parametrize("durability", ["full", "normal"])
-def test_every_acknowledged_append_survives_a_kill(tmp_path: Path, durability: str) -> None:
-    path = tmp_path / "journal.db"
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_acknowledged_append_survives_a_kill(tmp_path: Path, kind: str, durability: str) -> None:
+    place = fresh_place(kind, tmp_path)
     draw = random.Random(f"{SEED} {durability}")
     acknowledged: dict[str, int] = {}
-    for number in range(ROUNDS):
+    for number in range(ROUNDS_OF[kind]):
         after = draw.choice((0, 1, 3, draw.randint(5, 60), draw.randint(60, 200)))
-        writer = start(path, durability, number)
+        writer = start(place, durability, number)
         for run_id, length in kill(writer, after).items():
             acknowledged[run_id] = max(length, acknowledged.get(run_id, 0))
-        check(path, acknowledged, f"NANO_VM_SEED={SEED}, {durability}, round {number}, {after} appends")
+        check(
+            place, acknowledged, f"NANO_VM_SEED={SEED}, {kind}, {durability}, round {number}, {after} appends"
+        )
 
 
-def test_a_kill_while_the_database_is_made_leaves_one_that_can_be_opened(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kill_while_the_database_is_made_leaves_one_that_can_be_opened(tmp_path: Path, kind: str) -> None:
     draw = random.Random(SEED)
-    for number in range(ROUNDS):
-        path = tmp_path / f"{number}.db"
-        writer = start(path, "full", number)
+    for number in range(ROUNDS_OF[kind]):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        place = fresh_place(kind, directory)
+        writer = start(place, "full", number)
         for _ in range(draw.randrange(60_000)):
             pass
-        check(path, kill(writer, 0), f"NANO_VM_SEED={SEED}, round {number}") if path.exists() else kill(
-            writer, 0
-        )
-        with SqliteStore(path) as store:
-            assert store.integrity() == []
+        check(place, kill(writer, 0), f"NANO_VM_SEED={SEED}, {kind}, round {number}")

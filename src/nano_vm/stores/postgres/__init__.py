@@ -1,8 +1,8 @@
 """The PostgreSQL store: many machines, one database.
 
 How it fits together: `schema` makes the tables, `connection` speaks to the server, `writer` owns the write connection,
-`batch` turns appends into rows, `group` commits in a thread what has been gathered meanwhile, `tool` lends a
-transaction to a tool, `reader` reads, `integrity` examines.
+`fence` keeps it from runs that the store has lost, `batch` turns appends into rows, `group` commits in a thread what
+has been gathered meanwhile, `tool` lends a transaction to a tool, `reader` reads, `integrity` examines.
 """
 
 from nano_vm.errors import RuntimeFault

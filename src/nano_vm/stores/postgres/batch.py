@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 from nano_vm.errors import NanoVMError
 from nano_vm.journal.entry import Entry
 from nano_vm.journal.port import RunRecord
-from nano_vm.stores import rules
 from nano_vm.stores.batch import LOAD_RUN, Batch, OwnedRun, Start, Work, draw_up
 from nano_vm.stores.postgres.connection import PostgresConnection
 from nano_vm.stores.postgres.errors import FAILURES
@@ -142,19 +141,3 @@ class PostgresBatch(Batch):
             found.append((_UPDATE_RUNS, columns))
             self._updates = []
         return found
-
-
-def is_same_start(con: PostgresConnection, work: Work, owner: str) -> bool:
-    """Whether the run that is in the way of a new one is that very one: written by a commit that was not heard of."""
-    record = work.record
-    assert record is not None
-    row = con.execute(LOAD_RUN, (record.run_id,)).fetchone()
-    if row is None:
-        return False
-    no, held_by, _, origin, _ = row
-    if origin != rules.seal_origin(record) or held_by not in (None, owner):
-        return False
-    kept = con.execute("SELECT digests FROM nvm_segments WHERE run = ?1 ORDER BY seq", (no,)).fetchall()
-    digests = b"".join(row[0] for row in kept)
-    wanted = b"".join(bytes.fromhex(entry.digest[7:]) for entry in work.entries)
-    return digests.startswith(wanted)

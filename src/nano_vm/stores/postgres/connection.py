@@ -16,11 +16,19 @@ from psycopg import conninfo, pq
 from nano_vm.errors import InputError
 from nano_vm.stores.postgres.errors import FAILURES, translate, translated
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 _PARAMETER = re.compile(r"\?([0-9]+)")
 _UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.02, 0.5
+_ATTEMPTS = 5  # of what another transaction stood in the way of, or a session was lost under
+_CONFLICTS = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
+_SINCE = "extract(epoch FROM backend_start)::text"  # a process number may be given again
+_SELF = f"pg_backend_pid(), (SELECT {_SINCE} FROM pg_stat_activity WHERE pid = pg_backend_pid())"
+_END = (
+    f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE pid = $1 AND {_SINCE} = $2".encode()
+)
 # A peer that has vanished without a word is noticed after a minute or so, instead of hours.
 _DEFAULTS = {
     "application_name": "nano-vm",
@@ -29,6 +37,10 @@ _DEFAULTS = {
     "keepalives_interval": "10",
     "keepalives_count": "3",
 }
+
+
+class NotCommitted(psycopg.OperationalError):
+    """The session was lost, and with it what was to be committed."""
 
 
 class Address:
@@ -82,9 +94,11 @@ class PostgresConnection:
         self._settings = settings
         self._patience_ms = patience_ms
         self._closed = False
-        self.raw = self._connect()
+        self._undone = 0
+        self.raw, self._session = self._connect()
 
-    def _connect(self) -> psycopg.Connection[Any]:
+    def _connect(self) -> tuple[psycopg.Connection[Any], tuple[int, str]]:
+        """A session, and what tells it from every other."""
         raw = psycopg.connect(
             self._address.conninfo, autocommit=True, cursor_factory=psycopg.RawCursor, prepare_threshold=2
         )
@@ -92,11 +106,12 @@ class PostgresConnection:
             sets = ", ".join(
                 f"set_config('{name}', '{value}', false)" for name, value in self._settings.items()
             )
-            raw.execute(f"SELECT {sets}".encode())
+            row = raw.execute(f"SELECT {sets}, {_SELF}".encode()).fetchone()
         except BaseException:
             raw.close()
             raise
-        return raw
+        assert row is not None
+        return raw, (row[-2], row[-1])
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
         return self.raw.execute(dollars(sql).encode(), parameters or None)
@@ -114,15 +129,20 @@ class PostgresConnection:
         """Roll back what is open, if anything is."""
         with contextlib.suppress(psycopg.Error):
             if not self.raw.closed and self.in_transaction:
-                self.raw.execute(b"ROLLBACK")
+                # A pipeline that failed may have left the driver with statements that the server never prepared. It
+                # forgets them all when it sees a ROLLBACK - of a text that it has not seen before.
+                self._undone += 1
+                self.raw.execute(f"ROLLBACK -- {self._undone}".encode())
 
+    # --- when the session is lost ---------------------------------------------------------------------------
     def restore(self) -> None:
-        """Make the session anew, if it is lost. Raises psycopg.Error when it cannot be had in time."""
+        """Make the session anew, if it is lost. The old one has ended then: nothing that it was asked for is still to
+        come, and its locks are free. Raises psycopg.Error when it cannot be had in time."""
         deadline = time.monotonic() + self._patience_ms / 1000
         pause = _PAUSE_FIRST_S
         while self.is_lost:
             try:
-                self.raw = self._connect()
+                self._replace(deadline)
             except psycopg.OperationalError as error:
                 if error.sqlstate is not None and not error.sqlstate.startswith("57P"):
                     raise  # it answers, and refuses
@@ -131,24 +151,102 @@ class PostgresConnection:
                 time.sleep(pause)
                 pause = min(pause * 2, _PAUSE_MAX_S)
 
-    def again(self, work: Callable[[], T]) -> T:
-        """`work()`; once more on a new session when it was lost under it. For what may be done twice.
-
-        Raises: what `work` raises; our errors for those of the database.
-        """
+    def _replace(self, deadline: float) -> None:
+        raw, session = self._connect()
         try:
+            # The server may not have noticed that the old one has nobody at its other end.
+            pause = _PAUSE_FIRST_S / 10
+            while raw.execute(_END, self._session).fetchone() != (0,):
+                if time.monotonic() + pause > deadline:
+                    raise psycopg.OperationalError("a session that was lost does not end")
+                time.sleep(pause)
+                pause = min(pause * 2, _PAUSE_MAX_S)
+        except BaseException:
+            raw.close()
+            raise
+        self.raw, self._session = raw, session
+
+    def _repeated(self, work: Callable[[], T]) -> T:
+        """`work()`, on a new session as often as one is lost under it. For what may be done twice."""
+        for left in reversed(range(_ATTEMPTS)):
             self.restore()
             try:
                 return work()
-            except psycopg.OperationalError:
+            except psycopg.Error:
                 self.undo()
-                if not self.is_lost:
+                if not left or not self.is_lost:
                     raise
-                self.restore()
-                return work()
+        raise AssertionError("the last attempt returns or raises")
+
+    def again(self, work: Callable[[], T]) -> T:
+        """`_repeated`. Raises: what `work` raises; our errors for those of the database."""
+        try:
+            return self._repeated(work)
         except FAILURES as error:
             self.undo()
             raise translate(error, self._address.name) from error
+
+    # --- transactions ---------------------------------------------------------------------------------------
+    def transact(
+        self,
+        opening: Callable[[], A],
+        work: Callable[[A], T],
+        closing: Callable[[T], None],
+        landed: Callable[[], bool],
+        undone: Callable[[], None] = lambda: None,
+    ) -> T:
+        """A transaction; again when another one stood in its way, or the session was lost before the commit. It is
+        `work(opening())`, and then `closing` of what `work` gives.
+
+        Args:
+            opening: statements that are sent with the BEGIN, in one way to the server; their results are there for
+                `work`.
+            closing: statements that are sent with the COMMIT.
+            landed: as for `commit`.
+            undone: called when all this has been undone, or nobody knows.
+
+        Raises: what the three raise, and psycopg.Error.
+        """
+        for left in reversed(range(_ATTEMPTS)):
+            self.restore()
+            try:
+                with self.raw.pipeline():
+                    self.execute("BEGIN")
+                    opened = opening()
+                result = work(opened)
+                self.commit(landed, functools.partial(closing, result))
+                return result
+            except BaseException as error:
+                self.undo()
+                undone()
+                if not left or not (self.is_lost or isinstance(error, (NotCommitted, *_CONFLICTS))):
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def commit(self, landed: Callable[[], bool], closing: Callable[[], None] = lambda: None) -> None:
+        """Commit what is open.
+
+        Args:
+            landed: asks the database whether it was committed, after the answer did not come.
+            closing: statements that are sent with the COMMIT.
+
+        Raises:
+            NotCommitted: it was not, and will not be.
+            psycopg.Error: neither, but for a session that was lost and cannot be had again: nobody knows then.
+        """
+        try:
+            with self.raw.pipeline():
+                closing()
+                self.execute("COMMIT")
+        except psycopg.Error as error:
+            if not self.is_lost:
+                raise
+            if not self.ask(landed):
+                raise NotCommitted("the connection was lost before the commit") from error
+
+    def ask(self, landed: Callable[[], bool]) -> bool:
+        """`landed()`, after the session was lost."""
+        return self._repeated(landed)
 
     def close(self) -> None:
         self._closed = True

@@ -137,11 +137,16 @@ _M0001_JOURNAL: tuple[str, ...] = (
     # One row per open store. Its owner locks it in every commit, and whoever takes a run from that owner does: so
     # nobody loses a run in the middle of a commit, and no row of another table is locked for that. `commits` tells
     # others that something was written; another `epoch` than before tells the owner that something was taken.
+    # `appended`, `settled` and `lent` number its last transactions, so that it can ask whether they were committed.
     "CREATE SEQUENCE nvm_epochs",
     """CREATE TABLE nvm_writers (
         owner text COLLATE "C" PRIMARY KEY,
         commits bigint NOT NULL DEFAULT 0,
-        epoch bigint NOT NULL DEFAULT nextval('nvm_epochs')
+        epoch bigint NOT NULL DEFAULT nextval('nvm_epochs'),
+        appended bigint NOT NULL DEFAULT 0,
+        settled bigint NOT NULL DEFAULT 0,
+        lent bigint NOT NULL DEFAULT 0,
+        seen timestamptz NOT NULL DEFAULT now()
     ) WITH (fillfactor = 10)""",
     # For operators: one row per entry. Programs read nvm_segments.
     r"""CREATE VIEW nvm_entries AS

@@ -54,12 +54,14 @@ class PostgresReader(Reader):
         found: int = con.execute(DECIDED, (self._mark, last)).fetchone()[0]
         return found
 
-    def commits_of_others(self, owner: str) -> tuple[int, int]:
-        """Changes whenever another store has committed something."""
-        sql = "SELECT coalesce(sum(commits), 0)::bigint, count(*) FROM nvm_writers WHERE owner <> ?1"
+    def commits_of_others(self, owner: str) -> tuple[int, int, int]:
+        """Changes whenever another store has committed something. (The epoch is that of the youngest: a store that
+        comes may have committed as much as one that went.)"""
+        sql = """SELECT coalesce(sum(commits), 0)::bigint, count(*), coalesce(max(epoch), 0) FROM nvm_writers
+            WHERE owner <> ?1"""
 
-        def work(con: Connection) -> tuple[int, int]:
-            commits, stores = con.execute(sql, (owner,)).fetchone()
-            return commits, stores
+        def work(con: Connection) -> tuple[int, int, int]:
+            commits, stores, epoch = con.execute(sql, (owner,)).fetchone()
+            return commits, stores, epoch
 
         return self.query(work)

@@ -23,12 +23,13 @@ from nano_vm.stores.guarded import Turnstile
 from nano_vm.stores.owners import OwnerLock
 from nano_vm.stores.postgres.connection import Address, PostgresConnection, session
 from nano_vm.stores.postgres.errors import translated
+from nano_vm.stores.postgres.fence import is_to_sweep, sweep
 from nano_vm.stores.postgres.group import GroupCommit
 from nano_vm.stores.postgres.integrity import examine
 from nano_vm.stores.postgres.reader import PostgresReader
 from nano_vm.stores.postgres.schema import open_database
 from nano_vm.stores.postgres.tool import Sessions, tool_transaction
-from nano_vm.stores.postgres.writer import Desk, Writer, sweep
+from nano_vm.stores.postgres.writer import Desk, Writer
 from nano_vm.stores.rows import Connection
 from nano_vm.stores.sql_store import SqlStore
 
@@ -53,7 +54,7 @@ class PostgresJournalStore(SqlStore):
         InputError: USAGE, STORE_NOT_FOUND.
         StoreError: STORE_NEWER, STORE_DAMAGED, STORE_READ_ONLY, STORE_LOCKED, STORE_FULL, STORE_IO.
 
-    A worker that lost its lease cannot append (SPEC §6): see `writer`. Owners of this machine and user are provably
+    A worker that lost its lease cannot append (SPEC §6): see `fence`. Owners of this machine and user are provably
     dead when they are; of others only the lease tells. In a process forked from the one that opened the store,
     every call raises STORE_CLOSED.
     """
@@ -233,8 +234,9 @@ class PostgresJournalStore(SqlStore):
 
     def _sweep(self) -> None:
         super()._sweep()
-        in_use = self._owners_in_use()
-        self._desk.write(lambda con: sweep(con, in_use, self._lock.name), ())
+        in_use = self._owners_in_use() | {self._lock.name}
+        if self._reader.query(lambda con: is_to_sweep(con, in_use)):
+            self._desk.write(lambda con: sweep(con, in_use), ())
 
 
 def _lock_directory(number: int) -> Path:

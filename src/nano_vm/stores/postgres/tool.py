@@ -21,10 +21,12 @@ from nano_vm.journal.entry import Entry
 from nano_vm.journal.port import RunUpdate
 from nano_vm.stores.batch import Work
 from nano_vm.stores.guarded import Turnstile, inside_tool
+from nano_vm.stores.postgres import fence
 from nano_vm.stores.postgres.batch import PostgresBatch
 from nano_vm.stores.postgres.connection import PostgresConnection
 from nano_vm.stores.postgres.errors import translated
-from nano_vm.stores.postgres.writer import Writer, enter
+from nano_vm.stores.postgres.locks import MARK
+from nano_vm.stores.postgres.writer import Writer
 
 _COMMENT = re.compile(r"\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/", re.DOTALL)
 _ALLOWED = re.compile(
@@ -153,22 +155,16 @@ class ToolTransaction:
         if con.execute("SELECT pg_current_xact_id_if_assigned()::text").fetchone()[0] != self._number:
             raise _ended(writer.place)
         con.execute("SET LOCAL nvm.lent = off")
+        number = writer.next_lent()
+        fence.enter(con, writer.owner, fence.LENT, number)
         if self._works:
-            enter(con, writer.owner, writer.mark)
+            con.execute(MARK, (writer.mark,))
             batch = PostgresBatch(con, writer.owner, {})
             batch.take(batch.prepare(self._works))
             for work in self._works:
                 batch.append(work.run_id, work.fence, work.entries, work.update)
             batch.execute()
-        try:
-            con.execute("COMMIT")
-        except psycopg.OperationalError:
-            if not con.is_lost:
-                raise
-            con.restore()  # the server knows whether it was committed
-            status = con.execute("SELECT pg_xact_status(?1::xid8)", (self._number,)).fetchone()[0]
-            if status != "committed":
-                raise
+        con.commit(lambda: fence.landed(con, writer.owner, fence.LENT, number))
 
     def end(self) -> None:
         self._lent.end()
@@ -210,6 +206,8 @@ class Sessions:
     def give_back(self, con: PostgresConnection) -> None:
         """Whatever is open is rolled back."""
         con.undo()
+        with contextlib.suppress(psycopg.Error):
+            con.restore()  # the server may keep a lost session, and its locks, for ever
         if self._closed or con.is_lost:
             con.close()
         else:
