@@ -168,7 +168,10 @@ def test_no_room_has_a_name_that_says_nothing() -> None:
 
 def test_files_are_opened_with_an_encoding_or_as_bytes() -> None:
     for path in MODULES:
-        for node in ast.walk(tree_of(path)):
+        text = path.read_text(encoding="utf-8")
+        if "read_text" not in text and "write_text" not in text:
+            continue
+        for node in ast.walk(ast.parse(text)):
             method = (
                 node.func.attr if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else ""
             )

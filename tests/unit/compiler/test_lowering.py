@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from nano_vm.compiler import compile_program
@@ -252,7 +254,7 @@ def test_the_validator_takes_programs_dicts_and_files(tmp_path):
 
 
 def test_long_programs_need_no_recursion():
-    count = 20_000
+    count = 4 * sys.getrecursionlimit()
     steps = [tool(f"s{n}", args={"x": f"$s{n - 1}.output"} if n else {}) for n in range(count)]
     assert len(build(*steps).steps) == count
     chain = [tool("s0", depends_on=[])] + [

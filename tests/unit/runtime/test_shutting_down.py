@@ -71,6 +71,7 @@ def test_at_any_turn_of_the_loop(opener: Opener, clock: VirtualClock, flow: str)
         driving = asyncio.create_task(vm.run(FLOWS[flow], trace_id=name))
         for _ in range(turns):
             await asyncio.sleep(0)
+        over = driving.done()  # to its end, or to a timer: nothing happens in the turns that follow
         await vm.drain()
         (left,) = await asyncio.gather(driving, return_exceptions=True)
         if isinstance(left, NanoVMError):
@@ -89,12 +90,12 @@ def test_at_any_turn_of_the_loop(opener: Opener, clock: VirtualClock, flow: str)
             if not getattr(store, "volatile", False):
                 store.close()
         assert set(calls.values()) == {1}
-        return not isinstance(left, BaseException) and left.status is RunStatus.SUCCESS
+        return over
 
     turns = 0
-    while turns < 200 and not play(main(turns)):
+    while not play(main(turns)):
         turns += 1
-    assert 1 < turns <= 200
+    assert turns > 1
 
 
 ASKS: dict[str, Any] = {
