@@ -417,6 +417,7 @@ ASKS = {
         {"id": "act", "type": "tool", "tool": "act_keyed", "args": {"value": "about $ask.output"}},
     ],
 }
+USUAL: dict[str, Any] = {"rate": 0.12}
 # What has to go wrong for a mutant to matter, where that is rare among all faults.
 OFTEN: dict[Callable[[Patch], None], dict[str, Any]] = {
     failures_are_always_retried: {"only": {"oversized", "not_json"}, "rate": 0.4},
@@ -438,6 +439,12 @@ OFTEN: dict[Callable[[Patch], None], dict[str, Any]] = {
         "called": [CALLED],
     },
     bundles_are_cut_short: {"only": {"verify"}, "rate": 0.9},
+}
+# Those that only few seeds notice, and the first that does: found by looking through them, and tried first.
+NOTICED: dict[Callable[[Patch], None], int] = {
+    limits_are_not_counted: 25,
+    an_approval_serves_for_ever: 19,
+    children_that_were_let_go_are_said_to_wait: 110,
 }
 MUTANTS: list[tuple[Callable[[Patch], None], set[str]]] = [
     (effects_do_not_wait_for_their_intents, {"P3"}),
@@ -490,8 +497,8 @@ def test_a_broken_promise_is_noticed(
     mutant: Callable[[Patch], None], promises: set[str], patch: Patch
 ) -> None:
     mutant(patch)
-    for seed in range(SEEDS):
-        findings = Simulation(seed, **OFTEN.get(mutant, {"rate": 0.12})).run().findings
+    for seed in (NOTICED.get(mutant, 0), *range(SEEDS)):
+        findings = Simulation(seed, **OFTEN.get(mutant, USUAL)).run().findings
         if findings:
             assert findings[0].promise in promises, findings[0]
             return
@@ -499,6 +506,9 @@ def test_a_broken_promise_is_noticed(
 
 
 def test_the_engine_as_it_is_breaks_no_promise_under_the_same_seeds() -> None:
-    for seed in range(SEEDS // 2):
-        report = Simulation(seed, rate=0.12).run()
+    same = [(seed, USUAL) for seed in range(12)]
+    same += [(seed, options) for options in OFTEN.values() for seed in range(2)]
+    same += [(seed, OFTEN.get(mutant, USUAL)) for mutant, seed in NOTICED.items()]
+    for seed, options in same:
+        report = Simulation(seed, **options).run()
         assert not report.findings, report.rerun

@@ -17,7 +17,7 @@ def broken(reports: list[Report]) -> list[str]:
     return [f"{report.findings[0]}: {report.rerun}" for report in reports if report.findings]
 
 
-@pytest.mark.parametrize("part", range(6))
+@pytest.mark.parametrize("part", range(4))
 def test_no_promise_is_broken_by_a_few_faults(part: int) -> None:
     reports = simulate(range(FIRST + 25 * part, FIRST + 25 * part + 25))
     assert not broken(reports)
@@ -25,9 +25,8 @@ def test_no_promise_is_broken_by_a_few_faults(part: int) -> None:
     assert sum(report.crashes for report in reports) > 0
 
 
-@pytest.mark.parametrize("part", range(2))
-def test_no_promise_is_broken_by_a_storm_of_faults(part: int) -> None:
-    assert not broken(simulate(range(FIRST + 25 * part, FIRST + 25 * part + 25), rate=0.25))
+def test_no_promise_is_broken_by_a_storm_of_faults() -> None:
+    assert not broken(simulate(range(FIRST + 100, FIRST + 125), rate=0.25))
 
 
 @pytest.mark.campaign
@@ -59,16 +58,18 @@ def test_no_promise_is_broken_by_many_who_meddle(part: int) -> None:
     assert not broken(simulate(range(first, first + 500), only=MEDDLERS, rate=0.5))
 
 
-def test_a_seed_goes_the_same_way_again() -> None:
-    for seed in range(FIRST, FIRST + 12):
+@pytest.mark.parametrize("count", [5, pytest.param(200, marks=pytest.mark.campaign)])
+def test_a_seed_goes_the_same_way_again(count: int) -> None:
+    for seed in range(FIRST, FIRST + count):
         first, again = Simulation(seed, rate=0.15).run(), Simulation(seed, rate=0.15).run()
         assert (first.heads, first.faults) == (again.heads, again.faults)
         planned = Simulation(seed, faults=first.faults).run()
         assert planned.heads == first.heads
 
 
-def test_all_kinds_of_steps_and_faults_come_up() -> None:
-    reports = [Simulation(seed, rate=0.4).run() for seed in range(FIRST, FIRST + 25)]
+def test_all_kinds_of_steps_and_faults_come_up_and_break_no_promise() -> None:
+    reports = simulate(range(FIRST, FIRST + 25), rate=0.4)
+    assert not broken(reports)
     kinds = {step["type"] for report in reports for step in report.program["steps"]}
     assert kinds >= {"tool", "llm", "condition", "parallel", "map", "wait", "call", "agent"}
     faults = {fault for report in reports for fault in report.faults.values()}

@@ -45,11 +45,12 @@ def watch(baseline: Baseline, watched: list[Trajectory]) -> DriftMonitor:
     return monitor
 
 
-def test_false_alarms_are_as_rare_as_stated_and_changes_are_found() -> None:
-    """Twelve programs' lives of 1,000 runs: 5 % of them may alarm. Three of twelve would be unlikely (2 %)."""
+@pytest.mark.parametrize(("lives", "tolerated"), [(6, 1), pytest.param(48, 6, marks=pytest.mark.campaign)])
+def test_false_alarms_are_as_rare_as_stated_and_changes_are_found(lives: int, tolerated: int) -> None:
+    """Programs' lives of 1,000 runs: 5 % of them may alarm. Two of six, or seven of 48, would be unlikely (3 %)."""
     alarms = 0
     delays = []
-    for seed in range(12):
+    for seed in range(lives):
         baseline = learn(runs(150, seed))
         monitor = DriftMonitor(baseline)
         alarms += any(monitor.observe(run) is not Health.STABLE for run in runs(1_000, 1_000 + seed))
@@ -58,9 +59,9 @@ def test_false_alarms_are_as_rare_as_stated_and_changes_are_found() -> None:
             if drifted.observe(run) is not Health.STABLE:
                 delays.append(delay)
                 break
-    assert alarms <= 2
-    assert len(delays) >= 11
-    assert sorted(delays)[6] <= 100
+    assert alarms <= tolerated
+    assert len(delays) >= lives - 1
+    assert sorted(delays)[lives // 2] <= 100
 
 
 def test_a_drift_is_told_with_its_evidence() -> None:
@@ -195,7 +196,7 @@ def test_going_round_in_a_usual_circle_is_noticed_by_the_length() -> None:
 
 def test_healthy_rounds_raise_no_alarm() -> None:
     alarms = 0
-    for seed in range(8):
+    for seed in range(4):
         monitor = DriftMonitor(learn(rounds(150, seed, again=0.8)))
         alarms += any(monitor.observe(run) is not Health.STABLE for run in rounds(600, 100 + seed, again=0.8))
     assert alarms <= 1
