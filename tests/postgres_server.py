@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
-import signal
-import subprocess
 import tempfile
 import warnings
 from typing import Any
@@ -16,9 +13,8 @@ import psycopg
 import pytest
 
 _numbers = itertools.count(1)
-_STARTS = 20
-
-
+_CONNECTS = 20_000
+_END_S = 60
 _running: list[tuple[Any, str]] = []
 
 
@@ -48,20 +44,27 @@ def server() -> str:
     return uri
 
 
-def kill() -> None:
-    """End the whole server with SIGKILL, in the middle of whatever it does."""
-    os.kill(_running[0][0].get_pid(), signal.SIGKILL)
+def restart() -> None:
+    """End the whole server with SIGKILL, in the middle of whatever it does, and start it again at the same address."""
+    running = _running[0][0]
+    postmaster = running.get_postmaster_info().process
+    family = [postmaster, *postmaster.children()]
+    postmaster.kill()
+    for process in family:  # sessions end by themselves once they notice
+        process.wait(_END_S)
+    running.ensure_postgres_running()
 
 
-def start() -> None:
-    """Start the killed server again, at the same address."""
-    for left in reversed(range(_STARTS)):
+def connected() -> psycopg.Connection[Any]:
+    """A session of an operator's, as soon as the server takes one: it may be recovering."""
+    uri = server()
+    for left in reversed(range(_CONNECTS)):
         try:
-            _running[0][0].ensure_postgres_running()
-            return
-        except subprocess.SubprocessError:
+            return psycopg.connect(uri, autocommit=True)
+        except psycopg.OperationalError:
             if not left:
-                raise  # sessions of the old one have not noticed yet that it is gone
+                raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 def fresh_url() -> str:

@@ -1,0 +1,119 @@
+"""The server dies, or its sessions do, while runs are driven: they end, or are recovered, and nothing happens twice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import crash_programs
+import pytest
+from test_kill import check, database, effects, in_postgres
+
+import postgres_server
+from nano_vm import ExecutionVM, MockLLMAdapter
+
+RUNS = 4
+PATIENCE_MS = 60_000  # a server that was killed is back in a moment, on a machine that has nothing else to do
+
+SESSIONS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'nano-vm'"
+
+
+def end_the_sessions() -> None:
+    """As an operator does, or a server that is told to restart."""
+    with postgres_server.connected() as con:
+        con.execute(f"SELECT pg_terminate_backend(pid) FROM ({SESSIONS}) s")
+
+
+def kill_a_session() -> None:
+    """With SIGKILL: the server ends all the others too, and recovers."""
+    with postgres_server.connected() as con:
+        found = con.execute(f"{SESSIONS} ORDER BY query_start DESC LIMIT 1").fetchone()
+    if found is not None:
+        os.kill(found[0], signal.SIGKILL)
+
+
+def kill_the_server() -> None:
+    postgres_server.restart()
+
+
+class Boundary:
+    """Stands for the boundary of `crash_programs`: strikes at some, instead of dying at one."""
+
+    def __init__(self, strike: Callable[[], None], at: set[int]) -> None:
+        self.passed = self.strikes = 0
+        self._strike = strike
+        self._at = at
+
+    def __call__(self, name: str) -> None:
+        self.passed += 1
+        if self.passed in self._at:
+            self.strikes += 1
+            self._strike()
+
+
+def drive(url: str, name: str) -> list[object]:
+    """Run a program several times at once; what each run came to."""
+    store = crash_programs.WatchedPostgres(url, busy_timeout_ms=PATIENCE_MS)
+
+    async def run() -> list[object]:
+        vm = ExecutionVM(llm=MockLLMAdapter("yes"), tools=crash_programs.TOOLS, store=store)
+        runs = (vm.run(crash_programs.PROGRAMS[name], trace_id=f"r{number}") for number in range(RUNS))
+        return await asyncio.gather(*runs, return_exceptions=True)
+
+    try:
+        return asyncio.run(run())
+    finally:
+        store.close()
+
+
+def recover(url: str) -> None:
+    store = crash_programs.WatchedPostgres(url, busy_timeout_ms=PATIENCE_MS)
+    vm = ExecutionVM(llm=MockLLMAdapter("yes"), tools=crash_programs.TOOLS, store=store)
+    try:
+        asyncio.run(crash_programs.recover(vm))
+    finally:
+        store.close()
+
+
+def strike_while_driving(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    strike: Callable[[], None],
+    strikes: int,
+    seed: int,
+) -> Counter[str]:
+    (place / "keys").mkdir()
+    url = database(in_postgres(place))
+    monkeypatch.setattr(crash_programs, "PLACE", place)
+    monkeypatch.setattr(crash_programs, "ADDRESS", url)
+    at = set(random.Random(f"{name} {strike.__name__} {seed}").sample(range(1, 12 * RUNS), strikes))
+    boundary = Boundary(strike, at)
+    monkeypatch.setattr(crash_programs, "boundary", boundary)
+    ended = drive(url, name)
+    assert boundary.strikes > strikes // 2
+    recover(url)
+    statuses = check(place, name, unknown_allowed=name == "irreversible")
+    print(name, strike.__name__, statuses, [repr(one)[:150] for one in ended])
+    done = effects(place)
+    assert set(done.values()) == {1}
+    return statuses
+
+
+@pytest.mark.parametrize("name", ["transactional", "mixed", "irreversible"])
+@pytest.mark.parametrize(
+    ("strike", "strikes"), [(end_the_sessions, 12), (kill_a_session, 3), (kill_the_server, 2)]
+)
+def test_a_server_that_is_struck_while_runs_are_driven_loses_nothing_and_doubles_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    strike: Callable[[], None],
+    strikes: int,
+) -> None:
+    strike_while_driving(tmp_path, monkeypatch, name, strike, strikes, seed=1)
