@@ -125,11 +125,11 @@ def campaign(first: int, count: int, governed: bool = False) -> None:
 
 
 def test_random_programs_tell_the_same_after_an_erasure() -> None:
-    campaign(0, 60)
+    campaign(0, 30)
 
 
 def test_random_programs_under_a_policy_tell_the_same_after_an_erasure() -> None:
-    campaign(0, 40, governed=True)
+    campaign(0, 20, governed=True)
 
 
 @pytest.mark.campaign

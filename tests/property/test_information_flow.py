@@ -18,7 +18,7 @@ from nano_vm.policy import pins
 from nano_vm.runtime import compilations
 from property.flow_worlds import Verdict, play
 
-SEEDS = range(110)
+SEEDS = range(60)
 
 
 def campaign(
@@ -43,10 +43,10 @@ def test_the_proof_and_the_enforcement_agree_and_nothing_gets_through() -> None:
     assert [(seed, verdict) for seed, verdict in found if wrong(verdict)] == []
     verdicts = [verdict for _, verdict in found]
     # Programs of every kind were among them, or nothing has been shown.
-    assert len(verdicts) > 80
-    assert sum(verdict.safe and verdict.paid > 0 for verdict in verdicts) > 4
-    assert sum(verdict.blocked for verdict in verdicts) > 15
-    assert sum(not verdict.safe for verdict in verdicts) > 30
+    assert len(verdicts) > 45
+    assert sum(verdict.safe and verdict.paid > 0 for verdict in verdicts) > 2
+    assert sum(verdict.blocked for verdict in verdicts) > 8
+    assert sum(not verdict.safe for verdict in verdicts) > 16
 
 
 @pytest.mark.campaign
