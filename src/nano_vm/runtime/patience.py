@@ -11,6 +11,7 @@ from nano_vm.errors import StoreError
 _T = TypeVar("_T")
 PATIENCE_S = 30.0
 _PAUSE_S = 0.005
+_BY_OTHERS = frozenset({"sqlite", "sqlstate"})  # facts of an error that came from the database
 
 
 async def patiently(call: Callable[[], _T]) -> _T:
@@ -27,6 +28,6 @@ async def patiently(call: Callable[[], _T]) -> _T:
         except StoreError as error:
             now = asyncio.get_running_loop().time()
             deadline = deadline or now + PATIENCE_S
-            if error.code != "STORE_LOCKED" or "sqlite" in error.facts or now > deadline:
+            if error.code != "STORE_LOCKED" or now > deadline or _BY_OTHERS & error.facts.keys():
                 raise
         await asyncio.sleep(_PAUSE_S)

@@ -1,4 +1,4 @@
-"""Whatever is done to them, in whatever order: memory store and SQLite store give the same answers."""
+"""Whatever is done to them, in whatever order: the memory store and each of the others give the same answers."""
 
 import shutil
 import tempfile
@@ -15,8 +15,8 @@ from nano_vm.journal.entry import Chain, Entry
 from nano_vm.journal.port import LEASE_MS, JournalStore, Mail, RunQuery, RunRecord, RunUpdate
 from nano_vm.kernel.events import TimerFired
 from nano_vm.stores.memory import MemoryStore
-from nano_vm.stores.sqlite import SqliteStore
 from nano_vm.testing.store_conformance import NOW
+from store_places import fresh_place, open_store
 
 IDS = st.sampled_from(["r1", "r2", "r3", "r4"])
 TIMES = st.sampled_from([NOW, NOW + 5, NOW + LEASE_MS - 1, NOW + LEASE_MS, NOW + 2 * LEASE_MS])
@@ -33,17 +33,19 @@ def sealed(run_id: str, count: int, payload: bytes | None) -> list[Entry]:
 class StoresAgree(RuleBasedStateMachine):
     """Every rule is played on both stores; answers and refusals must be equal, owner names aside."""
 
+    kind = "sqlite"
     mails = Bundle("mails")
 
     @initialize()
     def open(self) -> None:
-        self.place = Path(tempfile.mkdtemp(prefix="store-model-"))
-        self.stores: list[JournalStore] = [MemoryStore(), SqliteStore(self.place / "journal.db", "normal")]
+        self.directory = Path(tempfile.mkdtemp(prefix="store-model-"))
+        self.place = fresh_place(self.kind, self.directory)
+        self.stores: list[JournalStore] = [MemoryStore(), open_store(self.place, "normal")]
 
     def teardown(self) -> None:
         for store in self.stores:
             store.close()
-        shutil.rmtree(self.place)
+        shutil.rmtree(self.directory)
 
     def both(self, call: Any) -> Any:
         answers = []
@@ -208,7 +210,7 @@ class StoresAgree(RuleBasedStateMachine):
         if any(record.owner for record in self.stores[1].records(RunQuery())):
             return
         self.stores[1].close()
-        self.stores[1] = SqliteStore(self.place / "journal.db", "full")
+        self.stores[1] = open_store(self.place, "full")
 
     @invariant()
     def same_contents(self) -> None:
@@ -223,3 +225,11 @@ class StoresAgree(RuleBasedStateMachine):
 
 StoresAgree.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
 TestStoresAgree = StoresAgree.TestCase
+
+
+class PostgresAgrees(StoresAgree):
+    kind = "postgres"
+
+
+PostgresAgrees.TestCase.settings = settings(max_examples=8, stateful_step_count=25, deadline=None)
+TestPostgresAgrees = PostgresAgrees.TestCase

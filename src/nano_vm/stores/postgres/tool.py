@@ -24,10 +24,11 @@ from nano_vm.stores.guarded import Turnstile, inside_tool
 from nano_vm.stores.postgres import fence
 from nano_vm.stores.postgres.batch import PostgresBatch
 from nano_vm.stores.postgres.connection import PostgresConnection
-from nano_vm.stores.postgres.errors import translated
+from nano_vm.stores.postgres.errors import translated, unreachable
 from nano_vm.stores.postgres.locks import MARK
 from nano_vm.stores.postgres.writer import Writer
 
+_TOOK_TOO_LONG = "25P03"  # idle_in_transaction_session_timeout
 _COMMENT = re.compile(r"\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/", re.DOTALL)
 _ALLOWED = re.compile(
     r"(?:SELECT|INSERT|UPDATE|DELETE|MERGE|WITH|VALUES|TABLE|SAVEPOINT|RELEASE"
@@ -46,13 +47,15 @@ class LentCursor:
 
     def execute(self, query: str, params: Any = None) -> LentCursor:
         self.connection.check(query)
-        # Binary results are asked for because then the server takes one statement at a time.
-        self._cursor.execute(query.encode(), params, binary=True)
+        with self.connection.noting():
+            # Binary results are asked for because then the server takes one statement at a time.
+            self._cursor.execute(query.encode(), params, binary=True)
         return self
 
     def executemany(self, query: str, params_seq: Any) -> LentCursor:
         self.connection.check(query)
-        self._cursor.executemany(query.encode(), params_seq)
+        with self.connection.noting():
+            self._cursor.executemany(query.encode(), params_seq)
         return self
 
     def fetchone(self) -> Any:
@@ -79,10 +82,11 @@ class LentCursor:
 class LentConnection:
     """As much of a psycopg connection as a tool may use, for as long as its transaction is open."""
 
-    __slots__ = ("_raw",)
+    __slots__ = ("_raw", "refused")
 
     def __init__(self, raw: psycopg.Connection[Any]) -> None:
         self._raw: psycopg.Connection[Any] | None = raw
+        self.refused = ""  # what the last statement that failed came to
 
     def cursor(self) -> LentCursor:
         return LentCursor(self, psycopg.Cursor(self._open()))
@@ -100,6 +104,14 @@ class LentConnection:
             at = skipped.end()
         if not _ALLOWED.match(query, at):
             _refuse(f"the statement `{query[at : at + 20].split(maxsplit=1)[0] if query[at:] else ''}`")
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        try:
+            yield
+        except psycopg.Error as error:
+            self.refused = error.sqlstate or ""
+            raise
 
     def commit(self) -> NoReturn:
         _refuse("commit")
@@ -169,6 +181,13 @@ class ToolTransaction:
     def end(self) -> None:
         self._lent.end()
 
+    def loss(self) -> StoreError | None:
+        """The session was lost under the tool, which can do nothing about it: then its failure is none of the tool's.
+        One that was ended because the tool took too long is."""
+        if not self._con.is_lost or self._lent.refused == _TOOK_TOO_LONG:
+            return None
+        return unreachable(self._writer.place, self._lent.refused or "OperationalError")
+
     @property
     def appended(self) -> list[str]:
         return [work.run_id for work in self._works]
@@ -234,6 +253,11 @@ async def tool_transaction(
             token = turnstile.mark_inside()
             try:
                 yield transaction
+            except Exception as error:
+                loss = transaction.loss()
+                if loss is None:
+                    raise
+                raise loss from error
             finally:
                 # A generator may be closed in another context than it was begun in.
                 with contextlib.suppress(ValueError):
