@@ -55,12 +55,13 @@ def restart() -> None:
     running.ensure_postgres_running()
 
 
-def connected() -> psycopg.Connection[Any]:
-    """A session of an operator's, as soon as the server takes one: it may be recovering."""
+def operate(sql: str) -> list[tuple[Any, ...]]:
+    """What a statement of an operator's finds, as soon as the server answers: it may be ending, or recovering."""
     uri = server()
     for left in reversed(range(_CONNECTS)):
         try:
-            return psycopg.connect(uri, autocommit=True)
+            with psycopg.connect(uri, autocommit=True) as con:
+                return con.execute(sql.encode()).fetchall()
         except psycopg.OperationalError:
             if not left:
                 raise
