@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import msgspec
-
 from nano_vm.errors import NanoVMError
-from nano_vm.journal.entry import GENESIS, Chain, Entry, seal_each
-from nano_vm.journal.plain import Success
+from nano_vm.journal.entry import GENESIS, Entry, seal_each
 from nano_vm.journal.port import LEASE_MS, RunRecord, RunUpdate
 from nano_vm.stores import rules
 from nano_vm.stores.rows import Connection
 from nano_vm.stores.segments import DIGEST_BYTES, Segment, pack, pack_lone, pack_payload, unhex
-
-NOBODY = -1  # a fence that no caller holds
+from nano_vm.stores.work import NOBODY, Work
 
 LOAD_RUN = """SELECT no, owner, fence, origin, coalesce((SELECT seq + length(digests) / 32 FROM nvm_segments
     WHERE run = no ORDER BY seq DESC LIMIT 1), 0) FROM nvm_runs WHERE run_id = ?1"""
 HOLDER = """SELECT run_id FROM nvm_runs WHERE run_id = ?1
     UNION ALL SELECT run_id FROM nvm_runs WHERE tenant = ?2 AND program_name = ?3 AND key = ?4"""
-
-
-class Work(msgspec.Struct, eq=False):
-    """One call of `create`, `append` or `annex` on its way into a commit. Whoever commits sets `error`.
-
-    A `plain` one is a success that is sealed when it is written, together with those of other runs: `packed` is its
-    place and its row then.
-    """
-
-    run_id: str
-    entries: Sequence[Entry] = ()
-    fence: int = NOBODY
-    update: RunUpdate | None = None
-    record: RunRecord | None = None
-    build: Callable[[int, str], Sequence[Entry]] | None = None
-    plain: tuple[Chain, Success, bytes] | None = None
-    packed: tuple[int, bytearray, bytearray, bytearray] | None = None
-    future: asyncio.Future[None] | None = None
-    error: BaseException | None = None
 
 
 class OwnedRun:
@@ -70,13 +46,11 @@ class Batch:
     Checks come first and touch nothing, so a call that fails leaves no trace and the others go on.
 
     Args:
-        known: runs owned by `owner`, true as of this transaction; kept up to date. After a roll-back it is
-        wrong and
+        known: runs owned by `owner`, true as of this transaction; kept up to date. After a roll-back it is wrong, and
             must be cleared.
     """
 
     failures: tuple[type[Exception], ...] = ()  # what the database raises
-    load_run = LOAD_RUN
 
     def __init__(self, con: Connection, owner: str, known: dict[str, OwnedRun]) -> None:
         self._con = con
@@ -102,7 +76,7 @@ class Batch:
         return True
 
     def add(self, work: Work) -> None:
-        """Raises what the port says for the call; sqlite3 errors are not the call's own and come through."""
+        """Raises what the port says for the call; `failures` are not the call's own, and come through."""
         if work.packed is not None:
             work.entries = (_entry_of(work),)
         if work.record is not None:
@@ -174,7 +148,7 @@ class Batch:
 
     def _annex(self, run_id: str, build: Callable[[int, str], Sequence[Entry]]) -> None:
         self.execute()
-        row = self._con.execute(self.load_run, (run_id,)).fetchone()
+        row = self._con.execute(LOAD_RUN, (run_id,)).fetchone()
         if row is None:
             raise rules.run_not_found(run_id)
         no, owner, _, _, length = row
@@ -199,7 +173,7 @@ class Batch:
             self._blobs.update(blobs)
 
     def _load(self, run_id: str) -> OwnedRun:
-        row = self._con.execute(self.load_run, (run_id,)).fetchone()
+        row = self._con.execute(LOAD_RUN, (run_id,)).fetchone()
         if row is None:
             raise rules.run_not_found(run_id)
         no, owner, fence, origin, length = row

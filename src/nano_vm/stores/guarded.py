@@ -1,4 +1,4 @@
-"""A database connection that can be lent to a tool, and the turnstile in front of it.
+"""A SQLite connection that can be lent to a tool.
 
 The tool may read everything and write its own tables. It cannot end the transaction, begin another, attach
 files, change settings or touch tables named `nvm_…`: SQLite's authorizer refuses these when a statement is
@@ -8,20 +8,10 @@ OR ROLLBACK`), the connection refuses every further statement, so nothing can be
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import sqlite3
-import threading
-from collections import deque
 from typing import Any, NoReturn
 
-from nano_vm.errors import StoreError
-
 OWN_PREFIX = "nvm_"
-
-inside_tool: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar(
-    "nano_vm_inside_tool", default=frozenset()
-)
 
 _READS = frozenset(
     {
@@ -141,65 +131,3 @@ class GuardedConnection(sqlite3.Connection):
 
 def _refuse(method: str) -> NoReturn:
     raise sqlite3.ProgrammingError(f"a tool cannot call `{method}`: its transaction belongs to the store")
-
-
-class Turnstile:
-    """Lets one tool's transaction in at a time, in order, from any number of event loops."""
-
-    def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self._busy = False
-        self._waiting: deque[asyncio.Future[None]] = deque()
-
-    async def enter(self) -> None:
-        """Wait for our turn.
-
-        Raises:
-            StoreError: STORE_LOCKED in the context of a transaction that is inside: it would wait for itself.
-        """
-        refuse_inside(self)
-        with self._mutex:
-            if not self._busy:
-                self._busy = True
-                return
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            with self._mutex:
-                was_waiting = turn in self._waiting
-                if was_waiting:
-                    self._waiting.remove(turn)
-            if not was_waiting:
-                self.leave()  # our turn had come already: pass it on
-            raise
-
-    def leave(self) -> None:
-        with self._mutex:
-            while self._waiting:
-                turn = self._waiting.popleft()
-                loop = turn.get_loop()
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(_let_in, turn)
-                    return
-            self._busy = False
-
-    def mark_inside(self) -> contextvars.Token[frozenset[int]]:
-        """Remember in this context, and in tasks started from it, that a transaction is open."""
-        return inside_tool.set(inside_tool.get() | {id(self)})
-
-
-def refuse_inside(turnstile: Turnstile) -> None:
-    """Raises StoreError STORE_LOCKED in the context of an open transaction of this store."""
-    if id(turnstile) in inside_tool.get():
-        raise StoreError(
-            "STORE_LOCKED",
-            "a transactional tool cannot wait for its own store",
-            help="write through the transaction it was given, and start runs outside of it",
-        )
-
-
-def _let_in(turn: asyncio.Future[None]) -> None:
-    if not turn.done():
-        turn.set_result(None)

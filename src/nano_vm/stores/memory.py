@@ -26,7 +26,8 @@ from nano_vm.journal.port import (
     Transaction,
 )
 from nano_vm.stores import rules
-from nano_vm.stores.guarded import GuardedConnection, Turnstile, inside_tool
+from nano_vm.stores.guarded import GuardedConnection
+from nano_vm.stores.turnstile import Turnstile, inside_tool
 
 __all__ = ["MemoryJournalStore", "MemoryStore"]
 

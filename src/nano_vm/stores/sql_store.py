@@ -1,7 +1,7 @@
 """The part of a store that is the same in every SQL database: everything but how entries are appended.
 
-A store of a kind says how its queries run (`reader`), how a transaction is written (`write`), and what it means to
-take a run from its owner (`settled`). The SQL is here and in `rows`, `reader`, `policies` and `pauses`.
+A store of a kind says how its queries run (`Reader`), how a transaction is written (`_write`), and what it means to
+take a run from its owner (`_settled`). The SQL is here and in `rows`, `reader`, `policies` and `pauses`.
 """
 
 from __future__ import annotations

@@ -22,8 +22,6 @@ from nano_vm.journal.entry import Chain, Entry
 from nano_vm.journal.plain import Success
 from nano_vm.journal.port import BLOB_BYTES_MIN, LEASE_MS, Durable, RunRecord, RunUpdate, Transaction
 from nano_vm.stores import rules, sql_store, sqlite_integrity
-from nano_vm.stores.batch import Work
-from nano_vm.stores.guarded import Turnstile, inside_tool, refuse_inside
 from nano_vm.stores.owners import OwnerLock
 from nano_vm.stores.rows import Connection, find_record
 from nano_vm.stores.sql_store import SqlStore
@@ -33,6 +31,8 @@ from nano_vm.stores.sqlite_reader import SqliteReader
 from nano_vm.stores.sqlite_schema import connect, open_database
 from nano_vm.stores.sqlite_tool import tool_transaction
 from nano_vm.stores.sqlite_writer import Writer
+from nano_vm.stores.turnstile import Turnstile, inside_tool, refuse_inside
+from nano_vm.stores.work import Work
 
 __all__ = ["SqliteJournalStore", "SqliteStore"]
 

@@ -14,8 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from nano_vm.stores import rules
-from nano_vm.stores.batch import Work
 from nano_vm.stores.sqlite_writer import Writer
+from nano_vm.stores.work import Work, finish, tell
 
 # How long the event loop may be held up by a lock of somebody else. After that a thread waits in its place.
 INLINE_PATIENCE_MS = 3
@@ -98,7 +98,7 @@ class GroupCommit:
                 _interrupted(works)
                 raise
             finally:
-                _tell(works)
+                tell(works)
 
     def _wait_for(self, job: Future[None]) -> None:
         """Wait for the group in the thread. That waits for a tool's transaction, which may open at any moment: when it
@@ -134,7 +134,7 @@ class GroupCommit:
             works = self._take()
         for work in works:
             work.error = rules.closed()
-        _tell(works)
+        tell(works)
         executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(wait=True)
@@ -194,13 +194,8 @@ class GroupCommit:
                 writer.lock.release()
         if not done:
             self._hand_over(works, loop)
-            return
-        foreign = [work for work in works if work.future is not None and work.future.get_loop() is not loop]
-        if foreign:  # submitted from another thread while this group gathered
-            _tell(foreign)
-            works = [work for work in works if work not in foreign]
-        if self.lone:
-            _wake(works)
+        elif self.lone:
+            _wake(works, loop)
         else:
             self._wake_together(works, loop)
 
@@ -209,7 +204,7 @@ class GroupCommit:
         with self._mutex:
             self._scheduled = True  # by us, once all of them have been told
         try:
-            _wake(works)
+            _wake(works, loop)
         finally:
             with self._mutex:
                 again = loop is self._loop and bool(self._pending)
@@ -241,7 +236,7 @@ class GroupCommit:
                 self._job = None
         if job.cancelled() or job.exception() is not None:
             _interrupted(works)
-        _tell(works)
+        tell(works)
         self.resume()
 
 
@@ -252,25 +247,19 @@ def _interrupted(works: Sequence[Work]) -> None:
             work.error = rules.closed("the commit was interrupted")
 
 
-def _tell(works: Sequence[Work]) -> None:
-    """Finish the futures of committed works, each in its own loop."""
-    for work in works:
-        if work.future is None:
-            continue
-        loop = work.future.get_loop()
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(_finish, work)
-
-
-def _wake(works: Sequence[Work]) -> None:
-    """`_finish` of works in the loop they came from, between its tasks. Who waits for one goes on at once, in the order
-    of the works, instead of by way of the loop: it would do no more than call them in this order, one handle each."""
-    rest = iter(works)
+def _wake(works: Sequence[Work], loop: asyncio.AbstractEventLoop) -> None:
+    """`finish` of works in `loop`, between its tasks. Who waits for one goes on at once, in the order of the works,
+    instead of by way of the loop: it would do no more than call them in this order, one handle each. Works that another
+    thread submitted while this group gathered are told in their own loop."""
+    own = [work for work in works if work.future is None or work.future.get_loop() is loop]
+    if len(own) < len(works):
+        tell([work for work in works if work not in own])
+    rest = iter(own)
     for work in rest:
         future: Any = work.future
         waiting = None if future is None or work.error is not None else getattr(future, "_callbacks", None)
         if waiting is None or len(waiting) != 1:
-            _finish(work)
+            finish((work,))
             continue
         ((go_on, context),) = waiting
         future.remove_done_callback(go_on)
@@ -278,15 +267,5 @@ def _wake(works: Sequence[Work]) -> None:
         try:
             context.run(go_on, future)
         except BaseException:  # the loop is being stopped
-            for other in rest:
-                _finish(other)
+            finish(list(rest))
             raise
-
-
-def _finish(work: Work) -> None:
-    future = work.future
-    if future is not None and not future.done():
-        if work.error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(work.error)

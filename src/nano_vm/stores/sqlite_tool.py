@@ -14,12 +14,13 @@ from nano_vm.journal.entry import Entry
 from nano_vm.journal.port import RunUpdate
 from nano_vm.stores import rules
 from nano_vm.stores.batch import OwnedRun
-from nano_vm.stores.guarded import GuardedConnection, Turnstile, inside_tool
+from nano_vm.stores.guarded import GuardedConnection
 from nano_vm.stores.sqlite_batch import SqliteBatch
 from nano_vm.stores.sqlite_errors import translate
 from nano_vm.stores.sqlite_group import GroupCommit
 from nano_vm.stores.sqlite_schema import connect
 from nano_vm.stores.sqlite_writer import Writer, begin
+from nano_vm.stores.turnstile import Turnstile, begun_in_thread, inside_tool
 
 
 class ToolTransaction:
@@ -78,7 +79,13 @@ async def tool_transaction(
     await turnstile.enter()
     try:
         await asyncio.sleep(0)  # what is scheduled to be committed in this tick need not wait for the tool
-        con = await _open(writer, synchronous)
+        thread = threading.get_ident()
+        con = await begun_in_thread(
+            # In a thread, since somebody else may hold the database's write lock. Until it is done nobody else may come
+            # through: the next one would hold the writer's lock and wait for one that we could not give back.
+            lambda: _begin(writer, synchronous, thread),
+            lambda begun: _close(writer, begun, []),
+        )
         transaction = ToolTransaction(con, writer)
         try:
             token = turnstile.mark_inside()
@@ -95,23 +102,6 @@ async def tool_transaction(
             group.resume()
     finally:
         turnstile.leave()
-
-
-async def _open(writer: Writer, synchronous: str) -> GuardedConnection:
-    """Take the database's write lock in a thread, since somebody else may hold it."""
-    thread = threading.get_ident()
-    opening = asyncio.get_running_loop().run_in_executor(None, _begin, writer, synchronous, thread)
-    try:
-        return await asyncio.shield(opening)
-    except asyncio.CancelledError:
-        # The thread cannot be stopped. Until it is done nobody else may come through the turnstile: the next
-        # one would hold the writer's lock and wait for a database lock that we could not give back.
-        while not opening.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({opening})
-        if opening.exception() is None:
-            _close(writer, opening.result(), [])
-        raise
 
 
 def _begin(writer: Writer, synchronous: str, thread: int) -> GuardedConnection:

@@ -18,10 +18,11 @@ from typing import TypeVar
 
 from nano_vm.errors import NanoVMError, StoreError
 from nano_vm.stores import rules
-from nano_vm.stores.batch import OwnedRun, Work, attempt, lone_row, seal_plain
+from nano_vm.stores.batch import OwnedRun, attempt, lone_row, seal_plain
 from nano_vm.stores.sqlite_batch import INSERT_OWNED, SqliteBatch
 from nano_vm.stores.sqlite_errors import FAILURES, translate
 from nano_vm.stores.sqlite_schema import is_busy
+from nano_vm.stores.work import Work
 
 T = TypeVar("T")
 

@@ -9,10 +9,11 @@ from typing import Any, TypeAlias
 from nano_vm.errors import NanoVMError
 from nano_vm.journal.entry import Entry
 from nano_vm.journal.port import RunRecord
-from nano_vm.stores.batch import LOAD_RUN, Batch, OwnedRun, Start, Work, draw_up
+from nano_vm.stores.batch import LOAD_RUN, Batch, OwnedRun, Start, draw_up
 from nano_vm.stores.postgres.connection import PostgresConnection
 from nano_vm.stores.postgres.errors import FAILURES
 from nano_vm.stores.rows import RUN_COLUMNS
+from nano_vm.stores.work import Work
 
 _TEXT, _INTEGER, _BYTES = "text", "bigint", "bytea"
 _RUN_TYPES = (*[_TEXT] * 10, *[_INTEGER] * 4, *[_TEXT] * 2, *[_INTEGER] * 2, *[_BYTES] * 2)
@@ -27,15 +28,15 @@ _LOAD_RUNS = LOAD_RUN.replace("SELECT ", "SELECT run_id, ", 1).replace(
 )
 _INSERT_BLOBS = """INSERT INTO nvm_blobs (digest, body)
     SELECT * FROM unnest(?1::bytea[], ?2::bytea[]) ON CONFLICT (digest) DO NOTHING"""
-_ROWS = """unnest({}::bigint[], {}::bigint[], {}::bytea[], {}::bytea[], {}::bytea[])
+_ROWS = """unnest(?1::bigint[], ?2::bigint[], ?3::bytea[], ?4::bytea[], ?5::bytea[])
     WITH ORDINALITY AS u(run, seq, digests, facts, payloads, place)"""
 _INSERT_SEGMENTS = f"""INSERT INTO nvm_segments (run, seq, digests, facts, payloads)
     SELECT u.run, u.seq, u.digests, u.facts, u.payloads
-    FROM {_ROWS.format(*(f"?{n}" for n in range(1, 6)))} ORDER BY u.place"""
+    FROM {_ROWS} ORDER BY u.place"""
 # The same for runs of an owner that has lost none meanwhile; else it is refused, for `run` is never NULL.
-INSERT_OWNED = f"""INSERT INTO nvm_segments (run, seq, digests, facts, payloads)
+_INSERT_OWNED = f"""INSERT INTO nvm_segments (run, seq, digests, facts, payloads)
     SELECT CASE WHEN w.found THEN u.run END, u.seq, u.digests, u.facts, u.payloads
-    FROM {_ROWS.format(*(f"?{n}" for n in range(1, 6)))},
+    FROM {_ROWS},
         (SELECT EXISTS (SELECT FROM nvm_writers WHERE owner = ?6 AND epoch = ?7) AS found) w ORDER BY u.place"""
 _UPDATE_TYPES = (*[_TEXT] * 3, *[_INTEGER] * 3, _TEXT, _BYTES, _TEXT, "boolean", _INTEGER)
 _UPDATE_RUNS = f"""UPDATE nvm_runs r SET status = u.status, outcome = u.outcome, waits = u.waits,
@@ -45,8 +46,8 @@ _UPDATE_RUNS = f"""UPDATE nvm_runs r SET status = u.status, outcome = u.outcome,
         AS u(status, outcome, waits, wake_at_ms, updated_at_ms, length, head, seal, owner, released, no)
     WHERE r.no = u.no"""
 
-
 Prepared: TypeAlias = tuple[Any, Any]
+"""The cursors of what was asked for the new runs, and for the others."""
 
 
 class PostgresBatch(Batch):
@@ -118,7 +119,7 @@ class PostgresBatch(Batch):
 
     def statements(self, owner: str, epoch: int) -> list[tuple[str, Sequence[Any]]]:
         """What `execute` would write, refused when the owner has lost a run that it believes to own."""
-        return self._gathered(INSERT_OWNED, (owner, epoch))
+        return self._gathered(_INSERT_OWNED, (owner, epoch))
 
     def execute(self) -> None:
         for sql, parameters in self._gathered(_INSERT_SEGMENTS, ()):

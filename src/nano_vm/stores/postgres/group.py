@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
 
 from nano_vm.stores import rules
-from nano_vm.stores.batch import Work
 from nano_vm.stores.postgres.writer import Writer
+from nano_vm.stores.work import Work, tell
 
 _IDLE_S = 1.0  # after which the thread ends; the next append starts another
 
@@ -110,28 +109,4 @@ class GroupCommit:
                     work.error = rules.closed("the commit was interrupted")
             raise
         finally:
-            _tell(works)
-
-
-def _tell(works: Sequence[Work]) -> None:
-    """Finish the futures of committed works, those of one loop in one go."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[Work]] = {}
-    for work in works:
-        if work.future is not None:
-            by_loop.setdefault(work.future.get_loop(), []).append(work)
-    for loop, told in by_loop.items():
-        if not loop.is_closed():
-            try:
-                loop.call_soon_threadsafe(_finish, told)
-            except RuntimeError:
-                continue  # it was closed just now
-
-
-def _finish(works: Sequence[Work]) -> None:
-    for work in works:
-        future = work.future
-        if future is not None and not future.done():
-            if work.error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(work.error)
+            tell(works)

@@ -18,8 +18,6 @@ from nano_vm.journal.entry import Chain, Entry
 from nano_vm.journal.plain import Success
 from nano_vm.journal.port import BLOB_BYTES_MIN, LEASE_MS, Durable, RunRecord, RunUpdate, Transaction
 from nano_vm.stores import rules
-from nano_vm.stores.batch import Work
-from nano_vm.stores.guarded import Turnstile
 from nano_vm.stores.owners import OwnerLock
 from nano_vm.stores.postgres.connection import Address, PostgresConnection, session
 from nano_vm.stores.postgres.errors import translated
@@ -32,6 +30,8 @@ from nano_vm.stores.postgres.tool import Sessions, tool_transaction
 from nano_vm.stores.postgres.writer import Desk, Writer
 from nano_vm.stores.rows import Connection
 from nano_vm.stores.sql_store import SqlStore
+from nano_vm.stores.turnstile import Turnstile
+from nano_vm.stores.work import Work
 
 T = TypeVar("T")
 Durability = Literal["full", "normal"]

@@ -7,7 +7,6 @@ against mistakes: a tool is trusted code.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -19,14 +18,14 @@ from psycopg import pq
 from nano_vm.errors import StoreError
 from nano_vm.journal.entry import Entry
 from nano_vm.journal.port import RunUpdate
-from nano_vm.stores.batch import Work
-from nano_vm.stores.guarded import Turnstile, inside_tool
 from nano_vm.stores.postgres import fence
 from nano_vm.stores.postgres.batch import PostgresBatch
 from nano_vm.stores.postgres.connection import PostgresConnection
 from nano_vm.stores.postgres.errors import translated, unreachable
 from nano_vm.stores.postgres.locks import MARK
 from nano_vm.stores.postgres.writer import Writer
+from nano_vm.stores.turnstile import Turnstile, begun_in_thread, inside_tool
+from nano_vm.stores.work import Work
 
 _TOOK_TOO_LONG = "25P03"  # idle_in_transaction_session_timeout
 _COMMENT = re.compile(r"\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/", re.DOTALL)
@@ -245,7 +244,7 @@ async def tool_transaction(
     """One transaction from BEGIN to COMMIT, or to ROLLBACK when the body raises."""
     await turnstile.enter()
     try:
-        con = await _open(sessions)
+        con = await begun_in_thread(sessions.begin, sessions.give_back)
         transaction: ToolTransaction | None = None
         try:
             with translated(writer.place):
@@ -273,16 +272,3 @@ async def tool_transaction(
                     writer.known.pop(run_id, None)  # their journals have grown behind the writer's back
     finally:
         turnstile.leave()
-
-
-async def _open(sessions: Sessions) -> PostgresConnection:
-    opening = asyncio.get_running_loop().run_in_executor(None, sessions.begin)
-    try:
-        return await asyncio.shield(opening)
-    except asyncio.CancelledError:
-        while not opening.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({opening})
-        if opening.exception() is None:
-            sessions.give_back(opening.result())
-        raise

@@ -12,13 +12,14 @@ import psycopg
 
 from nano_vm.errors import NanoVMError
 from nano_vm.journal.port import RunRecord
-from nano_vm.stores.batch import OwnedRun, Work, attempt, seal_plain
+from nano_vm.stores.batch import OwnedRun, attempt, seal_plain
 from nano_vm.stores.postgres import fence
 from nano_vm.stores.postgres.batch import PostgresBatch, Prepared
 from nano_vm.stores.postgres.connection import PostgresConnection
 from nano_vm.stores.postgres.errors import FAILURES, translate, translated
 from nano_vm.stores.postgres.locks import MARK, ON_ITS_WAY, class_of, number_of
 from nano_vm.stores.rows import Connection, find_record
+from nano_vm.stores.work import Work
 
 T = TypeVar("T")
 
