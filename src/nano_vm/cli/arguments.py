@@ -153,6 +153,18 @@ def beside_store(args: argparse.Namespace) -> str:
     return Address(path).database
 
 
+def gateway_store(args: argparse.Namespace) -> str:
+    """The database of a gateway, beside which it keeps what it knows. Raises InputError USAGE for an address."""
+    path = store_path(args)
+    if is_address(path):
+        raise InputError(
+            "USAGE",
+            "the gateway keeps what it knows in a SQLite file",
+            help="name a file with --store, or `store` in its configuration",
+        )
+    return path
+
+
 def principal(args: argparse.Namespace) -> dict[str, Any] | None:
     """Who acts, as the engine takes it.
 

@@ -78,6 +78,12 @@ def test_a_server_that_is_not_there_is_named_without_secrets(cli: Cli) -> None:
 
 
 def test_the_gateway_takes_no_address(cli: Cli, place: Path, address: str) -> None:
-    (place / "gateway.yaml").write_text("name: gate\n")
-    done = hushed(cli("mcp", "serve", "--config", "gateway.yaml", "--store", address))
-    assert done.code == 2
+    (place / "gateway.yaml").write_text("durability: normal\n")
+    for words in (
+        ("mcp", "serve", "--config", "gateway.yaml"),
+        ("mcp", "pins", "--config", "gateway.yaml"),
+        ("token", "create", "--principal", "ana"),
+    ):
+        done = hushed(cli(*words, "--store", address, "--json"))
+        assert (done.code, json.loads(done.out or done.err)["error"]["code"]) == (2, "USAGE")
+    assert not list(place.glob("postgres*"))

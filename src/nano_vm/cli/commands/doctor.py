@@ -24,12 +24,8 @@ from nano_vm.errors import NanoVMError
 from nano_vm.journal.port import RunQuery, RunRecord
 
 DEPENDENCIES = ("msgspec", "pyyaml", "jsonschema-rs", "rich")
-EXTRAS = {
-    "http": "httpx",
-    "litellm": "litellm",
-    "redis": "redis",
-    "postgres": "psycopg",
-}  # extra -> the module it brings
+# extra -> the module it brings
+EXTRAS = {"http": "httpx", "litellm": "litellm", "postgres": "psycopg", "redis": "redis"}
 DISK_BYTES_MIN = 100 * 1024 * 1024
 PAGE = 500
 _MARKS = {"ok": ("good", "good"), "note": ("dot", "dim"), "problem": ("bad", "bad")}

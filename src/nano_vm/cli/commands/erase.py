@@ -6,8 +6,8 @@
   nano-vm erase --complete                                   after a back-up was restored, or a crash
 
 Runs of the subject that have not ended are cancelled first; --tools brings what undoes their steps: without it they are
-named as not undone. Journals keep their
-hashes; what was private shows as [REDACTED_TOMBSTONE]. The receipt says who, when, why, which keys and which runs.
+named as not undone. Journals keep their hashes; what was private shows as [REDACTED_TOMBSTONE]. The receipt says who,
+when, why, which keys and which runs.
 
 exit codes: 0 done · 1 begun, and another process has a run that still has to be told · 2 nothing to erase · 4 a legal
 hold forbids it

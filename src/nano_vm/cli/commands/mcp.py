@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nano_vm.cli.arguments import STORE_VARIABLE, add_tools, beside_store, is_address, store_path
+from nano_vm.cli.arguments import STORE_VARIABLE, add_tools, gateway_store
 from nano_vm.cli.console import Console, compact, printable
 from nano_vm.errors import InputError
 
@@ -102,7 +102,7 @@ def _pins(args: argparse.Namespace, console: Console) -> int:
     config = load_config(args.config, os.environ)
     if config.store and not args.store and not os.environ.get(STORE_VARIABLE):
         args.store = config.store
-    state = GatewayState(beside_store(args) + SUFFIX)
+    state = GatewayState(gateway_store(args) + SUFFIX)
     try:
         if args.action == "accept":
             accepted = state.accept(args.mount, args.tool, args.principal or "operator")
@@ -179,13 +179,7 @@ def make_gateway(args: argparse.Namespace, config: GatewayConfig) -> tuple[Gatew
     if config.store and not args.store and not os.environ.get(STORE_VARIABLE):
         args.store = config.store
     args.model, args.base_url = config.model, config.base_url
-    path = store_path(args)
-    if is_address(path):
-        raise InputError(
-            "USAGE",
-            "the gateway keeps what it knows in a SQLite file",
-            help="name a file with --store, or `store` in its configuration",
-        )
+    path = gateway_store(args)
     chosen = config.durability if args.durability == "full" else args.durability
     model = Model(args)
     try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from nano_vm.cli.arguments import beside_store
+from nano_vm.cli.arguments import gateway_store
 from nano_vm.cli.console import Console, printable
 from nano_vm.errors import InputError
 from nano_vm.gateway import tokens
@@ -34,7 +34,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         raise InputError(
             "USAGE", "`revoke` takes the id of a token, and nothing else does", help="token revoke ID"
         )
-    state = GatewayState(beside_store(args) + SUFFIX)
+    state = GatewayState(gateway_store(args) + SUFFIX)
     try:
         if args.action == "create":
             if args.principal is None:
