@@ -4,7 +4,7 @@
 value to its name, because that data flow is part of the work. `sqlite`: that, and the rows nano-vm writes,
 in as many commits as nano-vm needs (numbers measured on nano-vm and handed over with --commits, --rows,
 --bytes). `sqlite_20`: one commit per step. `group`: 100 programs in lockstep whose rows share one
-transaction per commit.
+transaction per commit. `postgres`: `sqlite` and `group` in the PostgreSQL database of --url.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import platform
 import sqlite3
 import sys
 from pathlib import Path
+from typing import Any
 
 import workloads as w
 from harness import (
@@ -116,22 +117,31 @@ async def gather_eager(turn: Slice) -> Measured:
 class Log:
     """A journal table and nothing else: rows of opaque bytes, spread evenly over a program's commits."""
 
-    def __init__(self, path: Path, sync: str, commits: int, rows: int, size: int) -> None:
+    def __init__(self, commits: int, rows: int, size: int) -> None:
         rows = max(rows, commits)
-        self.con = sqlite3.connect(path, isolation_level=None)
-        self.con.execute("PRAGMA journal_mode=WAL")
-        self.con.execute(f"PRAGMA synchronous={sync}")
-        self.con.execute("CREATE TABLE log (run INTEGER NOT NULL, seq INTEGER NOT NULL, body BLOB NOT NULL)")
-        self.con.execute("CREATE UNIQUE INDEX log_at ON log (run, seq)")
         self.body = os.urandom(max(1, size // rows))
         self.runs = 0
         # seqs[k] = the places of the rows that commit k writes
         edges = [rows * k // commits for k in range(commits + 1)]
         self.seqs = [range(edges[k], edges[k + 1]) for k in range(commits)]
+        self.con: Any = None
 
     def begin(self) -> int:
         self.runs += 1
         return self.runs
+
+    def commit(self, runs: range, number: int) -> None:
+        raise NotImplementedError
+
+
+class SqliteLog(Log):
+    def __init__(self, path: Path, sync: str, *shape: int) -> None:
+        super().__init__(*shape)
+        self.con = sqlite3.connect(path, isolation_level=None)
+        self.con.execute("PRAGMA journal_mode=WAL")
+        self.con.execute(f"PRAGMA synchronous={sync}")
+        self.con.execute("CREATE TABLE log (run INTEGER NOT NULL, seq INTEGER NOT NULL, body BLOB NOT NULL)")
+        self.con.execute("CREATE UNIQUE INDEX log_at ON log (run, seq)")
 
     def commit(self, runs: range, number: int) -> None:
         body = self.body
@@ -143,20 +153,16 @@ class Log:
 
 
 class PostgresLog(Log):
-    """The same in PostgreSQL, all rows of a commit in one statement: one way to the server and back."""
+    """All rows of a commit in one statement: one way to the server and back."""
 
-    def __init__(self, url: str, sync: str, commits: int, rows: int, size: int) -> None:
+    def __init__(self, url: str, sync: str, *shape: int) -> None:
         import psycopg
 
-        rows = max(rows, commits)
+        super().__init__(*shape)
         self.con = psycopg.connect(url, autocommit=True)
         self.con.execute(f"SET synchronous_commit = {'on' if sync == 'FULL' else 'off'}")
         self.con.execute("CREATE TABLE log (run bigint NOT NULL, seq bigint NOT NULL, body bytea NOT NULL)")
         self.con.execute("CREATE UNIQUE INDEX log_at ON log (run, seq)")
-        self.body = os.urandom(max(1, size // rows))
-        self.runs = 0
-        edges = [rows * k // commits for k in range(commits + 1)]
-        self.seqs = [range(edges[k], edges[k + 1]) for k in range(commits)]
 
     def commit(self, runs: range, number: int) -> None:
         rows = [(run, seq) for run in runs for seq in self.seqs[number]]
@@ -170,7 +176,7 @@ def log_of(turn: Slice, commits: int, rows: int, size: int) -> Log:
     sync = str(turn.workload.sync)
     if turn.options.url:
         return PostgresLog(turn.options.url, sync, commits, rows, size)
-    return Log(turn.database, sync, commits, rows, size)
+    return SqliteLog(turn.database, sync, commits, rows, size)
 
 
 async def log_seq(turn: Slice, commits: int, rows: int, size: int) -> Measured:
