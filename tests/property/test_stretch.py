@@ -20,20 +20,28 @@ from nano_vm.journal.ledger import Ledger
 from nano_vm.journal.replay import verify_run
 from nano_vm.kernel.events import UNSET
 from nano_vm.kernel.state import snapshot
+from nano_vm.policy import load_policy
+from nano_vm.policy.model import Policy
+from nano_vm.policy.recheck import Recheck
 from nano_vm.program.compiled import CompiledProgram
-from property.test_lane import TOOLS, CountedEntropy, StillClock, programs
+from property.test_lane import POLICIES, TOOLS, CountedEntropy, StillClock, programs
 
 Part = tuple[Any, bytes, bytes | None, list[Any]]  # event, salt, payload, riders
 
 
-def outcome(program: CompiledProgram, entries: list[Entry], plainly: bool) -> Any:
-    """What verifying comes to: the state and what was reported, or the error."""
+def outcome(
+    program: CompiledProgram, entries: list[Entry], plainly: bool, policy: Policy | None = None
+) -> Any:
+    """What verifying comes to: the state, what was reported, and what was decided again, or the error."""
     look = None if plainly else lambda *_: None  # whoever looks at each transition gets them from `apply`
+    recheck = Recheck(program, lambda policy_hash: {policy.hash: policy}[policy_hash]) if policy else None
+    watchers = (recheck,) if recheck else ()
     try:
-        verified = verify_run(program, None, entries, "run", on_transition=look)
+        verified = verify_run(program, None, entries, "run", on_transition=look, watchers=watchers)
     except VerificationError as error:
         return error.code, error.facts
-    return snapshot(verified.state), verified.steps
+    decided = (recheck.decisions, recheck.counted, recheck.progress.done) if recheck else None
+    return snapshot(verified.state), verified.steps, decided
 
 
 def results(program: CompiledProgram, entries: list[Entry], plainly: bool) -> Any:
@@ -54,9 +62,13 @@ def sealed(parts: list[Part]) -> list[Entry]:
     return [chain.seal(event, salt, payload, then) for event, salt, payload, then in parts]
 
 
-def journal(program: dict[str, Any], x: int) -> tuple[CompiledProgram, list[Entry]] | None:
+def journal(
+    program: dict[str, Any], x: int, policy: Any = None
+) -> tuple[CompiledProgram, list[Entry]] | None:
     async def play() -> tuple[CompiledProgram, list[Entry]]:
-        vm = ExecutionVM(tools=TOOLS, store=MemoryStore(), clock=StillClock(), entropy=CountedEntropy())
+        vm = ExecutionVM(
+            tools=TOOLS, store=MemoryStore(), clock=StillClock(), entropy=CountedEntropy(), policy=policy
+        )
         async with vm:
             trace = await vm.run(program, context={"x": x}, trace_id="run")
             return vm.load_program(trace.program_hash), vm.store.read("run")
@@ -86,8 +98,14 @@ def changed_event(draw: Callable[[Any], Any], event: Any) -> Any:
         other = draw(st.sampled_from([UNSET, 0, 1, 2**50]))
     elif name in ("pure", "substituted", "cached"):
         other = draw(st.sampled_from([UNSET, True, False]))
+    elif name == "label":
+        other = draw(st.sampled_from([UNSET, 1, 2]))
     elif name in ("step", "effect", "status", "model", "error", "outcome"):
         other = draw(st.sampled_from(["s0", "s1", "s2", "end", "pure", "keyed", "FAILED", "SUCCESS"]))
+    elif name in ("rule", "reason", "decision", "policy", "current"):
+        other = draw(st.sampled_from(["allow", "deny", "ask", "tools", "r", "RULE", "DEFAULT", "50%", "p"]))
+    elif name == "counts":
+        other = draw(st.sampled_from([UNSET, [], [["k", 0, 1]]]))
     elif type(value) is int:
         other = value + draw(st.sampled_from([-1, 1, 1_000]))
     else:
@@ -142,6 +160,31 @@ def test_the_lane_and_apply_agree_on_every_journal(
         )
         if others:
             assert outcome(compiled, others, True) == outcome(compiled, others, False)
+            assert results(compiled, others, True) == results(compiled, others, False)
+
+
+@settings(max_examples=150, deadline=None)
+@given(programs(labelled=True), st.integers(-1, 5), st.sampled_from(POLICIES), st.data())
+def test_they_agree_about_labels_and_decisions(
+    program: dict[str, Any], x: int, policy: Any, data: st.DataObject
+) -> None:
+    made = journal(program, x, policy)
+    if made is None:
+        return
+    compiled, entries = made
+    known = None if policy is None else load_policy(policy)
+    assert outcome(compiled, entries, True, known) == outcome(compiled, entries, False, known)
+    assert results(compiled, entries, True) == results(compiled, entries, False)
+    parts = []
+    for entry in entries:
+        event, *then = open_events(entry)
+        parts.append((event, entry.salt, entry.payload, then))
+    for _ in range(4):
+        others = sealed(
+            [part for part in data.draw(changed(parts)) if all(r.type in RIDER_TYPES for r in part[3])]
+        )
+        if others:
+            assert outcome(compiled, others, True, known) == outcome(compiled, others, False, known)
             assert results(compiled, others, True) == results(compiled, others, False)
 
 

@@ -165,7 +165,7 @@ class Ledger:
     def succeed(
         self, step: CompiledStep, occurrence: int, value: Any, payload: bytes, entered_ms: int, at_ms: int
     ) -> None:
-        """`record` of a plain tool's StepStarted and StepSucceeded (`nano_vm.kernel.lane`), in a run without labels."""
+        """`record` of a plain tool's StepStarted and StepSucceeded (`nano_vm.kernel.lane`): nothing of it is sealed."""
         place = (step.index, occurrence, -1)
         leaf = b'{"occurrence":%d,"output":%b,"status":"SUCCESS","step":"%b"}' % (
             occurrence,

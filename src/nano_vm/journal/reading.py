@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from hashlib import sha256
 
 import msgspec
@@ -147,6 +148,8 @@ class ChainReader:
         return [event, *then]
 
 
+_RIDERS = re.compile(rb',"then":(\[.*\]),"type":"StepSucceeded"\}').fullmatch
+_decode_riders = msgspec.json.Decoder(list[Rider]).decode
 _BEGUN = re.compile(
     rb',"then":\[\{"event":\{"at_ms":([0-9]{1,15}),"attempt":1,"effect":"([a-z]+)",.*\}\],"type":"StepSucceeded"\}'
 ).fullmatch
@@ -167,16 +170,34 @@ def read_intent(tail: bytes) -> tuple[bytes, str] | None:
     return found[1], found[2].decode()
 
 
+def read_riders(tail: bytes) -> list[Event]:
+    """What rides with a success, from all that follows the number of its entry; nothing for what is not usual."""
+    found = _RIDERS(tail)
+    events: list[Event] = []
+    if found is not None:
+        try:
+            _usual_riders(_decode_riders(found[1]), events)
+        except (KeyError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return []
+    return events
+
+
+def write_riders(events: Iterable[Event]) -> bytes:
+    """The member `then` as it has to be written."""
+    parts = [b'{"event":%b,"type":"%b"}' % (_encode(event), event.type.encode()) for event in events]
+    return b',"then":[%b]' % b",".join(parts)
+
+
 def _usual_riders(riders: list[Rider], events: list[Event]) -> bytes:
     """The member `then` as it has to be written; adds its events. Raises KeyError for what is not usual."""
-    parts = []
+    then = []
     for rider in riders:
         event = USUAL_RIDERS[rider.type](rider.event)
         if getattr(event, "payload", UNSET) is not UNSET:
             raise KeyError
-        parts.append(b'{"event":%b,"type":"%b"}' % (_encode(event), rider.type.encode()))
-        events.append(event)
-    return b',"then":[%b]' % b",".join(parts)
+        then.append(event)
+    events += then
+    return write_riders(then)
 
 
 def verify_shown(entry: Entry, run: str) -> Facts:

@@ -4,7 +4,7 @@ P6)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from msgspec import UNSET
 
@@ -17,21 +17,13 @@ from nano_vm.journal.port import RunRecord
 from nano_vm.journal.reading import ChainReader
 from nano_vm.journal.recall import Notes, Recall
 from nano_vm.journal.standing import Standing, standing
-from nano_vm.journal.stretch import Stretch, stretch_from
+from nano_vm.journal.stretch import Stretch, Watcher, stretch_from
 from nano_vm.kernel.events import Event, RunStarted
 from nano_vm.kernel.state import RunStatus, State, snapshot
 from nano_vm.program.compiled import CompiledProgram
 
 KEYED = "hmac-sha256:"  # of a digest that only who has the subject's key can compute
 _NAMED_MAX = 20  # decisions that are named one by one
-
-
-class Watcher(Protocol):
-    """Somebody who looks at every transition before and after it is taken, and raises when it is not as it must be."""
-
-    def before(self, entry: Entry, event: Event, state: State) -> None: ...
-
-    def after(self, entry: Entry, event: Event, state: State) -> None: ...
 
 
 class Verified(NamedTuple):
@@ -286,8 +278,8 @@ class _Replay:
                 self.on_transition(entry, event, state)
         if not self.ended and state.status.is_terminal:
             self.ended = entry.seq + 1
-        elif self.on_transition is None and recall is None and not self.watchers:
-            self.stretch = stretch_from(self.program, state)
+        elif self.on_transition is None and recall is None:
+            self.stretch = stretch_from(self.program, state, self.watchers)
 
     def leave_stretch(self) -> None:
         if self.stretch is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from msgspec import UNSET
 
@@ -18,16 +18,51 @@ from nano_vm.errors import InputError
 from nano_vm.journal.entry import SALT_BYTES, Entry
 from nano_vm.journal.ledger import Ledger
 from nano_vm.journal.plain import AT, END, HEAD, LAST, encode_verdicts, intent_of, success_of
-from nano_vm.journal.reading import ChainReader, is_number, read_intent
-from nano_vm.kernel.events import Event, StepStarted, StepSucceeded
-from nano_vm.kernel.lane import begin, is_plain, lane, walk
-from nano_vm.kernel.state import Activity, Phase, State
-from nano_vm.program.compiled import CompiledProgram
+from nano_vm.journal.reading import ChainReader, is_number, read_intent, read_riders, write_riders
+from nano_vm.kernel.events import Event, PolicyDecided, StepStarted, StepSucceeded
+from nano_vm.kernel.lane import Track, begin, is_plain, lane, walk
+from nano_vm.kernel.state import Activity, Phase, Settled, State
+from nano_vm.program.compiled import CompiledProgram, CompiledStep
 
 _END, _LAST = END.removesuffix("sha256:").encode(), LAST.encode()
 _START = b"%b%%b%b%%b%%b%%b%b%%b%%b%%d" % (HEAD.encode(), AT.encode(), _END)
 _VERDICTS = b',"verdicts":'
 _AT_PLACE = len(HEAD) + 64 + len(AT)
+
+
+class Watcher(Protocol):
+    """Somebody who looks at every transition before and after it is taken, and raises when it is not as it must be.
+
+    Of plain transitions only what is decided about a tool is shown, and which tools have succeeded.
+    """
+
+    def before(self, entry: Entry, event: Event, state: State) -> None: ...
+
+    def after(self, entry: Entry, event: Event, state: State) -> None: ...
+
+    def allows(self, event: PolicyDecided, step: CompiledStep, args: Any, state: State) -> bool:
+        """Whether the decision that a plain tool may be called with these arguments is as it must be. False also where
+        more has to be looked at: then `before` is asked. What depends on the event and the step alone is asked with the
+        same event again."""
+        ...
+
+    def passed(self, steps: Sequence[int], settled: Sequence[Settled]) -> None:
+        """Plain tools that have succeeded, by the index of their step, and what has settled beyond them."""
+        ...
+
+
+class _Riders(NamedTuple):
+    """What rides with a success: a decision, an intent, or both; and how it is written, but for its time and the number
+    of the occurrence, which come twice where both ride."""
+
+    format: bytes
+    decided: PolicyDecided | None
+    effect: str | None  # of the intent; None without one
+
+    def written(self, at: bytes, occurrence: int) -> bytes:
+        if self.decided is None or self.effect is None:
+            return self.format % (at, occurrence)
+        return self.format % (at, occurrence, at, occurrence)
 
 
 class Left(NamedTuple):
@@ -47,36 +82,51 @@ class Stretch:
 
     __slots__ = (
         "_activity",
+        "_decided",
         "_effect",
         "_entered_ms",
         "_expected",
         "_index",
-        "_intents",
         "_least_ms",
         "_occurrence",
         "_program",
+        "_riders",
         "_started",
         "_state",
+        "_track",
         "_walk",
+        "_watchers",
         "verdicts",
     )
 
-    def __init__(self, program: CompiledProgram, state: State, activity: Activity, started: bool) -> None:
+    def __init__(
+        self,
+        program: CompiledProgram,
+        state: State,
+        activity: Activity,
+        started: bool,
+        watchers: Sequence[Watcher] = (),
+    ) -> None:
         self.verdicts = 0
         self._program = program
         self._state = state
         self._activity = activity
+        self._watchers = watchers
         self._started = started
+        self._decided = activity.cleared == 1
         self._effect = activity.effect
-        # Formats of what is expected: a success for the number of its occurrence, an intent for its time as well.
-        self._expected: tuple[dict[int, bytes], dict[int, bytes]] = {}, {}
-        self._intents: dict[int, tuple[bytes, str]] = {}
-        activity.effect = (
-            ""  # the lane moves this activity on from step to step; what is not begun has no effect yet
-        )
+        # Formats of what is expected, by step and label: a success for the number of its occurrence, what rides with it
+        # for its time as well.
+        self._expected: tuple[dict[tuple[int, int], bytes], dict[tuple[int, int], bytes]] = {}, {}
+        self._riders: dict[tuple[int, int], _Riders] = {}
+        # The lane moves this activity on from step to step; what is not begun has no effect yet, and no decision.
+        activity.effect, activity.cleared = "", 0
+        if self._decided:
+            state.seq -= 1
         self._least_ms = state.now_ms  # of the intent: a success before it is not plain
         self._entered_ms = activity.entered_ms
-        self._walk: Generator[Any, Any, None] | None = walk(program, state, activity)
+        self._track = None if state.labels is None else Track(program, state, activity)
+        self._walk: Generator[Any, Any, None] | None = walk(program, state, activity, None, self._track)
         self._index, self._occurrence, _, _ = next(self._walk)
 
     @property
@@ -97,13 +147,16 @@ class Stretch:
         assert self._walk is not None
         assert type(event) is StepSucceeded
         value = None if event.payload is UNSET else event.payload
-        taken = (value, event.at_ms, 2 if self._started else 1)
-        self._started = False
+        taken = (value, event.at_ms, 1 + self._started + self._decided)
+        self._started = self._decided = False
+        passed = [self._index]
         try:
             self._index, self._occurrence, _, verdicts = self._walk.send(taken)
         except StopIteration:
             self._walk = None
+            self._pass(passed)
             return 1, self._state.verdicts
+        self._pass(passed)
         plain = is_plain(self._program.steps[self._index])
         if plain and len(events) == 2 and self._begins(events[1]):
             return 2, verdicts or []
@@ -128,17 +181,19 @@ class Stretch:
         """
         assert self._walk is not None
         go_on, seq, head, place = self._walk.send, reader.length, reader.head, reader.place
-        index, occurrence, started = self._index, self._occurrence, self._started
-        least_ms, steps, intents = self._least_ms, self._program.steps, self._intents
+        index, occurrence, started, decided = self._index, self._occurrence, self._started, self._decided
+        least_ms, steps, riders = self._least_ms, self._program.steps, self._riders
         pure, effects = self._expected
-        salt_bytes = SALT_BYTES
+        salt_bytes, track, coming = SALT_BYTES, self._track, 0
+        governed = bool(self._state.policy)  # nothing is called without a decision
         at, at_ms = b",", 0  # no time at all
+        passed: list[int] = []
         left: Left | None = None
         is_over = False
         for seq in range(reader.length, stop):
             entry = entries[seq]
             written, payload, salt = entry.facts, entry.payload, entry.salt
-            if payload is None or len(salt) != salt_bytes or entry.seq != seq:
+            if payload is None or len(salt) != salt_bytes or entry.seq != seq or decided is not governed:
                 break
             if not written.startswith(at, _AT_PLACE):
                 at = written[_AT_PLACE : written.find(b",", _AT_PLACE)]
@@ -147,8 +202,10 @@ class Stretch:
                 at_ms = int(at)
             if at_ms < least_ms:
                 break
-            format = effects.get(index) if started else pure.get(index)
-            expected = (format or self._expect(index, started)) % occurrence
+            if track is not None:
+                coming = track.coming
+            format = effects.get((index, coming)) if started else pure.get((index, coming))
+            expected = (format or self._expect(index, started, coming)) % occurrence
             verdicts_at = _AT_PLACE + len(at) + len(expected)
             told = b""
             if written.startswith(_VERDICTS, verdicts_at):
@@ -164,9 +221,11 @@ class Stretch:
                 break
             # From here on the success is taken.
             step, done = steps[index], occurrence
+            passed.append(index)
+            args: Any
             verdicts: list[Any] | None
             try:
-                index, occurrence, _, verdicts = go_on((value, at_ms, 2 if started else 1))
+                index, occurrence, args, verdicts = go_on((value, at_ms, 1 + started + decided))
             except StopIteration:
                 self._walk, is_over = None, True
                 verdicts = self._state.verdicts
@@ -176,15 +235,20 @@ class Stretch:
                 self._entered_ms = at_ms
             tail = written[len(start) :]
             prev, head = head, digest
-            seq, started, least_ms = seq + 1, False, at_ms
+            seq, started, decided, least_ms = seq + 1, False, False, at_ms
             if told == (_VERDICTS + encode_verdicts(verdicts) if verdicts else b""):
                 if tail != _LAST and not is_over:
-                    known = intents.get(index)
-                    if known is not None and tail == known[0] % (at, occurrence):
-                        started, self._effect = True, known[1]
-                    elif (begun_ms := self._begun(tail, index, occurrence)) >= 0:
+                    key = (index, 0 if track is None else track.together)
+                    known = riders.get(key)
+                    if known is None or tail != known.written(at, occurrence):
+                        known = self._learn(key, tail, at, occurrence)
+                    if known is not None:
+                        if known.decided is None or self._allowed(known.decided, index, args):
+                            decided, started = known.decided is not None, known.effect is not None
+                            self._effect = known.effect or ""
+                    elif (begun_ms := self._begun(tail, key, occurrence)) >= 0:
                         started, least_ms = True, max(at_ms, begun_ms)
-                if started or tail == _LAST:
+                if started or decided or tail == _LAST:
                     if verdicts:
                         self.verdicts += len(verdicts)
                     if not is_over:
@@ -195,31 +259,95 @@ class Stretch:
         reader.payloads += seq - reader.length
         reader.length, reader.head = seq, head
         self._index, self._occurrence, self._started, self._least_ms = index, occurrence, started, least_ms
+        self._decided = decided
+        self._pass(passed)
         if left is not None:
             self.leave()
         return left
 
-    def _expect(self, index: int, started: bool) -> bytes:
+    def _expect(self, index: int, started: bool, label: int) -> bytes:
         """The members of a success as they have to be written, but for the number of the occurrence."""
+        step_id = self._program.steps[index].id
         before, after = (
-            success_of(self._program.steps[index].id, not started, 7).removesuffix(END).split("7", 1)
+            success_of(step_id, not started, 7, label).removesuffix(END).split('"occurrence":7', 1)
         )
-        made = self._expected[started][index] = b"%b%%d%b" % (before.encode(), after.encode())
+        made = b'%b"occurrence":%%d%b' % (before.encode(), after.encode())
+        self._expected[started][index, label] = made
         return made
 
-    def _begun(self, tail: bytes, index: int, occurrence: int) -> int:
+    def _learn(self, key: tuple[int, int], tail: bytes, at: bytes, occurrence: int) -> _Riders | None:
+        """What rides with a success, if it is a decision or an intent, or both, at its own time, about what the walk
+        has come to. Another decision is another event."""
+        events = read_riders(tail)
+        if not events:
+            return None
+        first, last = events[0], events[-1]
+        decided = first if type(first) is PolicyDecided else None
+        effect = last.effect if type(last) is StepStarted else None
+        if effect is UNSET or len(events) != (decided is not None) + (effect is not None):
+            return None
+        index, label = key
+        step_id = self._program.steps[index].id
+        plain: list[Event] = []
+        if decided is not None:
+            plain.append(
+                PolicyDecided(
+                    at_ms=int(at),
+                    attempt=1,
+                    current=decided.current,
+                    decision="allow",
+                    occurrence=occurrence,
+                    policy=decided.policy,
+                    reason=decided.reason,
+                    rule=decided.rule,
+                    step=step_id,
+                )
+            )
+        if effect is not None:
+            plain.append(
+                StepStarted(
+                    at_ms=int(at),
+                    attempt=1,
+                    effect=effect,
+                    label=label or UNSET,
+                    occurrence=occurrence,
+                    step=step_id,
+                )
+            )
+        if write_riders(plain) != tail.removesuffix(_LAST):
+            return None
+        format = tail.replace(b"%", b"%%")
+        for name, value in ((b'{"at_ms":', at), (b',"occurrence":', b"%d" % occurrence)):
+            parts = format.split(name + value + b",")
+            if len(parts) != len(events) + 1:
+                return None  # a name that looks like one of ours
+            format = (name + (b"%b" if name.startswith(b"{") else b"%d") + b",").join(parts)
+        found = self._riders[key] = _Riders(format, decided, effect)
+        return found
+
+    def _allowed(self, decided: PolicyDecided, index: int, args: Any) -> bool:
+        """Whether everybody who looks at decisions is content with this one."""
+        step = self._program.steps[index]
+        for watcher in self._watchers:
+            if not watcher.allows(decided, step, args, self._state):
+                return False
+        return True
+
+    def _pass(self, steps: Sequence[int]) -> None:
+        for watcher in self._watchers:
+            watcher.passed(steps, self._state.settled if self._walk is None else ())
+
+    def _begun(self, tail: bytes, key: tuple[int, int], occurrence: int) -> int:
         """When (epoch ms) the intent that rides with a success was noted, if it is the plain one of what the walk has
         come to, and then it is taken; else -1."""
         found = read_intent(tail)
         if found is None:
             return -1
         begun, effect = found
-        before, after = intent_of(self._program.steps[index].id, effect, 7)
-        between, end = after.split("7", 1)
-        format = b"%b%%b%b%%d%b" % (before.encode(), between.encode(), end.encode())
-        if tail != format % (begun, occurrence):
+        index, label = key
+        before, after = intent_of(self._program.steps[index].id, effect, occurrence, label)
+        if tail != before.encode() + begun + after.encode():
             return -1
-        self._intents[index] = format, effect
         self._effect = effect
         return int(begun)
 
@@ -228,17 +356,25 @@ class Stretch:
         if self._walk is not None:
             self._walk.close()
             self._walk = None
+            state = self._state
+            if self._decided:
+                self._activity.cleared = 1
+                state.seq += 1
             if self._started:
-                begin(self._state, self._activity, self._effect)
-                self._state.now_ms = max(self._state.now_ms, self._least_ms)
+                begin(state, self._activity, self._effect)
+            if self._decided or self._started:
+                state.now_ms = max(state.now_ms, self._least_ms)
 
     def _fits(self, event: Event) -> bool:
         """Whether this is the success that the lane waits for, and says nothing more."""
         if type(event) is not StepSucceeded or event.at_ms < self._least_ms:
             return False
+        if self._decided is not bool(self._state.policy):
+            return False
         plain = StepSucceeded(
             at_ms=event.at_ms,
             attempt=1,
+            label=UNSET if self._track is None else self._track.coming or UNSET,
             occurrence=self._occurrence,
             payload=event.payload,
             pure=UNSET if self._started else True,
@@ -248,28 +384,35 @@ class Stretch:
         return event == plain
 
     def _begins(self, event: Event) -> bool:
-        """Whether this is the plain intent of what the lane has come to; then it is taken."""
-        if type(event) is not StepStarted or event.effect is UNSET:
+        """Whether this is the plain intent of what the lane has come to, and nothing has to be decided before it; then
+        it is taken."""
+        if type(event) is not StepStarted or event.effect is UNSET or self._state.policy:
             return False
         effect, at_ms = event.effect, event.at_ms
-        step = self._program.steps[self._index].id
         if event != StepStarted(
-            at_ms=at_ms, attempt=1, effect=effect, occurrence=self._occurrence, step=step
+            at_ms=at_ms,
+            attempt=1,
+            effect=effect,
+            label=UNSET if self._track is None else self._track.together or UNSET,
+            occurrence=self._occurrence,
+            step=self._program.steps[self._index].id,
         ):
             return False
         self._started, self._effect, self._least_ms = True, effect, at_ms
         return True
 
 
-def stretch_from(program: CompiledProgram, state: State) -> Stretch | None:
+def stretch_from(program: CompiledProgram, state: State, watchers: Sequence[Watcher] = ()) -> Stretch | None:
     """The plain stretch that begins here, if one does: all that is in progress is a plain tool at its first attempt."""
-    if len(state.active) != 1 or state.governed or state.labels is not None:
-        return None  # in a governed run every dispatch has its decision
+    if len(state.active) != 1 or state.seq < state.fork_seq:
+        return None  # what a fork shares with another run was decided there
     (activity,) = state.active.values()
     if activity.step < 0 or not is_plain(program.steps[activity.step]):
         return None
     if activity.phase is Phase.READY:
-        return Stretch(program, state, activity, False) if lane(program, state) is not None else None
+        if lane(program, state) is None:
+            return None
+        return Stretch(program, state, activity, False, watchers)
     if activity.phase is not Phase.STARTED or activity.reserved_tokens or activity.reserved_cost_nanousd:
         return None
     if not activity.effect:
@@ -279,6 +422,6 @@ def stretch_from(program: CompiledProgram, state: State) -> Stretch | None:
     state.ready[activity.step] = None
     state.seq -= 1
     if lane(program, state) is not None:
-        return Stretch(program, state, activity, True)
+        return Stretch(program, state, activity, True, watchers)
     begin(state, activity, activity.effect)
     return None

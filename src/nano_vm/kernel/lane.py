@@ -86,8 +86,8 @@ def lane(program: CompiledProgram, state: State) -> Activity | None:
     """The run's only activity, if it is a READY tool at its first attempt and no budget but that of steps has to be
     looked at between steps; else None."""
     active = state.active
-    if len(active) != 1 or state.stage is not _GOING or program.is_dag:
-        return None
+    if len(active) != 1 or state.stage is not _GOING or program.is_dag or state.grants:
+        return None  # (an approval is used up when its step settles)
     if state.tokens_max or state.cost_nanousd_max or state.duration_ms_max or state.stalled_steps_max:
         return None
     (activity,) = active.values()

@@ -7,7 +7,7 @@ the action they name. Whether the decision was the policy's is found out here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET
@@ -17,31 +17,54 @@ from nano_vm.expr.reference import UNSET as UNASSIGNED
 from nano_vm.journal.entry import Entry
 from nano_vm.kernel.events import ActionProposed, ApprovalRequested, Event, PolicyDecided
 from nano_vm.kernel.labels import output_label
-from nano_vm.kernel.state import State, activity_key
+from nano_vm.kernel.state import Settled, State, activity_key
 from nano_vm.policy.decide import (
     ALLOW,
     ASK,
+    DEFAULT,
     DENIED,
     DENY,
+    RULE,
     Decision,
     Request,
     action_digest,
+    allowing_rules,
     counted_place,
     counters,
     decide_all,
+    looked_at,
+    request_slots,
     sealed_parts,
+    settled_by_all,
 )
-from nano_vm.policy.model import Policy
+from nano_vm.policy.model import Policy, Rule
 from nano_vm.policy.progress import Progress
-from nano_vm.program.compiled import SLOT_PRINCIPAL, SLOT_RUN, CompiledProgram, WaitAction
+from nano_vm.program.compiled import (
+    SLOT_ARGS,
+    SLOT_PRINCIPAL,
+    SLOT_RUN,
+    CompiledProgram,
+    CompiledStep,
+    ToolAction,
+    WaitAction,
+)
 from nano_vm.program.labels import SEALED
 
 # Why the runtime stopped something that policies alone would not have: the approval was gone when it was used.
 _STOPPED = frozenset({"APPROVAL_EXPIRED", "APPROVAL_VOID"})
 
 
+class _Standing(NamedTuple):
+    """What is known of a decision about a plain tool: that it is right, whatever the arguments, or the rules of each
+    policy that go by them. With neither it has to be looked at in full."""
+
+    event: PolicyDecided
+    holds: bool
+    rules: list[tuple[Policy, tuple[Rule, ...]]]
+
+
 class Recheck:
-    """Watches a fold: `before` and `after` every transition.
+    """Watches a fold, as `Watcher` says.
 
     Args:
         find: gives a policy by its hash; NanoVMError when it cannot.
@@ -65,6 +88,8 @@ class Recheck:
         self.decisions = 0
         self.counted: list[tuple[int, str, str, int]] = []  # entry, identity of the action, key, amount
         self.progress = Progress(program)
+        self._standing: dict[int, _Standing] = {}  # of decisions about plain tools, by step
+        self._slots: list[Any] = []  # of what conditions read
 
     @staticmethod
     def concerns(entries: Iterable[Entry]) -> bool:
@@ -79,14 +104,63 @@ class Recheck:
     def after(self, entry: Entry, event: Event, state: State) -> None:
         self.progress.note(state.settled)
 
+    def passed(self, steps: Sequence[int], settled: Sequence[Settled]) -> None:
+        self.progress.passed(steps)
+        self.progress.note(settled)
+
+    def allows(self, event: PolicyDecided, step: CompiledStep, args: Any, state: State) -> bool:
+        """Whether the bare allowance of a plain tool is what the policies say: by its name alone, or by conditions on
+        its arguments, the principal and the run. False where they say otherwise, and where more has to be looked at."""
+        standing = self._standing.get(step.index)
+        if standing is None or standing.event is not event:
+            standing = self._standing[step.index] = self._stands(event, step, state)
+        if standing.rules:
+            self._slots[SLOT_ARGS] = args
+            named = None
+            for policy, rules in standing.rules:
+                allowing = allowing_rules(policy, rules, self._slots)
+                if allowing is None:
+                    return False
+                if named is None:
+                    named = (allowing[0].id, RULE) if allowing else ("default", DEFAULT)
+            if named != (event.rule, event.reason):
+                return False
+        elif not standing.holds:
+            return False
+        self.decisions += 1
+        return True
+
+    def _stands(self, event: PolicyDecided, step: CompiledStep, state: State) -> _Standing:
+        """What can be said of a decision about a step before its arguments are known."""
+        left = _Standing(event, False, [])
+        hashes = [state.policy] if event.current is UNSET else [state.policy, event.current]
+        try:
+            policies = [self.find(policy_hash) for policy_hash in hashes]
+        except NanoVMError:
+            return left
+        if event.policy is not UNSET or type(step.action) is not ToolAction:
+            return left
+        tool = step.action.tool
+        found = settled_by_all(policies, "tool", tool)
+        if found is not None:
+            said = event.rule, event.reason
+            return _Standing(event, found.policy == state.policy and said == (found.rule, found.reason), [])
+        rules = [(policy, looked_at(policy, "tool", tool)) for policy in policies]
+        known = [(policy, about) for policy, about in rules if about is not None]
+        if len(known) != len(rules) or any(rule.limits for _, about in known for rule in about):
+            return left
+        principal, run = state.slots[SLOT_PRINCIPAL], state.slots[SLOT_RUN]
+        self._slots = request_slots(None, _assigned(run) or {}, _assigned(principal))
+        return _Standing(event, False, known)
+
     def before(self, entry: Entry, event: Event, state: State) -> None:
         """Hold a recorded decision or request against what it has to be.
 
         Raises:
             VerificationError: REPLAY_MISMATCH (facts: `seq`, `code` POLICY).
         """
-        if state.seq < state.fork_seq:
-            return  # decided in another run, with its id
+        if state.seq < state.fork_seq or not state.slots:
+            return  # decided in another run, with its id; or before the run has begun, which the kernel refuses
         try:
             if type(event) is PolicyDecided:
                 if self.closed and self._is_private(event, state):
@@ -98,7 +172,7 @@ class Recheck:
                 self._proposed(entry, event, state)
             elif type(event) is ApprovalRequested and not self.closed:
                 self._requested(entry, event, state)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             # Whoever writes whole journals can give a fact any form.
             raise _mismatch(entry, "has a form that no decision has") from error
 

@@ -351,6 +351,8 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
             break
     except StopIteration:
         verdicts = state.verdicts
+        if gate is not None:
+            gate.progress.note(state.settled)  # what has settled beyond the last tool
     finally:
         walker.close()
         if gate is not None:

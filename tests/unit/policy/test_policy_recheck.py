@@ -316,3 +316,32 @@ def test_a_proposal_that_the_policy_does_not_deny_is_not_rejected_in_its_name(ch
     with pytest.raises(VerificationError) as caught:
         verify(vm, run_id, found)
     assert caught.value.code in ("REPLAY_MISMATCH", "POLICY_UNKNOWN")
+
+
+def test_a_decision_before_the_start_of_a_run_is_refused_and_not_looked_at() -> None:
+    vm, run_id = journal()
+    decided = PolicyDecided(
+        at_ms=1, attempt=1, decision="allow", occurrence=1, reason="RULE", rule="tools", step="c"
+    )
+    with pytest.raises(VerificationError) as caught:
+        verify(vm, run_id, [Chain(run_id).seal(decided, b"", None)])
+    assert (caught.value.code, caught.value.facts["code"]) == ("REPLAY_MISMATCH", "OUT_OF_ORDER")
+
+
+@pytest.mark.parametrize("lane", [True, False])
+def test_what_settles_at_once_after_a_plain_tool_meets_requirements(lane: bool) -> None:
+    policy = {
+        "policy": "p",
+        "tools": ["check"],
+        "rules": [{"id": "after", "tools": ["act"], "requires": ["step:none"]}],
+    }
+    steps = [
+        {"id": "c", "type": "tool", "tool": "check"},
+        {"id": "none", "type": "map", "over": [], "step": {"id": "i", "type": "tool", "tool": "check"}},
+        {"id": "a", "type": "tool", "tool": "act", "args": {"n": 1}},
+    ]
+    vm = ExecutionVM(tools={"act": lambda n: n, "check": lambda: 1}, policy=policy, store=MemoryStore())
+    vm.lane = lane
+    trace = vm.run_sync({"name": "p", "steps": steps})
+    assert trace.status == "SUCCESS"
+    assert dict(vm.verify(trace.trace_id).steps)["decisions"].startswith("2 ")
