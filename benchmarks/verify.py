@@ -5,7 +5,8 @@
 
 Prints the time of `verify_run` as a multiple of two bare passes over the same bytes: one SHA-256 call per entry and per
 payload (what a reader that trusts nothing has to do at least), and one single call over all bytes (which checks no
-chain). CPU time, the best of several rounds, in one process.
+chain). The governed run tracks labels, and every call of it was decided by a policy, which is asked again. `bundle` is
+the whole of `nano-vm verify FILE`, the receipt recomputed. CPU time, the best of several rounds, in one process.
 """
 
 from __future__ import annotations
@@ -15,19 +16,24 @@ import time
 from collections.abc import Callable
 from hashlib import sha256
 
-from nano_vm import ExecutionVM, MemoryStore, Program
+from nano_vm import ExecutionVM, MemoryStore, Program, tool
 from nano_vm.evidence.bundle import export
 from nano_vm.evidence.verify import verify_bundle
 from nano_vm.journal.replay import verify_run
+from nano_vm.policy.recheck import Recheck
 
 ROUNDS = 5
+POLICY = {"policy": "p", "rules": [{"id": "some", "tools": ["look"], "when": "$args.n >= 0"}]}
 
 
-def program(entries: int, words: int) -> tuple[Program, Callable[[int], dict[str, object]]]:
+def program(
+    entries: int, words: int, governed: bool = False
+) -> tuple[Program, Callable[[int], dict[str, object]]]:
     """A loop of a tool and a condition: one entry per turn, with the next intent and the verdict in it."""
     counted = [0]
     text = "order A-1001 was looked at and found in order; " * words
 
+    @tool(effect="irreversible", protected=["n"] if governed else [])
     def look(n: int) -> dict[str, object]:
         counted[0] += 1
         return {"n": counted[0], "text": text}
@@ -43,7 +49,9 @@ def program(entries: int, words: int) -> tuple[Program, Callable[[int], dict[str
         },
         {"id": "end", "type": "tool", "tool": "look", "args": {"n": "$n"}, "is_terminal": True},
     ]
-    return Program.from_dict({"name": "loop", "max_steps": 4 * entries, "steps": steps}), look
+    inputs = {"type": "object", "properties": {"n": {"type": "integer", "label": "trusted"}}}
+    declared = {"inputs": inputs} if governed else {}
+    return Program.from_dict({"name": "loop", "max_steps": 4 * entries, "steps": steps, **declared}), look
 
 
 def best(work: Callable[[], object], rounds: int = ROUNDS) -> float:
@@ -55,10 +63,10 @@ def best(work: Callable[[], object], rounds: int = ROUNDS) -> float:
     return found
 
 
-def measure(entries: int, words: int, rounds: int = ROUNDS) -> dict[str, float]:
+def measure(entries: int, words: int, governed: bool, rounds: int = ROUNDS) -> dict[str, float]:
     """Times in seconds: `single`, `each` (bare passes), `verify`, `bundle`; and `bytes`, `entries`."""
-    made, look = program(entries, words)
-    vm = ExecutionVM(tools={"look": look}, store=MemoryStore())
+    made, look = program(entries, words, governed)
+    vm = ExecutionVM(tools=[look], store=MemoryStore(), policy=POLICY if governed else None)
     trace = vm.run_sync(made, context={"n": 1})
     journal = vm.store.read(trace.trace_id)
     compiled = vm.load_program(trace.program_hash)
@@ -66,6 +74,10 @@ def measure(entries: int, words: int, rounds: int = ROUNDS) -> dict[str, float]:
     texts += [entry.salt + entry.payload for entry in journal if entry.payload is not None]
     whole = b"".join(texts)
     data = export(vm.store, trace.trace_id).data
+
+    def verify() -> None:
+        watchers = (Recheck(compiled, vm.load_policy),) if governed else ()
+        verify_run(compiled, None, journal, watchers=watchers)
 
     def each() -> None:
         for text in texts:
@@ -76,16 +88,19 @@ def measure(entries: int, words: int, rounds: int = ROUNDS) -> dict[str, float]:
         "bytes": len(whole),
         "single": best(lambda: sha256(whole).digest(), rounds),
         "each": best(each, rounds),
-        "verify": best(lambda: verify_run(compiled, None, journal), rounds),
+        "verify": best(verify, rounds),
         "bundle": best(lambda: verify_bundle(data), min(rounds, 2)),
     }
 
 
 def main(entries: int, rounds: int) -> None:
-    print(f"{'bytes/entry':>12}{'verify, ms':>12}{'per hash':>10}{'per single pass':>17}{'bundle, ms':>12}")
-    for words in (1, 20, 400):
-        found = measure(entries, words, rounds)
+    print(
+        f"{'':>10}{'bytes/entry':>12}{'verify, ms':>12}{'per hash':>10}{'per single pass':>17}{'bundle, ms':>12}"
+    )
+    for words, governed in ((1, False), (20, False), (400, False), (1, True), (20, True)):
+        found = measure(entries, words, governed, rounds)
         print(
+            f"{'governed' if governed else 'plain':>10}"
             f"{found['bytes'] / found['entries']:>12.0f}{found['verify'] * 1e3:>12.0f}"
             f"{found['verify'] / max(found['each'], 1e-9):>9.1f}x"
             f"{found['verify'] / max(found['single'], 1e-9):>16.1f}x"

@@ -18,7 +18,7 @@ from nano_vm.errors import VerificationError
 from nano_vm.journal.entry import RIDER_TYPES, Chain, Entry, open_events
 from nano_vm.journal.ledger import Ledger
 from nano_vm.journal.replay import verify_run
-from nano_vm.kernel.events import UNSET
+from nano_vm.kernel.events import UNSET, PolicyDecided, StepStarted
 from nano_vm.kernel.state import snapshot
 from nano_vm.policy import load_policy
 from nano_vm.policy.model import Policy
@@ -54,7 +54,7 @@ def results(program: CompiledProgram, entries: list[Entry], plainly: bool) -> An
             state = verify_run(program, None, entries, "run", on_transition=ledger.record).state
     except VerificationError as error:
         return error.code, error.facts
-    return ledger.steps(state), ledger.leaves, ledger.rollbacks
+    return ledger.steps(state), sorted(ledger.leaves), ledger.ids, ledger.rollbacks
 
 
 def sealed(parts: list[Part]) -> list[Entry]:
@@ -133,7 +133,7 @@ def changed(draw: Callable[[Any], Any], parts: list[Part]) -> list[Part]:
         elif kind == 6:
             parts.insert(at, parts[at])
         elif then:  # what rode stands alone, or is dropped
-            rider = then.pop()
+            rider = then.pop(draw(st.integers(0, len(then) - 1)))
             if draw(st.booleans()):
                 parts.insert(at + 1, (rider, b"", None, []))
     return parts
@@ -235,3 +235,32 @@ def test_what_is_no_canonical_json_is_no_evidence_in_the_middle_of_a_stretch(
     with pytest.raises(VerificationError) as raised:
         verify_run(vm.load_program(trace.program_hash), None, entries)
     assert (raised.value.code, raised.value.facts["seq"]) == ("JOURNAL_MALFORMED", 5)
+
+
+@pytest.mark.parametrize("plainly", [True, False])
+@pytest.mark.parametrize("dropped", [PolicyDecided, StepStarted])
+def test_no_step_of_a_governed_run_goes_without_its_decision_or_its_intent(
+    plainly: bool, dropped: type[Any]
+) -> None:
+    steps = [
+        {"id": f"s{number}", "type": "tool", "tool": "add_keyed", "args": {"x": "$x"}} for number in range(6)
+    ]
+    inputs = {"type": "object", "properties": {"x": {"type": "integer"}}}
+    made = journal({"name": "p", "inputs": inputs, "steps": steps}, 1, POLICIES[0])
+    assert made is not None
+    compiled, entries = made
+    parts = []
+    for entry in entries:
+        event, *then = open_events(entry)
+        parts.append((event, entry.salt, entry.payload, then))
+    assert outcome(compiled, sealed(parts), plainly, load_policy(POLICIES[0]))[0][:1] == b"{"
+    refused = 0
+    for place, (event, salt, payload, then) in enumerate(parts):
+        kept = [rider for rider in then if type(rider) is not dropped]
+        if len(kept) < len(then):
+            others = sealed([*parts[:place], (event, salt, payload, kept), *parts[place + 1 :]])
+            code, facts = outcome(compiled, others, plainly, load_policy(POLICIES[0]))
+            expected = (place, "POLICY") if dropped is PolicyDecided else (place + 1, "OUT_OF_ORDER")
+            assert (code, facts["seq"], facts["code"]) == ("REPLAY_MISMATCH", *expected)
+            refused += 1
+    assert refused == (5 if dropped is PolicyDecided else 6)  # the first decision stands alone

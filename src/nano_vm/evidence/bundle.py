@@ -198,11 +198,11 @@ def told_of_children(
                 yield entry, event, started.get((event.step, event.occurrence, event.item), "")
 
 
-def children_of(entries: Sequence[Entry]) -> dict[str, str]:
-    """The child runs that a journal names, in order: run id -> hash of the program they were started with. Those are
-    left out of which it says itself that they never began."""
+def children_of(told: Iterable[tuple[Entry, ev.ChildStarted | ev.ChildFinished, str]]) -> dict[str, str]:
+    """The child runs that a journal names (`told_of_children`), in order: run id -> hash of the program they were
+    started with. Those are left out of which it says itself that they never began."""
     found: dict[str, str] = {}
-    for _, event, child in told_of_children(entries):
+    for _, event, child in told:
         if isinstance(event, ev.ChildStarted):
             found[child] = event.program
         elif not event.head:
@@ -252,7 +252,7 @@ def _journals(store: JournalStore, run_id: str) -> Iterator[tuple[str, list[Entr
                 raise VerificationError("CHAIN_BROKEN", "the journal is empty", facts={"seq": 0})
             continue
         yield run, entries
-        todo += reversed(children_of(entries))
+        todo += reversed(children_of(told_of_children(entries)))
 
 
 def _trace(

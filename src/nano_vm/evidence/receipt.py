@@ -6,7 +6,6 @@ be kept when they are gone. The same trace gives the same bytes on any machine.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +32,7 @@ def receipt(trace: Trace) -> dict[str, Any]:
         VerificationError: as `fold`, when the kernel would not take the journal.
     """
     facts = _Facts(trace.entries)
-    steps = trace.steps
+    steps = trace.eventful
     error = trace.error
     ended = trace.status.is_terminal
     return {
@@ -69,7 +68,7 @@ def receipt(trace: Trace) -> dict[str, Any]:
         "retries": sum(step.retries for step in steps),
         "started_at_ms": trace.started_at_ms,
         "status": trace.status.value,
-        "steps": _counts(steps),
+        "steps": dict(trace.counts),
         "switch_events": trace.switch_events,
         "tokens": trace.total_tokens(),
         "trace_id": trace.trace_id,
@@ -145,11 +144,6 @@ def _outside(seq: int, event: Any) -> dict[str, Any]:
         if value is not UNSET:
             found[name] = value
     return found
-
-
-def _counts(steps: Sequence[TraceStep]) -> dict[str, int]:
-    counts = Counter([step.status for step in steps])
-    return {status.value: count for status, count in counts.items()}
 
 
 def _is_troubled(step: TraceStep) -> bool:

@@ -6,7 +6,7 @@ store, no runtime and no network is imported from here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -277,16 +277,23 @@ class _Checking:
             run = todo.pop()
             if run in held and run not in expected:
                 expected.append(run)
-                self._links(run, held)
-                todo += reversed(children_of(held[run]))
+                told = list(told_of_children(held[run]))
+                pinned = children_of(told)
+                self._links(run, held, told, pinned)
+                todo += reversed(pinned)
         if expected != list(held):
             raise _child(contents.run, "a run is there that nothing leads to, or out of order")
         if len(held) > 1:
             self._passed(f"{len(held) - 1} child runs, each as its parent knows it")
 
-    def _links(self, run: str, held: dict[str, list[Entry]]) -> None:
-        pinned = children_of(held[run])
-        for entry, event, child in told_of_children(held[run]):
+    def _links(
+        self,
+        run: str,
+        held: dict[str, list[Entry]],
+        told: Iterable[tuple[Entry, Any, str]],
+        pinned: dict[str, str],
+    ) -> None:
+        for entry, event, child in told:
             if isinstance(event, ev.ChildStarted):
                 continue
             if not event.head:  # it never began

@@ -23,6 +23,14 @@ _SUCCESS, _FAILED = StepStatus.SUCCESS, StepStatus.FAILED
 Place: TypeAlias = tuple[int, int, int]
 """(step index, occurrence, item or -1): one occurrence of a step, or one lane of a map."""
 
+_Plain: TypeAlias = tuple[CompiledStep, bytes, Any, int, int]
+"""A success of which there is no more to say, until somebody asks for its `TraceStep`: the step, its output as it is
+written, the output itself (shared with the run) or a condition's verdict, and when it was entered and settled."""
+
+
+_LEAF = b'{"occurrence":%d,"output":%b,"status":"SUCCESS","step":"%b"}'
+_VERDICT_LEAF = b'{"occurrence":%d,"status":"SUCCESS","step":"%b","verdict":%b}'
+
 
 class Usage(msgspec.Struct, frozen=True):
     """What the model calls of a step used, under the names of the usual model interfaces."""
@@ -139,9 +147,9 @@ class Ledger:
 
     def __init__(self, program: CompiledProgram) -> None:
         self.program = program
-        self.leaves: dict[Place, tuple[Order, bytes]] = {}
         self.rollbacks = 0
-        self._settled: dict[Place, TraceStep] = {}
+        self._settled: dict[Place, TraceStep | _Plain] = {}
+        self._leaves: dict[Place, tuple[Order, bytes]] = {}  # but for the plain ones
         self._lanes: dict[tuple[int, int], set[Place]] = {}  # (group, occurrence) -> lanes that have settled
         self._accounts: dict[Place, _Account] = {}
         self._tokens = 0
@@ -166,25 +174,7 @@ class Ledger:
         self, step: CompiledStep, occurrence: int, value: Any, payload: bytes, entered_ms: int, at_ms: int
     ) -> None:
         """`record` of a plain tool's StepStarted and StepSucceeded (`nano_vm.kernel.lane`): nothing of it is sealed."""
-        place = (step.index, occurrence, -1)
-        leaf = b'{"occurrence":%d,"output":%b,"status":"SUCCESS","step":"%b"}' % (
-            occurrence,
-            payload,
-            step.id.encode(),
-        )
-        self.leaves[place] = (step.rank, occurrence, -1), leaf
-        is_shared = type(value) is dict or type(value) is list
-        self._settled[place] = TraceStep(
-            id=step.id,
-            type="tool",
-            occurrence=occurrence,
-            status=_SUCCESS,
-            output=canonical.decode(payload) if is_shared else value,
-            attempts=1,
-            started_at_ms=entered_ms,
-            finished_at_ms=at_ms,
-            duration_ms=float(at_ms - entered_ms),
-        )
+        self._settled[step.index, occurrence, -1] = step, payload, value, entered_ms, at_ms
 
     def decide(self, verdicts: list[Any], at_ms: int, state: State | None) -> None:
         """`record` of the conditions that followed; with the `state` of a run that has gone on beyond them, of what
@@ -196,20 +186,7 @@ class Ledger:
             verdicts = verdicts[: len(verdicts) - others]
         for step_id, occurrence, verdict in verdicts:
             step = self.program.steps[self.program.step_index[step_id]]
-            place = (step.index, occurrence, -1)
-            told = (occurrence, step_id.encode(), b"true" if verdict else b"false")
-            leaf = b'{"occurrence":%d,"status":"SUCCESS","step":"%b","verdict":%b}' % told
-            self.leaves[place] = (step.rank, occurrence, -1), leaf
-            self._settled[place] = TraceStep(
-                id=step_id,
-                type="condition",
-                occurrence=occurrence,
-                status=_SUCCESS,
-                verdict=verdict,
-                attempts=1,
-                started_at_ms=at_ms,
-                finished_at_ms=at_ms,
-            )
+            self._settled[step.index, occurrence, -1] = step, b"", verdict, at_ms, at_ms
         if state is not None:
             for one in settled:
                 self._settle(one, at_ms, state)
@@ -276,7 +253,7 @@ class Ledger:
         else:
             self._put_in_declared_order(self._lanes.pop((settled.step, settled.occurrence), set()))
         # A lane repeated by a retried group settles again: its last result stands.
-        self.leaves[place] = order_of(self.program, settled), leaf_of(self.program, settled)
+        self._leaves[place] = order_of(self.program, settled), leaf_of(self.program, settled)
         is_condition = step.kind is Kind.CONDITION
         self._settled[place] = _step(
             step,
@@ -295,7 +272,7 @@ class Ledger:
 
     def _put_in_declared_order(self, lanes: set[Place]) -> None:
         """Lanes finish in any order; once their group has settled they stand as they were declared."""
-        for place in sorted(lanes, key=lambda lane: self.leaves[lane][0]):
+        for place in sorted(lanes, key=lambda lane: self._leaves[lane][0]):
             self._settled[place] = self._settled.pop(place)
 
     @property
@@ -303,16 +280,54 @@ class Ledger:
         """The settled occurrences in the order of `steps`."""
         return list(self._settled)
 
+    @property
+    def leaves(self) -> list[tuple[Order, bytes]]:
+        """The step results as `trace_hash` takes them."""
+        found = list(self._leaves.values())
+        for (_, occurrence, item), row in self._settled.items():
+            if type(row) is tuple:
+                step, payload, value, _, _ = row
+                name = step.id.encode()
+                if payload:
+                    leaf = _LEAF % (occurrence, payload, name)
+                else:
+                    leaf = _VERDICT_LEAF % (occurrence, name, b"true" if value else b"false")
+                found.append(((step.rank, occurrence, item), leaf))
+        return found
+
     def steps(self, state: State) -> list[TraceStep]:
         """All occurrences: the settled ones in the order they settled (lanes of a settled group as declared),
         then those in progress."""
-        found = list(self._settled.values())
-        for activity in state.active.values():
-            if activity.step >= 0:
-                found.append(self._in_progress(activity, state))
-        return found
+        found: list[TraceStep] = []
+        for (_, occurrence, _), row in self._settled.items():
+            found.append(row if type(row) is TraceStep else _of_plain(occurrence, row))  # type: ignore[arg-type]
+        return found + self.in_progress(state)
 
-    def _in_progress(self, activity: Activity, state: State) -> TraceStep:
+    def eventful(self, state: State) -> list[TraceStep]:
+        """`steps` without those of which there is no more to say than that they succeeded at their first attempt."""
+        return [row for row in self._settled.values() if type(row) is TraceStep] + self.in_progress(state)
+
+    @property
+    def plain(self) -> int:
+        """How many of the settled ones are not `eventful`."""
+        return sum(type(row) is tuple for row in self._settled.values())
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the steps in the order of `settled`, without those that were passed over."""
+        return [
+            row[0].id if type(row) is tuple else row.id  # type: ignore[union-attr]
+            for row in self._settled.values()
+            if type(row) is tuple or row.attempts  # type: ignore[union-attr]
+        ]
+
+    def in_progress(self, state: State) -> list[TraceStep]:
+        """The occurrences that have not settled."""
+        return [
+            self._of_activity(activity, state) for activity in state.active.values() if activity.step >= 0
+        ]
+
+    def _of_activity(self, activity: Activity, state: State) -> TraceStep:
         place = (activity.step, activity.occurrence, activity.item)
         if activity.phase is Phase.UNKNOWN:
             status = StepStatus.UNKNOWN
@@ -329,6 +344,23 @@ class Ledger:
             started_at_ms=activity.entered_ms,
             duration_ms=float(state.now_ms - activity.entered_ms),
         )
+
+
+def _of_plain(occurrence: int, row: _Plain) -> TraceStep:
+    step, payload, value, entered_ms, at_ms = row
+    is_shared = type(value) is dict or type(value) is list
+    return TraceStep(
+        id=step.id,
+        type="tool" if payload else "condition",
+        occurrence=occurrence,
+        status=_SUCCESS,
+        output=None if not payload else canonical.decode(payload) if is_shared else value,
+        verdict=None if payload else value,
+        attempts=1,
+        started_at_ms=entered_ms,
+        finished_at_ms=at_ms,
+        duration_ms=float(at_ms - entered_ms),
+    )
 
 
 def _step(step: CompiledStep, place: Place, account: _Account, **known: Any) -> TraceStep:

@@ -61,7 +61,7 @@ def trace_hash(leaves: Iterable[tuple[Order, bytes]]) -> str:
     is given.
     """
     ordered = sorted(leaves)
-    return "sha256:" + merkle.root([merkle.leaf_hash(leaf) for _, leaf in ordered]).hex()
+    return "sha256:" + merkle.root(merkle.leaf_hashes([leaf for _, leaf in ordered])).hex()
 
 
 def declared_outputs(program: CompiledProgram, state: State) -> dict[str, Any]:

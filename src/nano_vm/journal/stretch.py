@@ -25,9 +25,9 @@ from nano_vm.kernel.state import Activity, Phase, Settled, State
 from nano_vm.program.compiled import CompiledProgram, CompiledStep
 
 _END, _LAST = END.removesuffix("sha256:").encode(), LAST.encode()
-_START = b"%b%%b%b%%b%%b%%b%b%%b%%b%%d" % (HEAD.encode(), AT.encode(), _END)
 _VERDICTS = b',"verdicts":'
 _AT_PLACE = len(HEAD) + 64 + len(AT)
+_LABELS = 8  # as many as there are; a step and a label are one number
 
 
 class Watcher(Protocol):
@@ -53,16 +53,12 @@ class Watcher(Protocol):
 
 class _Riders(NamedTuple):
     """What rides with a success: a decision, an intent, or both; and how it is written, but for its time and the number
-    of the occurrence, which come twice where both ride."""
+    of the occurrence, which are written `twice` where both ride."""
 
     format: bytes
+    twice: bool
     decided: PolicyDecided | None
-    effect: str | None  # of the intent; None without one
-
-    def written(self, at: bytes, occurrence: int) -> bytes:
-        if self.decided is None or self.effect is None:
-            return self.format % (at, occurrence)
-        return self.format % (at, occurrence, at, occurrence)
+    effect: str  # of the intent; "" without one
 
 
 class Left(NamedTuple):
@@ -115,10 +111,10 @@ class Stretch:
         self._started = started
         self._decided = activity.cleared == 1
         self._effect = activity.effect
-        # Formats of what is expected, by step and label: a success for the number of its occurrence, what rides with it
-        # for its time as well.
-        self._expected: tuple[dict[tuple[int, int], bytes], dict[tuple[int, int], bytes]] = {}, {}
-        self._riders: dict[tuple[int, int], _Riders] = {}
+        # How what is expected is written, by step and label: a success up to its number, without an intent and with
+        # one, and what rides with the success before it.
+        self._expected: tuple[dict[int, bytes], dict[int, bytes]] = {}, {}
+        self._riders: dict[int, _Riders] = {}
         # The lane moves this activity on from step to step; what is not begun has no effect yet, and no decision.
         activity.effect, activity.cleared = "", 0
         if self._decided:
@@ -180,16 +176,23 @@ class Stretch:
             what is left to be done about the last entry that was taken, if anything is.
         """
         assert self._walk is not None
-        go_on, seq, head, place = self._walk.send, reader.length, reader.head, reader.place
+        go_on, seq, place = self._walk.send, reader.length, reader.place
+        head, prev = reader.head.encode(), b""
         index, occurrence, started, decided = self._index, self._occurrence, self._started, self._decided
-        least_ms, steps, riders = self._least_ms, self._program.steps, self._riders
+        least_ms, steps, learnt = self._least_ms, self._program.steps, self._riders
         pure, effects = self._expected
-        salt_bytes, track, coming = SALT_BYTES, self._track, 0
+        salt_bytes, track, label = SALT_BYTES, self._track, 0
         governed = bool(self._state.policy)  # nothing is called without a decision
         at, at_ms = b",", 0  # no time at all
         passed: list[int] = []
         left: Left | None = None
-        is_over = False
+        is_over, agreed, events, effect, watched = (
+            False,
+            0,
+            1 + started + decided,
+            self._effect,
+            self._watchers,
+        )
         for seq in range(reader.length, stop):
             entry = entries[seq]
             written, payload, salt = entry.facts, entry.payload, entry.salt
@@ -203,15 +206,15 @@ class Stretch:
             if at_ms < least_ms:
                 break
             if track is not None:
-                coming = track.coming
-            format = effects.get((index, coming)) if started else pure.get((index, coming))
-            expected = (format or self._expect(index, started, coming)) % occurrence
-            verdicts_at = _AT_PLACE + len(at) + len(expected)
-            told = b""
-            if written.startswith(_VERDICTS, verdicts_at):
-                told = written[verdicts_at : written.find(_END, verdicts_at)]
+                label = track.coming
+            key = index * _LABELS + label
+            format = effects.get(key) if started else pure.get(key)
+            if format is None:
+                format = self._expect(key, started, place)
+            told_at = written.find(_VERDICTS, _AT_PLACE)
+            told = b"" if told_at < 0 else written[told_at : written.find(_END, told_at)]
             commitment = sha256(salt + payload).hexdigest().encode()
-            start = _START % (commitment, at, expected, told, head.encode(), place, seq)
+            start = format % (commitment, at, occurrence, told, head, seq)
             digest = "sha256:" + sha256(written).hexdigest()
             if digest != entry.digest or not written.startswith(start):
                 break
@@ -220,12 +223,14 @@ class Stretch:
             except InputError:
                 break
             # From here on the success is taken.
-            step, done = steps[index], occurrence
-            passed.append(index)
+            if ledger is not None:
+                step, done = steps[index], occurrence
+            if watched:
+                passed.append(index)
             args: Any
             verdicts: list[Any] | None
             try:
-                index, occurrence, args, verdicts = go_on((value, at_ms, 1 + started + decided))
+                index, occurrence, args, verdicts = go_on((value, at_ms, events))
             except StopIteration:
                 self._walk, is_over = None, True
                 verdicts = self._state.verdicts
@@ -234,59 +239,75 @@ class Stretch:
                 ledger.decide(verdicts or [], at_ms, self._state if is_over else None)
                 self._entered_ms = at_ms
             tail = written[len(start) :]
-            prev, head = head, digest
-            seq, started, decided, least_ms = seq + 1, False, False, at_ms
+            prev, head = head, digest.encode()
+            seq, events, started, decided, least_ms = seq + 1, 1, False, False, at_ms
             if told == (_VERDICTS + encode_verdicts(verdicts) if verdicts else b""):
                 if tail != _LAST and not is_over:
-                    key = (index, 0 if track is None else track.together)
-                    known = riders.get(key)
-                    if known is None or tail != known.written(at, occurrence):
-                        known = self._learn(key, tail, at, occurrence)
-                    if known is not None:
-                        if known.decided is None or self._allowed(known.decided, index, args):
-                            decided, started = known.decided is not None, known.effect is not None
-                            self._effect = known.effect or ""
-                    elif (begun_ms := self._begun(tail, key, occurrence)) >= 0:
-                        started, least_ms = True, max(at_ms, begun_ms)
-                if started or decided or tail == _LAST:
+                    key = index * _LABELS + (0 if track is None else track.together)
+                    riders = learnt.get(key)
+                    if riders is None or tail != riders[0] % (
+                        (at, occurrence, at, occurrence) if riders[1] else (at, occurrence)
+                    ):
+                        riders = self._learn(key, tail, at, occurrence)
+                    if riders is not None:
+                        _, _, decision, effect = riders
+                        if decision is None:
+                            if not governed:
+                                events, started = 2, True
+                        elif self._allowed(decision, index, args):
+                            decided, started = True, effect != ""
+                            events = 2 + started
+                    elif not governed and (begun := self._begun(tail, key, occurrence)) is not None:
+                        begun_ms, effect = begun
+                        events, started, least_ms = 2, True, max(at_ms, begun_ms)
+                if events != 1 or tail == _LAST:
                     if verdicts:
-                        self.verdicts += len(verdicts)
+                        agreed += len(verdicts)
                     if not is_over:
                         continue
                     break
-            left = Left(entry, prev, verdicts or [])
+            left = Left(entry, prev.decode(), verdicts or [])
             break
         reader.payloads += seq - reader.length
-        reader.length, reader.head = seq, head
+        reader.length, reader.head = seq, head.decode()
         self._index, self._occurrence, self._started, self._least_ms = index, occurrence, started, least_ms
-        self._decided = decided
+        self._decided, self._effect = decided, effect
+        self.verdicts += agreed
         self._pass(passed)
         if left is not None:
             self.leave()
         return left
 
-    def _expect(self, index: int, started: bool, label: int) -> bytes:
-        """The members of a success as they have to be written, but for the number of the occurrence."""
-        step_id = self._program.steps[index].id
-        before, after = (
-            success_of(step_id, not started, 7, label).removesuffix(END).split('"occurrence":7', 1)
+    def _expect(self, key: int, started: bool, place: bytes) -> bytes:
+        """How a success has to be written, up to its number: for its commitment, its time, the number of its
+        occurrence, its verdicts, the head before it, and its number."""
+        index, label = divmod(key, _LABELS)
+        members = success_of(self._program.steps[index].id, not started, 7, label).removesuffix(END)
+        before, after = members.split('"occurrence":7', 1)
+        made = self._expected[started][key] = b'%b%%b%b%%b%b"occurrence":%%d%b%%b%b%%b%b%%d' % (
+            HEAD.encode(),
+            AT.encode(),
+            before.encode(),
+            after.encode(),
+            _END,
+            place.replace(b"%", b"%%"),
         )
-        made = b'%b"occurrence":%%d%b' % (before.encode(), after.encode())
-        self._expected[started][index, label] = made
         return made
 
-    def _learn(self, key: tuple[int, int], tail: bytes, at: bytes, occurrence: int) -> _Riders | None:
+    def _learn(self, key: int, tail: bytes, at: bytes, occurrence: int) -> _Riders | None:
         """What rides with a success, if it is a decision or an intent, or both, at its own time, about what the walk
         has come to. Another decision is another event."""
+        if key in self._riders and read_intent(tail) is not None:
+            return None  # of another time, nearly always: `_begun` reads it
         events = read_riders(tail)
         if not events:
             return None
         first, last = events[0], events[-1]
         decided = first if type(first) is PolicyDecided else None
-        effect = last.effect if type(last) is StepStarted else None
-        if effect is UNSET or len(events) != (decided is not None) + (effect is not None):
+        effect = last.effect if type(last) is StepStarted else ""
+        if effect is UNSET or len(events) != (decided is not None) + (effect != ""):
             return None
-        index, label = key
+        index, label = divmod(key, _LABELS)
         step_id = self._program.steps[index].id
         plain: list[Event] = []
         if decided is not None:
@@ -303,7 +324,7 @@ class Stretch:
                     step=step_id,
                 )
             )
-        if effect is not None:
+        if effect:
             plain.append(
                 StepStarted(
                     at_ms=int(at),
@@ -322,7 +343,7 @@ class Stretch:
             if len(parts) != len(events) + 1:
                 return None  # a name that looks like one of ours
             format = (name + (b"%b" if name.startswith(b"{") else b"%d") + b",").join(parts)
-        found = self._riders[key] = _Riders(format, decided, effect)
+        found = self._riders[key] = _Riders(format, len(events) == 2, decided, effect)
         return found
 
     def _allowed(self, decided: PolicyDecided, index: int, args: Any) -> bool:
@@ -337,19 +358,16 @@ class Stretch:
         for watcher in self._watchers:
             watcher.passed(steps, self._state.settled if self._walk is None else ())
 
-    def _begun(self, tail: bytes, key: tuple[int, int], occurrence: int) -> int:
-        """When (epoch ms) the intent that rides with a success was noted, if it is the plain one of what the walk has
-        come to, and then it is taken; else -1."""
+    def _begun(self, tail: bytes, key: int, occurrence: int) -> tuple[int, str] | None:
+        """When (epoch ms) the intent that rides with a success was noted, and its effect, if it is the plain one of
+        what the walk has come to."""
         found = read_intent(tail)
         if found is None:
-            return -1
+            return None
         begun, effect = found
-        index, label = key
+        index, label = divmod(key, _LABELS)
         before, after = intent_of(self._program.steps[index].id, effect, occurrence, label)
-        if tail != before.encode() + begun + after.encode():
-            return -1
-        self._effect = effect
-        return int(begun)
+        return (int(begun), effect) if tail == before.encode() + begun + after.encode() else None
 
     def leave(self) -> None:
         """Bring `state` up to date and go no further."""

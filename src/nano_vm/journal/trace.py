@@ -7,6 +7,7 @@ and folds the entries. Values handed out share nothing with the run.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
@@ -19,7 +20,7 @@ from nano_vm.journal.recall import Notes
 from nano_vm.journal.results import declared_outputs, outcome_hash, own, trace_hash
 from nano_vm.journal.snapshots import snapshots
 from nano_vm.kernel.events import Event, ModelTurned, StepFailed, StepSucceeded
-from nano_vm.kernel.state import RunStatus, State, Waiting
+from nano_vm.kernel.state import RunStatus, State, StepStatus, Waiting
 from nano_vm.kernel.transition import waiting
 from nano_vm.program.compiled import CompiledProgram
 
@@ -198,6 +199,20 @@ class Trace:
         state, ledger = self._folded
         return ledger.steps(state)
 
+    @cached_property
+    def eventful(self) -> list[TraceStep]:
+        """`steps` without those of which there is no more to say than that they succeeded at their first attempt, as
+        far as that was known without making them."""
+        state, ledger = self._folded
+        return ledger.eventful(state)
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """How many of `steps` have which status."""
+        counts = Counter([step.status for step in self.eventful])
+        counts[StepStatus.SUCCESS] += self._folded[1].plain
+        return {status.value: count for status, count in counts.items() if count}
+
     def step(self, step_id: str) -> TraceStep | None:
         """The last occurrence of a step, or None when the run did not come to it."""
         for step in reversed(self.steps):
@@ -208,7 +223,8 @@ class Trace:
     @cached_property
     def path(self) -> list[str]:
         """Ids of the steps in the order of `steps`, without those that were passed over."""
-        return [step.id for step in self.steps if step.attempts]
+        state, ledger = self._folded
+        return ledger.ids + [step.id for step in ledger.in_progress(state) if step.attempts]
 
     @cached_property
     def events(self) -> list[Event]:
@@ -233,7 +249,7 @@ class Trace:
         """How model calls left providers, in the order of `steps`: {"step", "occurrence", "item"?, "attempt", "from",
         "to", "reason", "attempts", "error", "at_ms"}."""
         found = []
-        for step in self.steps:
+        for step in self.eventful:
             place: dict[str, Any] = {"step": step.id, "occurrence": step.occurrence}
             if step.item is not None:
                 place["item"] = step.item
@@ -260,12 +276,12 @@ class Trace:
     @cached_property
     def leaves(self) -> list[bytes]:
         """Canonical bytes of the step results in declared order: what `trace_hash` is the root of."""
-        return [leaf for _, leaf in sorted(self._folded[1].leaves.values())]
+        return [leaf for _, leaf in sorted(self._folded[1].leaves)]
 
     @cached_property
     def trace_hash(self) -> str:
         """Merkle root of the step results, for comparing runs."""
-        return trace_hash(self._folded[1].leaves.values())
+        return trace_hash(self._folded[1].leaves)
 
     @cached_property
     def disclosure_root(self) -> str:
