@@ -17,7 +17,7 @@ from nano_vm.journal.port import RunRecord
 from nano_vm.journal.reading import ChainReader
 from nano_vm.journal.recall import Notes, Recall
 from nano_vm.journal.standing import Standing, standing
-from nano_vm.journal.stretch import Stretch, Watcher, stretch_from
+from nano_vm.journal.stretch import Learnt, Stretch, Watcher, stretch_from
 from nano_vm.kernel.events import Event, RunStarted
 from nano_vm.kernel.state import RunStatus, State, snapshot
 from nano_vm.program.compiled import CompiledProgram
@@ -185,6 +185,7 @@ class _Replay:
         self.ledger = ledger
         self.failure: VerificationError | None = None
         self.stretch: Stretch | None = None
+        self.learnt = Learnt(self.program)
         self.claimed = claimed
         self.state = State(run=run_id)
         self.then: Standing | None = None
@@ -279,7 +280,7 @@ class _Replay:
         if not self.ended and state.status.is_terminal:
             self.ended = entry.seq + 1
         elif self.on_transition is None and recall is None:
-            self.stretch = stretch_from(self.program, state, self.watchers)
+            self.stretch = stretch_from(self.program, state, self.watchers, self.learnt)
 
     def leave_stretch(self) -> None:
         if self.stretch is not None:

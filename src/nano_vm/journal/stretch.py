@@ -20,7 +20,7 @@ from nano_vm.journal.ledger import Ledger
 from nano_vm.journal.plain import AT, END, HEAD, LAST, encode_verdicts, intent_of, success_of
 from nano_vm.journal.reading import ChainReader, is_number, read_intent, read_riders, write_riders
 from nano_vm.kernel.events import Event, PolicyDecided, StepStarted, StepSucceeded
-from nano_vm.kernel.lane import Track, begin, is_plain, lane, walk
+from nano_vm.kernel.lane import Rows, Track, begin, is_plain, lane, walk
 from nano_vm.kernel.state import Activity, Phase, Settled, State
 from nano_vm.program.compiled import CompiledProgram, CompiledStep
 
@@ -61,6 +61,19 @@ class _Riders(NamedTuple):
     effect: str  # of the intent; "" without one
 
 
+class Learnt:
+    """What is learnt of a run's program while its journal is read, for all its stretches: the rows of the lane, and by
+    step and label how a success is written up to its number, without an intent and with one, and what rides with the
+    success before it."""
+
+    __slots__ = ("riders", "rows", "successes")
+
+    def __init__(self, program: CompiledProgram) -> None:
+        self.rows = Rows(program)
+        self.successes: tuple[dict[int, bytes], dict[int, bytes]] = {}, {}
+        self.riders: dict[int, _Riders] = {}
+
+
 class Left(NamedTuple):
     """An entry whose success has been taken, and led to `verdicts`; whether they are as recorded, and what rides with
     it, has still to be looked at. `prev` is the digest of the entry before it."""
@@ -81,12 +94,11 @@ class Stretch:
         "_decided",
         "_effect",
         "_entered_ms",
-        "_expected",
         "_index",
+        "_learnt",
         "_least_ms",
         "_occurrence",
         "_program",
-        "_riders",
         "_started",
         "_state",
         "_track",
@@ -101,9 +113,11 @@ class Stretch:
         state: State,
         activity: Activity,
         started: bool,
-        watchers: Sequence[Watcher] = (),
+        watchers: Sequence[Watcher],
+        learnt: Learnt,
     ) -> None:
         self.verdicts = 0
+        self._learnt = learnt
         self._program = program
         self._state = state
         self._activity = activity
@@ -111,10 +125,6 @@ class Stretch:
         self._started = started
         self._decided = activity.cleared == 1
         self._effect = activity.effect
-        # How what is expected is written, by step and label: a success up to its number, without an intent and with
-        # one, and what rides with the success before it.
-        self._expected: tuple[dict[int, bytes], dict[int, bytes]] = {}, {}
-        self._riders: dict[int, _Riders] = {}
         # The lane moves this activity on from step to step; what is not begun has no effect yet, and no decision.
         activity.effect, activity.cleared = "", 0
         if self._decided:
@@ -122,7 +132,9 @@ class Stretch:
         self._least_ms = state.now_ms  # of the intent: a success before it is not plain
         self._entered_ms = activity.entered_ms
         self._track = None if state.labels is None else Track(program, state, activity)
-        self._walk: Generator[Any, Any, None] | None = walk(program, state, activity, None, self._track)
+        self._walk: Generator[Any, Any, None] | None = walk(
+            program, state, activity, learnt.rows, self._track
+        )
         self._index, self._occurrence, _, _ = next(self._walk)
 
     @property
@@ -179,8 +191,8 @@ class Stretch:
         go_on, seq, place = self._walk.send, reader.length, reader.place
         head, prev = reader.head.encode(), b""
         index, occurrence, started, decided = self._index, self._occurrence, self._started, self._decided
-        least_ms, steps, learnt = self._least_ms, self._program.steps, self._riders
-        pure, effects = self._expected
+        least_ms, steps, learnt = self._least_ms, self._program.steps, self._learnt.riders
+        pure, effects = self._learnt.successes
         salt_bytes, track, label = SALT_BYTES, self._track, 0
         governed = bool(self._state.policy)  # nothing is called without a decision
         at, at_ms = b",", 0  # no time at all
@@ -284,7 +296,7 @@ class Stretch:
         index, label = divmod(key, _LABELS)
         members = success_of(self._program.steps[index].id, not started, 7, label).removesuffix(END)
         before, after = members.split('"occurrence":7', 1)
-        made = self._expected[started][key] = b'%b%%b%b%%b%b"occurrence":%%d%b%%b%b%%b%b%%d' % (
+        made = self._learnt.successes[started][key] = b'%b%%b%b%%b%b"occurrence":%%d%b%%b%b%%b%b%%d' % (
             HEAD.encode(),
             AT.encode(),
             before.encode(),
@@ -297,7 +309,7 @@ class Stretch:
     def _learn(self, key: int, tail: bytes, at: bytes, occurrence: int) -> _Riders | None:
         """What rides with a success, if it is a decision or an intent, or both, at its own time, about what the walk
         has come to. Another decision is another event."""
-        if key in self._riders and read_intent(tail) is not None:
+        if key in self._learnt.riders and read_intent(tail) is not None:
             return None  # of another time, nearly always: `_begun` reads it
         events = read_riders(tail)
         if not events:
@@ -343,7 +355,7 @@ class Stretch:
             if len(parts) != len(events) + 1:
                 return None  # a name that looks like one of ours
             format = (name + (b"%b" if name.startswith(b"{") else b"%d") + b",").join(parts)
-        found = self._riders[key] = _Riders(format, len(events) == 2, decided, effect)
+        found = self._learnt.riders[key] = _Riders(format, len(events) == 2, decided, effect)
         return found
 
     def _allowed(self, decided: PolicyDecided, index: int, args: Any) -> bool:
@@ -420,7 +432,9 @@ class Stretch:
         return True
 
 
-def stretch_from(program: CompiledProgram, state: State, watchers: Sequence[Watcher] = ()) -> Stretch | None:
+def stretch_from(
+    program: CompiledProgram, state: State, watchers: Sequence[Watcher], learnt: Learnt
+) -> Stretch | None:
     """The plain stretch that begins here, if one does: all that is in progress is a plain tool at its first attempt."""
     if len(state.active) != 1 or state.seq < state.fork_seq:
         return None  # what a fork shares with another run was decided there
@@ -430,7 +444,7 @@ def stretch_from(program: CompiledProgram, state: State, watchers: Sequence[Watc
     if activity.phase is Phase.READY:
         if lane(program, state) is None:
             return None
-        return Stretch(program, state, activity, False, watchers)
+        return Stretch(program, state, activity, False, watchers, learnt)
     if activity.phase is not Phase.STARTED or activity.reserved_tokens or activity.reserved_cost_nanousd:
         return None
     if not activity.effect:
@@ -440,6 +454,6 @@ def stretch_from(program: CompiledProgram, state: State, watchers: Sequence[Watc
     state.ready[activity.step] = None
     state.seq -= 1
     if lane(program, state) is not None:
-        return Stretch(program, state, activity, True, watchers)
+        return Stretch(program, state, activity, True, watchers, learnt)
     begin(state, activity, activity.effect)
     return None
