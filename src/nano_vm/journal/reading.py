@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from hashlib import sha256
 
 import msgspec
@@ -150,24 +149,12 @@ class ChainReader:
 
 _RIDERS = re.compile(rb',"then":(\[.*\]),"type":"StepSucceeded"\}').fullmatch
 _decode_riders = msgspec.json.Decoder(list[Rider]).decode
-_BEGUN = re.compile(
-    rb',"then":\[\{"event":\{"at_ms":([0-9]{1,15}),"attempt":1,"effect":"([a-z]+)",.*\}\],"type":"StepSucceeded"\}'
-).fullmatch
 _AT_DIGITS_MAX = 15  # of numbers that every JSON reader reads alike
 
 
 def is_number(digits: bytes) -> bool:
     """Whether these are a number that is not negative, as it has to be written."""
     return digits.isdigit() and len(digits) <= _AT_DIGITS_MAX and (digits[0] != ord("0") or len(digits) == 1)
-
-
-def read_intent(tail: bytes) -> tuple[bytes, str] | None:
-    """When an intent that rides with a success was noted, as written, and its effect: all that cannot be told from the
-    program. None when what follows the place of a success is nothing of the kind."""
-    found = _BEGUN(tail)
-    if found is None or not is_number(found[1]):
-        return None
-    return found[1], found[2].decode()
 
 
 def read_riders(tail: bytes) -> list[Event]:
@@ -182,22 +169,21 @@ def read_riders(tail: bytes) -> list[Event]:
     return events
 
 
-def write_riders(events: Iterable[Event]) -> bytes:
-    """The member `then` as it has to be written."""
-    parts = [b'{"event":%b,"type":"%b"}' % (_encode(event), event.type.encode()) for event in events]
-    return b',"then":[%b]' % b",".join(parts)
+def write_rider(event: Event) -> bytes:
+    """An event that rides with another as it has to be written."""
+    return b'{"event":%b,"type":"%b"}' % (_encode(event), event.type.encode())
 
 
 def _usual_riders(riders: list[Rider], events: list[Event]) -> bytes:
     """The member `then` as it has to be written; adds its events. Raises KeyError for what is not usual."""
-    then = []
+    parts = []
     for rider in riders:
         event = USUAL_RIDERS[rider.type](rider.event)
         if getattr(event, "payload", UNSET) is not UNSET:
             raise KeyError
-        then.append(event)
-    events += then
-    return write_riders(then)
+        parts.append(write_rider(event))
+        events.append(event)
+    return b',"then":[%b]' % b",".join(parts)
 
 
 def verify_shown(entry: Entry, run: str) -> Facts:

@@ -17,8 +17,8 @@ from nano_vm import canonical
 from nano_vm.errors import InputError
 from nano_vm.journal.entry import SALT_BYTES, Entry
 from nano_vm.journal.ledger import Ledger
-from nano_vm.journal.plain import AT, END, HEAD, LAST, encode_verdicts, intent_of, success_of
-from nano_vm.journal.reading import ChainReader, is_number, read_intent, read_riders, write_riders
+from nano_vm.journal.plain import AT, END, HEAD, LAST, encode_verdicts, success_of
+from nano_vm.journal.reading import ChainReader, is_number, read_riders, write_rider
 from nano_vm.kernel.events import Event, PolicyDecided, StepStarted, StepSucceeded
 from nano_vm.kernel.lane import Rows, Track, begin, is_plain, lane, walk
 from nano_vm.kernel.state import Activity, Phase, Settled, State
@@ -27,6 +27,7 @@ from nano_vm.program.compiled import CompiledProgram, CompiledStep
 _END, _LAST = END.removesuffix("sha256:").encode(), LAST.encode()
 _VERDICTS = b',"verdicts":'
 _AT_PLACE = len(HEAD) + 64 + len(AT)
+_RIDER, _NEXT_RIDER = len(b',"then":[{"event":{"at_ms":'), b'},{"event":{"at_ms":'  # where their times begin
 _LABELS = 8  # as many as there are; a step and a label are one number
 
 
@@ -260,7 +261,8 @@ class Stretch:
                     if riders is None or tail != riders[0] % (
                         (at, occurrence, at, occurrence) if riders[1] else (at, occurrence)
                     ):
-                        riders = self._learn(key, tail, at, occurrence)
+                        riders, noted_ms = self._noted_otherwise(key, riders, tail, occurrence)
+                        least_ms = max(at_ms, noted_ms)
                     if riders is not None:
                         _, _, decision, effect = riders
                         if decision is None:
@@ -269,9 +271,6 @@ class Stretch:
                         elif self._allowed(decision, index, args):
                             decided, started = True, effect != ""
                             events = 2 + started
-                    elif not governed and (begun := self._begun(tail, key, occurrence)) is not None:
-                        begun_ms, effect = begun
-                        events, started, least_ms = 2, True, max(at_ms, begun_ms)
                 if events != 1 or tail == _LAST:
                     if verdicts:
                         agreed += len(verdicts)
@@ -306,55 +305,67 @@ class Stretch:
         )
         return made
 
-    def _learn(self, key: int, tail: bytes, at: bytes, occurrence: int) -> _Riders | None:
-        """What rides with a success, if it is a decision or an intent, or both, at its own time, about what the walk
-        has come to. Another decision is another event."""
-        if key in self._learnt.riders and read_intent(tail) is not None:
-            return None  # of another time, nearly always: `_begun` reads it
-        events = read_riders(tail)
-        if not events:
-            return None
-        first, last = events[0], events[-1]
-        decided = first if type(first) is PolicyDecided else None
-        effect = last.effect if type(last) is StepStarted else ""
-        if effect is UNSET or len(events) != (decided is not None) + (effect != ""):
-            return None
+    def _noted_otherwise(
+        self, key: int, riders: _Riders | None, tail: bytes, occurrence: int
+    ) -> tuple[_Riders | None, int]:
+        """What rides with a success, where it is not what was learnt or not of the same time, and the latest of its
+        times (epoch ms). None where it is no decision or intent about what the walk has come to, or an unusual one."""
+        for known in (riders, None):
+            found = known or self._learn(key, tail, occurrence)
+            if found is None:
+                break
+            times = [tail[_RIDER : tail.find(b",", _RIDER)]]
+            if found.twice:
+                begins = tail.find(_NEXT_RIDER, _RIDER) + len(_NEXT_RIDER)
+                times.append(tail[begins : tail.find(b",", begins)])
+            values = [value for at in times for value in (at, occurrence)]
+            if all(map(is_number, times)) and tail == found.format % tuple(values):
+                return found, max(map(int, times))
+        return None, 0
+
+    def _learn(self, key: int, tail: bytes, occurrence: int) -> _Riders | None:
+        """How what rides with a success is written, if it is a decision or an intent, or both."""
         index, label = divmod(key, _LABELS)
         step_id = self._program.steps[index].id
-        plain: list[Event] = []
-        if decided is not None:
-            plain.append(
-                PolicyDecided(
-                    at_ms=int(at),
+        decided: PolicyDecided | None = None
+        effect, format = "", b""
+        events = read_riders(tail)
+        for event in events:
+            at_ms, plain = event.at_ms, event
+            if type(event) is PolicyDecided and event is events[0]:
+                decided = event
+                plain = PolicyDecided(
+                    at_ms=at_ms,
                     attempt=1,
-                    current=decided.current,
+                    current=event.current,
                     decision="allow",
                     occurrence=occurrence,
-                    policy=decided.policy,
-                    reason=decided.reason,
-                    rule=decided.rule,
+                    policy=event.policy,
+                    reason=event.reason,
+                    rule=event.rule,
                     step=step_id,
                 )
-            )
-        if effect:
-            plain.append(
-                StepStarted(
-                    at_ms=int(at),
+            elif type(event) is StepStarted and event is events[-1] and event.effect:
+                effect = event.effect
+                plain = StepStarted(
+                    at_ms=at_ms,
                     attempt=1,
                     effect=effect,
                     label=label or UNSET,
                     occurrence=occurrence,
                     step=step_id,
                 )
-            )
-        if write_riders(plain) != tail.removesuffix(_LAST):
+            else:
+                return None
+            if event != plain:
+                return None
+            written = write_rider(plain).replace(b"%", b"%%")
+            before, after = written.split(b'"occurrence":%d,' % occurrence, 1)
+            before = before.replace(b"%d" % at_ms, b"%b", 1)  # which comes first of all
+            format += b'%b%b"occurrence":%%d,%b' % (b"," if format else b"", before, after)
+        if not events or len(events) != (decided is not None) + (effect != ""):
             return None
-        format = tail.replace(b"%", b"%%")
-        for name, value in ((b'{"at_ms":', at), (b',"occurrence":', b"%d" % occurrence)):
-            parts = format.split(name + value + b",")
-            if len(parts) != len(events) + 1:
-                return None  # a name that looks like one of ours
-            format = (name + (b"%b" if name.startswith(b"{") else b"%d") + b",").join(parts)
+        format = b',"then":[%b]%b' % (format, _LAST)
         found = self._learnt.riders[key] = _Riders(format, len(events) == 2, decided, effect)
         return found
 
@@ -369,17 +380,6 @@ class Stretch:
     def _pass(self, steps: Sequence[int]) -> None:
         for watcher in self._watchers:
             watcher.passed(steps, self._state.settled if self._walk is None else ())
-
-    def _begun(self, tail: bytes, key: int, occurrence: int) -> tuple[int, str] | None:
-        """When (epoch ms) the intent that rides with a success was noted, and its effect, if it is the plain one of
-        what the walk has come to."""
-        found = read_intent(tail)
-        if found is None:
-            return None
-        begun, effect = found
-        index, label = divmod(key, _LABELS)
-        before, after = intent_of(self._program.steps[index].id, effect, occurrence, label)
-        return (int(begun), effect) if tail == before.encode() + begun + after.encode() else None
 
     def leave(self) -> None:
         """Bring `state` up to date and go no further."""
