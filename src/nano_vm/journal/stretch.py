@@ -7,6 +7,7 @@ the entry first; whatever differs in any way is left to `apply`, which says what
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple, Protocol
@@ -28,6 +29,7 @@ _END, _LAST = END.removesuffix("sha256:").encode(), LAST.encode()
 _VERDICTS = b',"verdicts":'
 _AT_PLACE = len(HEAD) + 64 + len(AT)
 _RIDER, _NEXT_RIDER = len(b',"then":[{"event":{"at_ms":'), b'},{"event":{"at_ms":'  # where their times begin
+_OTHERS_MAX = 8  # ways in which a step is decided that are kept
 _LABELS = 8  # as many as there are; a step and a label are one number
 
 
@@ -65,14 +67,15 @@ class _Riders(NamedTuple):
 class Learnt:
     """What is learnt of a run's program while its journal is read, for all its stretches: the rows of the lane, and by
     step and label how a success is written up to its number, without an intent and with one, and what rides with the
-    success before it."""
+    success before it: what did last, and what else has."""
 
-    __slots__ = ("riders", "rows", "successes")
+    __slots__ = ("others", "riders", "rows", "successes")
 
     def __init__(self, program: CompiledProgram) -> None:
         self.rows = Rows(program)
         self.successes: tuple[dict[int, bytes], dict[int, bytes]] = {}, {}
         self.riders: dict[int, _Riders] = {}
+        self.others: dict[int, deque[_Riders]] = {}
 
 
 class Left(NamedTuple):
@@ -261,7 +264,7 @@ class Stretch:
                     if riders is None or tail != riders[0] % (
                         (at, occurrence, at, occurrence) if riders[1] else (at, occurrence)
                     ):
-                        riders, noted_ms = self._noted_otherwise(key, riders, tail, occurrence)
+                        riders, noted_ms = self._noted_otherwise(key, tail, occurrence)
                         least_ms = max(at_ms, noted_ms)
                     if riders is not None:
                         _, _, decision, effect = riders
@@ -305,23 +308,21 @@ class Stretch:
         )
         return made
 
-    def _noted_otherwise(
-        self, key: int, riders: _Riders | None, tail: bytes, occurrence: int
-    ) -> tuple[_Riders | None, int]:
-        """What rides with a success, where it is not what was learnt or not of the same time, and the latest of its
-        times (epoch ms). None where it is no decision or intent about what the walk has come to, or an unusual one."""
-        for known in (riders, None):
-            found = known or self._learn(key, tail, occurrence)
-            if found is None:
-                break
-            times = [tail[_RIDER : tail.find(b",", _RIDER)]]
-            if found.twice:
-                begins = tail.find(_NEXT_RIDER, _RIDER) + len(_NEXT_RIDER)
-                times.append(tail[begins : tail.find(b",", begins)])
-            values = [value for at in times for value in (at, occurrence)]
-            if all(map(is_number, times)) and tail == found.format % tuple(values):
-                return found, max(map(int, times))
-        return None, 0
+    def _noted_otherwise(self, key: int, tail: bytes, occurrence: int) -> tuple[_Riders | None, int]:
+        """What rides with a success, where it is not what did last or not of the same time, and the latest of its times
+        (epoch ms). None where it is no decision or intent about what the walk has come to, or an unusual one."""
+        known = self._learnt.others.setdefault(key, deque(maxlen=_OTHERS_MAX))
+        for found in known:
+            noted_ms = _times(found, tail, occurrence)
+            if noted_ms >= 0:
+                self._learnt.riders[key] = found
+                return found, noted_ms
+        new = self._learn(key, tail, occurrence)
+        if new is None:
+            return None, 0
+        self._learnt.riders[key] = new
+        known.append(new)
+        return new, _times(new, tail, occurrence)
 
     def _learn(self, key: int, tail: bytes, occurrence: int) -> _Riders | None:
         """How what rides with a success is written, if it is a decision or an intent, or both."""
@@ -365,9 +366,8 @@ class Stretch:
             format += b'%b%b"occurrence":%%d,%b' % (b"," if format else b"", before, after)
         if not events or len(events) != (decided is not None) + (effect != ""):
             return None
-        format = b',"then":[%b]%b' % (format, _LAST)
-        found = self._learnt.riders[key] = _Riders(format, len(events) == 2, decided, effect)
-        return found
+        found = _Riders(b',"then":[%b]%b' % (format, _LAST), len(events) == 2, decided, effect)
+        return found if _times(found, tail, occurrence) >= 0 else None
 
     def _allowed(self, decided: PolicyDecided, index: int, args: Any) -> bool:
         """Whether everybody who looks at decisions is content with this one."""
@@ -430,6 +430,18 @@ class Stretch:
             return False
         self._started, self._effect, self._least_ms = True, effect, at_ms
         return True
+
+
+def _times(riders: _Riders, tail: bytes, occurrence: int) -> int:
+    """The latest time (epoch ms) at which these were noted; -1 when it is not them that ride."""
+    times = [tail[_RIDER : tail.find(b",", _RIDER)]]
+    if riders.twice:
+        begins = tail.find(_NEXT_RIDER, _RIDER) + len(_NEXT_RIDER)
+        times.append(tail[begins : tail.find(b",", begins)])
+    values = tuple([value for at in times for value in (at, occurrence)])
+    if not all(map(is_number, times)) or tail != riders.format % values:
+        return -1
+    return max(map(int, times))
 
 
 def stretch_from(

@@ -56,7 +56,7 @@ _STOPPED = frozenset({"APPROVAL_EXPIRED", "APPROVAL_VOID"})
 
 class _Standing(NamedTuple):
     """What is known of a decision about a plain tool: that it is right, whatever the arguments, or the rules of each
-    policy that go by them. With neither it has to be looked at in full."""
+    policy that go by them. With neither it has to be looked at in full. The event is kept, so no other has its id."""
 
     event: PolicyDecided
     holds: bool
@@ -88,7 +88,7 @@ class Recheck:
         self.decisions = 0
         self.counted: list[tuple[int, str, str, int]] = []  # entry, identity of the action, key, amount
         self.progress = Progress(program)
-        self._standing: dict[int, _Standing] = {}  # of decisions about plain tools, by step
+        self._standing: dict[int, _Standing] = {}  # of decisions about plain tools, by the id of their event
         self._slots: list[Any] = []  # of what conditions read
 
     @staticmethod
@@ -111,9 +111,9 @@ class Recheck:
     def allows(self, event: PolicyDecided, step: CompiledStep, args: Any, state: State) -> bool:
         """Whether the bare allowance of a plain tool is what the policies say: by its name alone, or by conditions on
         its arguments, the principal and the run. False where they say otherwise, and where more has to be looked at."""
-        standing = self._standing.get(step.index)
-        if standing is None or standing.event is not event:
-            standing = self._standing[step.index] = self._stands(event, step, state)
+        standing = self._standing.get(id(event))
+        if standing is None:
+            standing = self._standing[id(event)] = self._stands(event, step, state)
         if standing.rules:
             self._slots[SLOT_ARGS] = args
             named = None
