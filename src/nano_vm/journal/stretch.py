@@ -202,13 +202,8 @@ class Stretch:
         at, at_ms = b",", 0  # no time at all
         passed: list[int] = []
         left: Left | None = None
-        is_over, agreed, events, effect, watched = (
-            False,
-            0,
-            1 + started + decided,
-            self._effect,
-            self._watchers,
-        )
+        is_over, agreed, events = False, 0, 1 + started + decided
+        effect, watched = self._effect, self._watchers
         for seq in range(reader.length, stop):
             entry = entries[seq]
             written, payload, salt = entry.facts, entry.payload, entry.salt
