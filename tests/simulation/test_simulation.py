@@ -9,6 +9,7 @@ import pytest
 from nano_vm import tool
 from nano_vm.journal.entry import open_events
 from nano_vm.testing.simulator import Report, Simulation, simulate
+from postgres_server import fresh_url
 
 FIRST = int(os.environ.get("NANO_VM_SEED", "1"))
 
@@ -35,6 +36,24 @@ def test_no_promise_is_broken_by_a_storm_of_faults() -> None:
 def test_no_promise_is_broken_by_thousands_of_faults(part: int, rate: float) -> None:
     first = FIRST + 100_000 + 500 * part
     assert not broken(simulate(range(first, first + 500), rate=rate))
+
+
+def test_no_promise_is_broken_over_postgres() -> None:
+    reports = [
+        *simulate(range(FIRST + 200, FIRST + 220), database=fresh_url),
+        *simulate(range(FIRST + 220, FIRST + 230), database=fresh_url, rate=0.25),
+    ]
+    assert not broken(reports)
+    assert sum(report.transitions for report in reports) > 100
+    assert sum(report.crashes for report in reports) > 0
+    with pytest.raises(ValueError):
+        Simulation(FIRST, database=fresh_url, private=True)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("rate", [0.06, 0.25])
+def test_no_promise_is_broken_by_hundreds_of_faults_over_postgres(rate: float) -> None:
+    assert not broken(simulate(range(FIRST + 5_000, FIRST + 5_500), database=fresh_url, rate=rate))
 
 
 MEDDLERS = {"shutdown", "verify", "cancel", "crash", "erase"}

@@ -107,7 +107,9 @@ class Simulation:
         faults: a fixed plan instead of a drawn one.
         engine: options for `Engine`, as `policy`.
         private: whether there is a vault, and random programs may be about a person; by default where the extra
-            `vault` is installed.
+            `vault` is installed, and the store is SQLite, whose files can be looked through.
+        database: makes an empty PostgreSQL database and gives its address, for every run; without it a run has a SQLite
+            file of its own. Raises ValueError together with `private`.
     """
 
     def __init__(
@@ -125,11 +127,15 @@ class Simulation:
         faults: Mapping[int, str] | None = None,
         engine: Mapping[str, Any] | None = None,
         private: bool | None = None,
+        database: Callable[[], str] | None = None,
     ) -> None:
+        if database is not None and private:
+            raise ValueError("what is private is looked for in SQLite's files: leave out `database`")
         self.seed = seed
+        self._database = database
         self._draw = random.Random(f"outside {seed}")
         self._own = program is not None
-        private = is_available() if private is None else private
+        private = is_available() and database is None if private is None else private
         self.program = (
             dict(program)
             if program is not None
@@ -188,12 +194,19 @@ class Simulation:
         loop.set_exception_handler(lambda loop, facts: None)  # tasks of the dead complain of their death
         self._clock = SimulatedClock(loop)
         with tempfile.TemporaryDirectory(prefix="nano-vm-") as place, seeded(self.seed):
-            self._path = Path(place) / "runs.db"
-            with SqliteStore(self._path, durability="normal") as store:
+            self._place = Path(place) / "runs.db" if self._database is None else self._database()
+            with self._open() as store:
                 self.checkers = _Checkers(store, self)
                 self.checkers.policies = self._policies
                 run(self._main(), loop)
         return self._report()
+
+    def _open(self) -> Any:
+        if isinstance(self._place, Path):
+            return SqliteStore(self._place, durability="normal")
+        from nano_vm.stores.postgres import PostgresStore
+
+        return PostgresStore(self._place, "normal")
 
     def _thread_at_work(self) -> bool:
         return any(not process.dead and process.is_committing for process in self._processes)
@@ -375,7 +388,8 @@ class Simulation:
     async def _erase_all(self) -> None:
         """The person is erased at the latest now, and nobody finds anything of them any more (P7)."""
         assert self.cabinet is not None
-        privacy = Privacy(self._path, self.cabinet, self.subject, self.checkers.broken)
+        assert isinstance(self._place, Path)
+        privacy = Privacy(self._place, self.cabinet, self.subject, self.checkers.broken)
         privacy.at_rest()
         copy = privacy.keep_copy()
         runs = {run_id: run.program for run_id, run in self.checkers.runs.items()}
@@ -464,7 +478,7 @@ class Simulation:
         process = Process(
             self._spawned,
             seed=self.seed,
-            store=SqliteStore(self._path, durability="normal"),
+            store=self._open(),
             tools=self._tools,
             llm=self._llm,
             clock=self._clock,
@@ -491,7 +505,7 @@ class Simulation:
 
 
 class _Checkers(Checkers):
-    def __init__(self, store: SqliteStore, simulation: Simulation) -> None:
+    def __init__(self, store: Any, simulation: Simulation) -> None:
         sources: dict[str, Mapping[str, Any]] = {}
         compiled = {}
         beside = [] if simulation._neighbour is None else [simulation._neighbour]
@@ -503,14 +517,23 @@ class _Checkers(Checkers):
         super().__init__(
             store, sources, compiled, keys=keys, vouched=None if simulation._own else (VOUCHED, SURE)
         )
-        self._path = store.path
+        self._place = simulation._place
 
     def transactional(self) -> Counter[tuple[str, str]]:
-        with contextlib.closing(sqlite3.connect(self._path)) as con:
-            try:
-                rows = con.execute("SELECT run, step FROM simulated_effects").fetchall()
-            except sqlite3.OperationalError:
-                return Counter()  # no such tool was called
+        sql = "SELECT run, step FROM simulated_effects"
+        try:
+            if isinstance(self._place, Path):
+                with contextlib.closing(sqlite3.connect(self._place)) as lite:
+                    rows = lite.execute(sql).fetchall()
+            else:
+                import psycopg
+
+                with psycopg.connect(self._place) as con:
+                    rows = con.execute(sql).fetchall()
+        except Exception as error:
+            if type(error).__name__ not in ("OperationalError", "UndefinedTable"):
+                raise
+            return Counter()  # no such tool was called
         return Counter((run_id, step) for run_id, step in rows)
 
 

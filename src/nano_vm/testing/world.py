@@ -6,6 +6,7 @@ call under the same key, a reconcilable one can be asked, a transactional one wr
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
@@ -88,7 +89,8 @@ class World:
             con = ctx.transaction.connection
             con.execute(_TABLE)
             row = (ctx.trace_id, ctx.step, ctx.idempotency_key)
-            con.execute("INSERT INTO simulated_effects VALUES (?, ?, ?)", row)
+            values = "?, ?, ?" if isinstance(con, sqlite3.Connection) else "%s, %s, %s"
+            con.execute(f"INSERT INTO simulated_effects VALUES ({values})", row)
         elif effect != "keyed" or not self.done[effect, ctx.idempotency_key]:
             self.done[effect, ctx.idempotency_key] += 1
 

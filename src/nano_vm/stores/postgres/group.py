@@ -28,7 +28,9 @@ class GroupCommit:
 
     @property
     def at_work(self) -> bool:
-        return self._at_work
+        """Whether anything is on its way."""
+        with self._changed:
+            return self._at_work or bool(self._pending)
 
     def submit(self, work: Work) -> asyncio.Future[None] | None:
         """None when the work is committed, else a future. Works are committed in the order of the calls."""
