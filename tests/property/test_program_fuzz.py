@@ -241,3 +241,17 @@ def graphs(draw):
 @given(graphs())
 def test_any_control_flow_gives_a_report(data):
     assert_documented(from_data(data))
+
+
+def test_fields_of_a_step_without_a_known_type_have_their_rules() -> None:
+    step = {
+        "id": "a",
+        "type": "nope",
+        "tool": ["t"],
+        "compensate": {"tool": {}},
+        "step": 7,
+        "args": {"x": "$y"},
+    }
+    report = check(from_data({"steps": [step, {"id": "b", "type": "tool", "tool": "t"}]}), TOOLS)
+    found = {(finding.code, finding.place.path) for finding in report.errors}
+    assert {("BAD_VALUE", "/steps/0/type"), ("WRONG_TYPE", "/steps/0/tool")} <= found

@@ -35,6 +35,7 @@ _TYPE_NAMES = {
 }
 _PATTERNS: dict[str, re.Pattern[str]] = {}
 # What gives a step's type away when the author forgot to write it.
+_INNER = frozenset({"parallel_steps", "step"})  # fields that hold steps
 _TELLTALE = {
     "prompt": "llm",
     "tools": "agent",
@@ -161,10 +162,12 @@ class _Validator:
             step_type = self._step_type(step, pointer, place)
             if step_type is None:
                 self.bad.add(pointer + "/type")
-                # Without a type only what all steps share can be judged.
-                for name in ("id", "next_step", "on_failure", "output_key"):
-                    if name in step:
-                        self._value(step[name], STEP_FIELDS[name].rule, f"{pointer}/{name}", name)
+                # Without a type nothing is known of what belongs there, but a field has one rule wherever it stands.
+                for name, field in STEP_FIELDS.items():
+                    if name in _INNER:
+                        self.bad.add(f"{pointer}/{name}")
+                    elif name in step and name != "type":
+                        self._value(step[name], field.rule, f"{pointer}/{name}", name)
                 return
             self._fields(step, step_type, pointer, place)
         finally:
