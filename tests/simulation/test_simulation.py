@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from nano_vm import tool
+from nano_vm import InputError, tool
 from nano_vm.journal.entry import open_events
 from nano_vm.testing.simulator import Report, Simulation, simulate
 from postgres_server import fresh_url
@@ -46,7 +46,7 @@ def test_no_promise_is_broken_over_postgres() -> None:
     assert not broken(reports)
     assert sum(report.transitions for report in reports) > 100
     assert sum(report.crashes for report in reports) > 0
-    with pytest.raises(ValueError):
+    with pytest.raises(InputError):
         Simulation(FIRST, database=fresh_url, private=True)
 
 

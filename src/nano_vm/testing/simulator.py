@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from nano_vm.compiler import compile_program
-from nano_vm.errors import NanoVMError, NotFoundError, VerificationError
+from nano_vm.errors import InputError, NanoVMError, NotFoundError, VerificationError
 from nano_vm.evidence.bundle import export
 from nano_vm.evidence.verify import verify_bundle
 from nano_vm.kernel.state import REJECTIONS, RunStatus, Waiting
@@ -109,7 +109,7 @@ class Simulation:
         private: whether there is a vault, and random programs may be about a person; by default where the extra
             `vault` is installed, and the store is SQLite, whose files can be looked through.
         database: makes an empty PostgreSQL database and gives its address, for every run; without it a run has a SQLite
-            file of its own. Raises ValueError together with `private`.
+            file of its own. Raises InputError USAGE together with `private`.
     """
 
     def __init__(
@@ -130,7 +130,9 @@ class Simulation:
         database: Callable[[], str] | None = None,
     ) -> None:
         if database is not None and private:
-            raise ValueError("what is private is looked for in SQLite's files: leave out `database`")
+            raise InputError(
+                "USAGE", "what is private is looked for in SQLite's files", help="leave out `database`"
+            )
         self.seed = seed
         self._database = database
         self._draw = random.Random(f"outside {seed}")
