@@ -56,7 +56,7 @@ _STOPPED = frozenset({"APPROVAL_EXPIRED", "APPROVAL_VOID"})
 
 class _Standing(NamedTuple):
     """What is known of a decision about a plain tool: that it is right, whatever the arguments, or the rules of each
-    policy that go by them. With neither it has to be looked at in full. The event is kept, so no other has its id."""
+    policy that go by them. With neither it has to be looked at in full."""
 
     event: PolicyDecided
     holds: bool
@@ -88,7 +88,8 @@ class Recheck:
         self.decisions = 0
         self.counted: list[tuple[int, str, str, int]] = []  # entry, identity of the action, key, amount
         self.progress = Progress(program)
-        self._standing: dict[int, _Standing] = {}  # of decisions about plain tools, by the id of their event
+        self._standing: dict[int, _Standing] = {}  # of the last decision about a plain tool, by step
+        self._said: dict[tuple[Any, ...], _Standing] = {}  # of all of them, by step and what they say
         self._slots: list[Any] = []  # of what conditions read
 
     @staticmethod
@@ -111,9 +112,11 @@ class Recheck:
     def allows(self, event: PolicyDecided, step: CompiledStep, args: Any, state: State) -> bool:
         """Whether the bare allowance of a plain tool is what the policies say: by its name alone, or by conditions on
         its arguments, the principal and the run. False where they say otherwise, and where more has to be looked at."""
-        standing = self._standing.get(id(event))
-        if standing is None:
-            standing = self._standing[id(event)] = self._stands(event, step, state)
+        standing = self._standing.get(step.index)
+        if standing is None or standing.event is not event:
+            said = step.index, event.rule, event.reason, event.policy, event.current
+            standing = self._said.get(said) or self._stands(event, step, state)
+            self._standing[step.index] = self._said[said] = standing._replace(event=event)
         if standing.rules:
             self._slots[SLOT_ARGS] = args
             named = None
