@@ -11,8 +11,8 @@ from nano_vm.kernel.commands import AwaitEvent, Command, StartChild, StartTimer
 from nano_vm.kernel.state import Activity, Phase, activity_key
 from nano_vm.kernel.transition import child_budgets, child_run_id
 from nano_vm.program.compiled import CallAction
-from nano_vm.runtime.calls import Outcome
 from nano_vm.runtime.journaled import refuse
+from nano_vm.runtime.outcomes import Outcome
 from nano_vm.runtime.ports import ToolSpec
 
 if TYPE_CHECKING:

@@ -29,9 +29,9 @@ from nano_vm.runtime.failures import (
     lost_contact,
     message_of,
     text_of,
-    traceback_of,
 )
 from nano_vm.runtime.gates import feedback, pass_gate
+from nano_vm.runtime.outcomes import Outcome, Outcomes
 from nano_vm.runtime.ports import (
     Clock,
     Completion,
@@ -43,17 +43,11 @@ from nano_vm.runtime.ports import (
 )
 from nano_vm.runtime.secrets import Opened
 from nano_vm.runtime.threads import ToolThreads
+from nano_vm.runtime.timeouts import TimedOutError, within
 from nano_vm.runtime.tooling import PENDING, Reconciled, ToolContext, ToolError
 from nano_vm.runtime.values import to_data
 
 _UNSET = ev.UNSET
-
-
-class Outcome(NamedTuple):
-    """An event, and the canonical bytes of its payload (None without one)."""
-
-    event: Any
-    payload: bytes | None
 
 
 class Ending:
@@ -77,7 +71,7 @@ class RunFacts(NamedTuple):
     )
 
 
-class Calls:
+class Calls(Outcomes):
     """Carries out calls with the tools, models, threads and clock of one engine."""
 
     def __init__(
@@ -88,10 +82,9 @@ class Calls:
         threads: ToolThreads,
         secrets: SecretSource | None = None,
     ) -> None:
+        super().__init__(clock, entropy)
         self.secrets = secrets
         self.llm = llm
-        self.clock = clock
-        self.entropy = entropy
         self.threads = threads
         self.inline_sync = False  # `run_sync`: there is no other run to stall
         self._model_parameters = accepted_by(llm.complete) if llm is not None else None
@@ -197,14 +190,14 @@ class Calls:
         call = _coroutine(self.threads, spec, arguments, inline)
         if not timeout_ms:
             return await call
-        return await _within(call, timeout_ms, context)
+        return await within(call, timeout_ms, context)
 
     def raised(self, step: CompiledStep, command: CallTool, spec: ToolSpec, error: BaseException) -> Outcome:
         """What an exception out of a tool means: a known failure, or an outcome that nobody knows."""
         pure = True if spec.effect == "pure" else _UNSET
         # What a transaction was rolled back with has not happened.
         certain = spec.effect in ("pure", "idempotent", "transactional")
-        if isinstance(error, _TimedOutError):
+        if isinstance(error, TimedOutError):
             if not certain:
                 return self.unknown(command, "TIMEOUT", spec.effect)
             if step.on_timeout == "fallback":
@@ -345,11 +338,11 @@ class Calls:
         try:
             call = self._complete(command, limit, tools)
             if command.timeout_ms:
-                answer = await _within(call, command.timeout_ms, None)
+                answer = await within(call, command.timeout_ms, None)
             else:
                 answer = await call
             completion = completion_of(answer)
-        except _TimedOutError as error:
+        except TimedOutError as error:
             told = told_by(error.__cause__)
             if step.on_timeout == "fallback":
                 return self.substituted(command, step.fallback, _UNSET, told)
@@ -463,138 +456,6 @@ class Calls:
             messages, params = self._request(command, limit, tools)
             with contextlib.suppress(Exception):  # the step has its outcome, whatever becomes of this
                 await forget(messages, **params)
-
-    # --- events -----------------------------------------------------------------------------------------------
-
-    def failed(
-        self,
-        command: CallTool | CallModel,
-        code: str,
-        message: str,
-        retryable: bool,
-        *,
-        pure: Any = _UNSET,
-        error: BaseException | None = None,
-        told: dict[str, Any] | None = None,
-    ) -> Outcome:
-        details: dict[str, Any] = {"message": message[:TRACEBACK_CHARS_MAX]}
-        if error is not None:
-            details["traceback"] = traceback_of(error)
-        details, payload = encodable(details)
-        event = ev.StepFailed(
-            at_ms=self.clock.now_ms(),
-            attempt=command.attempt,
-            draw=self.entropy.draw(),
-            error=text_of(code),
-            item=command.item if command.item >= 0 else _UNSET,
-            occurrence=command.occurrence,
-            payload=details,
-            pure=pure,
-            retryable=retryable,
-            step=command.step_id,
-            **(told or {}),
-        )
-        return Outcome(event, payload)
-
-    def substituted(
-        self,
-        command: CallTool | CallModel,
-        value: Any,
-        pure: Any,
-        told: dict[str, Any] | None = None,
-    ) -> Outcome:
-        """`told`: what is known of the model call (`told_by`)."""
-        data, payload = canonical.normalize(value)
-        event = ev.StepSucceeded(
-            at_ms=self.clock.now_ms(),
-            attempt=command.attempt,
-            item=command.item if command.item >= 0 else _UNSET,
-            occurrence=command.occurrence,
-            payload=data,
-            pure=pure,
-            step=command.step_id,
-            substituted=True,
-            **(told or {}),
-        )
-        return Outcome(event, payload)
-
-    def unknown(
-        self,
-        command: CallTool | CallModel | Compensate,
-        reason: str,
-        effect: str,
-        details: dict[str, Any] | None = None,
-        compensation: bool = False,
-    ) -> Outcome:
-        event = ev.OutcomeUnknown(
-            at_ms=self.clock.now_ms(),
-            attempt=command.attempt,
-            compensation=True if compensation else _UNSET,
-            effect=effect,
-            item=command.item if command.item >= 0 else _UNSET,
-            occurrence=command.occurrence,
-            payload=_UNSET if details is None else details,
-            reason=reason,
-            step=command.step_id,
-        )
-        return Outcome(event, None if details is None else canonical.encode(details))
-
-    def resolved(
-        self,
-        command: Reconcile,
-        by: str,
-        resolution: str,
-        payload: Any = _UNSET,
-        error: Any = _UNSET,
-        principal: Any = _UNSET,
-        spec: ToolSpec | None = None,
-    ) -> ev.OutcomeResolved:
-        return ev.OutcomeResolved(
-            at_ms=self.clock.now_ms(),
-            attempt=command.attempt,
-            by=by,
-            compensation=True if command.compensation else _UNSET,
-            declared=spec.schema.output_label or _UNSET if spec is not None else _UNSET,
-            draw=self.entropy.draw() if resolution == "failed" else _UNSET,
-            error=error,
-            item=command.item if command.item >= 0 and not command.compensation else _UNSET,
-            occurrence=command.occurrence,
-            payload=payload,
-            principal=principal,
-            resolution=resolution,
-            step=command.step_id,
-        )
-
-
-class _TimedOutError(Exception):
-    """Our own time-out, as opposed to one that a tool raised."""
-
-
-async def _within(call: Any, timeout_ms: int, context: ToolContext | None) -> Any:
-    loop = asyncio.get_running_loop()
-    limit = asyncio.timeout(timeout_ms / 1_000)
-    if context is not None:
-
-        def heartbeat() -> None:
-            loop.call_soon_threadsafe(_extend, limit, loop, timeout_ms)
-
-        context._on_heartbeat = heartbeat
-    try:
-        async with limit:
-            return await call
-    except TimeoutError as error:
-        if limit.expired():
-            if context is not None:
-                context.cancelled = True  # a thread cannot be stopped, but it may ask
-            raise _TimedOutError from error.__cause__
-        raise
-
-
-def _extend(limit: asyncio.Timeout, loop: asyncio.AbstractEventLoop, timeout_ms: int) -> None:
-    try:
-        limit.reschedule(loop.time() + timeout_ms / 1_000)
-    except RuntimeError:
-        pass  # it has ended in the meantime
 
 
 async def _coroutine(threads: ToolThreads, spec: ToolSpec, arguments: dict[str, Any], inline: bool) -> Any:

@@ -24,8 +24,8 @@ from nano_vm.kernel.labels import FEATURE, label_of
 from nano_vm.kernel.state import RunStatus, Stage, Undo, activity_key
 from nano_vm.kernel.transition import waiting
 from nano_vm.program.labels import SEALED, UNTRUSTED
-from nano_vm.runtime.calls import Outcome
 from nano_vm.runtime.driver import Letter, Run
+from nano_vm.runtime.outcomes import Outcome
 
 if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine

@@ -37,10 +37,11 @@ from nano_vm.kernel.transition import (
 from nano_vm.program.compiled import Kind
 from nano_vm.runtime import attending
 from nano_vm.runtime.agent import definitions
-from nano_vm.runtime.calls import Ending, Outcome, RunFacts
+from nano_vm.runtime.calls import Ending, RunFacts
 from nano_vm.runtime.intents import prepare
 from nano_vm.runtime.journaled import Answer, JournaledRun, RunLeft, defect, new_answer, refuse
 from nano_vm.runtime.lane import drive_lane
+from nano_vm.runtime.outcomes import Outcome
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.ports import ToolSpec
 from nano_vm.runtime.sealing import keyed_content

@@ -33,11 +33,12 @@ from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.model import Program
 from nano_vm.runtime import approvals, children, control, erasure, forks, governing, recovery
 from nano_vm.runtime.appearing import Appearances
-from nano_vm.runtime.calls import Calls, Outcome, action_key
+from nano_vm.runtime.calls import Calls, action_key
 from nano_vm.runtime.driver import Run
 from nano_vm.runtime.journaled import JournaledRun
 from nano_vm.runtime.keeper import Keeper
 from nano_vm.runtime.looking import Looking
+from nano_vm.runtime.outcomes import Outcome
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.pausing import Pausing
 from nano_vm.runtime.ports import (

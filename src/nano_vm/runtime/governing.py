@@ -57,9 +57,9 @@ from nano_vm.runtime.sealing import keyed_content
 
 if TYPE_CHECKING:
     from nano_vm.journal.port import JournalStore
-    from nano_vm.runtime.calls import Outcome
     from nano_vm.runtime.driver import Run
     from nano_vm.runtime.engine import Engine
+    from nano_vm.runtime.outcomes import Outcome
     from nano_vm.runtime.ports import ToolSpec
 
 _UNSET = ev.UNSET

@@ -17,8 +17,8 @@ from nano_vm.runtime.agent import definitions
 from nano_vm.runtime.patience import patiently
 
 if TYPE_CHECKING:
-    from nano_vm.runtime.calls import Outcome
     from nano_vm.runtime.driver import Run
+    from nano_vm.runtime.outcomes import Outcome
 
 _UNSET = ev.UNSET
 COUNTED_MAX = 2**62  # what a correction may come to: it is no request, and never refused

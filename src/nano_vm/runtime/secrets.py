@@ -21,7 +21,8 @@ from nano_vm.errors import NanoVMError
 from nano_vm.runtime.tooling import Secret, ToolError
 
 if TYPE_CHECKING:
-    from nano_vm.runtime.calls import Outcome, RunFacts
+    from nano_vm.runtime.calls import RunFacts
+    from nano_vm.runtime.outcomes import Outcome
     from nano_vm.runtime.ports import SecretSource, ToolSpec
 
 REFERENCE: Final = "vault://secret/"

@@ -23,8 +23,9 @@ from nano_vm.kernel.commands import CallTool
 from nano_vm.kernel.lane import GroupCall, ends_plainly, finish
 from nano_vm.kernel.limits import PAYLOAD_BYTES_MAX
 from nano_vm.kernel.together import Lanes, begin_lane, lanes, succeed_lane
-from nano_vm.runtime.calls import Outcome, copy_arguments
+from nano_vm.runtime.calls import copy_arguments
 from nano_vm.runtime.failures import is_ours
+from nano_vm.runtime.outcomes import Outcome
 from nano_vm.runtime.plans import AWAITED, BLOCKING, BY_PLACE, Plan, lane_of, plan_for
 from nano_vm.runtime.tooling import PENDING
 
