@@ -160,7 +160,7 @@ class _Checking:
             ledger = Ledger(program) if run == contents.run else None
             recheck = self._recheck(program, policies, run, entries)
             verified = self._fold(contents, program, run, entries, ledger, recheck)
-            if recheck is not None:
+            if recheck.decisions or recheck.unchecked:
                 rest = f", {recheck.unchecked} about what cannot be read" if recheck.unchecked else ""
                 verified.steps.append(
                     ("decisions", f"{recheck.decisions} made again from the policies{rest}")
@@ -190,7 +190,7 @@ class _Checking:
         run: str,
         entries: Sequence[Entry],
         ledger: Ledger | None,
-        recheck: Recheck | None,
+        recheck: Recheck,
     ) -> Verified:
         try:
             return verify_run(
@@ -199,7 +199,7 @@ class _Checking:
                 entries,
                 run,
                 ledger=ledger,
-                watchers=() if recheck is None else (recheck,),
+                watchers=(recheck,),
                 notes=contents.recall.get(run),
             )
         except RuntimeFault as fault:
@@ -251,8 +251,8 @@ class _Checking:
         policies: dict[str, Policy],
         run: str,
         entries: Sequence[Entry],
-    ) -> Recheck | None:
-        """Who decides again what the run's policies decided; None where nothing was decided."""
+    ) -> Recheck:
+        """Who decides again what the run's policies decided."""
 
         def find(policy_hash: str) -> Policy:
             if policy_hash not in policies:
@@ -260,7 +260,7 @@ class _Checking:
             return policies[policy_hash]
 
         closed = any(not entry.salt and b'"commitment"' in entry.facts for entry in entries)
-        return Recheck(program, find, tenant_of(run), closed) if Recheck.concerns(entries) else None
+        return Recheck(program, find, tenant_of(run), closed)
 
     def _program_of(self, programs: dict[str, CompiledProgram], entries: Sequence[Entry]) -> CompiledProgram:
         return programs[program_of(entries)]

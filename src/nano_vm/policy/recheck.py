@@ -6,7 +6,7 @@ the action they name. Whether the decision was the policy's is found out here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -91,16 +91,6 @@ class Recheck:
         self._standing: dict[int, _Standing] = {}  # of the last decision about a plain tool, by step
         self._said: dict[tuple[Any, ...], _Standing] = {}  # of all of them, by step and what they say
         self._slots: list[Any] = []  # of what conditions read
-
-    @staticmethod
-    def concerns(entries: Iterable[Entry]) -> bool:
-        """Whether there is anything in a journal to be decided again."""
-        return any(
-            b'"PolicyDecided"' in entry.facts
-            or b'"ApprovalRequested"' in entry.facts
-            or b'"decided"' in entry.facts
-            for entry in entries
-        )
 
     def after(self, entry: Entry, event: Event, state: State) -> None:
         self.progress.note(state.settled)

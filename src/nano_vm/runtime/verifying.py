@@ -32,8 +32,7 @@ def verify(engine: Looking, record: RunRecord) -> Verified:
     record, entries = _at_one_moment(engine, record)
     closed = any(not entry.salt and b'"commitment"' in entry.facts for entry in entries)
     recheck = Recheck(program, engine.load_policy, record.tenant, closed)
-    watchers = (recheck,) if Recheck.concerns(entries) else ()
-    verified = verify_run(program, record, entries, watchers=watchers)
+    verified = verify_run(program, record, entries, watchers=(recheck,))
     if recheck.decisions or recheck.unchecked:
         rest = f", {recheck.unchecked} about what is erased or closed" if recheck.unchecked else ""
         verified.steps.append(("decisions", f"{recheck.decisions} made again{rest}"))
