@@ -148,6 +148,10 @@ def step(**fields: Any) -> dict[str, Any]:
         ),
         (step(tool="pay", args={"to": "thief", "amount": 5}), "PLAN_PROTECTED"),
         (step(tool="pay", args={"to": "x$order_id", "amount": 5}), "PLAN_PROTECTED"),
+        (step(tool="pay", args={"to": "$order_id.name or thief", "amount": 5}), "PLAN_PROTECTED"),
+        (step(tool="pay", args={"to": "${order_id.name}$order_id", "amount": 5}), "PLAN_PROTECTED"),
+        (step(tool="pay", args={"to": "$order_id.name-thief", "amount": 5}), "PLAN_PROTECTED"),
+        (step(tool="pay", args={"to": None, "amount": 5}), "PLAN_PROTECTED"),
         (step(compensate={"tool": "pay", "args": {"to": "thief", "amount": 5}}), "PLAN_PROTECTED"),
         (
             {
