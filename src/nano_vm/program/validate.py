@@ -34,6 +34,7 @@ _TYPE_NAMES = {
     "array": "a list",
 }
 _PATTERNS: dict[str, re.Pattern[str]] = {}
+_SHARED_FIELDS = frozenset({"depends_on", "id", "next_step", "on_failure", "output_key"})
 # What gives a step's type away when the author forgot to write it.
 _TELLTALE = {
     "prompt": "llm",
@@ -161,10 +162,12 @@ class _Validator:
             step_type = self._step_type(step, pointer, place)
             if step_type is None:
                 self.bad.add(pointer + "/type")
-                # Without a type only what all steps share can be judged.
-                for name in ("id", "next_step", "on_failure", "output_key"):
-                    if name in step:
-                        self._value(step[name], STEP_FIELDS[name].rule, f"{pointer}/{name}", name)
+                # Without a type only what all steps share can be judged; nobody is to rely on the rest.
+                for name, value in step.items():
+                    if name in _SHARED_FIELDS:
+                        self._value(value, STEP_FIELDS[name].rule, f"{pointer}/{name}", name)
+                    else:
+                        self.bad.add(join(pointer, name))
                 return
             self._fields(step, step_type, pointer, place)
         finally:
