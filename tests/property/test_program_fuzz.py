@@ -14,6 +14,7 @@ from nano_vm.compiler import as_human, as_json, as_sarif, check
 from nano_vm.errors import CODES, ProgramError
 from nano_vm.program import Program, ToolSchema
 from nano_vm.program.document import from_data, from_json, from_yaml
+from nano_vm.program.fields import STEP_FIELDS
 
 YAML = """
 name: order
@@ -255,3 +256,21 @@ def test_fields_of_a_step_without_a_known_type_have_their_rules() -> None:
     report = check(from_data({"steps": [step, {"id": "b", "type": "tool", "tool": "t"}]}), TOOLS)
     found = {(finding.code, finding.place.path) for finding in report.errors}
     assert {("BAD_VALUE", "/steps/0/type"), ("WRONG_TYPE", "/steps/0/tool")} <= found
+
+
+ODD = [None, 1, True, "x", [], {}, [None], [1], {"a": 1}, [[]], [{}]]
+
+
+@pytest.mark.parametrize("typed", [{}, {"type": None}, {"type": "nosuch"}, {"type": "condition"}])
+@pytest.mark.parametrize("inside", ["list", "map", "parallel"])
+def test_a_step_whose_type_is_none_gives_a_report_whatever_its_fields_are(typed, inside):
+    """Most stages go by the type; those that do not must not meet a field that nobody has judged."""
+    for field in sorted(STEP_FIELDS.keys() - {"type"}):
+        for value in ODD:
+            step = {"id": "a", **typed, field: value}
+            if inside == "map":
+                step = {"id": "m", "type": "map", "over": [1], "step": step}
+            elif inside == "parallel":
+                step = {"id": "g", "type": "parallel", "parallel_steps": [step]}
+            report = assert_documented(from_data({"name": "odd", "steps": [step]}))
+            assert not report.ok

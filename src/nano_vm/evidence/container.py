@@ -281,7 +281,12 @@ class _Reader:
             raise _malformed(self.place, "the journal does not have the entries it should have")
         first = self.place
         self.place += head.entries
-        return head.journal, list(_entries(self.lines[first : self.place], first + 1))
+        entries = list(_entries(self.lines[first : self.place], first + 1))
+        sealed = any(entry.payload is not None and not entry.salt for entry in entries)
+        if head.recall is not msgspec.UNSET and not sealed:
+            # Nothing would look at it: it could be anything, and the bundle would verify all the same.
+            raise _malformed(first, "it says something of sealed values, and has none")
+        return head.journal, entries
 
     def _shown(self) -> ShownLine:
         line = self._next()

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from nano_vm import canonical
 from nano_vm.errors import ConflictError, InputError, NotFoundError, RejectedError
+from nano_vm.journal.port import TENANT_SEPARATOR
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.state import RunStatus, StepStatus
 from nano_vm.planner.plan import Planner
+from nano_vm.runtime.starting import TRACE_ID_CHARS_MAX
 
 if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
@@ -47,6 +49,7 @@ async def replan_on_interrupt(
 
     Raises:
         RejectedError: NOT_INTERRUPTED when the run did not end that way; REPLAN_LIMIT.
+        ConflictError: RUN_EXISTS when another run has the id that the new one would get.
         PlanRejected: the plan is none; nothing was run.
         InputError: PLAN_SEALED for a run with private or secret values.
         NotFoundError: RUN_NOT_FOUND.
@@ -64,9 +67,9 @@ async def replan_on_interrupt(
         raise RejectedError(
             "REPLAN_LIMIT", f"{replans_max} plans have followed the first program", help="look at it"
         )
-    new_id = f"{trace_id}~{number}"[-200:]
+    new_id = _id_after(record.run_id, number)
     try:
-        return engine.trace(new_id)
+        return _following(engine, new_id, record.run_id)
     except NotFoundError:
         pass
     known = _known(engine, old)
@@ -91,7 +94,36 @@ async def replan_on_interrupt(
     except ConflictError as error:
         if error.code != "RUN_EXISTS":
             raise
-        return engine.trace(new_id)  # somebody was faster
+        return _following(engine, new_id, record.run_id)  # somebody was faster
+
+
+def _id_after(run_id: str, number: int) -> str:
+    """The id of the run that goes on with another, of the same tenant. Where that one's is too long to be lengthened it
+    stands there by its digest: long ids may end, or begin, alike."""
+    new_id = f"{run_id}~{number}"
+    if len(new_id) <= TRACE_ID_CHARS_MAX:
+        return new_id
+    tenant, separator, _ = run_id.rpartition(TENANT_SEPARATOR)
+    return f"{tenant}{separator}{canonical.digest_value(run_id)}~{number}"
+
+
+def _following(engine: Engine, new_id: str, run_id: str) -> Trace:
+    """The trace of the run of that id, which goes on with the other one: an id is anybody's to choose.
+
+    Raises:
+        NotFoundError: there is no such run. ConflictError: RUN_EXISTS; it is another.
+    """
+    named = str((engine.trace(new_id).replanned or {}).get("run", ""))
+    # A tenant may have left its own name out.
+    if named.rpartition(TENANT_SEPARATOR)[2] != run_id.rpartition(TENANT_SEPARATOR)[2]:
+        raise ConflictError(
+            "RUN_EXISTS",
+            f"run {new_id} does not go on with {run_id}, and has the id of the run that would",
+            help="fork the run, or start the next program by hand",
+            facts={"run_id": new_id},
+        )
+    # A fresh one: what has been looked at stays as it was then, and the run may go on.
+    return engine.trace(new_id)
 
 
 def _number(trace: Trace) -> int:

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from nano_vm.expr.errors import ExprError
+from nano_vm.expr.reference import Ref, scan_text
 from nano_vm.program.diagnostic import ERROR, Diagnostic
 from nano_vm.program.document import Document, join
 from nano_vm.program.tool_schema import ToolSchema
@@ -100,17 +102,22 @@ class PlanRules:
         if schema is None or not schema.protected:
             return
         for name in schema.protected:
-            value = args.get(name) if isinstance(args, dict) else args
-            if value is not None and not self._is_input(value):
+            if not isinstance(args, dict) or name not in args:
+                continue  # no arguments at all, or the tool's own default
+            if not self._is_input(args[name]):
                 # A guard that the model wrote vouches for nothing, and neither does a value it chose.
                 message = f"`{name}` of `{tool}` is protected: a plan may pass it an input, and nothing else"
                 yield "PLAN_PROTECTED", join(f"{pointer}/args", name), message, f"{name}: $INPUT"
 
     def _is_input(self, value: Any) -> bool:
-        if not isinstance(value, str) or not value.startswith("$"):
+        """Whether a template is one reference to an input. Text around it, or a second one, would be the plan's."""
+        if not isinstance(value, str) or self._inputs is None:
             return False
-        name = value[1:].removeprefix("{").removesuffix("}").split(".")[0]
-        return name.isidentifier() and self._inputs is not None and name in self._inputs
+        try:
+            parts = scan_text(value)
+        except ExprError:
+            return False
+        return len(parts) == 1 and isinstance(parts[0], Ref) and parts[0].name in self._inputs
 
 
 _Finding = tuple[str, str, str, str | None]

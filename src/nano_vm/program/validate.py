@@ -163,11 +163,13 @@ class _Validator:
             if step_type is None:
                 self.bad.add(pointer + "/type")
                 # Without a type nothing is known of what belongs there, but a field has one rule wherever it stands.
-                for name, field in STEP_FIELDS.items():
-                    if name in _INNER:
-                        self.bad.add(f"{pointer}/{name}")
-                    elif name in step and name != "type":
-                        self._value(step[name], field.rule, f"{pointer}/{name}", name)
+                # Nobody is to rely on the rest.
+                for name, value in step.items():
+                    field = STEP_FIELDS.get(name)
+                    if field is None or name in _INNER:
+                        self.bad.add(join(pointer, name))
+                    elif name != "type":
+                        self._value(value, field.rule, f"{pointer}/{name}", name)
                 return
             self._fields(step, step_type, pointer, place)
         finally:

@@ -237,6 +237,17 @@ def test_what_is_no_bundle_is_said_to_be_none(data: bytes) -> None:
     assert refused(data).code == "BUNDLE_MALFORMED"
 
 
+@pytest.mark.parametrize("kind", ["refund", "family", "waiting"])
+def test_a_run_without_sealed_values_comes_with_nothing_noted_of_any(kind: str) -> None:
+    """Nobody would look at it: whatever it said would stand in a bundle that verifies."""
+    lines = body_of(exported(kind).data)
+    for place, line in enumerate(lines):
+        if line.startswith(b'{"entries":'):
+            noted = {**canonical.decode(line), "recall": {"0": {"p": {"value": "approved by the board"}}}}
+            error = refused(resealed([*lines[:place], canonical.encode(noted), *lines[place + 1 :]]))
+            assert (error.code, error.facts["line"]) == ("BUNDLE_MALFORMED", place + 1)
+
+
 def test_whitespace_that_says_nothing_is_found() -> None:
     lines = body_of(exported("refund").data)
     for place, line in enumerate(lines):

@@ -24,7 +24,7 @@ from nano_vm import (
     tool,
 )
 from nano_vm.cli.main import main
-from nano_vm.errors import CODES, InputError, RejectedError
+from nano_vm.errors import CODES, ConflictError, InputError, RejectedError
 from nano_vm.policy import load_policy
 from nano_vm.tools.registry import ToolSet
 
@@ -148,6 +148,10 @@ def step(**fields: Any) -> dict[str, Any]:
         ),
         (step(tool="pay", args={"to": "thief", "amount": 5}), "PLAN_PROTECTED"),
         (step(tool="pay", args={"to": "x$order_id", "amount": 5}), "PLAN_PROTECTED"),
+        (step(tool="pay", args={"to": "$order_id.name or thief", "amount": 5}), "PLAN_PROTECTED"),
+        (step(tool="pay", args={"to": "${order_id.name}$order_id", "amount": 5}), "PLAN_PROTECTED"),
+        (step(tool="pay", args={"to": "$order_id.name-thief", "amount": 5}), "PLAN_PROTECTED"),
+        (step(tool="pay", args={"to": None, "amount": 5}), "PLAN_PROTECTED"),
         (step(compensate={"tool": "pay", "args": {"to": "thief", "amount": 5}}), "PLAN_PROTECTED"),
         (
             {
@@ -291,6 +295,33 @@ def test_an_interrupted_run_is_gone_on_with_by_a_plan(tmp_path: Path) -> None:
         with pytest.raises(RejectedError) as caught:
             asyncio.run(replan_on_interrupt(vm, planner, new.trace_id, "more"))
         assert caught.value.code == "NOT_INTERRUPTED"
+
+
+def interrupted(vm: ExecutionVM, trace_id: str, **options: Any) -> str:
+    trace = asyncio.run(vm.run(LOOP, {"order_id": "A-1"}, trace_id=trace_id, **options))
+    assert trace.status.value == "BUDGET_EXCEEDED"
+    return trace.trace_id
+
+
+def test_a_run_that_has_the_id_of_the_next_one_is_not_taken_for_it() -> None:
+    vm = ExecutionVM(llm=MockLLMAdapter("no"), tools=TOOLS)
+    vm.run_sync(LOOP, {"order_id": "B-2"}, trace_id="old~1")
+    model = MockLLMAdapter(json.dumps(NEXT))
+    with pytest.raises(ConflictError) as caught:
+        asyncio.run(replan_on_interrupt(vm, Planner(model, TOOLS), interrupted(vm, "old"), "on"))
+    assert (caught.value.code, caught.value.facts["run_id"], model.call_count) == ("RUN_EXISTS", "old~1", 0)
+
+
+@pytest.mark.parametrize("tenant", [None, "acme"])
+def test_runs_whose_long_ids_end_alike_are_gone_on_with_each_by_its_own(tenant: str | None) -> None:
+    vm = ExecutionVM(llm=MockLLMAdapter("no"), tools=TOOLS)
+    planner = Planner(MockLLMAdapter(json.dumps(NEXT)), TOOLS)
+    for first in "ab":
+        old = interrupted(vm, first + "x" * (199 if tenant is None else 193), tenant=tenant)
+        new = asyncio.run(replan_on_interrupt(vm, planner, old, "on"))
+        assert (new.replanned or {})["run"] == old
+        assert asyncio.run(replan_on_interrupt(vm, planner, old, "on")).trace_id == new.trace_id
+        assert vm.verify(new.trace_id)
 
 
 def test_plans_do_not_follow_one_another_for_ever(tmp_path: Path) -> None:
