@@ -89,12 +89,17 @@ class OwnerLock:
 
     def _take(self) -> int:
         path = self.directory / self.name
+        gone: OSError | None = None
         for _ in range(_TAKE_ATTEMPTS):
-            self.directory.mkdir(exist_ok=True)
             try:
+                self.directory.mkdir(exist_ok=True)
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            except FileNotFoundError:
-                continue  # the last owner before us has just removed the directory
+            except (FileNotFoundError, FileExistsError) as error:
+                # The last owner before us has just removed the directory: between the two calls, or while `mkdir`
+                # looked what there was.
+                gone = error
+                continue
+            gone = None
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # A sweeper may have locked and removed the file between the two calls.
@@ -103,7 +108,7 @@ class OwnerLock:
             except (BlockingIOError, FileNotFoundError):
                 pass
             os.close(fd)
-        raise BlockingIOError(errno.EAGAIN, "somebody else holds it")
+        raise gone or BlockingIOError(errno.EAGAIN, "somebody else holds it")
 
     def let_go(self, *, remove: bool) -> None:
         """Give the lock up. The file stays, as proof of death, unless nothing is owned any more
