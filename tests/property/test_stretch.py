@@ -57,6 +57,14 @@ def results(program: CompiledProgram, entries: list[Entry], plainly: bool) -> An
     return ledger.steps(state), sorted(ledger.leaves), ledger.ids, ledger.rollbacks
 
 
+def parts_of(entries: list[Entry]) -> list[Part]:
+    parts = []
+    for entry in entries:
+        event, *then = open_events(entry)
+        parts.append((event, entry.salt, entry.payload, then))
+    return parts
+
+
 def sealed(parts: list[Part]) -> list[Entry]:
     chain = Chain("run")
     return [chain.seal(event, salt, payload, then) for event, salt, payload, then in parts]
@@ -139,53 +147,40 @@ def changed(draw: Callable[[Any], Any], parts: list[Part]) -> list[Part]:
     return parts
 
 
+def assert_agreed(
+    made: tuple[CompiledProgram, list[Entry]], policy: Policy | None, data: st.DataObject
+) -> None:
+    """On the journal, and on others made of it."""
+    compiled, entries = made
+    parts = parts_of(entries)
+    others = [
+        sealed([part for part in data.draw(changed(parts)) if all(r.type in RIDER_TYPES for r in part[3])])
+        for _ in range(4)
+    ]
+    for each in [entries, *others]:
+        if each:
+            assert outcome(compiled, each, True, policy) == outcome(compiled, each, False, policy)
+            assert results(compiled, each, True) == results(compiled, each, False)
+
+
 @settings(max_examples=150, deadline=None)
 @given(programs(), st.integers(-1, 5), st.data())
 def test_the_lane_and_apply_agree_on_every_journal(
     program: dict[str, Any], x: int, data: st.DataObject
 ) -> None:
     made = journal(program, x)
-    if made is None:
-        return
-    compiled, entries = made
-    assert outcome(compiled, entries, True) == outcome(compiled, entries, False)
-    assert results(compiled, entries, True) == results(compiled, entries, False)
-    parts = []
-    for entry in entries:
-        event, *then = open_events(entry)
-        parts.append((event, entry.salt, entry.payload, then))
-    for _ in range(4):
-        others = sealed(
-            [part for part in data.draw(changed(parts)) if all(r.type in RIDER_TYPES for r in part[3])]
-        )
-        if others:
-            assert outcome(compiled, others, True) == outcome(compiled, others, False)
-            assert results(compiled, others, True) == results(compiled, others, False)
+    if made is not None:
+        assert_agreed(made, None, data)
 
 
 @settings(max_examples=150, deadline=None)
-@given(programs(labelled=True), st.integers(-1, 5), st.sampled_from(POLICIES), st.data())
+@given(programs(labelled=True), st.integers(-1, 5), st.sampled_from([None, *POLICIES]), st.data())
 def test_they_agree_about_labels_and_decisions(
     program: dict[str, Any], x: int, policy: Any, data: st.DataObject
 ) -> None:
     made = journal(program, x, policy)
-    if made is None:
-        return
-    compiled, entries = made
-    known = None if policy is None else load_policy(policy)
-    assert outcome(compiled, entries, True, known) == outcome(compiled, entries, False, known)
-    assert results(compiled, entries, True) == results(compiled, entries, False)
-    parts = []
-    for entry in entries:
-        event, *then = open_events(entry)
-        parts.append((event, entry.salt, entry.payload, then))
-    for _ in range(4):
-        others = sealed(
-            [part for part in data.draw(changed(parts)) if all(r.type in RIDER_TYPES for r in part[3])]
-        )
-        if others:
-            assert outcome(compiled, others, True, known) == outcome(compiled, others, False, known)
-            assert results(compiled, others, True) == results(compiled, others, False)
+    if made is not None:
+        assert_agreed(made, None if policy is None else load_policy(policy), data)
 
 
 @pytest.mark.parametrize(
@@ -249,10 +244,7 @@ def test_no_step_of_a_governed_run_goes_without_its_decision_or_its_intent(
     made = journal({"name": "p", "inputs": inputs, "steps": steps}, 1, POLICIES[0])
     assert made is not None
     compiled, entries = made
-    parts = []
-    for entry in entries:
-        event, *then = open_events(entry)
-        parts.append((event, entry.salt, entry.payload, then))
+    parts = parts_of(entries)
     assert outcome(compiled, sealed(parts), plainly, load_policy(POLICIES[0]))[0][:1] == b"{"
     refused = 0
     for place, (event, salt, payload, then) in enumerate(parts):

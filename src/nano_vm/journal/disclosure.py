@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from binascii import unhexlify
 from collections.abc import Sequence
-from hashlib import sha256
 
 import msgspec
 
@@ -48,7 +47,7 @@ def disclosure_leaf(entry: Entry) -> bytes:
         if commitment is not None:
             commitment = commitment[_PREFIX:]
     try:
-        data = b"\x00" + unhexlify(entry.digest[_PREFIX:])
+        data = unhexlify(entry.digest[_PREFIX:])
         if commitment is not None:
             data += unhexlify(commitment)
     except ValueError:
@@ -57,7 +56,7 @@ def disclosure_leaf(entry: Entry) -> bytes:
             f"entry {entry.seq}: a digest cannot be read",
             facts={"seq": entry.seq},
         ) from None
-    return sha256(data).digest()  # `merkle.leaf_hash`, without the call
+    return merkle.leaf_hash(data)
 
 
 def disclosure_root(entries: Sequence[Entry]) -> str:

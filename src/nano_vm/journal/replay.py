@@ -126,11 +126,15 @@ def verify_run(
 
 
 def refold(
-    program: CompiledProgram, run_id: str, entries: Sequence[Entry], watchers: Sequence[Watcher]
+    program: CompiledProgram,
+    run_id: str,
+    entries: Sequence[Entry],
+    watchers: Sequence[Watcher] = (),
+    ledger: Ledger | None = None,
 ) -> State | None:
     """What `fold` with `verify` comes to, for a fraction of its cost where a journal is plain. None where payloads
     cannot be read, or something is wrong: ask `fold`."""
-    replay = _Replay(program, run_id, 0, None, watchers=watchers)
+    replay = _Replay(program, run_id, 0, None, ledger, watchers=watchers)
     try:
         if _closed(program, entries, None) is not None:
             return None

@@ -45,8 +45,7 @@ class Watcher(Protocol):
 
     def allows(self, event: PolicyDecided, step: CompiledStep, args: Any, state: State) -> bool:
         """Whether the decision that a plain tool may be called with these arguments is as it must be. False also where
-        more has to be looked at: then `before` is asked. What depends on the event and the step alone is asked with the
-        same event again."""
+        more has to be looked at: then `before` is asked. The event's time and occurrence are those of another one."""
         ...
 
     def passed(self, steps: Sequence[int], settled: Sequence[Settled]) -> None:

@@ -12,13 +12,12 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 
-from nano_vm.errors import VerificationError
 from nano_vm.journal.disclosure import disclosure_root
 from nano_vm.journal.entry import GENESIS, Entry, open_events
 from nano_vm.journal.fold import fold
 from nano_vm.journal.ledger import NANO, Ledger, TraceStep, Usage
 from nano_vm.journal.recall import Notes
-from nano_vm.journal.replay import verify_run
+from nano_vm.journal.replay import refold
 from nano_vm.journal.results import declared_outputs, outcome_hash, own, trace_hash
 from nano_vm.journal.snapshots import snapshots
 from nano_vm.kernel.events import Event, ModelTurned, StepFailed, StepSucceeded
@@ -188,15 +187,13 @@ class Trace:
     def _folded(self) -> tuple[State, Ledger]:
         if self._known is not None:
             return self._known
-        program, run_id, entries, notes = self._program, self._run_id, self.entries, self._notes
+        program, run_id, entries = self._program, self._run_id, self.entries
         ledger = Ledger(program)
-        if entries:
-            try:
-                # Reading plain stretches by their bytes costs a quarter of folding them, and verifies them as well.
-                return verify_run(program, None, entries, run_id, ledger=ledger, notes=notes).state, ledger
-            except VerificationError:
-                ledger = Ledger(program)  # a view is there of a journal that is no evidence, too
-        return fold(program, run_id, entries, on_transition=ledger.record, notes=notes), ledger
+        state = refold(program, run_id, entries, ledger=ledger)
+        if state is None:  # a view is there of a journal that is no evidence, too
+            ledger = Ledger(program)
+            state = fold(program, run_id, entries, on_transition=ledger.record, notes=self._notes)
+        return state, ledger
 
     @cached_property
     def steps(self) -> list[TraceStep]:

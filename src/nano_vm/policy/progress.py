@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from nano_vm.kernel.state import Settled, StepStatus
-from nano_vm.program.compiled import CompiledProgram, Kind, ToolAction, WaitAction
+from nano_vm.journal.entry import Entry
+from nano_vm.kernel.events import Event, PolicyDecided
+from nano_vm.kernel.state import Settled, State, StepStatus
+from nano_vm.program.compiled import CompiledProgram, CompiledStep, Kind, ToolAction, WaitAction
 
 
 class Progress:
@@ -53,3 +56,23 @@ class Progress:
         if self._frozen is None:
             self._frozen = frozenset(self._done)
         return self._frozen
+
+
+class Noting:
+    """Watches a fold (`nano_vm.journal.stretch.Watcher`) for a run's progress, and takes every decision as it is."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def before(self, entry: Entry, event: Event, state: State) -> None:
+        """Nothing is held against it."""
+
+    def after(self, entry: Entry, event: Event, state: State) -> None:
+        self.progress.note(state.settled)
+
+    def allows(self, event: PolicyDecided, step: CompiledStep, args: Any, state: State) -> bool:
+        return True
+
+    def passed(self, steps: Sequence[int], settled: Sequence[Settled]) -> None:
+        self.progress.passed(steps)
+        self.progress.note(settled)

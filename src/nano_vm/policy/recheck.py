@@ -17,7 +17,7 @@ from nano_vm.expr.reference import UNSET as UNASSIGNED
 from nano_vm.journal.entry import Entry
 from nano_vm.kernel.events import ActionProposed, ApprovalRequested, Event, PolicyDecided
 from nano_vm.kernel.labels import output_label
-from nano_vm.kernel.state import Settled, State, activity_key
+from nano_vm.kernel.state import State, activity_key
 from nano_vm.policy.decide import (
     ALLOW,
     ASK,
@@ -38,7 +38,7 @@ from nano_vm.policy.decide import (
     settled_by_all,
 )
 from nano_vm.policy.model import Policy, Rule
-from nano_vm.policy.progress import Progress
+from nano_vm.policy.progress import Noting, Progress
 from nano_vm.program.compiled import (
     SLOT_ARGS,
     SLOT_PRINCIPAL,
@@ -58,12 +58,11 @@ class _Standing(NamedTuple):
     """What is known of a decision about a plain tool: that it is right, whatever the arguments, or the rules of each
     policy that go by them. With neither it has to be looked at in full."""
 
-    event: PolicyDecided
     holds: bool
     rules: list[tuple[Policy, tuple[Rule, ...]]]
 
 
-class Recheck:
+class Recheck(Noting):
     """Watches a fold, as `Watcher` says.
 
     Args:
@@ -87,26 +86,17 @@ class Recheck:
         self.tenant = tenant
         self.decisions = 0
         self.counted: list[tuple[int, str, str, int]] = []  # entry, identity of the action, key, amount
-        self.progress = Progress(program)
-        self._standing: dict[int, _Standing] = {}  # of the last decision about a plain tool, by step
-        self._said: dict[tuple[Any, ...], _Standing] = {}  # of all of them, by step and what they say
+        super().__init__(Progress(program))
+        self._standing: dict[tuple[Any, ...], _Standing] = {}  # by step, and what a decision about it says
         self._slots: list[Any] = []  # of what conditions read
-
-    def after(self, entry: Entry, event: Event, state: State) -> None:
-        self.progress.note(state.settled)
-
-    def passed(self, steps: Sequence[int], settled: Sequence[Settled]) -> None:
-        self.progress.passed(steps)
-        self.progress.note(settled)
 
     def allows(self, event: PolicyDecided, step: CompiledStep, args: Any, state: State) -> bool:
         """Whether the bare allowance of a plain tool is what the policies say: by its name alone, or by conditions on
         its arguments, the principal and the run. False where they say otherwise, and where more has to be looked at."""
-        standing = self._standing.get(step.index)
-        if standing is None or standing.event is not event:
-            said = step.index, event.rule, event.reason, event.policy, event.current
-            standing = self._said.get(said) or self._stands(event, step, state)
-            self._standing[step.index] = self._said[said] = standing._replace(event=event)
+        said = step.index, event.rule, event.reason, event.policy, event.current
+        standing = self._standing.get(said)
+        if standing is None:
+            standing = self._standing[said] = self._stands(event, step, state)
         if standing.rules:
             self._slots[SLOT_ARGS] = args
             named = None
@@ -125,7 +115,7 @@ class Recheck:
 
     def _stands(self, event: PolicyDecided, step: CompiledStep, state: State) -> _Standing:
         """What can be said of a decision about a step before its arguments are known."""
-        left = _Standing(event, False, [])
+        left = _Standing(False, [])
         hashes = [state.policy] if event.current is UNSET else [state.policy, event.current]
         try:
             policies = [self.find(policy_hash) for policy_hash in hashes]
@@ -137,14 +127,14 @@ class Recheck:
         found = settled_by_all(policies, "tool", tool)
         if found is not None:
             said = event.rule, event.reason
-            return _Standing(event, found.policy == state.policy and said == (found.rule, found.reason), [])
+            return _Standing(found.policy == state.policy and said == (found.rule, found.reason), [])
         rules = [(policy, looked_at(policy, "tool", tool)) for policy in policies]
         known = [(policy, about) for policy, about in rules if about is not None]
         if len(known) != len(rules) or any(rule.limits for _, about in known for rule in about):
             return left
         principal, run = state.slots[SLOT_PRINCIPAL], state.slots[SLOT_RUN]
         self._slots = request_slots(None, _assigned(run) or {}, _assigned(principal))
-        return _Standing(event, False, known)
+        return _Standing(False, known)
 
     def before(self, entry: Entry, event: Event, state: State) -> None:
         """Hold a recorded decision or request against what it has to be.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nano_vm.errors import ConflictError, NanoVMError, RejectedError, RuntimeFault
 from nano_vm.journal.entry import Chain, Entry, is_closed, read_facts
@@ -13,9 +13,9 @@ from nano_vm.journal.port import RunRecord
 from nano_vm.journal.replay import refold
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
-from nano_vm.kernel.state import Phase, Settled, State
-from nano_vm.policy.progress import Progress
-from nano_vm.program.compiled import CallAction, CompiledProgram, CompiledStep
+from nano_vm.kernel.state import Phase, State
+from nano_vm.policy.progress import Noting, Progress
+from nano_vm.program.compiled import CallAction, CompiledProgram
 from nano_vm.runtime.driver import Run
 from nano_vm.runtime.governing import gate_of
 from nano_vm.runtime.patience import patiently
@@ -40,7 +40,7 @@ def load(engine: Engine, run_id: str, fence: int) -> Run:
     progress = Progress(program)
     state = None
     if len(entries) > _FEW:
-        state = refold(program, run_id, entries, (_Noting(progress),))
+        state = refold(program, run_id, entries, (Noting(progress),))
     if state is None:
         progress = Progress(program)
         state = fold(
@@ -55,26 +55,6 @@ def load(engine: Engine, run_id: str, fence: int) -> Run:
     if run.gate is not None:
         run.gate.progress = progress
     return run
-
-
-class _Noting:
-    """Watches a fold for what policies require, and leaves what was decided to whoever verifies."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def before(self, entry: Entry, event: ev.Event, state: State) -> None:
-        pass
-
-    def after(self, entry: Entry, event: ev.Event, state: State) -> None:
-        self._progress.note(state.settled)
-
-    def allows(self, event: ev.PolicyDecided, step: CompiledStep, args: Any, state: State) -> bool:
-        return True
-
-    def passed(self, steps: Sequence[int], settled: Sequence[Settled]) -> None:
-        self._progress.passed(steps)
-        self._progress.note(settled)
 
 
 def _require_readable(run_id: str, entries: Sequence[Entry]) -> None:

@@ -522,21 +522,29 @@ class _Checkers(Checkers):
         self._place = simulation._place
 
     def transactional(self) -> Counter[tuple[str, str]]:
-        sql = "SELECT run, step FROM simulated_effects"
-        try:
-            if isinstance(self._place, Path):
-                with contextlib.closing(sqlite3.connect(self._place)) as lite:
-                    rows = lite.execute(sql).fetchall()
-            else:
-                import psycopg
-
-                with psycopg.connect(self._place) as con:
-                    rows = con.execute(sql).fetchall()
-        except Exception as error:
-            if type(error).__name__ not in ("OperationalError", "UndefinedTable"):
-                raise
-            return Counter()  # no such tool was called
+        rows = _effects_in_file(self._place) if isinstance(self._place, Path) else _effects_at(self._place)
         return Counter((run_id, step) for run_id, step in rows)
+
+
+_EFFECTS = "SELECT run, step FROM simulated_effects"  # a table that is there once such a tool was called
+
+
+def _effects_in_file(path: Path) -> list[Any]:
+    with contextlib.closing(sqlite3.connect(path)) as con:
+        try:
+            return con.execute(_EFFECTS).fetchall()
+        except sqlite3.OperationalError:
+            return []
+
+
+def _effects_at(address: str) -> list[Any]:
+    import psycopg
+
+    with psycopg.connect(address) as con:
+        try:
+            return con.execute(_EFFECTS).fetchall()
+        except psycopg.errors.UndefinedTable:
+            return []
 
 
 def shrink(report: Report, **options: Any) -> Report:
