@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 
 _SUSPENDED = RunStatus.SUSPENDED.value
-Durable: TypeAlias = "Callable[[str, int, Chain, Success, bytes], Awaitable[None] | None]"
+Loop: TypeAlias = "asyncio.AbstractEventLoop | None"
+Durable: TypeAlias = "Callable[[str, int, Chain, Success, bytes, Loop], Awaitable[None] | None]"
 Answer: TypeAlias = "asyncio.Future[Rejection | None]"
 
 
@@ -161,8 +162,8 @@ class JournaledRun(msgspec.Struct, eq=False):
         if self._riders:
             self._riders = []
 
-    def commit(self, update: RunUpdate | None = None) -> Awaitable[None] | None:
-        """Make the batch durable."""
+    def commit(self, update: RunUpdate | None = None, loop: Loop = None) -> Awaitable[None] | None:
+        """Make the batch durable. `loop`: the one that runs here, where that is known."""
         if self.pending:
             engine = self.engine
             if (
@@ -177,7 +178,7 @@ class JournaledRun(msgspec.Struct, eq=False):
                 # Nothing has to be written before it, or with it.
                 salt = engine.entropy.salt()
                 plain: Durable = engine.append_plain
-                return plain(self.record.run_id, self.fence, self.chain, self.pending.pop(), salt)
+                return plain(self.record.run_id, self.fence, self.chain, self.pending.pop(), salt, loop)
             self.seal_pending()
         if self._open is not None:
             self._seal()

@@ -234,6 +234,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
     function, direct, events, only, kinds, same, intent, intended = plan.parts
     plans, now_ms, go_on = known.plans, engine.clock.now_ms, walker.send
     rulings = {} if gate is None else gate.lane.rulings.by_step
+    loop = None if away else run.loop
     durably = not engine.volatile  # an intent has to be durable before its tool is called
     driven = engine.store.driven if engine.groups else None  # type: ignore[attr-defined]
     passed: list[int] = []
@@ -248,7 +249,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
         while True:
             for _ in _TURN:
                 if durably and events != 1:
-                    durable = run.commit()
+                    durable = run.commit(loop=loop)
                     if durable is not None:
                         await durable
                         if driven is not None and len(driven) == 1:
@@ -296,7 +297,10 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                     events += 1
                 index, occurrence, args, verdicts = go_on((value, at_ms, events))
                 if verdicts:
-                    success = with_verdicts(success, verdicts)
+                    if success is same:
+                        success = _told(known, success, verdicts)
+                    else:
+                        success = with_verdicts(success, verdicts)
                 if (run.stirred or away) and (run.disturbed or (away and _is_crowded(engine))):
                     break
                 known_plan = plans[index] or plan_for(known, index, program, engine.tools)
@@ -383,6 +387,17 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
         label = 0 if track is None else track.output
         run.retain(held[0].last.succeeded(at_ms, held[1], value, verdicts, label=label), payload)
     return elsewhere
+
+
+def _told(known: Lane, success: str, verdicts: list[Any]) -> str:
+    """`with_verdicts` of a first success, remembered where one condition is met for the first time."""
+    step_id, occurrence, verdict = verdicts[0]
+    if occurrence != 1 or len(verdicts) != 1:
+        return with_verdicts(success, verdicts)
+    told = known.told.get((success, step_id, verdict))
+    if told is None:
+        told = known.told[success, step_id, verdict] = with_verdicts(success, verdicts)
+    return told
 
 
 def _call(run: Run, away: threading.Lock | None, plan: Plan, occurrence: int, args: Any) -> Any:

@@ -126,6 +126,9 @@ class Lane(msgspec.Struct, frozen=True, eq=False):
     starts: dict[
         tuple[Any, Any], str
     ]  # RunStarted as `start_of` gives it, by the policy and the label that it names
+    told: dict[
+        tuple[str, str, bool], str
+    ]  # first successes with the verdict of one condition that is met after them
     plans: list[Any]  # by step: `Plan`, None before it is needed, False where there is none
 
 
@@ -134,7 +137,7 @@ def lane_of(engine: Engine, program: CompiledProgram, tracks: bool) -> Lane:
     known = engine.lanes.get((program.hash, tracks))
     if known is not None and known.program is program:
         return known
-    known = Lane(program, tracks, Rows(program), {}, [None] * len(program.steps))
+    known = Lane(program, tracks, Rows(program), {}, {}, [None] * len(program.steps))
     engine.lanes[program.hash, tracks] = known
     return known
 

@@ -8,6 +8,7 @@ alive.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import sqlite3
@@ -130,16 +131,24 @@ class SqliteJournalStore(SqlStore):
             refuse_inside(self._turnstile)
         return self._group.submit(Work(run_id, entries, fence, update))
 
-    def append_plain(self, run_id: str, fence: int, chain: Chain, success: Success, salt: bytes) -> Durable:
+    def append_plain(
+        self,
+        run_id: str,
+        fence: int,
+        chain: Chain,
+        success: Success,
+        salt: bytes,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> Durable:
         """`append` of a success at the end of a chain. It is sealed when it is written, together with those of other
-        runs; the chain has to be left alone until then."""
+        runs; the chain has to be left alone until then. `loop`: the one that runs here, where that is known."""
         if len(success[2]) > BLOB_BYTES_MIN:
             return self.append(run_id, fence, chain.seal_successes((success,), (salt,)))
         if self._closed or sql_store.forks != self._forks:
             self._check_open()
         if self._writer.tool_open and inside_tool.get():
             refuse_inside(self._turnstile)
-        return self._group.submit(Work(run_id, fence=fence, plain=(chain, success, salt)))
+        return self._group.submit(Work(run_id, fence=fence, plain=(chain, success, salt)), loop)
 
     def annex(self, run_id: str, build: Callable[[int, str], Sequence[Entry]]) -> Durable:
         return self._submit(Work(run_id, build=build))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
+from itertools import chain
 
 from nano_vm.stores.batch import HOLDER, Batch, OwnedRun
 from nano_vm.stores.rows import RUN_COLUMNS
 
 _INSERT_RUN = f"INSERT INTO nvm_runs ({RUN_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 INSERT_SEGMENT = "INSERT INTO nvm_segments (run, seq, digests, facts, payloads) VALUES (?,?,?,?,?)"
-# The same for a run that is still owned as said; for another one it is refused, for `run` is never NULL.
+# Many rows in one statement take three quarters of the time that they take one by one.
+_ROWS = 25
+_INSERT_SEGMENTS = INSERT_SEGMENT + ",(?,?,?,?,?)" * (_ROWS - 1)
+# One for a run that is still owned as said; for another one it is refused, for `run` is never NULL.
 INSERT_OWNED = """INSERT INTO nvm_segments (run, seq, digests, facts, payloads) VALUES (
     (SELECT no FROM nvm_runs WHERE no = ? AND fence = ? AND owner = ?), ?, ?, ?, ?)"""
 _UPDATE_RUN = """UPDATE nvm_runs SET status=?, outcome=?, waits=?, wake_at_ms=?, updated_at_ms=?, length=?,
@@ -43,7 +47,13 @@ class SqliteBatch(Batch):
                     )
             self._blobs = {}
         if self._segments:
-            self._database.executemany(INSERT_SEGMENT, self._segments)
+            rows = self._segments
+            rest = len(rows) % _ROWS
+            for at in range(0, len(rows) - rest, _ROWS):
+                values = list(chain.from_iterable(rows[at : at + _ROWS]))
+                self._database.execute(_INSERT_SEGMENTS, values)
+            if rest:
+                self._database.executemany(INSERT_SEGMENT, rows[-rest:])
             self._segments = []
         if self._updates:
             self._database.executemany(_UPDATE_RUN, self._updates)

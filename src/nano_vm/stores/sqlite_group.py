@@ -40,16 +40,20 @@ class GroupCommit:
         self.lone = False  # the last group was a single work
         self.alone = False  # one run is being driven and no other is ready: there is no group to wait for
 
-    def submit(self, work: Work) -> asyncio.Future[None] | None:
-        """Commit the work together with others: None when that has happened, else a future."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            self.drain()
-            self._commit_now((work,))
-            if work.error is not None:
-                raise work.error from None
-            return None
+    def submit(
+        self, work: Work, loop: asyncio.AbstractEventLoop | None = None
+    ) -> asyncio.Future[None] | None:
+        """Commit the work together with others: None when that has happened, else a future. `loop`: the one that runs
+        here, where that is known: asking for it takes a system call before Python 3.12."""
+        if loop is None:
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:
+                self.drain()
+                self._commit_now((work,))
+                if work.error is not None:
+                    raise work.error from None
+                return None
         if self.alone and loop is self._loop and self._commit_alone(work):
             if work.error is not None:
                 raise work.error from None

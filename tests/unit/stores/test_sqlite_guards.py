@@ -8,6 +8,7 @@ import pytest
 
 from nano_vm import canonical
 from nano_vm.journal.port import BLOB_BYTES_MIN, Mail
+from nano_vm.stores.migrations import MIGRATIONS
 from nano_vm.stores.sqlite import SqliteStore
 from nano_vm.testing.store_conformance import NOW, Draft
 
@@ -67,6 +68,38 @@ def test_history_cannot_be_rewritten_by_sql(operator: sqlite3.Connection, statem
     with pytest.raises(sqlite3.IntegrityError):
         operator.execute(statement)
     assert [operator.execute(f"SELECT * FROM {table}").fetchall() for table in tables] == before
+
+
+def test_a_database_of_version_6_is_guarded_alike(database: Path) -> None:
+    index, guard = ("nvm_segments_at", "nvm_segments_consecutive")
+    before = [
+        statement
+        for statement in MIGRATIONS[0]
+        if statement.split()[:4] == ["CREATE", "UNIQUE", "INDEX", index] or statement.split()[2] == guard
+    ]
+    assert len(before) == 2
+    con = sqlite3.connect(database, isolation_level=None)
+    for statement in (f"DROP TRIGGER {guard}", f"DROP INDEX {index}", *before, "PRAGMA user_version=6"):
+        con.execute(statement)
+    SqliteStore(database).close()
+    for statement in (
+        "INSERT INTO nvm_segments SELECT NULL, run, 2, digests, facts, NULL FROM nvm_segments WHERE n = 1",
+        "REPLACE INTO nvm_segments SELECT 1, 2, 3, digests, facts, payloads FROM nvm_segments WHERE n = 2",
+    ):
+        with pytest.raises(sqlite3.IntegrityError):
+            con.execute(statement)
+    con.close()
+    with SqliteStore(database) as store:
+        assert store.integrity() == []
+        assert [len(store.read(run_id)) for run_id in ("r1", "r2")] == [3, 3]
+
+
+def test_a_row_that_was_numbered_by_hand_is_found(database: Path, operator: sqlite3.Connection) -> None:
+    operator.execute(
+        "INSERT INTO nvm_segments SELECT -1, run, 3, digests, facts, NULL FROM nvm_segments WHERE n = 1"
+    )
+    with SqliteStore(database) as store:
+        assert "segments" in {problem.partition(":")[0] for problem in store.integrity()}
 
 
 def test_operators_read_one_row_per_entry(operator: sqlite3.Connection) -> None:

@@ -13,6 +13,7 @@ from nano_vm.stores.migrations import (
     m0004_tenants,
     m0005_listing,
     m0006_pauses,
+    m0007_ends,
 )
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -22,5 +23,6 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     m0004_tenants.STATEMENTS,
     m0005_listing.STATEMENTS,
     m0006_pauses.STATEMENTS,
+    m0007_ends.STATEMENTS,
 )
 VERSION = len(MIGRATIONS)

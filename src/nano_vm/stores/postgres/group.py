@@ -32,13 +32,17 @@ class GroupCommit:
         with self._changed:
             return self._at_work or bool(self._pending)
 
-    def submit(self, work: Work) -> asyncio.Future[None] | None:
-        """None when the work is committed, else a future. Works are committed in the order of the calls."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            self._commit_now(work)
-            return None
+    def submit(
+        self, work: Work, loop: asyncio.AbstractEventLoop | None = None
+    ) -> asyncio.Future[None] | None:
+        """None when the work is committed, else a future. Works are committed in the order of the calls. `loop`: the
+        one that runs here, where that is known."""
+        if loop is None:
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:
+                self._commit_now(work)
+                return None
         future = work.future = loop.create_future()
         with self._changed:
             if self._closed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import os
@@ -129,13 +130,21 @@ class PostgresJournalStore(SqlStore):
         self._check_open()
         return self._group.submit(Work(run_id, entries, fence, update))
 
-    def append_plain(self, run_id: str, fence: int, chain: Chain, success: Success, salt: bytes) -> Durable:
+    def append_plain(
+        self,
+        run_id: str,
+        fence: int,
+        chain: Chain,
+        success: Success,
+        salt: bytes,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> Durable:
         """`append` of a success at the end of a chain. It is sealed when it is written, together with those of other
-        runs; the chain has to be left alone until then."""
+        runs; the chain has to be left alone until then. `loop`: the one that runs here, where that is known."""
         if len(success[2]) > BLOB_BYTES_MIN:
             return self.append(run_id, fence, chain.seal_successes((success,), (salt,)))
         self._check_open()
-        return self._group.submit(Work(run_id, fence=fence, plain=(chain, success, salt)))
+        return self._group.submit(Work(run_id, fence=fence, plain=(chain, success, salt)), loop)
 
     def annex(self, run_id: str, build: Callable[[int, str], Sequence[Entry]]) -> Durable:
         self._check_open()
