@@ -48,8 +48,8 @@ def effects_do_not_wait_for_their_intents(patch: Patch) -> None:
     no_lane(patch)
     commit = JournaledRun.commit
 
-    def impatient(self: Any, update: Any = None) -> Any:
-        durable = commit(self, update)
+    def impatient(self: Any, update: Any = None, **rest: Any) -> Any:
+        durable = commit(self, update, **rest)
         if durable is None or update is not None:
             return durable
         asyncio.ensure_future(durable).add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -61,8 +61,8 @@ def effects_do_not_wait_for_their_intents(patch: Patch) -> None:
 def the_lane_does_not_wait_for_its_intents(patch: Patch) -> None:
     commit = JournaledRun.commit
 
-    def impatient(self: Any, update: Any = None) -> Any:
-        durable = commit(self, update)
+    def impatient(self: Any, update: Any = None, **rest: Any) -> Any:
+        durable = commit(self, update, **rest)
         if durable is None or update is not None or not self.created:
             return durable
         asyncio.ensure_future(durable).add_done_callback(lambda done: done.cancelled() or done.exception())

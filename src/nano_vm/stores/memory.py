@@ -34,34 +34,45 @@ __all__ = ["MemoryJournalStore", "MemoryStore"]
 _NOBODY = None  # a fence that no caller holds
 
 
-class _Run:
-    """A journal and its record. `open_fence` is the fence that may append."""
+class _Run(msgspec.Struct, eq=False, gc=False):
+    """A journal and its record. Most are written once and never looked at: so what holds them is made when it is
+    needed, and the garbage collector, which would look at every one of them again and again, knows of none."""
 
-    __slots__ = ("_compact", "_entries", "_lock", "length", "mail", "no", "open_fence", "record")
-
-    def __init__(self, no: int, record: RunRecord, lock: threading.RLock) -> None:
-        self.no = no
-        self.record = record
-        self._lock = lock
-        self._entries: list[Entry] = []
-        self._compact: list[SealedEntries] = []  # after these; until somebody reads
-        self.length = 0
-        self.open_fence: int | None = record.fence if record.owner is not None else _NOBODY
-        self.mail: dict[str, Mail] = {}
+    no: int
+    record: RunRecord
+    open_fence: int | None  # the fence that may append
+    mail: dict[str, Mail]
+    lock: threading.RLock
+    length: int = 0
+    _entries: list[Entry] | None = None
+    _compact: SealedEntries | list[SealedEntries] | None = None  # after these; until somebody reads
 
     @property
     def entries(self) -> list[Entry]:
-        if self._compact:
-            with self._lock:
-                for compact in self._compact:
-                    self._entries += compact.expand()
-                self._compact.clear()
-        return self._entries
+        held = self._entries
+        if held is None or self._compact is not None:
+            with self.lock:
+                held = self._entries
+                if held is None:
+                    held = self._entries = []
+                compact, self._compact = self._compact, None
+                if isinstance(compact, SealedEntries):
+                    held += compact
+                elif compact is not None:
+                    for each in compact:
+                        held += each
+        return held
 
     def extend(self, entries: Sequence[Entry]) -> None:
         """To be called with the lock held."""
         if type(entries) is SealedEntries:
-            self._compact.append(entries)
+            compact = self._compact
+            if compact is None:
+                self._compact = entries
+            elif isinstance(compact, list):
+                compact.append(entries)
+            else:
+                self._compact = [compact, entries]
         else:
             held = self.entries
             held += entries
@@ -173,7 +184,8 @@ class MemoryJournalStore:
                 if key in self._keys:
                     raise rules.run_exists(run_id, self._keys[key])
                 self._keys[key] = run_id
-            run = self._runs[run_id] = _Run(len(self._runs), held, self._lock)
+            fence = held.fence if owned else _NOBODY
+            run = self._runs[run_id] = _Run(len(self._runs), held, fence, {}, self._lock)
             run.extend(entries)
             self._order += (run, len(entries))
 

@@ -148,6 +148,8 @@ class SqliteJournalStore(SqlStore):
             self._check_open()
         if self._writer.tool_open and inside_tool.get():
             refuse_inside(self._turnstile)
+        if self._group.append_alone(run_id, fence, chain, success, salt, loop):
+            return None
         return self._group.submit(Work(run_id, fence=fence, plain=(chain, success, salt)), loop)
 
     def annex(self, run_id: str, build: Callable[[int, str], Sequence[Entry]]) -> Durable:

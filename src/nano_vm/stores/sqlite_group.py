@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from nano_vm.journal.entry import Chain
+from nano_vm.journal.plain import Success
 from nano_vm.stores import rules
 from nano_vm.stores.sqlite_writer import Writer
 from nano_vm.stores.work import Work, finish, tell
@@ -70,6 +72,28 @@ class GroupCommit:
             self._scheduled = True
         loop.call_soon(self._flush, loop)
         return future
+
+    def append_alone(
+        self,
+        run_id: str,
+        fence: int,
+        chain: Chain,
+        success: Success,
+        salt: bytes,
+        loop: asyncio.AbstractEventLoop | None,
+    ) -> bool:
+        """Seal a success at the end of a chain and commit it, where one run is being driven, in this `loop`. False, and
+        nothing is done, where that has to go by way of `submit`.
+
+        Raises:
+            StoreError: it could not be written.
+        """
+        if not self.alone or loop is None or loop is not self._loop or not self._takes_turn():
+            return False
+        try:
+            return self._writer.try_append_plain(run_id, fence, chain, success, salt)
+        finally:
+            self._writer.lock.release()
 
     def drain(self) -> None:
         """Commit whatever has been submitted, in this thread, so that what follows comes after it.
@@ -156,17 +180,25 @@ class GroupCommit:
         works, self._pending = self._pending, []
         return works
 
-    def _commit_alone(self, work: Work) -> bool:
-        """Commit without waiting for the loop, if nothing is ahead and nobody holds the database."""
+    def _takes_turn(self) -> bool:
+        """Whether nothing is ahead and nobody holds the database; then the caller has the writer's lock."""
         # Only this thread puts anything ahead, and whoever else takes it from there holds the writer's lock.
         if self._pending or self._scheduled or self._job is not None:
             return False
-        writer = self._writer
-        if not writer.lock.acquire(blocking=False):
+        lock = self._writer.lock
+        if not lock.acquire(blocking=False):
             return False
+        if self._writer.tool_open:
+            lock.release()
+            return False
+        return True
+
+    def _commit_alone(self, work: Work) -> bool:
+        """Commit without waiting for the loop, where it is this work's turn."""
+        if not self._takes_turn():
+            return False
+        writer = self._writer
         try:
-            if writer.tool_open:
-                return False
             return writer.try_append(work) or writer.try_commit((work,), INLINE_PATIENCE_MS)
         finally:
             writer.lock.release()

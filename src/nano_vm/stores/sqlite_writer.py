@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from nano_vm.errors import NanoVMError, StoreError
+from nano_vm.journal.entry import Chain, seal_each
+from nano_vm.journal.plain import Success
 from nano_vm.stores import rules
 from nano_vm.stores.batch import OwnedRun, attempt, lone_row, seal_plain
+from nano_vm.stores.segments import pack_payload, unhex
 from nano_vm.stores.sqlite_batch import INSERT_OWNED, SqliteBatch
 from nano_vm.stores.sqlite_errors import FAILURES, translate
 from nano_vm.stores.sqlite_schema import is_busy
@@ -124,9 +127,8 @@ class Writer:
         return True
 
     def try_append(self, work: Work) -> bool:
-        """`try_commit` of one entry that its run's owner adds at the end: nearly every commit of a run that is alone.
-        False, and nothing is done, for anything else, when the database is locked, and when the run is not ours any
-        more.
+        """`try_commit` of one entry that its run's owner adds at the end. False, and nothing is done, for anything
+        else, when the database is locked, and when the run is not ours any more.
 
         The caller holds `lock`.
         """
@@ -137,23 +139,50 @@ class Writer:
         row = lone_row(work, run.length)
         if row is None:
             return False
-        execute = self._cursor.execute
         try:
-            execute("BEGIN IMMEDIATE")
-        except sqlite3.Error:
+            return self._add(run, row)
+        except BaseException as error:
+            work.error = error
+            if not isinstance(error, Exception):
+                raise
+            return True
+
+    def try_append_plain(self, run_id: str, fence: int, chain: Chain, success: Success, salt: bytes) -> bool:
+        """`try_append` of a success that is to be sealed: nearly every commit of a run that is alone. Between two waits
+        for the disk all that runs comes from memory, so this does without a `Work`.
+
+        Raises:
+            StoreError: it could not be written.
+        """
+        run = self.known.get(run_id)
+        seq, head = chain.length, chain.head
+        if run is None or run.fence != fence or run.length != seq:
             return False
+        ((_, digest, facts),) = seal_each(((chain, success, salt),))
+        row = seq, unhex(digest), bytearray(facts), pack_payload(salt, success[2])
+        added = False
         try:
-            execute(INSERT_OWNED, (run.no, run.fence, self.owner, *row))
-            execute("COMMIT")
+            added = self._add(run, row)
+        finally:
+            if not added:
+                chain.length, chain.head = seq, head
+        return added
+
+    def _add(self, run: OwnedRun, row: tuple[object, ...]) -> bool:
+        """Add a segment of one entry in a transaction of its own. False, and nothing is done, when the database is
+        locked, and when the run is not ours any more."""
+        try:
+            self._cursor.execute(INSERT_OWNED, (run.no, run.fence, self.owner, *row))
         except sqlite3.IntegrityError:
             self._undo()  # somebody else has it, or has written to it: `try_commit` looks, and says what is wrong
             return False
         except BaseException as error:
             self._undo()
-            work.error = self._meaning((work,), error)
-            if not isinstance(error, Exception):
-                raise
-            return True
+            if isinstance(error, sqlite3.Error) and is_busy(error):
+                return False
+            if isinstance(error, FAILURES):
+                raise translate(error, self.path) from error
+            raise
         run.length += 1
         return True
 
