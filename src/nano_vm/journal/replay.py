@@ -200,7 +200,7 @@ class _Replay:
         self.ledger = ledger
         self.failure: VerificationError | None = None
         self.stretch: Stretch | None = None
-        self.learnt = Learnt(self.program)
+        self.learnt = Learnt(self.program, run_id)
         self.claimed = claimed
         self.state = State(run=run_id)
         self.then: Standing | None = None

@@ -27,6 +27,7 @@ from nano_vm.program.compiled import CompiledProgram, CompiledStep
 
 _END, _LAST = END.removesuffix("sha256:").encode(), LAST.encode()
 _VERDICTS = b',"verdicts":'
+_AFTER = _END, _VERDICTS  # what may come after the step of a plain success
 _AT_PLACE = len(HEAD) + 64 + len(AT)
 _RIDER, _NEXT_RIDER = len(b',"then":[{"event":{"at_ms":'), b'},{"event":{"at_ms":'  # where their times begin
 _OTHERS_MAX = 8  # ways in which a step is decided that are kept
@@ -55,8 +56,10 @@ class Watcher(Protocol):
 
 class _Riders(NamedTuple):
     """What rides with a success: a decision, an intent, or both; and how it is written, but for its time and the number
-    of the occurrence, which are written `twice` where both ride."""
+    of the occurrence, which are written `twice` where both ride. `linked` is the same behind what links the entry to
+    the one before it (`Learnt.link`)."""
 
+    linked: bytes
     format: bytes
     twice: bool
     decided: PolicyDecided | None
@@ -65,13 +68,15 @@ class _Riders(NamedTuple):
 
 class Learnt:
     """What is learnt of a run's program while its journal is read, for all its stretches: the rows of the lane, and by
-    step and label how a success is written up to its number, without an intent and with one, and what rides with the
-    success before it: what did last, and what else has."""
+    step and label how a success is written up to its step, without an intent and with one, and what rides with the
+    success before it: what did last, and what else has. `link` is how an entry goes on after its step, for its
+    verdicts, the head before it, and its number."""
 
-    __slots__ = ("others", "riders", "rows", "successes")
+    __slots__ = ("link", "others", "riders", "rows", "successes")
 
-    def __init__(self, program: CompiledProgram) -> None:
+    def __init__(self, program: CompiledProgram, run_id: str) -> None:
         self.rows = Rows(program)
+        self.link = b"%%b%b%%b%b%%d" % (_END, ChainReader(run_id).place.replace(b"%", b"%%"))
         self.successes: tuple[dict[int, bytes], dict[int, bytes]] = {}, {}
         self.riders: dict[int, _Riders] = {}
         self.others: dict[int, deque[_Riders]] = {}
@@ -191,8 +196,9 @@ class Stretch:
             what is left to be done about the last entry that was taken, if anything is.
         """
         assert self._walk is not None
-        go_on, seq, place = self._walk.send, reader.length, reader.place
+        go_on, seq, link = self._walk.send, reader.length, self._learnt.link
         head, prev = reader.head.encode(), b""
+        alone = link + _LAST
         index, occurrence, started, decided = self._index, self._occurrence, self._started, self._decided
         least_ms, steps, learnt = self._least_ms, self._program.steps, self._learnt.riders
         pure, effects = self._learnt.successes
@@ -220,13 +226,13 @@ class Stretch:
             key = index * _LABELS + label
             format = effects.get(key) if started else pure.get(key)
             if format is None:
-                format = self._expect(key, started, place)
-            told_at = written.find(_VERDICTS, _AT_PLACE)
-            told = b"" if told_at < 0 else written[told_at : written.find(_END, told_at)]
-            commitment = sha256(salt + payload).hexdigest().encode()
-            start = format % (commitment, at, occurrence, told, head, seq)
+                format = self._expect(key, started)
+            start = format % (sha256(salt + payload).hexdigest().encode(), at, occurrence)
             digest = "sha256:" + sha256(written).hexdigest()
             if digest != entry.digest or not written.startswith(start):
+                break
+            rest = written[len(start) :]
+            if not rest.startswith(_AFTER):
                 break
             try:
                 value = canonical.decode_canonical(payload)
@@ -248,34 +254,41 @@ class Stretch:
                 ledger.succeed(step, done, value, payload, self._entered_ms, at_ms)
                 ledger.decide(verdicts or [], at_ms, self._state if is_over else None)
                 self._entered_ms = at_ms
-            tail = written[len(start) :]
-            prev, head = head, digest.encode()
-            seq, events, started, decided, least_ms = seq + 1, 1, False, False, at_ms
-            if told == (_VERDICTS + encode_verdicts(verdicts) if verdicts else b""):
-                if tail != _LAST and not is_over:
-                    key = index * _LABELS + (0 if track is None else track.together)
-                    riders = learnt.get(key)
-                    if riders is None or tail != riders[0] % (
-                        (at, occurrence, at, occurrence) if riders[1] else (at, occurrence)
-                    ):
-                        riders, noted_ms = self._noted_otherwise(key, tail, occurrence)
+            told = _VERDICTS + encode_verdicts(verdicts) if verdicts else b""
+            events, started, decided, least_ms = 1, False, False, at_ms
+            is_read = False
+            if not is_over:
+                key = index * _LABELS + (0 if track is None else track.together)
+                riders = learnt.get(key)
+                if riders is None or rest != riders[0] % (
+                    (told, head, seq, at, occurrence, at, occurrence)
+                    if riders[2]
+                    else (told, head, seq, at, occurrence)
+                ):
+                    linked = link % (told, head, seq)
+                    is_read, riders = rest == linked + _LAST, None
+                    if not is_read and rest.startswith(linked):
+                        riders, noted_ms = self._noted_otherwise(key, rest[len(linked) :], occurrence)
                         least_ms = max(at_ms, noted_ms)
-                    if riders is not None:
-                        _, _, decision, effect = riders
-                        if decision is None:
-                            if not governed:
-                                events, started = 2, True
-                        elif self._allowed(decision, index, args):
-                            decided, started = True, effect != ""
-                            events = 2 + started
-                if events != 1 or tail == _LAST:
-                    if verdicts:
-                        agreed += len(verdicts)
-                    if not is_over:
-                        continue
-                    break
-            left = Left(entry, prev.decode(), verdicts or [])
-            break
+                if riders is not None:
+                    _, _, _, decision, effect = riders
+                    if decision is None:
+                        if not governed:
+                            events, started, is_read = 2, True, True
+                    elif self._allowed(decision, index, args):
+                        decided, started, is_read = True, effect != "", True
+                        events = 2 + started
+            else:
+                is_read = rest == alone % (told, head, seq)
+            prev, head = head, digest.encode()
+            seq += 1
+            if not is_read:
+                left = Left(entry, prev.decode(), verdicts or [])
+                break
+            if verdicts:
+                agreed += len(verdicts)
+            if is_over:
+                break
         reader.payloads += seq - reader.length
         reader.length, reader.head = seq, head.decode()
         self._index, self._occurrence, self._started, self._least_ms = index, occurrence, started, least_ms
@@ -286,19 +299,17 @@ class Stretch:
             self.leave()
         return left
 
-    def _expect(self, key: int, started: bool, place: bytes) -> bytes:
-        """How a success has to be written, up to its number: for its commitment, its time, the number of its
-        occurrence, its verdicts, the head before it, and its number."""
+    def _expect(self, key: int, started: bool) -> bytes:
+        """How a success has to be written, up to its step: for its commitment, its time, and the number of its
+        occurrence."""
         index, label = divmod(key, _LABELS)
         members = success_of(self._program.steps[index].id, not started, 7, label).removesuffix(END)
         before, after = members.split('"occurrence":7', 1)
-        made = self._learnt.successes[started][key] = b'%b%%b%b%%b%b"occurrence":%%d%b%%b%b%%b%b%%d' % (
+        made = self._learnt.successes[started][key] = b'%b%%b%b%%b%b"occurrence":%%d%b' % (
             HEAD.encode(),
             AT.encode(),
             before.encode(),
             after.encode(),
-            _END,
-            place.replace(b"%", b"%%"),
         )
         return made
 
@@ -360,7 +371,8 @@ class Stretch:
             format += b'%b%b"occurrence":%%d,%b' % (b"," if format else b"", before, after)
         if not events or len(events) != (decided is not None) + (effect != ""):
             return None
-        found = _Riders(b',"then":[%b]%b' % (format, _LAST), len(events) == 2, decided, effect)
+        format = b',"then":[%b]%b' % (format, _LAST)
+        found = _Riders(self._learnt.link + format, format, len(events) == 2, decided, effect)
         return found if _times(found, tail, occurrence) >= 0 else None
 
     def _allowed(self, decided: PolicyDecided, index: int, args: Any) -> bool:

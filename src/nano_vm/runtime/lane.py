@@ -297,7 +297,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                     events += 1
                 index, occurrence, args, verdicts = go_on((value, at_ms, events))
                 if verdicts:
-                    if success is same:
+                    if held[1] == 1:
                         success = _told(known, success, verdicts)
                     else:
                         success = with_verdicts(success, verdicts)

@@ -11,7 +11,7 @@ import pytest
 from nano_vm import canonical
 from nano_vm.errors import InputError, VerificationError
 from nano_vm.journal.entry import GENESIS, Chain, Entry, open_event, open_events, read_facts
-from nano_vm.journal.reading import verify_entry, verify_shown
+from nano_vm.journal.reading import ChainReader, verify_entry, verify_shown
 from nano_vm.kernel import events as ev
 from unit.journal.journal_runs import refund_run
 
@@ -170,6 +170,37 @@ def test_facts_that_cannot_be_read_are_malformed(facts):
 )
 def test_an_event_that_cannot_be_read_is_malformed(entry):
     assert code_of(open_event, entry) == ("JOURNAL_MALFORMED", 0)
+
+
+@pytest.mark.parametrize("number", [2**53, -(2**53), 10**20])
+@pytest.mark.parametrize("field", ["at_ms", "attempt", "occurrence"])
+def test_a_number_that_canonical_json_cannot_hold_is_malformed(field, number):
+    """Whoever seals a journal anew can write any: the state it led to could not be written down."""
+    event = {"at_ms": 1, "attempt": 1, "occurrence": 1, "step": "s"}
+    assert open_event(forged(facts_of({**event, field: 2**53 - 1}))) is not None
+    data = canonical.encode(facts_of({**event, field: 4711})).replace(b"4711", b"%d" % number)
+    assert code_of(open_event, forged(data)) == ("JOURNAL_MALFORMED", 0)
+    assert code_of(ChainReader("r").take, forged(data)) == ("JOURNAL_MALFORMED", 0)
+
+
+def test_every_number_of_every_event_has_those_bounds():
+    def numbers(kind):
+        if isinstance(kind, msgspec.inspect.IntType):
+            yield kind
+        parts = (
+            [kind.value_type] if isinstance(kind, msgspec.inspect.DictType) else getattr(kind, "types", ())
+        )
+        for part in parts:
+            yield from numbers(part)
+
+    found = [
+        number
+        for event in ev.EVENT_TYPES.values()
+        for field in msgspec.inspect.type_info(event).fields
+        for number in numbers(field.type)
+    ]
+    assert len(found) > 100
+    assert {(number.ge, number.le) for number in found} == {(1 - 2**53, 2**53 - 1)}
 
 
 def test_errors_do_not_quote_what_they_cannot_read():
