@@ -202,7 +202,7 @@ class Stretch:
         index, occurrence, started, decided = self._index, self._occurrence, self._started, self._decided
         least_ms, steps, learnt = self._least_ms, self._program.steps, self._learnt.riders
         pure, effects = self._learnt.successes
-        salt_bytes, track, label = SALT_BYTES, self._track, 0
+        salt_bytes, track, key = SALT_BYTES, self._track, index * _LABELS
         governed = bool(self._state.policy)  # nothing is called without a decision
         at, at_ms = b",", 0  # no time at all
         passed: list[int] = []
@@ -222,8 +222,7 @@ class Stretch:
             if at_ms < least_ms:
                 break
             if track is not None:
-                label = track.coming
-            key = index * _LABELS + label
+                key = index * _LABELS + track.coming
             format = effects.get(key) if started else pure.get(key)
             if format is None:
                 format = self._expect(key, started)

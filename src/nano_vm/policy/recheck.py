@@ -55,11 +55,11 @@ _STOPPED = frozenset({"APPROVAL_EXPIRED", "APPROVAL_VOID"})
 
 
 class _Standing(NamedTuple):
-    """What is known of a decision about a plain tool: that it is right, whatever the arguments, or the rules of each
-    policy that go by them. With neither it has to be looked at in full."""
+    """What is known of a decision about a plain tool: that it is right, whatever the arguments, or how to tell from
+    them. With neither it has to be looked at in full."""
 
     holds: bool
-    rules: list[tuple[Policy, tuple[Rule, ...]]]
+    holds_for: Callable[[list[Any]], bool] | None = None  # slots as `request_slots` makes them
 
 
 class Recheck(Noting):
@@ -97,16 +97,10 @@ class Recheck(Noting):
         standing = self._standing.get(said)
         if standing is None:
             standing = self._standing[said] = self._stands(event, step, state)
-        if standing.rules:
+        holds_for = standing.holds_for
+        if holds_for is not None:
             self._slots[SLOT_ARGS] = args
-            named = None
-            for policy, rules in standing.rules:
-                allowing = allowing_rules(policy, rules, self._slots)
-                if allowing is None:
-                    return False
-                if named is None:
-                    named = (allowing[0].id, RULE) if allowing else ("default", DEFAULT)
-            if named != (event.rule, event.reason):
+            if not holds_for(self._slots):
                 return False
         elif not standing.holds:
             return False
@@ -115,7 +109,7 @@ class Recheck(Noting):
 
     def _stands(self, event: PolicyDecided, step: CompiledStep, state: State) -> _Standing:
         """What can be said of a decision about a step before its arguments are known."""
-        left = _Standing(False, [])
+        left = _Standing(False)
         hashes = [state.policy] if event.current is UNSET else [state.policy, event.current]
         try:
             policies = [self.find(policy_hash) for policy_hash in hashes]
@@ -127,14 +121,14 @@ class Recheck(Noting):
         found = settled_by_all(policies, "tool", tool)
         if found is not None:
             said = event.rule, event.reason
-            return _Standing(found.policy == state.policy and said == (found.rule, found.reason), [])
+            return _Standing(found.policy == state.policy and said == (found.rule, found.reason))
         rules = [(policy, looked_at(policy, "tool", tool)) for policy in policies]
         known = [(policy, about) for policy, about in rules if about is not None]
         if len(known) != len(rules) or any(rule.limits for _, about in known for rule in about):
             return left
         principal, run = state.slots[SLOT_PRINCIPAL], state.slots[SLOT_RUN]
         self._slots = request_slots(None, _assigned(run) or {}, _assigned(principal))
-        return _Standing(False, known)
+        return _Standing(False, _by_rules(known, (event.rule, event.reason)))
 
     def before(self, entry: Entry, event: Event, state: State) -> None:
         """Hold a recorded decision or request against what it has to be.
@@ -354,6 +348,38 @@ class Recheck(Noting):
 
 def _assigned(value: Any) -> Any:
     return None if value is UNASSIGNED else value
+
+
+def _by_rules(
+    known: Sequence[tuple[Policy, tuple[Rule, ...]]], said: tuple[str, str]
+) -> Callable[[list[Any]], bool]:
+    """Whether these rules of each policy allow a request, the first of them as it is said: by that rule, for that
+    reason."""
+    (policy, rules), *others = known
+    when = rules[0].when if len(rules) == 1 and rules[0].decision == ALLOW else None
+    if when is not None and not others:
+        by_rule = said == (rules[0].id, RULE)
+        by_default = policy.allows_by_default and said == ("default", DEFAULT)
+
+        def by_one(slots: list[Any]) -> bool:
+            try:
+                return by_rule if when(slots) else by_default
+            except NanoVMError:
+                return False
+
+        return by_one
+
+    def by_all(slots: list[Any]) -> bool:
+        named = None
+        for policy, rules in known:
+            allowing = allowing_rules(policy, rules, slots)
+            if allowing is None:
+                return False
+            if named is None:
+                named = (allowing[0].id, RULE) if allowing else ("default", DEFAULT)
+        return named == said
+
+    return by_all
 
 
 def _mismatch(entry: Entry, what: str) -> VerificationError:
