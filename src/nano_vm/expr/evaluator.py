@@ -8,6 +8,7 @@ tests comparing them compare two readings of the text.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import Any, TypeAlias, assert_never
 
 from nano_vm.canonical import encode
@@ -230,11 +231,13 @@ def _with_constant(
 
     `general` evaluates again from the start and so raises the error that the source order asks for.
     """
-    if type(constant) is str:
-        if isinstance(node, Ref) and op in ("==", "!="):
-            slot, path = resolve(node)
-            if not path:
+    if isinstance(node, Ref):
+        slot, path = resolve(node)
+        if not path:
+            if type(constant) is str and op in ("==", "!="):
                 return _slot_equals_string(slot, constant, general, negated=op == "!=")
+            get = itemgetter(slot)  # what is not assigned is of neither type
+    if type(constant) is str:
         return _STRING_TESTS[op](get, constant, general)
     if type(constant) is int or type(constant) is float:
         return _NUMBER_TESTS[op](get, constant, general)

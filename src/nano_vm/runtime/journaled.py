@@ -128,10 +128,9 @@ class JournaledRun(msgspec.Struct, eq=False):
         salts = engine.salts(len(pending))
         if engine.compact and not self.batch:
             self.batch = self.chain.seal_compactly(pending, salts)
-            self.pending = []
         else:
             self._gathered().extend(self.chain.seal_successes(pending, salts))
-            pending.clear()
+        pending.clear()
 
     def _gathered(self) -> list[Entry]:
         if type(self.batch) is not list:

@@ -238,6 +238,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
     durably = not engine.volatile  # an intent has to be durable before its tool is called
     driven = engine.store.driven if engine.groups else None  # type: ignore[attr-defined]
     passed: list[int] = []
+    pending = run.pending
     index, note = plan.step.index, passed.append
     elsewhere = False
     value = failure = None
@@ -337,15 +338,15 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                         before, between = rides
                     held = None
                     after = between if events == 1 else (between, intended)
-                    run.pending.append((at, success, payload, before, at, after))
+                    pending.append((at, success, payload, before, at, after))
                     continue
                 held = None
                 if events == 1:
-                    run.pending.append((at, success, payload, *ALONE))
+                    pending.append((at, success, payload, *ALONE))
                 else:
-                    run.pending.append((at, success, payload, intent, at, intended))
+                    pending.append((at, success, payload, intent, at, intended))
             else:
-                if len(run.batch) + len(run.pending) >= BATCH_MAX:
+                if len(run.batch) + len(pending) >= BATCH_MAX:
                     durable = run.commit()
                     if durable is not None:
                         await durable
