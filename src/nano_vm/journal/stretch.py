@@ -23,7 +23,7 @@ from nano_vm.journal.reading import ChainReader, is_number, read_riders, write_r
 from nano_vm.kernel.events import Event, PolicyDecided, StepStarted, StepSucceeded
 from nano_vm.kernel.lane import Rows, Track, begin, is_plain, lane, walk
 from nano_vm.kernel.state import Activity, Phase, Settled, State
-from nano_vm.program.compiled import CompiledProgram, CompiledStep
+from nano_vm.program.compiled import CompiledProgram, CompiledStep, ToolAction
 
 _END, _LAST = END.removesuffix("sha256:").encode(), LAST.encode()
 _VERDICTS = b',"verdicts":'
@@ -46,7 +46,8 @@ class Watcher(Protocol):
 
     def allows(self, event: PolicyDecided, step: CompiledStep, args: Any, state: State) -> bool:
         """Whether the decision that a plain tool may be called with these arguments is as it must be. False also where
-        more has to be looked at: then `before` is asked. The event's time and occurrence are those of another one."""
+        more has to be looked at: then `before` is asked. The event's time, step and occurrence are those of another
+        one."""
         ...
 
     def passed(self, steps: Sequence[int], settled: Sequence[Settled]) -> None:
@@ -55,13 +56,13 @@ class Watcher(Protocol):
 
 
 class _Riders(NamedTuple):
-    """What rides with a success: a decision, an intent, or both; and how it is written, but for its time and the number
-    of the occurrence, which are written `twice` where both ride. `linked` is the same behind what links the entry to
-    the one before it (`Learnt.link`)."""
+    """What rides with a success: nothing, a decision, an intent, or both; and how it is written, but for its time and
+    the number of the occurrence, which are written as often as `events` ride. `linked` is the same behind what links
+    the entry to the one before it (`Learnt.link`)."""
 
     linked: bytes
     format: bytes
-    twice: bool
+    events: int
     decided: PolicyDecided | None
     effect: str  # of the intent; "" without one
 
@@ -70,15 +71,19 @@ class Learnt:
     """What is learnt of a run's program while its journal is read, for all its stretches: the rows of the lane, and by
     step and label how a success is written up to its step, without an intent and with one, and what rides with the
     success before it: what did last, and what else has. `link` is how an entry goes on after its step, for its
-    verdicts, the head before it, and its number."""
+    verdicts, the head before it, and its number. `begins` is how the successes of all steps begin, and `tools` what
+    rode before some step of a tool and how it names that step: before another one the like is expected."""
 
-    __slots__ = ("link", "others", "riders", "rows", "successes")
+    __slots__ = ("begins", "link", "nothing", "others", "riders", "rows", "successes", "tools")
 
     def __init__(self, program: CompiledProgram, run_id: str) -> None:
         self.rows = Rows(program)
         self.link = b"%%b%b%%b%b%%d" % (_END, ChainReader(run_id).place.replace(b"%", b"%%"))
+        self.nothing = _Riders(self.link + _LAST, _LAST, 0, None, "")
         self.successes: tuple[dict[int, bytes], dict[int, bytes]] = {}, {}
+        self.begins: dict[tuple[bool, int], bytes] = {}
         self.riders: dict[int, _Riders] = {}
+        self.tools: dict[tuple[str, int], tuple[_Riders, bytes]] = {}
         self.others: dict[int, deque[_Riders]] = {}
 
 
@@ -198,7 +203,7 @@ class Stretch:
         assert self._walk is not None
         go_on, seq, link = self._walk.send, reader.length, self._learnt.link
         head, prev = reader.head.encode(), b""
-        alone = link + _LAST
+        nothing = self._learnt.nothing
         index, occurrence, started, decided = self._index, self._occurrence, self._started, self._decided
         least_ms, steps, learnt = self._least_ms, self._program.steps, self._learnt.riders
         pure, effects = self._learnt.successes
@@ -258,27 +263,30 @@ class Stretch:
             is_read = False
             if not is_over:
                 key = index * _LABELS + (0 if track is None else track.together)
-                riders = learnt.get(key)
+                riders = learnt.get(key) or self._expect_riders(key)
                 if riders is None or rest != riders[0] % (
-                    (told, head, seq, at, occurrence, at, occurrence)
+                    (told, head, seq, at, occurrence)
+                    if riders[2] == 1
+                    else (told, head, seq, at, occurrence, at, occurrence)
                     if riders[2]
-                    else (told, head, seq, at, occurrence)
+                    else (told, head, seq)
                 ):
-                    linked = link % (told, head, seq)
-                    is_read, riders = rest == linked + _LAST, None
-                    if not is_read and rest.startswith(linked):
+                    linked, riders = link % (told, head, seq), None
+                    if rest.startswith(linked):
                         riders, noted_ms = self._noted_otherwise(key, rest[len(linked) :], occurrence)
                         least_ms = max(at_ms, noted_ms)
                 if riders is not None:
-                    _, _, _, decision, effect = riders
-                    if decision is None:
+                    _, _, ride, decision, effect = riders
+                    if not ride:
+                        is_read = True
+                    elif decision is None:
                         if not governed:
                             events, started, is_read = 2, True, True
                     elif self._allowed(decision, index, args):
                         decided, started, is_read = True, effect != "", True
                         events = 2 + started
             else:
-                is_read = rest == alone % (told, head, seq)
+                is_read = rest == nothing.linked % (told, head, seq)
             prev, head = head, digest.encode()
             seq += 1
             if not is_read:
@@ -302,19 +310,41 @@ class Stretch:
         """How a success has to be written, up to its step: for its commitment, its time, and the number of its
         occurrence."""
         index, label = divmod(key, _LABELS)
-        members = success_of(self._program.steps[index].id, not started, 7, label).removesuffix(END)
-        before, after = members.split('"occurrence":7', 1)
-        made = self._learnt.successes[started][key] = b'%b%%b%b%%b%b"occurrence":%%d%b' % (
-            HEAD.encode(),
-            AT.encode(),
-            before.encode(),
-            after.encode(),
+        begin = self._learnt.begins.get((started, label))
+        if begin is None:
+            members = success_of("", not started, 7, label).removesuffix(f'"{END}')
+            before, after = members.split('"occurrence":7', 1)
+            begin = self._learnt.begins[started, label] = b'%b%%b%b%%b%b"occurrence":%%d%b' % (
+                HEAD.encode(),
+                AT.encode(),
+                before.encode(),
+                after.encode(),
+            )
+        made = self._learnt.successes[started][key] = b'%b%b"' % (
+            begin,
+            self._program.steps[index].id.encode(),
         )
+        return made
+
+    def _expect_riders(self, key: int) -> _Riders | None:
+        """What rides with the success before a step that is come to for the first time: what rode before another one of
+        the same tool."""
+        index, label = divmod(key, _LABELS)
+        step = self._program.steps[index]
+        found = self._learnt.tools.get((step.action.tool, label)) if type(step.action) is ToolAction else None
+        if found is None:
+            return None
+        known, named = found
+        own = _named(step)
+        linked, format = known.linked.replace(named, own), known.format.replace(named, own)
+        made = self._learnt.riders[key] = _Riders(linked, format, known.events, known.decided, known.effect)
         return made
 
     def _noted_otherwise(self, key: int, tail: bytes, occurrence: int) -> tuple[_Riders | None, int]:
         """What rides with a success, where it is not what did last or not of the same time, and the latest of its times
         (epoch ms). None where it is no decision or intent about what the walk has come to, or an unusual one."""
+        if tail == _LAST:
+            return self._learn_riders(key, self._learnt.nothing), 0
         known = self._learnt.others.setdefault(key, deque(maxlen=_OTHERS_MAX))
         for found in known:
             noted_ms = _times(found, tail, occurrence)
@@ -324,14 +354,23 @@ class Stretch:
         new = self._learn(key, tail, occurrence)
         if new is None:
             return None, 0
-        self._learnt.riders[key] = new
         known.append(new)
-        return new, _times(new, tail, occurrence)
+        return self._learn_riders(key, new), _times(new, tail, occurrence)
+
+    def _learn_riders(self, key: int, riders: _Riders) -> _Riders:
+        """What rode before a step: to be expected of it, and of others of the same tool."""
+        index, label = divmod(key, _LABELS)
+        step = self._program.steps[index]
+        if type(step.action) is ToolAction:
+            self._learnt.tools[step.action.tool, label] = riders, _named(step)
+        self._learnt.riders[key] = riders
+        return riders
 
     def _learn(self, key: int, tail: bytes, occurrence: int) -> _Riders | None:
         """How what rides with a success is written, if it is a decision or an intent, or both."""
         index, label = divmod(key, _LABELS)
-        step_id = self._program.steps[index].id
+        step = self._program.steps[index]
+        step_id = step.id
         decided: PolicyDecided | None = None
         effect, format = "", b""
         events = read_riders(tail)
@@ -371,7 +410,7 @@ class Stretch:
         if not events or len(events) != (decided is not None) + (effect != ""):
             return None
         format = b',"then":[%b]%b' % (format, _LAST)
-        found = _Riders(self._learnt.link + format, format, len(events) == 2, decided, effect)
+        found = _Riders(self._learnt.link + format, format, len(events), decided, effect)
         return found if _times(found, tail, occurrence) >= 0 else None
 
     def _allowed(self, decided: PolicyDecided, index: int, args: Any) -> bool:
@@ -437,10 +476,15 @@ class Stretch:
         return True
 
 
+def _named(step: CompiledStep) -> bytes:
+    """How events name a step. (Step ids need no escaping.)"""
+    return b'"step":"%b"' % step.id.encode()
+
+
 def _times(riders: _Riders, tail: bytes, occurrence: int) -> int:
     """The latest time (epoch ms) at which these were noted; -1 when it is not them that ride."""
     times = [tail[_RIDER : tail.find(b",", _RIDER)]]
-    if riders.twice:
+    if riders.events == 2:
         begins = tail.find(_NEXT_RIDER, _RIDER) + len(_NEXT_RIDER)
         times.append(tail[begins : tail.find(b",", begins)])
     values = tuple([value for at in times for value in (at, occurrence)])

@@ -123,7 +123,7 @@ class Rows(dict[int, Row]):
     def __init__(self, program: CompiledProgram) -> None:
         super().__init__()
         self._steps = program.steps
-        self.sources: dict[int, tuple[int, ...]] = {}  # the slots that a tool's arguments are made of
+        self.sources = _Sources(program)
         self.adding = frozenset(
             step.index for step in program.steps if step.adds
         )  # what labels its own output
@@ -139,9 +139,21 @@ class Rows(dict[int, Row]):
     def __missing__(self, index: int) -> Row:
         step = self._steps[index]
         row = self[index] = _group(step, self._steps) or _row(step)
-        if type(step.action) is ToolAction:
-            self.sources[index] = tuple({slot for slot, _ in step.action.args.refs})
         return row
+
+
+class _Sources(dict[int, tuple[int, ...]]):
+    """By step index, the slots that a tool's arguments are made of; runs that track no labels need none."""
+
+    def __init__(self, program: CompiledProgram) -> None:
+        super().__init__()
+        self._steps = program.steps
+
+    def __missing__(self, index: int) -> tuple[int, ...]:
+        action = self._steps[index].action
+        slots = {slot for slot, _ in action.args.refs} if type(action) is ToolAction else ()
+        found = self[index] = tuple(slots)
+        return found
 
 
 def _row(step: CompiledStep) -> Row:
