@@ -358,7 +358,8 @@ class Engine(Looking):
         `approvals` at this moment: it serves no other, and serves once.
 
         Args:
-            step, item: which approval is meant, when there are several; for a called program's `call/step`.
+            step, item: which approval is meant, when there are several; for a called program's `call/step`,
+                where a map calls `call[0]/step`.
             action: digest of the action that was seen: when the run has come to ask for another one since, the
                 approval is refused (APPROVAL_VOID).
             comment: kept with the answer.
