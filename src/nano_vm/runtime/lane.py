@@ -155,6 +155,8 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
             rides = gate.lane.rides(plan.step, occurrence, args, [], intends, opening[0].at_ms)
     if not plan or not is_one or (gate is not None and ruled is None and rides is None):
         walker.close()
+        if gate is not None:
+            gate.progress.note(state.settled)  # a run may begin with what settles at once
         if opening is not None:
             event, payload = opening
             event.verdicts = state.verdicts or ev.UNSET

@@ -203,6 +203,23 @@ def test_a_model_without_a_price_is_denied_where_its_cost_is_limited(opener: Ope
     play(main())
 
 
+@pytest.mark.parametrize("limit", [{"max_tokens": 9_000}, {"max_cost_usd": 5}])
+@pytest.mark.parametrize("price", [None, (0, 1)])
+def test_a_call_that_nobody_is_counted_for_is_denied_and_verifies(
+    opener: Opener, limit: dict[str, int], price: Any
+) -> None:
+    llm = Priced(cost(0.01), price=price)
+
+    async def main() -> None:
+        trace = await ran(opener(llm=llm, policy=limited(**limit)), who=None)
+        assert (trace.status, llm.asked) == (RunStatus.FAILED, 0)
+        unpriced = "max_cost_usd" in limit and price is None
+        detail = "NO_PRICE" if unpriced else "UNASSIGNED_REFERENCE"
+        assert decided(trace) == [("deny", "CONDITION", detail, [])]
+
+    play(main())
+
+
 def test_what_was_reserved_and_not_asked_for_is_given_back(opener: Opener) -> None:
     llm = Priced(cost(0.01))
     poor = {**ASK, "max_cost_usd": 0.05}  # less than the call may take
