@@ -86,17 +86,14 @@ def show_end(console: Console, trace: Trace) -> None:
 def continuations(args: argparse.Namespace, program: CompiledProgram, trace: Trace) -> list[dict[str, Any]]:
     """What the run waits for, each with the command that brings it on: {"wait", "text", "command"}."""
     found = []
-    todo: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
-        (wait.to_dict(), "", {}) for wait in trace.waiting
-    ]
+    todo: list[tuple[dict[str, Any], str]] = [(wait.to_dict(), "") for wait in trace.waiting]
     while todo:
-        wait, way, lane = todo.pop(0)
+        wait, way = todo.pop(0)
         if wait.get("waits"):
-            way += f"{wait['step']}/"
-            lane = {"item": wait["item"]} if "item" in wait else lane
-            todo = [*((inner, way, lane) for inner in wait["waits"]), *todo]
+            element = f"[{wait['item']}]" if "item" in wait else ""
+            todo = [*((inner, f"{way}{wait['step']}{element}/") for inner in wait["waits"]), *todo]
             continue
-        text, words, acts = _way_on({**wait, **lane, "step": way + wait["step"]}, trace.trace_id)
+        text, words, acts = _way_on({**wait, "step": way + wait["step"]}, trace.trace_id)
         line = command(args, *words, drives=True, acts=acts)
         if not hasattr(args, "tools"):
             line += _placeholders(program)

@@ -49,15 +49,14 @@ def run_view(trace: Trace) -> dict[str, Any]:
 
 
 def flat_waits(trace: Trace) -> list[dict[str, Any]]:
-    """What the run and its children wait for; `step` is the way to it, as in `call/step`."""
+    """What the run and its children wait for; `step` is the way to it, as in `call/step` and `call[0]/step`."""
     found: list[dict[str, Any]] = []
     todo: list[tuple[dict[str, Any], str]] = [(wait.to_dict(), "") for wait in trace.waiting]
     while todo:
         wait, way = todo.pop(0)
         if wait.get("waits"):
-            inner = f"{way}{wait['step']}/"
-            lane = {"item": wait["item"]} if "item" in wait else {}
-            todo = [*(({**lane, **each}, inner) for each in wait["waits"]), *todo]
+            element = f"[{wait['item']}]" if "item" in wait else ""
+            todo = [*((each, f"{way}{wait['step']}{element}/") for each in wait["waits"]), *todo]
             continue
         found.append({**wait, "step": way + wait["step"]})
     return found

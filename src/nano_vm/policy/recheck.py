@@ -323,10 +323,12 @@ class Recheck(Noting):
         )
         if kind != "model" or not any(policy.reserves(name) for policy in policies):
             return request
-        # What a call may cost at most is known to whoever knew the prices: it is taken as it was counted.
+        # What a call may cost at most is known to whoever knew the prices: it is taken as it was counted. Where nothing
+        # was, for want of somebody to count for, it was known all the same, unless the decision says otherwise.
+        unknown = None if event.detail == "NO_PRICE" else 0
         amounts = {key: amount for key, _, amount in recorded}
         counted = msgspec.structs.replace(request, tokens=0, cost_nanousd=0)
-        found: dict[str, int | None] = {"tokens": None, "cost": None}
+        found: dict[str, int | None] = {"tokens": unknown, "cost": unknown}
         for counter in (counter for policy in policies for counter in counters(policy, counted)):
             if counter.unit in found and counter.key in amounts:
                 found[counter.unit] = amounts[counter.key]

@@ -13,7 +13,8 @@ class ModelError(RuntimeFault):
     """A model call that gave no usable answer.
 
     Codes: MODEL_HTTP (no contact, 429, 5xx: retryable), MODEL_TIMEOUT (retryable), MODEL_REFUSED (the request or key is
-    not accepted), MODEL_REPLY (the answer is no completion: retryable), MODEL_TRUNCATED (cut at the token limit).
+    not accepted), MODEL_REPLY (the answer is no completion, or broke off: retryable), MODEL_TRUNCATED (cut at the token
+    limit).
     Facts: `host`, and where known `status`, `reason`, `retry_after` (seconds). `usage` is what the attempt consumed, as
     far as that is known: it is paid for like any other. `lost` says that nothing answered, or that contact broke off.
     """

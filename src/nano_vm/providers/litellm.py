@@ -15,9 +15,9 @@ from typing import Any
 
 from nano_vm.errors import InputError, RuntimeFault
 from nano_vm.providers.faults import ModelError
-from nano_vm.providers.openai_reply import RETRIED_STATUS, ReplyFault, Tokens, read_completion
-from nano_vm.providers.prices import prices_from
-from nano_vm.runtime.ports import Completion, Message, Usage
+from nano_vm.providers.openai_reply import RETRIED_STATUS, ReplyFault, read_completion
+from nano_vm.providers.prices import prices_from, usage_of
+from nano_vm.runtime.ports import Completion, Message
 
 _RESERVED = ("messages", "model", "stream", "n", "num_retries", "max_retries", "fallbacks")
 
@@ -94,15 +94,7 @@ class LiteLLMAdapter:
         except Exception as error:
             # Not from it: its message may quote the request, and with it the key.
             raise self._error(_fault_of(error), model) from None
-        return answer.completion(self._usage(model, answer.tokens), model)
-
-    def _usage(self, model: str, tokens: Tokens) -> Usage:
-        price = self._prices.get(model)
-        return Usage(
-            prompt_tokens=tokens.prompt,
-            completion_tokens=tokens.completion,
-            cost_usd=price.cost_usd(tokens) if price is not None else tokens.cost_usd,
-        )
+        return answer.completion(usage_of(answer.tokens, self._prices.get(model)), model)
 
     def _error(self, fault: ReplyFault, model: str) -> ModelError:
         return ModelError(
@@ -110,7 +102,7 @@ class LiteLLMAdapter:
             f"model `{model}` by LiteLLM: {fault.what}",
             help=fault.help,
             facts={"host": f"litellm:{model}", **fault.facts},
-            usage=None if fault.tokens is None else self._usage(model, fault.tokens),
+            usage=None if fault.tokens is None else usage_of(fault.tokens, self._prices.get(model)),
             lost=fault.lost,
         )
 

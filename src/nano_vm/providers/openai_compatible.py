@@ -24,12 +24,11 @@ from nano_vm.providers.openai_reply import (
     Answer,
     ReplyFault,
     StreamReader,
-    Tokens,
     read_reply,
     status_fault,
 )
-from nano_vm.providers.prices import prices_from
-from nano_vm.runtime.ports import Completion, Message, Usage
+from nano_vm.providers.prices import prices_from, usage_of
+from nano_vm.runtime.ports import Completion, Message
 
 if TYPE_CHECKING:
     import ssl
@@ -136,7 +135,7 @@ class OpenAICompatibleAdapter:
             answer = await self._post(encoded, offered=bool(params.get("tools")))
         except ReplyFault as fault:
             raise self._error(fault, model) from None
-        return answer.completion(self._usage(model, answer.tokens), model)
+        return answer.completion(usage_of(answer.tokens, self._prices.get(model)), model)
 
     async def aclose(self) -> None:
         """Close the connections that were made in the running loop. They close with it, too."""
@@ -150,6 +149,7 @@ class OpenAICompatibleAdapter:
 
         connections = await self._connections()
         connections.busy += 1
+        began = False
         try:
             async with (
                 asyncio.timeout(self._timeout),
@@ -158,6 +158,7 @@ class OpenAICompatibleAdapter:
                 if response.status_code != 200:
                     data = await self._body(response)
                     raise status_fault(response.status_code, data, response.headers.get("retry-after"))
+                began = True
                 if response.headers.get("content-encoding", "identity").lower() != "identity":
                     raise ReplyFault("MODEL_REPLY", "the answer is compressed, which was not asked for")
                 if response.headers.get("content-type", "").lower().startswith("text/event-stream"):
@@ -170,6 +171,8 @@ class OpenAICompatibleAdapter:
             raise ReplyFault("MODEL_TIMEOUT", what, lost=True) from None
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:
             # Not from it: an HTTP error holds the request, and with it the key.
+            if began:
+                raise ReplyFault("MODEL_REPLY", "the answer broke off", lost=True) from None
             raise ReplyFault("MODEL_HTTP", f"no contact ({type(error).__name__})", lost=True) from None
         finally:
             connections.busy -= 1
@@ -223,18 +226,13 @@ class OpenAICompatibleAdapter:
 
     # --- the reply --------------------------------------------------------------------------------------------
 
-    def _usage(self, model: str, tokens: Tokens) -> Usage:
-        price = self._prices.get(model)
-        cost = price.cost_usd(tokens) if price is not None else tokens.cost_usd
-        return Usage(prompt_tokens=tokens.prompt, completion_tokens=tokens.completion, cost_usd=cost)
-
     def _error(self, fault: ReplyFault, model: str = "") -> ModelError:
         return ModelError(
             fault.code,
             f"model endpoint `{self._host}`: {fault.what}",
             help=fault.help,
             facts={"host": self._host, **fault.facts},
-            usage=None if fault.tokens is None else self._usage(model, fault.tokens),
+            usage=None if fault.tokens is None else usage_of(fault.tokens, self._prices.get(model)),
             lost=fault.lost,
         )
 

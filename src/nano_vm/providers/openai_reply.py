@@ -278,7 +278,7 @@ class StreamReader:
         self._line(b"")
         tokens = self._tokens or Tokens()
         if self._finish is None:
-            raise ReplyFault("MODEL_HTTP", "the answer broke off", tokens=tokens, lost=True)
+            raise ReplyFault("MODEL_REPLY", "the answer broke off", tokens=tokens, lost=True)
         calls = [self._calls[index] for index in sorted(self._calls)]
         for call in calls:
             call["function"]["arguments"] = "".join(call["function"]["arguments"]) or None

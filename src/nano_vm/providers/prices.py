@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 from nano_vm.errors import InputError, Place
 from nano_vm.program import document as documents
 from nano_vm.providers.openai_reply import Tokens
+from nano_vm.runtime.ports import Usage
 
 PRICE_MAX = 1_000_000  # dollars per million tokens; more is a mistake
 
@@ -34,6 +35,13 @@ class Price(NamedTuple):
     def nano_per_token(self) -> tuple[float, float]:
         """(input, output) in nano-dollars per token, as `ModelClient.price` gives them: the worst case."""
         return self.input * 1_000, self.output * 1_000
+
+
+def usage_of(tokens: Tokens, price: Price | None) -> Usage:
+    """What a reply consumed, as adapters report it. One that names no tokens has not said that it was free."""
+    told = bool(tokens.prompt or tokens.completion)
+    cost = price.cost_usd(tokens) if price is not None and told else tokens.cost_usd
+    return Usage(prompt_tokens=tokens.prompt, completion_tokens=tokens.completion, cost_usd=cost)
 
 
 PriceTable: TypeAlias = Mapping[str, Price]

@@ -1,4 +1,5 @@
-"""Whether a tool call may be made: the one function that every call goes through, whoever proposed it.
+"""Whether a call may be made, but for what policies say of it: the functions that every call goes through, whoever
+proposed it.
 
 A `tool` step's call, and a call that a model proposes in an `agent` step, are examined alike: is the tool registered,
 do the arguments fit its schema, may its protected parameters take these values, does the policy allow it. Examined
@@ -10,7 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from nano_vm.program.labels import UNTRUSTED
+from nano_vm import canonical
+from nano_vm.expr.reference import ERASED
+from nano_vm.kernel.commands import CallModel, CallTool, Compensate, StartChild
+from nano_vm.kernel.state import activity_key
+from nano_vm.program.labels import SECRET, UNTRUSTED
 from nano_vm.runtime.ports import ToolSpec
 from nano_vm.runtime.secrets import reference_fault
 
@@ -78,3 +83,58 @@ def tainted(
                 "TAINTED_PARAMETER", f"`{name}` of `{spec.name}` takes trusted values only, and this is none"
             )
     return None
+
+
+def examine_call(run: Run, command: CallTool) -> ToolSpec | Refusal:
+    """`examine` of a call as it stands now, with an approval where one covers it or will be asked for."""
+    step = run.program.steps[command.step]
+    labels = run.state.active[activity_key(command.step, command.item)].labels
+    spec = examine(run, step, command.tool, command.args, labels)
+    tainted_here = isinstance(spec, Refusal) and spec.code == "TAINTED_PARAMETER"
+    if tainted_here and run.gate is not None and run.gate.asks(command):
+        # A person vouches for this very action, or will be asked to before it is admitted.
+        spec = examine(run, step, command.tool, command.args, labels, vouched=True)
+    return spec
+
+
+def examine_prompt(run: Run, command: CallModel) -> Refusal | None:
+    """Why a model is not to be told what it would be."""
+    if run.state.active[activity_key(command.step, command.item)].label & SECRET:
+        return Refusal(
+            "SECRET_IN_PROMPT", "what the prompt was made of holds a secret, and no model is told one"
+        )
+    return None
+
+
+def examine_undoing(run: Run, command: Compensate) -> ToolSpec | Refusal:
+    """The tool of a compensation, or why it may not be called."""
+    spec = run.engine.tools.spec(command.tool)
+    if spec is None:
+        return Refusal("UNKNOWN_TOOL", f"no tool `{command.tool}` is registered")
+    if spec.problems is not None and (problems := spec.problems(command.args)):
+        return Refusal("BAD_ARGUMENT", f"arguments of `{spec.name}`: " + "; ".join(problems))
+    fault = reference_fault(spec, command.args, run.engine.secrets)
+    if fault is not None:
+        return Refusal(*fault)
+    refusal = tainted(run, spec, command.args, run.state.undo[-1].labels) if spec.schema.protected else None
+    return spec if refusal is None else refusal
+
+
+def is_gone(command: CallTool | CallModel | StartChild | Compensate) -> bool:
+    """Whether what would be sent was made of a value that has been erased."""
+    if type(command) is CallModel:
+        content: Any = command.request
+    elif type(command) is StartChild:
+        content = command.inputs
+    else:
+        content = command.args  # type: ignore[union-attr]
+    return ERASED.encode() in canonical.encode(content)
+
+
+def is_refused(run: Run, command: CallTool | CallModel) -> bool:
+    """Whether the call of a step will not be made, whatever policies say of it."""
+    if run.closed and is_gone(command):
+        return True
+    if isinstance(command, CallModel):
+        return examine_prompt(run, command) is not None
+    return isinstance(examine_call(run, command), Refusal)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -20,10 +21,14 @@ if TYPE_CHECKING:
     from nano_vm.runtime.looking import Looking
 
 
+_ELEMENT: Final = re.compile(r"\[[0-9]+\]/")
+
+
 class PendingApproval(msgspec.Struct, frozen=True, kw_only=True):
     """Something that waits for an approval.
 
-    `step` is the step that waits, for one of a called program the way to it: `call/step`. `action` and `nonce` are
+    `step` is the step that waits, for one of a called program the way to it: `call/step`, or `call[0]/step` where a
+    map calls. `action` and `nonce` are
     what an answer names; both are empty for a wait that is bound to no action. `shown` is what the journal holds as
     shown to approvers. `due_ms` is 0 where nothing expires.
     """
@@ -48,35 +53,47 @@ def pending(engine: Looking, record: RunRecord) -> list[PendingApproval]:
             run_id=record.run_id,
             tenant=record.tenant,
             program=record.program_name,
-            step=way,
-            item=wait.get("item"),
-            roles=tuple(wait.get("approvers", ())),
-            tool=wait.get("tool", ""),
-            action=wait.get("action", ""),
-            nonce=wait.get("nonce", ""),
-            due_ms=wait.get("due_ms", 0),
-            shown=_shown(engine, run_id, wait["nonce"]) if wait.get("nonce") else {},
+            step=place.way,
+            item=place.wait.get("item"),
+            roles=tuple(place.wait.get("approvers", ())),
+            tool=place.wait.get("tool", ""),
+            action=place.wait.get("action", ""),
+            nonce=place.wait.get("nonce", ""),
+            due_ms=place.wait.get("due_ms", 0),
+            shown=_shown(engine, place.run_id, place.wait["nonce"]) if place.wait.get("nonce") else {},
         )
-        for run_id, way, wait in _waits(record.run_id, record.waits)
+        for place in _places(record)
     ]
+
+
+class _Place(NamedTuple):
+    """Where something is waited for: the run that waits, the way to the step, the outermost element of a map on it (the
+    wait's own one, where no map calls), and the wait."""
+
+    run_id: str
+    way: str
+    element: int | None
+    wait: dict[str, Any]
+
+
+def plain(way: str) -> str:
+    """A way without the elements that it names: `call/step` for `call[0]/step`."""
+    return _ELEMENT.sub("/", way)
+
+
+def _places(record: RunRecord) -> list[_Place]:
+    return [place for place in _waits(record.run_id, record.waits) if place.wait["kind"] == "approval"]
 
 
 def only_approvals(record: RunRecord, step: str | None, name: str | None) -> bool:
     """Whether an event could only be the answer to something that waits for an approval."""
+    wanted = None if step is None else plain(step)
     kinds = [
-        wait["kind"]
-        for way, wait in _all_waits(record.waits)
-        if step in (None, way) and name in (None, wait.get("event"))
+        place.wait["kind"]
+        for place in _waits(record.run_id, record.waits)
+        if wanted in (None, plain(place.way)) and name in (None, place.wait.get("event"))
     ]
     return bool(kinds) and all(kind == "approval" for kind in kinds)
-
-
-def _all_waits(waits: list[dict[str, Any]], way: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    for wait in waits:
-        if wait["kind"] == "child":
-            yield from _all_waits(list(wait.get("waits", ())), f"{way}{wait['step']}/")
-        else:
-            yield way + wait["step"], wait
 
 
 def all_pending(engine: Looking, tenant: str | None, limit: int) -> list[PendingApproval]:
@@ -86,15 +103,18 @@ def all_pending(engine: Looking, tenant: str | None, limit: int) -> list[Pending
 
 
 def _waits(
-    run_id: str, waits: list[dict[str, Any]], way: str = ""
-) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    run_id: str, waits: list[dict[str, Any]], way: str = "", outer: int | None = None
+) -> Iterator[_Place]:
     for wait in waits:
-        if wait["kind"] == "approval":
-            yield run_id, way + wait["step"], wait
-        elif wait["kind"] == "child":
-            item = wait.get("item", -1)
-            child = child_run_id(run_id, wait["step"], wait["occurrence"], item, wait["attempt"])
-            yield from _waits(child, list(wait.get("waits", ())), f"{way}{wait['step']}/")
+        own = wait.get("item")
+        item = own if outer is None else outer
+        if wait["kind"] != "child":
+            yield _Place(run_id, way + wait["step"], item, wait)
+            continue
+        number = -1 if own is None else own
+        child = child_run_id(run_id, wait["step"], wait["occurrence"], number, wait["attempt"])
+        element = "" if own is None else f"[{own}]"
+        yield from _waits(child, list(wait.get("waits", ())), f"{way}{wait['step']}{element}/", item)
 
 
 def _shown(engine: Looking, run_id: str, nonce: str) -> dict[str, Any]:
@@ -162,12 +182,14 @@ def _answer(
 ) -> tuple[dict[str, Any], str | None, int | None]:
     """The event that answers an approval, and the step and item it is for."""
     found = [
-        one
-        for one in pending(engine, record)
-        if step in (None, one.step) and item in (None, one.item) and action in (None, one.action)
+        place
+        for place in _places(record)
+        if step in (None, place.way, plain(place.way))
+        and item in (None, place.wait.get("item") if step == place.way else place.element)
+        and action in (None, place.wait.get("action", ""))
     ]
     if len(found) > 1:
-        names = ", ".join(f"`{one.step}`" for one in found)
+        names = ", ".join(f"`{place.way}`" for place in found)
         raise RejectedError(
             "AMBIGUOUS",
             f"run {record.run_id} waits for several approvals: {names}",
@@ -177,9 +199,10 @@ def _answer(
     data: dict[str, Any] = {"approved": approved}
     if comment is not None:
         data["comment"] = comment
-    if found and found[0].action:
-        data |= {"action": found[0].action, "nonce": found[0].nonce}
-        step, item = found[0].step, found[0].item
+    if found and found[0].wait.get("action"):
+        wait = found[0].wait
+        data |= {"action": wait["action"], "nonce": wait["nonce"]}
+        step, item = found[0].way, wait.get("item")
     elif action is not None:
         data |= {"action": action, "nonce": ""}  # gone: the run refuses it, and keeps that it was sent
     return data, step, item

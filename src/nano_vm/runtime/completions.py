@@ -65,7 +65,8 @@ def told_by(source: Any) -> dict[str, Any]:
 def _spent(usage: Usage) -> dict[str, Any]:
     """Usage as events state it."""
     return {
-        "cost_nanousd": _nanousd(usage.cost_usd) or _UNSET,
+        # What was free has been told; what nobody says has not.
+        "cost_nanousd": _UNSET if usage.cost_usd is None else _nanousd(usage.cost_usd),
         "tokens_in": usage.prompt_tokens or _UNSET,
         "tokens_out": usage.completion_tokens or _UNSET,
     }
@@ -80,10 +81,8 @@ def _is_sound(usage: Usage) -> bool:
     )
 
 
-def _nanousd(cost_usd: float | None) -> int:
+def _nanousd(cost_usd: float) -> int:
     """Exact nano-dollars, rounded up: a budget is never undercharged."""
-    if not cost_usd:
-        return 0
     return int((Decimal(str(cost_usd)) * NANO).to_integral_value(ROUND_CEILING))
 
 

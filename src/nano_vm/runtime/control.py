@@ -359,11 +359,14 @@ def _takes_any(kind: str, letter: dict[str, Any], found: list[_Addressee]) -> bo
 
 
 def _below(letter: dict[str, Any], step: str, item: int | None) -> dict[str, Any] | None:
-    """The letter as a child takes it: a way like `call/step` loses its first part. None when it leads elsewhere."""
+    """The letter as a child takes it: a way like `call/step` loses its first part, and with it the element that it
+    names, as in `call[0]/step`, or else that of the letter. None when it leads elsewhere."""
     way = letter["step"]
     if way is None or "/" not in way:
         return letter
     first, rest = way.split("/", 1)
+    if item is not None and first == f"{step}[{item}]":
+        return {**letter, "step": rest}
     if first != step:
         return None
     if item is None or letter.get("item") is None:
@@ -457,18 +460,19 @@ def _resolution(
     engine: Engine, program: CompiledProgram, state: State, letter: dict[str, Any], now: int, who: Any
 ) -> tuple[ev.Event, bytes | None] | Rejection:
     step, item = letter["step"], letter["item"]
-    found = None
+    found = []
     for key, activity in state.active.items():
         if activity.phase is not Phase.UNKNOWN:
             continue
         compensation = key == COMPENSATION_KEY
         name = state.undo[-1].step if compensation else program.steps[activity.step].id
         if name == step and (item is None or activity.item == item):
-            found = (activity, compensation)
-            break
-    if found is None:
+            found.append((activity, compensation))
+    if not found:
         return Rejection("NOT_WAITING", f"no outcome of `{step}` is unknown")
-    activity, compensation = found
+    if len(found) > 1:
+        return Rejection("AMBIGUOUS", f"several outcomes of `{step}` are unknown: name the item")
+    activity, compensation = found[0]
     resolution, value = letter["resolution"], letter["value"]
     payload: Any = _UNSET
     if resolution == "succeeded":
@@ -533,7 +537,8 @@ def _raise_refusal(run_id: str, rejection: Rejection | None) -> None:
 _REMEDIES = {
     "NOT_WAITING": "`nano-vm trace` shows what the run waits for",
     "TERMINAL": "the run has ended; start a new one, or fork it",
-    "AMBIGUOUS": "name the step and, inside a map, the item; for a step of a called program: `call/step`",
+    "AMBIGUOUS": "name the step and, inside a map, the item; for a step of a called program: `call/step`, or "
+    "`call[0]/step` where a map calls it",
     "NOT_APPROVER": "send it as a principal who holds one of the wait's roles",
     "NOT_APPROVAL": 'send {"approved": true} or {"approved": false}',
 }

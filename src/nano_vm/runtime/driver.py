@@ -412,6 +412,8 @@ class Run(JournaledRun, eq=False, kw_only=True):
         key = (activity_key(command.step, command.item), command.attempt)
         if self.tasks.get(key) is task:
             del self.tasks[key]
+            if self.gate is not None:
+                self.gate.models.give_back(command)
             outcome = self.engine.calls.failed(command, "CANCELLED", "the run is ending", False)
             self.arrivals.append((outcome, None))
             self.wake()

@@ -358,7 +358,8 @@ class Engine(Looking):
         `approvals` at this moment: it serves no other, and serves once.
 
         Args:
-            step, item: which approval is meant, when there are several; for a called program's `call/step`.
+            step, item: which approval is meant, when there are several; for a called program's `call/step`,
+                where a map calls `call[0]/step`.
             action: digest of the action that was seen: when the run has come to ask for another one since, the
                 approval is refused (APPROVAL_VOID).
             comment: kept with the answer.
@@ -446,7 +447,7 @@ class Engine(Looking):
         run: str | None = None,
         reason: str,
         by: str | Mapping[str, Any],
-        tenant: str = "default",
+        tenant: str | None = None,
     ) -> dict[str, Any]:
         """Destroy what opens a data subject's private values, or a secret: nothing brings them back.
 
@@ -458,13 +459,15 @@ class Engine(Looking):
             secret: the id or reference of a secret; or
             run: a run whose program names no subject.
             reason, by: why, and who says so; on record for good.
+            tenant: whose; that of `by`, or of the store, else `default`.
 
         Returns:
             The erasure's receipt. `stage` is "done" when every concerned run has been told; else another process has
             one, and `recover` completes it.
 
         Raises:
-            CapabilityDeniedError: ERASURE_HELD. NotFoundError: SUBJECT_NOT_FOUND, SECRET_NOT_FOUND, RUN_NOT_FOUND.
+            CapabilityDeniedError: ERASURE_HELD; CAPABILITY_DENIED, also for what is another tenant's than that of `by`.
+            NotFoundError: SUBJECT_NOT_FOUND, SECRET_NOT_FOUND, RUN_NOT_FOUND.
             RuntimeFault: NO_KEYS.
         """
         return await erasure.erase(

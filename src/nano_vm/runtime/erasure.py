@@ -37,7 +37,7 @@ from nano_vm.errors import (
     VerificationError,
 )
 from nano_vm.journal.entry import Chain, Entry, open_events
-from nano_vm.journal.port import RunRecord
+from nano_vm.journal.port import DEFAULT_TENANT, RunRecord
 from nano_vm.journal.recall import record as take_notes
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.limits import TEXT_CHARS_MAX
@@ -69,7 +69,7 @@ async def erase(
     run: str | None = None,
     reason: str,
     by: str | Mapping[str, Any] | None,
-    tenant: str = "default",
+    tenant: str | None = None,
 ) -> dict[str, Any]:
     """See `Engine.erase`."""
     from nano_vm.runtime.rights import principal_of
@@ -82,20 +82,22 @@ async def erase(
         )
     if type(reason) is not str or not 0 < len(reason) <= TEXT_CHARS_MAX:
         raise InputError("USAGE", f"an erasure has a reason of 1 to {TEXT_CHARS_MAX} characters")
-    who = principal_of(by, tenant)
+    if run is not None:
+        record = engine.find(run, by, ERASE, tenant)
+        whose, subject = record.tenant, ("run", record.run_id)
+    else:
+        whose = engine.whose(by, tenant) or DEFAULT_TENANT
+    who = principal_of(by, whose)
     if who is None:
         raise InputError("PRINCIPAL", "an erasure is somebody's", help="by={'id': 'ana'}, or --principal ana")
-    if run is not None:
-        record = engine.store.record(run)
-        tenant, subject = record.tenant, ("run", run)
     secret = secret.removeprefix(REFERENCE) if secret is not None else None
-    dead = keys.check_erasable(subject=subject, secret=secret, tenant=tenant)
+    dead = keys.check_erasable(subject=subject, secret=secret, tenant=whose)
     if secret is None:
         await _stop_runs(engine, dead, who)
     engine.erasing += 1
     try:
         erasure = keys.begin_erasure(
-            subject=subject, secret=secret, tenant=tenant, reason=reason, by=who, at_ms=engine.clock.now_ms()
+            subject=subject, secret=secret, tenant=whose, reason=reason, by=who, at_ms=engine.clock.now_ms()
         )
         erasure, _ = await complete(engine, erasure)
     except BaseException:
@@ -153,7 +155,7 @@ async def catch_up(engine: Engine) -> None:
     keys: Any = engine.keys
     if keys is None or not hasattr(keys, "begin_erasure"):
         return
-    if engine.erasures_replayed and (engine.erasing or not _has_begun(keys)):
+    if engine.erasures_replayed and (engine.erasing or not _has_begun(engine, keys)):
         return
     engine.erasures_replayed = True  # whoever comes meanwhile need not; `replay` says when something is left
     try:
@@ -163,9 +165,14 @@ async def catch_up(engine: Engine) -> None:
         raise
 
 
-def _has_begun(keys: ErasableKeys) -> bool:
+def _has_begun(engine: Engine, keys: ErasableKeys) -> bool:
     """Whether some erasure has got no further than to begin: others may want for what is here."""
-    return any(erasure.stage == BEGUN for erasure in keys.all_erasures())
+    return any(erasure.stage == BEGUN for erasure in _erasures(engine, keys))
+
+
+def _erasures(engine: Engine, keys: ErasableKeys) -> list[Any]:
+    """Those that the engine can complete: of others than its own tenant it finds no run to stop, to note or to tell."""
+    return [one for one in keys.all_erasures() if engine.tenant in (None, one.tenant)]
 
 
 async def catch_up_soon(engine: Engine) -> bool:
@@ -238,7 +245,8 @@ async def _complete(engine: Engine, erasure: Any, leaves: bool) -> tuple[Any, bo
 
 async def replay(engine: Engine, leaves: bool = False) -> list[dict[str, Any]]:
     """Make the store and the keys agree about what is erased, whichever of them came back from a back-up, and complete
-    what a crash has cut. Returns the receipts of all erasures.
+    what a crash has cut. Returns the receipts of all erasures
+    (of a tenant's store, of that tenant's).
 
     Entries that were looked at before are not looked at again, unless the store is another one than then. With `leaves`
     an erasure that `complete` leaves keeps it from no other."""
@@ -254,7 +262,7 @@ async def replay(engine: Engine, leaves: bool = False) -> list[dict[str, Any]]:
         _adopt(keys, event, engine.store.record(run_id).tenant, run_id)
     done = {(run_id, event.erasure) for run_id, event in seen.told}
     receipts, is_all_told = [], True
-    for erasure in keys.all_erasures():
+    for erasure in _erasures(engine, keys):
         names = erasure.keys if erasure.kind != "secret" else [erasure.target]
         runs = {run_id for name in names for run_id in seen.naming.get(name, ())}
         if erasure.stage != DONE or any((run_id, erasure.id) not in done for run_id in runs):
@@ -293,7 +301,7 @@ async def _replay_around(engine: Engine, keys: ErasableKeys, leaves: bool) -> li
     left: list[InputError] = []
     receipts = [
         _receipt((await _complete_or_leave(engine, erasure, leaves, left))[0])
-        for erasure in keys.all_erasures()
+        for erasure in _erasures(engine, keys)
     ]
     if left:
         raise left[0]

@@ -50,8 +50,9 @@ from nano_vm.program.compiled import (
     WaitAction,
 )
 from nano_vm.runtime.actions import model_name, place_of, private_parts, proposal_parts, why_denied
+from nano_vm.runtime.admission import is_refused
 from nano_vm.runtime.patience import patiently
-from nano_vm.runtime.reservations import Reservations
+from nano_vm.runtime.reservations import Reservations, shortage, worst_case
 from nano_vm.runtime.rulings import LaneRules, bare_event
 from nano_vm.runtime.sealing import keyed_content
 
@@ -120,8 +121,6 @@ class Gate:
         step is journaled too: it fails, or it waits for an approval."""
         policies = self.policies
         key = (activity_key(command.step, command.item), command.attempt)
-        if type(command) is CallModel and self._stands(key):
-            return True  # it waits for its budget, and nothing has changed
         step = self.run.program.steps[command.step] if command.step >= 0 else None
         compensates = type(command) is Compensate
         if not policies and (compensates or step is None or not step.approved_by):
@@ -213,7 +212,7 @@ class Gate:
             if current is not None:
                 await self.engine.keep_policy(current)
             policies = self.policies
-            if not any(policy.has_limits for policy in policies):
+            if not any(policy.has_limits for policy in policies) or self._comes_to_nothing(command):
                 return
             verdict = self.judge(policies, command, spec)
             decision = verdict.decision
@@ -230,12 +229,23 @@ class Gate:
                 self._ahead = (command.id, verdict)
                 return
 
+    def _comes_to_nothing(self, command: Dispatch) -> bool:
+        """Whether something else than a policy keeps a step's call from being made now: then nothing is counted."""
+        if isinstance(command, Compensate):
+            return False  # it is decided, and journaled, before anything else is said of it
+        if is_refused(self.run, command):
+            return True
+        state = self.run.state
+        if type(command) is not CallModel or not (state.tokens_max or state.cost_nanousd_max):
+            return False
+        return shortage(state, worst_case(self.run, command)) is not None
+
     async def _add(self, place: str, wanted: list[tuple[str, int, int]], at_ms: int) -> bool:
         return await patiently(lambda: self.engine.store.count(place, wanted, at_ms)) is not None
 
-    def _stands(self, key: tuple[int, int]) -> bool:
-        known = self._cleared.get(key)
-        return known is not None and known[0] is self.engine.policy
+    def denies(self, command: CallModel) -> bool:
+        """Whether `admit` will not let a model be called."""
+        return self.judge(self.policies, command, None).decision.decision == DENY
 
     def asks(self, command: CallTool) -> bool:
         """Whether `admit` will let the action through with an approval of exactly this action only."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nano_vm import canonical
-from nano_vm.expr.reference import ERASED
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import (
     AwaitEvent,
@@ -22,14 +21,13 @@ from nano_vm.kernel.commands import (
     StopChild,
 )
 from nano_vm.kernel.state import activity_key
-from nano_vm.program.labels import SECRET
 from nano_vm.runtime import attending
-from nano_vm.runtime.admission import Refusal, examine, tainted
+from nano_vm.runtime.admission import Refusal, examine_call, examine_prompt, examine_undoing, is_gone
 from nano_vm.runtime.agent import judge
 from nano_vm.runtime.journaled import defect
 from nano_vm.runtime.ports import ToolSpec
-from nano_vm.runtime.reservations import worst_case
-from nano_vm.runtime.secrets import reference_fault, references_in
+from nano_vm.runtime.reservations import shortage, worst_case
+from nano_vm.runtime.secrets import references_in
 from nano_vm.runtime.tooling import REPEATABLE
 
 if TYPE_CHECKING:
@@ -46,7 +44,7 @@ REPEATS_MAX = 3  # how often an unknown outcome is repeated under the tool's con
 def prepare(run: Run, command: Command, launches: Launches) -> None:
     """Journal the intent of a command; what is to be called afterwards goes on `launches`."""
     kind = type(command)
-    if run.closed and kind in _DISPATCHES and _is_gone(command):
+    if run.closed and kind in _DISPATCHES and is_gone(command):  # type: ignore[arg-type]
         _refuse_erased(run, command)
         return
     if kind is CallTool:
@@ -87,17 +85,6 @@ def prepare(run: Run, command: Command, launches: Launches) -> None:
 _DISPATCHES = (CallTool, CallModel, StartChild, Compensate)
 
 
-def _is_gone(command: Command) -> bool:
-    """Whether what would be sent was made of a value that has been erased."""
-    if type(command) is CallModel:
-        content: Any = command.request
-    elif type(command) is StartChild:
-        content = command.inputs
-    else:
-        content = command.args  # type: ignore[union-attr]
-    return ERASED.encode() in canonical.encode(content)
-
-
 def _refuse_erased(run: Run, command: Any) -> None:
     """Nothing is sent in place of an erased value: the step fails, and says why."""
     message = "what it would be given has been erased"
@@ -125,13 +112,7 @@ def _refuse_erased(run: Run, command: Any) -> None:
 
 def _tool(run: Run, command: CallTool, launches: Launches) -> None:
     engine = run.engine
-    labels = run.state.active[activity_key(command.step, command.item)].labels
-    step = run.program.steps[command.step]
-    spec = examine(run, step, command.tool, command.args, labels)
-    tainted_here = isinstance(spec, Refusal) and spec.code == "TAINTED_PARAMETER"
-    if tainted_here and run.gate is not None and run.gate.asks(command):
-        # A person vouches for this very action, or will be asked to before it is admitted below.
-        spec = examine(run, step, command.tool, command.args, labels, vouched=True)
+    spec = examine_call(run, command)
     if isinstance(spec, Refusal):
         outcome = engine.calls.failed(command, spec.code, spec.message, False, pure=True)
         run.record_event(outcome.event, outcome.payload)
@@ -158,19 +139,34 @@ def _tool(run: Run, command: CallTool, launches: Launches) -> None:
 
 
 def _model(run: Run, command: CallModel, launches: Launches) -> None:
-    engine = run.engine
-    if run.gate is not None and not run.gate.admit(command, None):
-        return
-    state = run.state
-    if state.active[activity_key(command.step, command.item)].label & SECRET:
-        message = "what the prompt was made of holds a secret, and no model is told one"
-        outcome = engine.calls.failed(command, "SECRET_IN_PROMPT", message, False, pure=True)
+    engine, gate, state = run.engine, run.gate, run.state
+    refusal = examine_prompt(run, command)
+    if refusal is not None:
+        outcome = engine.calls.failed(command, refusal.code, refusal.message, False, pure=True)
         run.record_event(outcome.event, outcome.payload)
         return
+    counted = None if gate is None else gate.models.held(command)
+    reservation = counted
+    if counted is None and (state.tokens_max or state.cost_nanousd_max):
+        reservation = worst_case(run, command)
+        missing = shortage(state, reservation)
+        if missing is not None and (gate is None or not gate.denies(command)):
+            if missing.may_be_given_back and (run.tasks or launches):
+                return  # calls under way hold it: their outcome makes us look again
+            run.record_event(
+                ev.BudgetExhausted(
+                    at_ms=engine.clock.now_ms(),
+                    budget=missing.budget,
+                    left=missing.left,
+                    needed=missing.needed,
+                    step=command.step_id,
+                )
+            )
+            return
+    if gate is not None and not gate.admit(command, None):
+        return
     limit, tokens, cost = 0, 0, 0
-    counted = None if run.gate is None else run.gate.models.held(command)
-    if counted is not None or state.tokens_max or state.cost_nanousd_max:
-        reservation = worst_case(run, command) if counted is None else counted
+    if reservation is not None:
         limit = reservation.limit
         if state.tokens_max:
             tokens = reservation.tokens
@@ -185,31 +181,8 @@ def _model(run: Run, command: CallModel, launches: Launches) -> None:
         reserved_tokens=tokens or _UNSET,
         step=command.step_id,
     )
-    rejection = run.record_intent(event)
-    if rejection is None:
-        launches.append((command, None, limit))
-    elif rejection.code == "OVER_BUDGET":
-        budget = rejection.message
-        spent = state.tokens + state.reserved_tokens
-        left, held, needed = state.tokens_max - spent, state.reserved_tokens, tokens
-        if budget != "tokens":
-            held, needed = state.reserved_cost_nanousd, cost
-            left = state.cost_nanousd_max - state.cost_nanousd - held
-        if held and needed <= left + held and (run.tasks or launches):
-            return  # calls under way hold it, and may give it back: their outcome makes us look again
-        if run.gate is not None:
-            run.gate.models.give_back(command)
-        run.record_event(
-            ev.BudgetExhausted(
-                at_ms=engine.clock.now_ms(),
-                budget=budget,
-                left=max(left, 0),
-                needed=needed,
-                step=command.step_id,
-            )
-        )
-    else:
-        defect(run.record.run_id, event, rejection)
+    run.intend(event)
+    launches.append((command, None, limit))
 
 
 def _child(run: Run, command: StartChild, launches: Launches) -> None:
@@ -238,13 +211,8 @@ def _compensation(run: Run, command: Compensate, launches: Launches) -> None:
     spec = engine.tools.spec(command.tool)
     if run.gate is not None and not run.gate.admit(command, spec):
         return
-    fault: Refusal | None = None
-    if spec is None:
-        fault = Refusal("UNKNOWN_TOOL", f"no tool `{command.tool}` is registered")
-    elif (missing := reference_fault(spec, command.args, engine.secrets)) is not None:
-        fault = Refusal(*missing)
-    elif spec.schema.protected:
-        fault = tainted(run, spec, command.args, run.state.undo[-1].labels)
+    examined = examine_undoing(run, command)
+    fault = examined if isinstance(examined, Refusal) else None
     effect = spec.effect if spec is not None else "irreversible"
     item = command.item if command.item >= 0 else _UNSET
     run.intend(

@@ -145,19 +145,18 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
     if reached is not None:
         index, occurrence, args, verdicts = reached
         plan = known.plans[index] or plan_for(known, index, program, run.engine.tools)
-    if plan and gate is not None:
+    # What is decided of a call may be counted: it is asked last.
+    is_one = not (not plan or plan.way == barred or _is_amiss(run, plan, args, track))
+    if plan and is_one and gate is not None:
         if opening is None:
             ruled = gate.lane.along(plan.step, occurrence, args, [], state.now_ms)
         else:
             intends = plan.steady.events != 1
             rides = gate.lane.rides(plan.step, occurrence, args, [], intends, opening[0].at_ms)
-    if (
-        not plan
-        or plan.way == barred
-        or (gate is not None and ruled is None and rides is None)
-        or _is_amiss(run, plan, args, track)
-    ):
+    if not plan or not is_one or (gate is not None and ruled is None and rides is None):
         walker.close()
+        if gate is not None:
+            gate.progress.note(state.settled)  # a run may begin with what settles at once
         if opening is not None:
             event, payload = opening
             event.verdicts = state.verdicts or ev.UNSET

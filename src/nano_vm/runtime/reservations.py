@@ -10,6 +10,7 @@ from nano_vm import canonical
 from nano_vm.errors import NanoVMError
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import CallModel
+from nano_vm.kernel.state import State
 from nano_vm.policy.decide import Counter
 from nano_vm.policy.model import RESERVED, Policy
 from nano_vm.runtime.actions import key_of, model_name
@@ -34,6 +35,16 @@ class Reservation(NamedTuple):
     limit: int
     tokens: int
     cost_nanousd: int | None
+
+
+class Shortage(NamedTuple):
+    """What the next call needs of a budget, and what is left of it. `may_be_given_back`: calls under way hold so much
+    that it may yet be enough."""
+
+    budget: str
+    left: int
+    needed: int
+    may_be_given_back: bool
 
 
 class Reservations:
@@ -108,6 +119,21 @@ def worst_case(run: Run, command: CallModel) -> Reservation:
     return Reservation(limit, prompt + output, run.engine.worst_cost(command.request, prompt, output))
 
 
+def shortage(state: State, reservation: Reservation) -> Shortage | None:
+    """The first of the run's budgets that does not admit a call now; the kernel would not either."""
+    needed = reservation.tokens
+    left = state.tokens_max - state.tokens - state.reserved_tokens
+    if state.tokens_max and needed > left:
+        held = state.reserved_tokens
+        return Shortage("tokens", max(left, 0), needed, bool(held) and needed <= left + held)
+    needed = reservation.cost_nanousd or 0
+    left = state.cost_nanousd_max - state.cost_nanousd - state.reserved_cost_nanousd
+    if needed and state.cost_nanousd_max and needed > left:
+        held = state.reserved_cost_nanousd
+        return Shortage("cost_nanousd", max(left, 0), needed, bool(held) and needed <= left + held)
+    return None
+
+
 def taken(event: Any, unit: str) -> int | None:
     """What a call has taken of `tokens` or `cost` (nano-dollars); None when nobody said, and the worst case stands."""
     told = [event.tokens_in, event.tokens_out] if unit == "tokens" else [event.cost_nanousd]
@@ -120,7 +146,9 @@ def taken(event: Any, unit: str) -> int | None:
     return 0 if type(event) is ev.StepFailed and event.error not in _MAY_HAVE_COST else None
 
 
-_MAY_HAVE_COST = frozenset({"TIMEOUT", "CANCELLED", "GATE", "MODEL_REPLY"})
+_MAY_HAVE_COST = frozenset(
+    {"CANCELLED", "GATE", "MODEL_REPLY", "MODEL_TIMEOUT", "MODEL_TRUNCATED", "TIMEOUT", "TimeoutError"}
+)
 
 
 def _characters(run: Run, command: CallModel) -> int:

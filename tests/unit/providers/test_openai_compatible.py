@@ -216,7 +216,7 @@ BAD = [
     (reply({"choices": [{"error": {"code": "boom"}, "message": {"content": "yes"}}]}), "MODEL_HTTP"),
     (reply(gzip.compress(json.dumps(good()).encode()), content_encoding="gzip"), "MODEL_REPLY"),
     (reply(calling(call())), "MODEL_REPLY"),  # nobody offered a tool
-    (cut, "MODEL_HTTP"),
+    (cut, "MODEL_REPLY"),
     (hang_up, "MODEL_HTTP"),
 ]
 
@@ -340,10 +340,10 @@ def test_tool_calls_are_put_together_from_their_parts(server: Server) -> None:
 
 
 BAD_STREAMS = [
-    ([event({"content": "ye"})], "MODEL_HTTP"),  # it looks like an answer
-    ([event({"content": "ye"}), DONE], "MODEL_HTTP"),
-    ([], "MODEL_HTTP"),
-    ([DONE], "MODEL_HTTP"),
+    ([event({"content": "ye"})], "MODEL_REPLY"),  # it looks like an answer
+    ([event({"content": "ye"}), DONE], "MODEL_REPLY"),
+    ([], "MODEL_REPLY"),
+    ([DONE], "MODEL_REPLY"),
     ([event({"content": "yes"}, "length")], "MODEL_TRUNCATED"),
     ([event({"content": "yes"}, "content_filter")], "MODEL_REFUSED"),
     ([event({"content": "y"}), b'data: {"error": {"code": 503, "message": "gone"}}\n\n'], "MODEL_HTTP"),
@@ -362,7 +362,7 @@ BAD_STREAMS = [
     ([event({"tool_calls": [{"index": 5_000}]})], "MODEL_REPLY"),
     ([event({"tool_calls": [{"function": {"arguments": {}}}]})], "MODEL_REPLY"),
     ([event({"tool_calls": [call()]}, "tool_calls")], "MODEL_REPLY"),
-    ([b"<html>" * 10], "MODEL_HTTP"),
+    ([b"<html>" * 10], "MODEL_REPLY"),
     ([b":" * (1024 * 1024)] * 9, "MODEL_REPLY"),
 ]
 
@@ -435,6 +435,18 @@ def test_a_bad_answer_is_an_error_with_a_code_and_without_the_key(
     assert KEY not in str(error) + repr(error.facts) + repr(error.__context__)
     assert error.__cause__ is None
     assert len(server.requests) == 1
+
+
+def test_a_reply_that_names_no_tokens_has_not_said_that_it_was_free(server: Server) -> None:
+    prices = {"m": (1, 1), "own": (0, 0)}
+    silent = good()
+    del silent["usage"]
+    told = [
+        ask(server, reply(answer), model=model, prices=prices).usage.cost_usd
+        for model in prices
+        for answer in (silent, good())
+    ]
+    assert told == [None, pytest.approx(14e-6), None, 0]
 
 
 def test_what_a_cut_answer_has_cost_is_known(server: Server) -> None:

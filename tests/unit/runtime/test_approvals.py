@@ -11,6 +11,7 @@ import pytest
 from runtime_stage import Counter, Opener, kinds, play, program, refused, sound, tool_step, wait_step
 
 from nano_vm import ExecutionVM, RunStatus, SqliteStore, Trace, tool
+from nano_vm.gateway.views import waits_view
 from nano_vm.kernel.events import ApprovalRequested, EventRefused, PolicyDecided
 from nano_vm.testing.clock import VirtualClock
 from nano_vm.vault.local import Vault
@@ -568,5 +569,77 @@ def test_what_a_person_approves_as_it_stands_may_be_untrusted(opener: Opener) ->
             await bound.run(
                 BOUND | {"steps": [*BOUND["steps"][:3], tool_step("no", args={"effect": "$n"})]}, {"n": 1}
             )
+
+    play(main())
+
+
+# --- where maps call programs -----------------------------------------------------------------------------------
+
+
+def mapped(over: Any, called: str) -> dict[str, Any]:
+    """A map that calls a program for each element."""
+    step = {"id": "c", "type": "call", "program": called, "inputs": {"n": "$item"}}
+    return {"id": "m", "type": "map", "over": over, "step": step}
+
+
+EACH = program(
+    {"id": "e", "type": "map", "over": "$n", "step": tool_step("a", args={"effect": "$item"})}, name="each"
+)
+
+
+@pytest.mark.parametrize(
+    ("over", "called"),
+    [([7, 8], ACT), ([[7], [8]], EACH), ([[5, 6], [7, 8]], EACH), ([[[5], [6, 7]], [[8, 9]]], mapped("$n", "each"))],
+)  # fmt: skip
+@pytest.mark.parametrize("by", ["action", "nonce", "the gateway's words"])
+def test_an_approval_reaches_the_one_call_of_many_that_asks(
+    opener: Opener, over: Any, called: dict[str, Any], by: str
+) -> None:
+    count = Counter()
+
+    async def main() -> None:
+        vm = machine(opener, count)
+        vm.save_program(EACH)
+        vm.save_program({**called, "name": "called"} if "steps" in called else program(called, name="called"))
+        trace = await vm.run(program(mapped(over, "called")), principal=ANA)
+        left = vm.approvals()
+        while left:
+            *_, last = left
+            if by == "action":
+                trace = await machine(opener, count).approve(
+                    trace.trace_id, action=last.action, principal=EVE
+                )
+            elif by == "nonce":
+                data = {"approved": True, "action": last.action, "nonce": last.nonce}
+                trace = await vm.resume(trace.trace_id, data, principal=EVE, step=last.step, item=last.item)
+            else:
+                (wait,) = (wait for wait in waits_view(trace) if wait["nonce"] == last.nonce)
+                answer = wait["answer_with"]["arguments"]
+                trace = await vm.approve(
+                    trace.trace_id, step=answer["step"], item=answer.get("item"), principal=EVE
+                )
+            assert count.effects[-1] == last.shown["args"]["effect"]
+            left = vm.approvals()
+        assert trace.status is RunStatus.SUCCESS
+        assert len(count.effects) == len(set(count.effects))
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_an_approval_is_named_by_its_step_and_the_element_that_calls(opener: Opener) -> None:
+    count = Counter()
+
+    async def main() -> None:
+        vm = machine(opener, count)
+        vm.save_program({**ACT, "name": "called"})
+        trace = await vm.run(program(mapped([7, 8, 9], "called")), principal=ANA)
+        assert [each.step for each in vm.approvals()] == ["c[0]/a", "c[1]/a", "c[2]/a"]
+        with refused("AMBIGUOUS"):
+            await vm.approve(trace.trace_id, step="c/a", principal=EVE)
+        await vm.approve(trace.trace_id, step="c/a", item=1, principal=EVE)
+        await vm.approve(trace.trace_id, step="c[2]/a", principal=EVE)
+        trace = await vm.approve(trace.trace_id, principal=EVE)
+        assert (trace.status, count.effects) == (RunStatus.SUCCESS, [8, 9, 7])
 
     play(main())

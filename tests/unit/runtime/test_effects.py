@@ -453,3 +453,38 @@ def test_a_pure_tool_under_a_key_that_was_used_for_other_arguments_fails_like_an
         sound(vm, trace)
 
     play(main())
+
+
+def test_what_is_said_of_one_unknown_outcome_is_not_taken_for_another(opener: Opener) -> None:
+    """Of several steps or elements that it could be about, none is settled by it."""
+
+    @tool(effect="irreversible", blocking=False)
+    def pay(x: int) -> None:
+        raise ToolError("no answer", unknown=True)
+
+    each = {"id": "e", "type": "map", "over": "$n", "step": tool_step("a", "pay", args={"x": "$item"})}
+    call = {"id": "c", "type": "call", "program": "each", "inputs": {"n": "$item"}}
+
+    async def main() -> None:
+        vm = opener(tools=[pay])
+        vm.save_program(program(each, name="each"))
+        await vm.run(program(each), {"n": [1, 2]}, trace_id="r")
+        await vm.run(program({"id": "m", "type": "map", "over": [[1, 2], [3]], "step": call}), trace_id="s")
+        for run_id, step, item in (
+            ("r", "a", None),
+            ("s", "c/a", None),
+            ("s", "c/a", 0),
+            ("s", "c[0]/a", None),
+        ):
+            with refused("AMBIGUOUS"):
+                await vm.resolve(run_id, step, "succeeded", 0, item=item)
+        await vm.resolve("r", "a", "succeeded", 20, item=1)
+        trace = await vm.resolve("r", "a", "succeeded", 10)
+        assert trace.final_output == [10, 20]
+        await vm.resolve("s", "c[0]/a", "succeeded", 20, item=1)
+        await vm.resolve("s", "c[1]/a", "succeeded", 30)
+        trace = await vm.resolve("s", "c/a", "succeeded", 10)
+        assert trace.final_output == [[10, 20], [30]]
+        sound(vm, trace)
+
+    play(main())

@@ -497,3 +497,21 @@ def test_a_fork_stays_under_the_policy_of_its_run(opener: Opener) -> None:
         sound(other, fork)
 
     play(main())
+
+
+@pytest.mark.parametrize("effect", ["pure", "keyed"])
+@pytest.mark.parametrize("before", [[], ["look"]])
+@pytest.mark.parametrize("lane", [True, False])
+def test_what_settles_at_once_counts_for_what_is_required(
+    opener: Opener, effect: str, before: list[str], lane: bool
+) -> None:
+    """A map over nothing, as the first step of a run too."""
+    look, act = (tool(name=name, effect=effect, blocking=False)(lambda: 1) for name in ("look", "act"))
+    each = {"id": "m", "type": "map", "over": "$n", "step": tool_step("e", "look")}
+    flow = program(*(tool_step("z", name) for name in before), each, tool_step("b", "act"))
+    required = {"id": "r", "tools": ["act"], "requires": ["step:m"]}
+    vm = opener(tools=[look, act], policy={"policy": "p", "tools": ["look"], "rules": [required]})
+    vm.lane = lane
+    trace = play(vm.run(flow, {"n": []}))
+    sound(vm, trace)
+    assert trace.status is RunStatus.SUCCESS

@@ -13,8 +13,19 @@ from typing import Any
 import pytest
 from runtime_stage import Opener, play, program, refused, sound, tool_step
 
-from nano_vm import Completion, ExecutionVM, RunStatus, SqliteStore, ToolCall, Trace, Usage, tool
+from nano_vm import (
+    Completion,
+    ExecutionVM,
+    NotFoundError,
+    RunStatus,
+    SqliteStore,
+    ToolCall,
+    Trace,
+    Usage,
+    tool,
+)
 from nano_vm.kernel.events import PolicyDecided
+from nano_vm.providers.faults import ModelError
 from nano_vm.testing.clock import VirtualClock
 from nano_vm.vault.local import Vault
 
@@ -142,8 +153,13 @@ def test_tokens_are_limited_alike_and_the_answer_is_bounded(opener: Opener) -> N
     [
         (cost(None), 100_000_000),  # nobody says what it was: the worst case stands
         (cost(None, cached=True), 0),
+        (cost(0.0, 50), 0),  # it was free: a pool has gone over to a model of one's own, say
         (ValueError("refused"), 0),
-        (TimeoutError("lost"), 0),
+        (ModelError("MODEL_HTTP", "HTTP 503"), 0),
+        (TimeoutError("lost"), 100_000_000),
+        (ModelError("MODEL_TIMEOUT", "no answer within 60 s", lost=True), 100_000_000),
+        (ModelError("MODEL_TRUNCATED", "cut at the token limit"), 100_000_000),
+        (ModelError("MODEL_REPLY", "the answer broke off", lost=True), 100_000_000),
     ],
 )
 def test_what_is_not_told_stands_at_its_worst_unless_nothing_was_sold(
@@ -187,6 +203,23 @@ def test_a_model_without_a_price_is_denied_where_its_cost_is_limited(opener: Ope
     play(main())
 
 
+@pytest.mark.parametrize("limit", [{"max_tokens": 9_000}, {"max_cost_usd": 5}])
+@pytest.mark.parametrize("price", [None, (0, 1)])
+def test_a_call_that_nobody_is_counted_for_is_denied_and_verifies(
+    opener: Opener, limit: dict[str, int], price: Any
+) -> None:
+    llm = Priced(cost(0.01), price=price)
+
+    async def main() -> None:
+        trace = await ran(opener(llm=llm, policy=limited(**limit)), who=None)
+        assert (trace.status, llm.asked) == (RunStatus.FAILED, 0)
+        unpriced = "max_cost_usd" in limit and price is None
+        detail = "NO_PRICE" if unpriced else "UNASSIGNED_REFERENCE"
+        assert decided(trace) == [("deny", "CONDITION", detail, [])]
+
+    play(main())
+
+
 def test_what_was_reserved_and_not_asked_for_is_given_back(opener: Opener) -> None:
     llm = Priced(cost(0.01))
     poor = {**ASK, "max_cost_usd": 0.05}  # less than the call may take
@@ -195,6 +228,138 @@ def test_what_was_reserved_and_not_asked_for_is_given_back(opener: Opener) -> No
         vm = opener(llm=llm, policy=limited(max_cost_usd=0.1))
         assert (await ran(vm, poor)).status is RunStatus.BUDGET_EXCEEDED
         assert (await ran(vm)).status is RunStatus.SUCCESS
+
+    play(main())
+
+
+TOGETHER = program(
+    {
+        "id": "g",
+        "type": "parallel",
+        "parallel_steps": [
+            {"id": "a", "type": "llm", "prompt": "a", "params": {"max_tokens": 990}},
+            {"id": "b", "type": "llm", "prompt": "b" * 100},
+        ],
+    },
+    max_tokens=1_000,
+)
+
+
+@pytest.mark.parametrize("policy", [None, limited(max_tokens=10**6), limited(max_calls=10**6)])
+def test_a_call_that_waits_for_its_budget_may_take_what_is_left_then(opener: Opener, policy: Any) -> None:
+    asked: list[int] = []
+
+    class Slow(Priced):
+        async def complete(self, messages: list[dict[str, Any]], **params: Any) -> Completion:
+            asked.append(params["max_tokens"])
+            return await super().complete(messages, **params)
+
+    async def main() -> None:
+        trace = await ran(opener(llm=Slow(cost(None, 50)), policy=policy), TOGETHER)
+        assert (trace.status, asked) == (RunStatus.SUCCESS, [990, 1_000 - 50 - 26])
+
+    play(main())
+
+
+class Hanging(Priced):
+    async def complete(self, messages: list[dict[str, Any]], **params: Any) -> Completion:
+        self.asked += 1
+        return await asyncio.get_running_loop().create_future()
+
+
+def test_a_call_that_waits_for_its_budget_when_its_run_ends_has_taken_nothing(opener: Opener) -> None:
+    llm = Hanging()
+
+    async def main() -> None:
+        vm = opener(llm=llm, policy=limited(max_tokens=10**6))
+        running = asyncio.create_task(vm.run(TOGETHER, principal=ANA, trace_id="r"))
+        while not llm.asked:
+            await asyncio.sleep(0)
+        await vm.cancel("r")
+        sound(vm, await running)
+        # What the first may have taken is all.
+        assert decided(await ran(opener(llm=Priced(cost(None, 1)), policy=limited(max_tokens=10**6))))[0][
+            3
+        ] == [991, 102]
+
+    play(main())
+
+
+def test_a_call_that_is_stopped_before_it_began_has_taken_nothing(tmp_path: Path) -> None:
+    llm = Hanging()
+
+    async def stopped_after(turns: int, vm: ExecutionVM) -> bool:
+        """Whether the run was cancelled between its call's intent and the call."""
+        llm.asked, run_id = 0, f"r{turns}"
+        running = asyncio.create_task(vm.run(ASK, principal=ANA, trace_id=run_id))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        try:
+            trace = await vm.cancel(run_id)
+        except NotFoundError:  # it has not begun
+            trace = None
+        running.cancel()
+        await asyncio.wait([running])
+        if trace is None or llm.asked or not decided(trace):
+            return False
+        sound(vm, trace)
+        (count,) = (e.counts[0] for e in trace.events if type(e) is PolicyDecided)
+        assert (count[1:], vm.store.counted([count[0]], "")) == ([0, 102], [0])
+        return True
+
+    async def main() -> None:
+        with SqliteStore(tmp_path / "runs.db") as store:
+            vm = ExecutionVM(llm, store=store, policy=limited(max_tokens=10**6, per=["run"]))
+            found = [await stopped_after(turns, vm) for turns in range(20)]
+            assert any(found)
+
+    play(main())
+
+
+def test_a_prompt_that_no_model_may_see_takes_nothing(opener: Opener) -> None:
+    secret = {"type": "string", "label": "secret"}
+    flow = program(
+        {"id": "m", "type": "llm", "prompt": "tell $s"},
+        inputs={"type": "object", "properties": {"s": secret}, "required": ["s"]},
+    )
+
+    async def main() -> None:
+        vm = opener(llm=Priced(cost(None, 1)), policy=limited(max_tokens=10**6), vault=Vault.in_memory())
+        vm.proves = False  # as where nobody could see it before
+        trace = await vm.run(flow, {"s": "x"}, principal=ANA)
+        sound(vm, trace)
+        assert trace.error["type"] == "SECRET_IN_PROMPT"
+        assert decided(await ran(vm))[0][3] == [0, 102]
+
+    play(main())
+
+
+def test_a_call_of_a_tool_that_refuses_its_arguments_is_not_counted(opener: Opener) -> None:
+    done: list[int] = []
+
+    def act(amount: int) -> int:
+        done.append(amount)
+        return amount
+
+    step = tool_step("a", args={"amount": "$x"}, on_error="skip")
+    flows = [
+        program(step),  # the first step of a run, a later one, and one of many
+        program(tool_step("z", "end"), step),
+        program({"id": "m", "type": "map", "over": ["$x", 3], "step": tool_step("a", args={"amount": "$item"})}),
+    ]  # fmt: skip
+    rule = {"id": "sum", "tools": ["act"], "limits": [{"max_sum": 100, "of": "$args.amount", "per": ["day"]}]}
+    counting = {"id": "calls", "tools": ["act"], "limits": [{"max_calls": 100, "per": ["day"]}]}
+    policy = {"policy": "p", "tools": ["end"], "rules": [rule, counting]}
+
+    async def main() -> None:
+        vm = opener(tools={"act": act, "end": lambda: None}, policy=policy)
+        for flow in flows:
+            trace = await vm.run(flow, {"x": 0.5}, principal=ANA)
+            sound(vm, trace)
+        trace = await vm.run(flows[0], {"x": 7}, principal=ANA)
+        sound(vm, trace)
+        (said,) = [e.counts for e in trace.events if type(e) is PolicyDecided]
+        assert (done, [count[1:] for count in said]) == ([3, 7], [[3_000_000, 7_000_000], [1, 1]])
 
     play(main())
 

@@ -12,6 +12,7 @@ from runtime_stage import Opener, play, program, refused, tool_step, wait_step
 from nano_vm import CapabilityDeniedError, ExecutionVM, InputError, MemoryStore, RunStatus
 from nano_vm.runtime.rights import RIGHTS
 from nano_vm.stores.tenants import TenantStore
+from nano_vm.vault.local import Vault
 
 FLOW = program(wait_step("w"), tool_step("a"))
 ASKING = program({"id": "ok", "type": "wait", "approvers": ["boss"]})
@@ -216,5 +217,90 @@ def test_children_belong_to_the_tenant_of_their_parent(opener: Opener) -> None:
         trace = await vm.resume("p", {}, principal=acme)
         assert trace.status is RunStatus.SUCCESS
         await asyncio.sleep(0)
+
+    play(main())
+
+
+# --- erasing ----------------------------------------------------------------------------------------------------
+
+
+PERSONAL = program(
+    wait_step("w"),
+    inputs={"type": "object", "properties": {"who": {"type": "string", "private": True}}},
+    subject="$who",
+)
+NOBODYS = {**{name: value for name, value in PERSONAL.items() if name != "subject"}, "name": "nobodys"}
+
+
+def of(tenant: str, who: str = "ana") -> dict[str, Any]:
+    return {"id": who, "roles": ["admin"], "tenant": tenant}
+
+
+@pytest.mark.parametrize("access", ["open", "required"])
+def test_a_principal_erases_nothing_of_another_tenant(opener: Opener, access: str) -> None:
+    async def main() -> None:
+        vm = opener(vault=Vault.in_memory(), access=access)
+        for tenant in ("default", "bolt"):
+            await vm.run(PERSONAL, {"who": "s"}, trace_id="one", principal=of(tenant))
+            await vm.run(NOBODYS, {"who": "s"}, trace_id="two", principal=of(tenant))
+        for code, what in (
+            ("SUBJECT_NOT_FOUND", {"subject": "s"}),
+            ("RUN_NOT_FOUND", {"run": "two"}),
+            ("RUN_NOT_FOUND", {"run": "bolt::two"}),
+            ("CAPABILITY_DENIED", {"subject": "s", "tenant": "bolt"}),
+            ("CAPABILITY_DENIED", {"subject": "s", "tenant": "default"}),
+            ("CAPABILITY_DENIED", {"run": "bolt::two", "tenant": "bolt"}),
+        ):
+            with refused(code):
+                await vm.erase(**what, reason="x", by=of("acme"))
+        assert {record.status for record in vm.runs(principal=of("bolt"))} == {"SUSPENDED"}
+        receipt = await vm.erase(subject="s", reason="x", by=of("bolt"))
+        assert (receipt["tenant"], receipt["runs"]) == ("bolt", ["bolt::one"])
+        assert (await vm.erase(run="two", reason="x", by=of("bolt")))["runs"] == ["bolt::two"]
+        assert {record.status for record in vm.runs(principal=of("default"))} == {"SUSPENDED"}
+        for record in vm.runs(principal=of("bolt")):
+            vm.verify(record.run_id, principal=of("bolt"))
+
+    play(main())
+
+
+def test_a_machine_of_one_tenant_erases_what_is_that_tenants() -> None:
+    vault, store = Vault.in_memory(), MemoryStore()
+
+    def machine(tenant: str) -> ExecutionVM:
+        return ExecutionVM(store=TenantStore(store, tenant), vault=vault)
+
+    async def main() -> None:
+        await ExecutionVM(store=store, vault=vault).run(PERSONAL, {"who": "s"}, trace_id="one")
+        vm = machine("acme")
+        await vm.run(PERSONAL, {"who": "s"}, trace_id="one")
+        await vm.run(NOBODYS, {"who": "s"}, trace_id="two")
+        assert (await vm.erase(subject="s", reason="x", by="ana"))["runs"] == ["acme::one"]
+        assert (await vm.erase(run="two", reason="x", by="ana"))["runs"] == ["acme::two"]
+        assert {entry.tenant for entry in vault.all_erasures()} == {"acme"}
+
+    play(main())
+
+
+def test_an_erasure_that_was_cut_is_completed_by_a_machine_that_sees_its_runs() -> None:
+    vault, store = Vault.in_memory(), MemoryStore()
+
+    def machine(tenant: str) -> ExecutionVM:
+        return ExecutionVM(store=TenantStore(store, tenant), vault=vault)
+
+    async def main() -> None:
+        trace = await machine("bolt").run(PERSONAL, {"who": "s"}, trace_id="one")
+        vault.begin_erasure(subject="s", tenant="bolt", reason="x", by=of("bolt"), at_ms=1)
+        other = machine("acme")
+        assert await other.replay_erasures() == []
+        await other.recover()
+        assert [(erasure.stage, erasure.runs) for erasure in vault.all_erasures()] == [("begun", [])]
+        vm = machine("bolt")
+        await vm.recover()
+        assert [(erasure.stage, erasure.runs) for erasure in vault.all_erasures()] == [
+            ("done", [trace.trace_id])
+        ]
+        assert vm.store.record("one").status == "CANCELLED"
+        vm.verify("one")
 
     play(main())

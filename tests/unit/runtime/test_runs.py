@@ -10,6 +10,7 @@ import pytest
 from runtime_stage import Counter, Opener, kinds, play, program, refused, sound, tool_step, wait_step
 
 from nano_vm import MockLLMAdapter, RunStatus, StoreError, tool
+from nano_vm.kernel.events import CompensationFailed
 from nano_vm.testing.clock import VirtualClock
 
 # --- idempotency keys ----------------------------------------------------------------------------------------
@@ -428,6 +429,24 @@ def test_a_saga_is_undone_in_reverse_order(opener: Opener) -> None:
     vm = opener(tools={"act": lambda name: name.upper(), "undo": undo, "bad": lambda: 1 / 0})
     trace = play(vm.run(program(*steps, tool_step("d", "bad"))))
     assert (trace.status, count.effects, trace.rollbacks) == (RunStatus.FAILED, ["C", "B", "A"], 3)
+    sound(vm, trace)
+
+
+def test_a_compensation_whose_arguments_its_tool_does_not_take_is_named_and_not_made(opener: Opener) -> None:
+    undone: list[Any] = []
+
+    def undo(number: int) -> None:
+        undone.append(number)
+
+    steps = [
+        tool_step(f"s{at}", args={"x": x}, compensate={"tool": "undo", "args": {"number": f"$s{at}.output"}})
+        for at, x in enumerate([1, "two", 3])
+    ]
+    vm = opener(tools={"act": lambda x: x, "undo": undo, "bad": lambda: 1 / 0})
+    trace = play(vm.run(program(*steps, tool_step("d", "bad"))))
+    assert (undone, trace.incomplete_compensations) == ([3, 1], ["s1"])
+    failed = [event for event in trace.events if type(event) is CompensationFailed]
+    assert [(event.step, event.error, event.retryable) for event in failed] == [("s1", "BAD_ARGUMENT", False)]
     sound(vm, trace)
 
 

@@ -67,7 +67,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
                 run=args.run,
                 reason=args.reason,
                 by=principal,
-                tenant=args.tenant or "default",
+                tenant=args.tenant,
             ),
         )
     return _conclude(console, receipt, args.receipt)
@@ -82,9 +82,7 @@ def erase_secret(args: argparse.Namespace, console: Console) -> int:
         engine = session.engine
         receipt = supervise(
             session,
-            lambda: engine.erase(
-                secret=args.id, reason=args.reason, by=principal, tenant=args.tenant or "default"
-            ),
+            lambda: engine.erase(secret=args.id, reason=args.reason, by=principal, tenant=args.tenant),
         )
     return _conclude(console, receipt, None)
 
