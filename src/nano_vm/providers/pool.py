@@ -131,6 +131,12 @@ class _Journey:
         if isinstance(usage, Usage):
             self.usage = usage if self.usage is None else _sum(self.usage, usage)
 
+    @property
+    def is_paid(self) -> bool:
+        """Whether something is known to have been paid for."""
+        usage = self.usage
+        return usage is not None and bool(usage.prompt_tokens or usage.completion_tokens or usage.cost_usd)
+
     def mark(self, error: BaseException) -> None:
         """Write down on an error what it has cost and where it has been."""
         for name, value in (
@@ -303,6 +309,8 @@ class ProviderPool:
                     raise
                 now = clock.now_ms()
                 self._note_failure(provider, now, fault)
+                if model_call is not None and model_call.reserved and journey.is_paid:
+                    raise  # another answer is another attempt of the step, for which more is reserved first
                 if fault.kind == "unavailable" or fault.rest_ms > REST_MS_MAX:
                     journey.leave(provider.name, "ProviderUnavailable", attempt, fault.code)
                     return error

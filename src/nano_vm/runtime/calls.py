@@ -431,7 +431,7 @@ class Calls(Outcomes):
             # its gate. (An agent's goes on with results of tools.)
             answered = any(message["role"] == "assistant" for message in messages)
             fresh = answered and messages[-1]["role"] == "user"
-            params["model_call"] = ModelCall(fresh=fresh, private=command.private)
+            params["model_call"] = ModelCall(fresh=fresh, private=command.private, reserved=limit > 0)
         return self.llm.complete(messages, **params)
 
     def _request(

@@ -81,10 +81,12 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
 
 class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
     """What the runtime knows of a call and a model must not see (P8). `fresh`: the last answer was not accepted, so
-    ask the model itself. `private`: prompt and answer must not be kept."""
+    ask the model itself. `private`: prompt and answer must not be kept. `reserved`: what one answer may take has been
+    reserved, so one that was paid for and is of no use is not asked for again within the call."""
 
     fresh: bool = False
     private: bool = False
+    reserved: bool = False
 
 
 class ModelClient(Protocol):

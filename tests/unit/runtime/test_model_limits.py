@@ -17,6 +17,8 @@ from nano_vm import (
     Completion,
     ExecutionVM,
     NotFoundError,
+    Provider,
+    ProviderPool,
     RunStatus,
     SqliteStore,
     ToolCall,
@@ -188,6 +190,24 @@ def test_every_attempt_and_every_turn_is_paid_for(opener: Opener) -> None:
         assert (trace.status, llm.asked) == (RunStatus.FAILED, 3)
         assert [saw[3][0] for saw in decided(trace)] == [0, 50_000_000, 100_000_000, 150_000_000]
         assert decided(trace)[-1][:2] == ("deny", "LIMIT")
+
+    play(main())
+
+
+@pytest.mark.parametrize("budget", [False, True])
+def test_a_pool_asks_for_no_answer_that_nothing_was_reserved_for(opener: Opener, budget: bool) -> None:
+    useless = ModelError("MODEL_REPLY", "no text", usage=Usage(completion_tokens=90))
+    answers = [Priced(useless), Priced(useless)]
+    pool = ProviderPool(
+        [Provider(str(at), answer) for at, answer in enumerate(answers)], clock=VirtualClock()
+    )
+    retried = {**ASK["steps"][0], "on_error": "retry", "max_retries": 9, "retry": {"initial": 0.001}}
+    flow = program(retried, **({"max_tokens": 250} if budget else {}))
+
+    async def main() -> None:
+        trace = await ran(opener(llm=pool, policy=None if budget else limited(max_tokens=250)), flow)
+        assert trace.status is (RunStatus.BUDGET_EXCEEDED if budget else RunStatus.FAILED)
+        assert (trace.total_tokens(), sum(answer.asked for answer in answers)) == (180, 2)
 
     play(main())
 
