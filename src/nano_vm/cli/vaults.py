@@ -11,7 +11,6 @@ from nano_vm.cli.arguments import beside_store
 from nano_vm.errors import VaultError
 
 if TYPE_CHECKING:
-    from nano_vm.vault.kek import LocalKey
     from nano_vm.vault.local import Vault
 
 KEY_VARIABLE = "NANO_VM_VAULT_KEY"
@@ -26,41 +25,16 @@ def key_path(args: argparse.Namespace) -> Path:
     return Path(args.key_file or f"{beside_store(args)}.key")
 
 
-def next_key_path(args: argparse.Namespace) -> Path:
-    """Where a rotation keeps the next key until everything is under it."""
-    path = key_path(args)
-    return path.with_name(path.name + ".new")
-
-
-def find_key(args: argparse.Namespace) -> LocalKey:
-    """The key-encryption key that the options, the environment or the file beside the database give, in this order.
-
-    Raises:
-        VaultError: VAULT_KEY_MISSING, VAULT_KEY_EXPOSED, VAULT_KEY_INVALID.
-    """
-    from nano_vm.vault.kek import key_from_environment, key_from_file
-
-    if args.key_file is None:
-        key = key_from_environment()
-        if key is not None:
-            return key
-    return key_from_file(key_path(args))
-
-
 def require_vault(args: argparse.Namespace) -> Vault:
-    """The vault beside the database; its directory is made when it is missing.
+    """The vault beside the database, with the key that the options, the environment or the file beside the database
+    give, in this order; its directory is made when it is missing.
 
     Raises:
-        VaultError: see `find_key` and `Vault`.
+        VaultError: VAULT_KEY_MISSING, VAULT_KEY_EXPOSED, VAULT_KEY_INVALID; see `Vault`.
     """
-    from nano_vm.vault.cabinet import DirectoryCabinet
-    from nano_vm.vault.kek import key_from_file
     from nano_vm.vault.local import Vault
 
-    keys = [find_key(args)]
-    if next_key_path(args).exists():
-        keys.append(key_from_file(next_key_path(args)))  # a rotation is under way, or was cut
-    return Vault(DirectoryCabinet(vault_directory(args)), keys)
+    return Vault.beside(beside_store(args), key_file=args.key_file)
 
 
 def open_vault(args: argparse.Namespace) -> Vault | None:

@@ -134,12 +134,15 @@ class DirectoryCabinet:
         return False
 
     def read(self, drawer: str, name: str) -> bytes | None:
+        place = self._place(drawer, name)
         with _io():
-            try:
-                with open(self._place(drawer, name), "rb") as file:
-                    return file.read(FILE_BYTES_MAX)
-            except FileNotFoundError:
-                return None
+            data = _contents(place)
+            if data is not None and b"\0" in data:
+                # Somebody else is overwriting it, having put another in its place or about to remove it.
+                with self.lock():
+                    data = _contents(place)
+            # Nothing but zeros is left of what somebody was about to remove who died over it: it is destroyed.
+            return data if data is None or data.strip(b"\0") else None
 
     def has(self, drawer: str, name: str) -> bool:
         with _io():
@@ -236,6 +239,14 @@ class DirectoryCabinet:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+
+def _contents(place: Path) -> bytes | None:
+    try:
+        with open(place, "rb") as file:
+            return file.read(FILE_BYTES_MAX)
+    except FileNotFoundError:
+        return None
 
 
 def _opened(place: Path) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import os
 import stat
 from hashlib import sha256
@@ -78,7 +79,32 @@ def key_from_file(path: str | os.PathLike[str]) -> LocalKey:
         about = os.fstat(file.fileno())
         check_private(os.fspath(path), about)
         text = file.read(_FILE_BYTES_MAX + 1)
+    if b"\0" in text and not _is_at(path, about):
+        return key_from_file(path)  # a rotation has just put another in its place, and overwrites this one
     return LocalKey(_decode(text.decode("ascii", "replace").strip()))
+
+
+def keys_from_file(path: str | os.PathLike[str]) -> list[LocalKey]:
+    """The key in a file, and the one that a rotation under way, or cut, puts in its place (`next_key_file`).
+
+    Raises:
+        VaultError: see `key_from_file`.
+    """
+    # In this order: a rotation that ends in between has put the next one where the other is read.
+    beside = next_key_file(path)
+    following = []
+    if beside.exists():
+        try:
+            following = [key_from_file(beside)]
+        except VaultError:
+            if beside.exists():
+                raise
+    return [key_from_file(path), *following]
+
+
+def next_key_file(path: str | os.PathLike[str]) -> Path:
+    """Where a rotation keeps the next key until everything is under it."""
+    return Path(f"{os.fspath(path)}.new")
 
 
 def check_private(path: str, about: os.stat_result) -> None:
@@ -125,13 +151,21 @@ def make_key_file(path: str | os.PathLike[str]) -> LocalKey:
     """
     key = cipher.new_key()
     text = (_PREFIX + base64.b64encode(key).decode() + "\n").encode()
+    place = Path(path).absolute()
+    draft = place.with_name(f".{place.name}.{os.getpid()}")
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)  # of a process that died here
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "wb") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        _sync_directory(Path(path).absolute().parent)
+        try:
+            os.link(draft, place)  # whole, or not there: half a key would be in everybody's way
+        finally:
+            os.unlink(draft)
+        _sync_directory(place.parent)
     except FileExistsError:
         raise VaultError(
             "VAULT_KEY_EXISTS",
@@ -163,6 +197,13 @@ def replace_key_file(path: str | os.PathLike[str], by: str | os.PathLike[str]) -
         raise VaultError(
             "VAULT_IO", f"the key file cannot be replaced: {(error.strerror or 'error').lower()}"
         ) from None
+
+
+def _is_at(path: str | os.PathLike[str], about: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(about, os.stat(path))
+    except OSError:
+        return True  # at no other place, at least
 
 
 def _sync_directory(path: Path) -> None:

@@ -8,6 +8,7 @@ known by its `handle`, an HMAC of tenant, kind and name under the vault's index 
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -51,12 +52,19 @@ class Keys:
     """The data keys of one vault.
 
     Args:
-        wrappers: the current key-encryption key, then older ones that some keys may still be wrapped by.
+        wrappers: key-encryption keys that data keys may be wrapped by; a vault is begun under the first.
+        renew: gives those there are now, when a data key is wrapped by none of these: there was a rotation meanwhile.
     """
 
-    def __init__(self, cabinet: Cabinet, wrappers: list[KeyWrapper]) -> None:
+    def __init__(
+        self,
+        cabinet: Cabinet,
+        wrappers: Sequence[KeyWrapper],
+        renew: Callable[[], Sequence[KeyWrapper]] | None = None,
+    ) -> None:
         self._cabinet = cabinet
         self._wrappers = wrappers
+        self._renew = renew
         self._cached: dict[str, DataKey] = {}
         self._index_key: bytes | None = None
 
@@ -68,7 +76,9 @@ class Keys:
         """A new data key, durable when this returns. Returns its id, "k" and 24 hexadecimal digits."""
         key_id = "k" + cipher.chance(12).hex()
         key = DataKey(cipher.new_key(), digesting or cipher.new_key())
-        self._store(self._file(key_id, kind, tenant, handle, at_ms, key))
+        # A rotation holds the lock while it wraps all keys there are: none comes behind it under the key it destroys.
+        with self._cabinet.lock():
+            self._store(self._file(key_id, kind, tenant, handle, at_ms, key, self._current()))
         return key_id
 
     def key(self, key_id: str) -> DataKey | None:
@@ -122,7 +132,7 @@ class Keys:
                     continue
                 key = self._unwrapped(stored)
                 wrapped = self._file(
-                    key_id, stored.kind, stored.tenant, stored.handle, stored.created_at_ms, key
+                    key_id, stored.kind, stored.tenant, stored.handle, stored.created_at_ms, key, to
                 )
                 self._store(wrapped)
                 count += 1
@@ -135,14 +145,15 @@ class Keys:
                 stored = self.stored(_INDEX)
                 if stored is None:
                     key = DataKey(cipher.new_key(), cipher.new_key())
-                    self._store(self._file(_INDEX, "index", "", "", 0, key))
+                    self._store(self._file(_INDEX, "index", "", "", 0, key, self._wrappers[0]))
                 else:
                     key = self._unwrapped(stored)
             self._index_key = key.digesting
         return self._index_key
 
-    def _file(self, key_id: str, kind: str, tenant: str, handle: str, at_ms: int, key: DataKey) -> KeyFile:
-        by = self._wrappers[0]
+    def _file(
+        self, key_id: str, kind: str, tenant: str, handle: str, at_ms: int, key: DataKey, by: KeyWrapper
+    ) -> KeyFile:
         wrapped = by.wrap(key.encrypting + key.digesting, cipher.binding("key", key_id, kind, tenant, handle))
         text = base64.b64encode(wrapped).decode()
         return KeyFile(
@@ -154,14 +165,7 @@ class Keys:
 
     def _unwrapped(self, stored: KeyFile) -> DataKey:
         bound = cipher.binding("key", stored.id, stored.kind, stored.tenant, stored.handle)
-        by = next((wrapper for wrapper in self._wrappers if wrapper.id == stored.kek), None)
-        if by is None:
-            raise VaultError(
-                "VAULT_KEY_WRONG",
-                f"the vault is under the key-encryption key {stored.kek}, and that is not the one given",
-                help="name the key file that belongs to this vault with --key-file",
-                facts={"wanted": stored.kek, "given": [wrapper.id for wrapper in self._wrappers]},
-            )
+        stored, by = self._wrapper(stored)
         try:
             plain = by.unwrap(base64.b64decode(stored.wrapped, validate=True), bound)
         except (VaultError, ValueError):
@@ -169,6 +173,28 @@ class Keys:
         if len(plain) != 2 * cipher.KEY_BYTES:
             raise damaged("a data key has the wrong length", stored.id)
         return DataKey(plain[: cipher.KEY_BYTES], plain[cipher.KEY_BYTES :])
+
+    def _current(self) -> KeyWrapper:
+        """What new data keys are wrapped by: what the vault's index key is wrapped by, which a rotation begins with."""
+        stored = self.stored(_INDEX)
+        return self._wrappers[0] if stored is None else self._wrapper(stored)[1]
+
+    def _wrapper(self, stored: KeyFile) -> tuple[KeyFile, KeyWrapper]:
+        """What a data key is wrapped by, and the key as it is stored now. Raises VaultError VAULT_KEY_WRONG."""
+        given = {wrapper.id: wrapper for wrapper in self._wrappers}
+        if stored.kek not in given and self._renew is not None:
+            with self._cabinet.lock():  # no rotation is under way
+                self._wrappers = self._renew()
+                stored = self.stored(stored.id) or stored
+            given = {wrapper.id: wrapper for wrapper in self._wrappers}
+        if stored.kek not in given:
+            raise VaultError(
+                "VAULT_KEY_WRONG",
+                f"the vault is under the key-encryption key {stored.kek}, and that is not the one given",
+                help="name the key file that belongs to this vault with --key-file",
+                facts={"wanted": stored.kek, "given": list(given)},
+            )
+        return stored, given[stored.kek]
 
 
 def subject_name(subject: Any) -> Any:

@@ -6,7 +6,8 @@ import base64
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,7 +17,7 @@ from nano_vm.errors import CapabilityDeniedError, InputError, NotFoundError, Vau
 from nano_vm.vault import cipher
 from nano_vm.vault.cabinet import Cabinet, DirectoryCabinet, MemoryCabinet
 from nano_vm.vault.erasures import BEGUN, DESTROYED, DONE, Erasure, Erasures
-from nano_vm.vault.kek import KeyWrapper, LocalKey, key_from_environment, key_from_file
+from nano_vm.vault.kek import KeyWrapper, LocalKey, key_from_environment, keys_from_file
 from nano_vm.vault.keys import Keys, damaged, subject_name
 
 REFERENCE = "vault://secret/"
@@ -77,15 +78,21 @@ class Vault:
 
     Args:
         cabinet: where it lies; `Vault.beside(path)` and `Vault.in_memory()` make the usual ones.
-        key: the key-encryption key, or a list whose first is current and whose others may still wrap some data keys.
+        key: the key-encryption key, or a list of those that data keys may be wrapped by; a new vault takes the first.
+        renew: gives those there are now. It is asked when a data key is wrapped by none of `key`: there was a rotation
+            meanwhile. Without it that is VAULT_KEY_WRONG.
 
     Raises (all methods): VaultError - VAULT_KEY_WRONG, VAULT_DAMAGED, VAULT_IO; RuntimeFault EXTRA_MISSING.
     """
 
-    def __init__(self, cabinet: Cabinet, key: KeyWrapper | Sequence[KeyWrapper]) -> None:
+    def __init__(
+        self,
+        cabinet: Cabinet,
+        key: KeyWrapper | Sequence[KeyWrapper],
+        renew: Callable[[], Sequence[KeyWrapper]] | None = None,
+    ) -> None:
         self._cabinet = cabinet
-        wrappers = list(key) if isinstance(key, Sequence) else [key]
-        self.keys = Keys(cabinet, wrappers)
+        self.keys = Keys(cabinet, list(key) if isinstance(key, Sequence) else [key], renew)
         self.erasures = Erasures(cabinet)
         self._subjects: dict[tuple[str, Any], str] = {}  # (tenant, subject) -> handle
         self.bury()
@@ -112,13 +119,16 @@ class Vault:
         Raises:
             VaultError: VAULT_KEY_MISSING, VAULT_KEY_EXPOSED, VAULT_KEY_INVALID.
         """
-        if key is None and key_file is not None:
-            key = key_from_file(key_file)
-        if key is None:
+        if key is None and key_file is None:
             key = key_from_environment()
-        if key is None:
-            key = key_from_file(f"{os.fspath(store)}.key")
-        return cls(DirectoryCabinet(directory or f"{os.fspath(store)}.keys"), key)
+        directory = directory or f"{os.fspath(store)}.keys"
+        if key is not None:
+            return cls(DirectoryCabinet(directory), key)
+        renew = partial(keys_from_file, key_file or f"{os.fspath(store)}.key")
+        keys = renew()
+        return cls(
+            DirectoryCabinet(directory), keys, renew
+        )  # the file may be exchanged while the vault is open
 
     @property
     def volatile(self) -> bool:
@@ -211,7 +221,14 @@ class Vault:
                 help="`nano-vm vault put ID --tool NAME` says which tools may",
                 facts={"secret": secret_id, "tool": tool},
             )
-        return self._open(secret).decode()
+        try:
+            return self._open(secret).decode()
+        except VaultError as error:
+            now = self._require(secret_id, tenant)
+            if error.code != "SECRET_ERASED" or now.key == secret.key:
+                raise
+        # It was changed, or put under a new data key, after it had been read.
+        return self.open_secret(secret_id, tenant=tenant, tool=tool)
 
     def secret_key(self, secret_id: str, *, tenant: str) -> str:
         """Id of the data key that a secret is under: what a journal says of it.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,9 @@ from nano_vm.vault import cipher
 from nano_vm.vault.cabinet import DirectoryCabinet, MemoryCabinet
 from nano_vm.vault.environment import EnvironmentSecrets
 from nano_vm.vault.erasures import DONE
-from nano_vm.vault.kek import LocalKey, key_from_environment, key_from_file, make_key_file
-from nano_vm.vault.local import Vault
+from nano_vm.vault.kek import LocalKey, key_from_environment, key_from_file, make_key_file, replace_key_file
+from nano_vm.vault.keys import Keys
+from nano_vm.vault.local import SecretFile, Vault
 
 CARD = "4242-4242-4242-4242"
 BY = {"id": "ana", "roles": []}
@@ -370,3 +373,125 @@ def test_without_the_extra_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) 
         cipher.seal(b"k" * 32, b"x", b"")
     assert code_of(missing) == "EXTRA_MISSING"
     assert "nano-vm[vault]" in (missing.value.help or "")
+
+
+def test_a_vault_goes_on_over_a_rotation_of_the_key_encryption_key(store: Path) -> None:
+    vault = Vault.beside(store)
+    vault.put("card", CARD)
+    with_key_alone = Vault(vault._cabinet, key_from_file(store.parent / "runs.db.key"))
+    with_key_alone.secrets()
+    first = with_key_alone.subject_key("default", "ana")
+    rotate(store)
+    key = vault.subject_key("default", "bob")  # nothing of it under the key that has just been destroyed
+    sealed = vault.seal(key, b"bob's")
+    assert vault.open_secret("card", tenant="default", tool="x") == CARD
+    rotate(store)
+    rotate(store)
+    assert vault.seal(first, b"ana's") is not None
+    after = Vault.beside(store)
+    assert sealed is not None
+    assert after.unseal(key, sealed) == b"bob's"
+    with pytest.raises(VaultError) as wrong:
+        with_key_alone.subject_key("default", "eve")
+    assert code_of(wrong) == "VAULT_KEY_WRONG"
+
+
+def rotate(store: Path) -> None:
+    path = store.parent / "runs.db.key"
+    new = make_key_file(f"{path}.new")
+    assert Vault.beside(store).rotate_kek(new) > 0
+    replace_key_file(path, f"{path}.new")
+
+
+def test_a_vault_opens_and_takes_new_keys_while_a_rotation_is_cut(store: Path) -> None:
+    vault = Vault.beside(store)
+    keys = [vault.subject_key("default", f"s{n}") for n in range(3)]
+    sealed = [vault.seal(key, b"value") or b"" for key in keys]
+    new = make_key_file(store.parent / "runs.db.key.new")
+    index = Keys(DirectoryCabinet(store.parent / "runs.db.keys"), [key_from_file(f"{store}.key"), new])
+    kept = index._cabinet.names
+
+    def only_the_first(drawer: str) -> list[str]:
+        return kept(drawer)[:2]
+
+    index._cabinet.names = only_the_first  # type: ignore[method-assign]
+    assert index.rewrap(new) == 2
+    for one in (vault, Vault.beside(store)):
+        key = one.subject_key("default", f"late {id(one)}")
+        assert one.keys.stored(key).kek == new.id  # type: ignore[union-attr]
+    assert [Vault.beside(store).unseal(key, value) for key, value in zip(keys, sealed, strict=True)] == [
+        b"value"
+    ] * 3
+
+
+def test_a_key_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "runs.db.key"
+
+    def dies(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", dies)
+    with pytest.raises(KeyboardInterrupt):
+        make_key_file(path)
+    monkeypatch.undo()
+    assert not path.exists()
+    key = make_key_file(path)
+    assert key_from_file(path).id == key.id
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    with pytest.raises(VaultError) as there:
+        make_key_file(path)
+    assert code_of(there) == "VAULT_KEY_EXISTS"
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_a_dying_process_had_overwritten_is_destroyed(store: Path) -> None:
+    vault = Vault.beside(store)
+    vault.put("card", CARD)
+    key = vault.subject_key("default", "ana")
+    begun = vault.begin_erasure(subject="ana", reason="asked", by=BY)
+    directory = store.parent / "runs.db.keys"
+    for file in (directory / "keys" / key, directory / "secrets" / vault._cabinet.names("secrets")[0]):
+        file.write_bytes(bytes(file.stat().st_size))
+    after = Vault.beside(store)
+    assert after.unseal(key, b"anything", erasing=True) is None
+    assert after.secrets() == []
+    assert after.rotate_kek(LocalKey(os.urandom(32))) == 2
+    assert after.end_erasure(after.destroy_keys(begun)).stage == DONE
+    assert not (directory / "keys" / key).exists()
+
+
+def test_what_is_being_overwritten_is_read_when_it_is_done(store: Path) -> None:
+    vault, other = Vault.beside(store), Vault.beside(store)
+    key = vault.subject_key("default", "ana")
+    place = store.parent / "runs.db.keys" / "keys" / key
+    whole = place.read_bytes()
+    place.write_bytes(bytes(len(whole)))
+    cabinet = other._cabinet
+    locked = cabinet.lock
+
+    @contextlib.contextmanager
+    def done_by_then() -> Iterator[None]:
+        with locked():
+            place.write_bytes(whole)
+            yield
+
+    cabinet.lock = done_by_then  # type: ignore[method-assign]
+    assert other.seal(key, b"v") is not None
+
+
+def test_a_secret_that_is_put_under_another_key_meanwhile_opens(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault, other = Vault.beside(store), Vault.beside(store)
+    vault.put("card", CARD)
+    required = Vault._require
+
+    def slowly(self: Vault, secret_id: str, tenant: str) -> SecretFile:
+        found = required(self, secret_id, tenant)
+        if self is vault:
+            monkeypatch.undo()
+            other.rotate("card")
+        return found
+
+    monkeypatch.setattr(Vault, "_require", slowly)
+    assert vault.open_secret("card", tenant="default", tool="x") == CARD

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from nano_vm.cli import exits
 from nano_vm.cli.arguments import add_global, principal
 from nano_vm.cli.console import Console, printable
-from nano_vm.cli.vaults import KEY_VARIABLE, find_key, key_path, next_key_path, require_vault, vault_directory
+from nano_vm.cli.vaults import KEY_VARIABLE, key_path, require_vault, vault_directory
 from nano_vm.cli.views import moment
 from nano_vm.errors import InputError, VaultError
 
@@ -169,7 +169,7 @@ def _rotate_kek(args: argparse.Namespace, console: Console) -> int:
     """The new key is durable before the first data key is wrapped by it, and the old one goes when none is left under
     it; a crash in between leaves both, and the next call goes on."""
     from nano_vm.vault.cabinet import DirectoryCabinet
-    from nano_vm.vault.kek import key_from_file, make_key_file, replace_key_file
+    from nano_vm.vault.kek import keys_from_file, make_key_file, next_key_file, replace_key_file
     from nano_vm.vault.local import Vault
 
     if args.key_file is None and KEY_VARIABLE in os.environ:
@@ -178,12 +178,15 @@ def _rotate_kek(args: argparse.Namespace, console: Console) -> int:
             f"the key comes from ${KEY_VARIABLE}, where it cannot be changed from here",
             help="rotate from a key file: --key-file FILE; or from Python: vault.rotate_kek(LocalKey(…))",
         )
-    path, beside = key_path(args), next_key_path(args)
-    old = find_key(args)
-    new = key_from_file(beside) if beside.exists() else make_key_file(beside)
-    vault = Vault(DirectoryCabinet(vault_directory(args)), [old, new])
-    count = vault.rotate_kek(new)
-    replace_key_file(path, beside)
+    path = key_path(args)
+    beside = next_key_file(path)
+    keys_from_file(path)  # before anything is made
+    cabinet = DirectoryCabinet(vault_directory(args))
+    with cabinet.lock():  # of two rotations at once the second begins where the first has ended
+        old, *begun = keys_from_file(path)
+        new = begun[0] if begun else make_key_file(beside)
+        count = Vault(cabinet, [old, new]).rotate_kek(new)
+        replace_key_file(path, beside)
     console.line(f"{count} data keys are under the key-encryption key {new.id} now; the old one is destroyed")
     console.document({"key": new.id, "wrapped": count})
     return exits.DONE
