@@ -320,6 +320,47 @@ META = {
 }
 
 
+def test_text_that_is_not_unicode_is_refused_wherever_it_stands(tmp_path: Path) -> None:
+    """JSON can write an unpaired surrogate; no client library would."""
+    lone = "\ud800"
+    with Served(tmp_path) as served:
+
+        def asked(method: str, name: str, arguments: dict[str, object], **meta: str) -> object:
+            headers = {
+                "Content-Type": "application/json",
+                "Accept": "application/json, text/event-stream",
+                "MCP-Protocol-Version": MODERN,
+                "Mcp-Method": method,
+                "Mcp-Name": name,
+            }
+            params = {"name": name, "arguments": arguments, "_meta": {**META, **meta}}
+            message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+            answer = json.loads(served.http("/mcp", json.dumps(message).encode(), headers)[2])
+            if "error" in answer:
+                return answer["error"]["data"]["code"]
+            return answer["result"]["structuredContent"].get("error", {}).get("code")
+
+        assert asked("tools/call", "save_program", {"program": ADDER}) is None
+        for name, arguments in (
+            ("get_trace", {"trace_id": lone}),
+            ("get_trace", {"trace_id": 1, "outputs": lone}),
+            ("list_runs", {"program": lone}),
+            ("list_programs", {"after": {lone: 1}}),
+            ("get_program", {"program": lone}),
+            ("run_program", {"program": "adder", "inputs": {"a": 1}, "idempotency_key": lone}),
+            ("run_program", {"program": "adder", "inputs": {"a": lone}}),
+            ("program_adder", {"a": lone}),
+        ):
+            assert asked("tools/call", name, arguments) == "VALUE_STRING", (name, arguments)
+        assert (
+            asked("tools/call", "program_adder", {"a": 1}, **{"io.nano-vm/idempotencyKey": lone})
+            == "VALUE_STRING"
+        )
+        assert asked("prompts/get", "explain_run", {"trace_id": lone}) == "VALUE_STRING"
+        assert asked("prompts/get", "write_program", {"goal": lone}) == "VALUE_STRING"
+        assert "INTERNAL" not in (tmp_path / "server.log").read_text()
+
+
 @pytest.mark.campaign
 def test_the_benchmark_runs() -> None:
     path = ROOT / "benchmarks" / "gateway.py"

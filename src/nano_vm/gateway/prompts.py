@@ -58,9 +58,10 @@ async def render(gateway: Gateway, who: Principal, name: str, args: dict[str, st
     """A prompt with its arguments filled in.
 
     Raises:
-        InputError: GATEWAY_ARGUMENT. NotFoundError: RUN_NOT_FOUND. CapabilityDeniedError: ROLE_REQUIRED.
+        InputError: GATEWAY_ARGUMENT, VALUE_STRING. NotFoundError: RUN_NOT_FOUND. CapabilityDeniedError: ROLE_REQUIRED.
     """
     who.must(READ)
+    canonical.encode(args)
     known = {prompt.name: prompt for prompt in PROMPTS}
     if name not in known:
         raise InputError("GATEWAY_ARGUMENT", "there is no such prompt", help=f"one of: {', '.join(known)}")

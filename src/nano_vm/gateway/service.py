@@ -549,8 +549,13 @@ def _context_for(tenant: str) -> contextvars.Context:
 
 
 def check_arguments(schema: dict[str, Any], args: dict[str, Any]) -> None:
-    """Raises InputError GATEWAY_ARGUMENT, naming the first argument that does not fit."""
-    for fault in validator(canonical.encode(schema)).iter_errors(args):
+    """Raises InputError GATEWAY_ARGUMENT, naming the first argument that does not fit; VALUE_STRING."""
+    try:
+        fault = next(iter(validator(canonical.encode(schema)).iter_errors(args)), None)
+    except UnicodeEncodeError:  # the validator cannot even say what is wrong with it
+        canonical.encode(args)
+        raise
+    if fault is not None:
         path = "/" + "/".join(str(part) for part in fault.instance_path)
         kind = fault.kind.name
         facts: dict[str, Any] = {"path": path, "keyword": kind}

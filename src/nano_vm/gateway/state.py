@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nano_vm.errors import StoreError
+from nano_vm.stores.rules import unpaired_surrogate
 
 SUFFIX = ".gateway"
 VERSION = 1
@@ -106,6 +107,8 @@ class GatewayState:
         with self._lock:
             try:
                 return self._con.execute(sql, values).fetchall()
+            except UnicodeEncodeError:
+                raise unpaired_surrogate() from None
             except sqlite3.Error as error:
                 raise _unusable(self.path, error) from error
 

@@ -222,11 +222,23 @@ def encode_waits(waits: list[dict[str, Any]]) -> bytes:
 
 
 def _seal(*fields: Any) -> bytes:
-    return sha256(_encode(fields)).digest()
+    try:
+        return sha256(_encode(fields)).digest()
+    except UnicodeEncodeError:
+        raise unpaired_surrogate() from None
 
 
 def damaged(what: str, **facts: Any) -> StoreError:
     return StoreError("STORE_DAMAGED", what, help="restore the database from a back-up", facts=facts)
+
+
+def unpaired_surrogate() -> InputError:
+    """For a name or a key that is no Unicode text: a database keeps UTF-8."""
+    return InputError(
+        "VALUE_STRING",
+        "a name or a key holds an unpaired surrogate",
+        help="replace it before passing it on",
+    )
 
 
 def closed(what: str = "the store is closed") -> StoreError:

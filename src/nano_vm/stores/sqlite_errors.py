@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import TypeAlias
 
-from nano_vm.errors import StoreError
+from nano_vm.errors import NanoVMError, StoreError
+from nano_vm.stores.rules import unpaired_surrogate
 
 # By the beginning of the extended name; the first that matches decides.
 _MEANINGS: tuple[tuple[str, str, str, str], ...] = (
@@ -34,12 +36,15 @@ _MEANINGS: tuple[tuple[str, str, str, str], ...] = (
 )
 
 
-# What the sqlite3 module raises; a damaged schema can make its own message undecodable.
-FAILURES = (sqlite3.Error, UnicodeDecodeError)
+# What the sqlite3 module raises; a damaged schema can make its own message undecodable, and text may be none of UTF-8.
+Failure: TypeAlias = sqlite3.Error | UnicodeError
+FAILURES = (sqlite3.Error, UnicodeError)
 
 
-def translate(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> StoreError:
-    """The StoreError for an error of the sqlite3 module; its name is kept in `facts["sqlite"]`."""
+def translate(error: Failure, path: Path) -> NanoVMError:
+    """Our error for one of the sqlite3 module; its name is kept in `facts["sqlite"]`."""
+    if isinstance(error, UnicodeEncodeError):
+        return unpaired_surrogate()
     name = getattr(error, "sqlite_errorname", None) or type(error).__name__
     facts = {"path": str(path), "sqlite": name}
     if isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error):
@@ -48,7 +53,7 @@ def translate(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> StoreErr
         if name.startswith(prefix):
             return StoreError(code, f"the database `{path}` {what}", help=help, facts=facts)
     # Some damage shows as a schema or a value that SQL cannot make sense of.
-    if isinstance(error, UnicodeDecodeError) or "malformed" in str(error) or "decode to UTF-8" in str(error):
+    if isinstance(error, UnicodeError) or "malformed" in str(error) or "decode to UTF-8" in str(error):
         return StoreError(
             "STORE_DAMAGED",
             f"the database `{path}` is damaged",

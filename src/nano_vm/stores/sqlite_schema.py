@@ -7,9 +7,9 @@ import sqlite3
 import time
 from pathlib import Path
 
-from nano_vm.errors import InputError, StoreError
+from nano_vm.errors import InputError, NanoVMError, StoreError
 from nano_vm.stores.migrations import MIGRATIONS, VERSION
-from nano_vm.stores.sqlite_errors import FAILURES, translate
+from nano_vm.stores.sqlite_errors import FAILURES, Failure, translate
 
 APPLICATION_ID = 0x6E564D31  # "nVM1": what `file` and we see in the header of our databases
 _MAGIC = b"SQLite format 3\0"
@@ -213,7 +213,7 @@ def is_busy(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def _explain(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> StoreError:
+def _explain(error: Failure, path: Path) -> NanoVMError:
     name = getattr(error, "sqlite_errorname", "")
     writable = os.access(path if path.exists() else path.parent, os.W_OK) and os.access(path.parent, os.W_OK)
     if name.startswith(("SQLITE_CANTOPEN", "SQLITE_IOERR")) and not writable:

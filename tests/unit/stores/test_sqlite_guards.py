@@ -1,5 +1,6 @@
 """The database itself refuses what would rewrite history, whoever asks."""
 
+import asyncio
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from nano_vm import canonical
 from nano_vm.journal.port import BLOB_BYTES_MIN, Mail
 from nano_vm.stores.migrations import MIGRATIONS
 from nano_vm.stores.sqlite import SqliteStore
-from nano_vm.testing.store_conformance import NOW, Draft
+from nano_vm.testing.store_conformance import NOW, Draft, refusal, settle
 
 
 @pytest.fixture
@@ -151,3 +152,23 @@ def test_rows_removed_past_the_guards_are_found(database: Path, operator: sqlite
     operator.execute("DELETE FROM nvm_runs WHERE no = 2")
     with SqliteStore(database) as store:
         assert "references" in {problem.partition(":")[0] for problem in store.integrity()}
+
+
+def test_text_that_is_not_unicode_is_refused_and_disturbs_nobody(tmp_path: Path) -> None:
+    lone = "with\ud800surrogate"
+    with SqliteStore(tmp_path / "journal.db") as store:
+        good, bad = Draft("good", store.owner), Draft("bad", store.owner, key=lone)
+
+        async def both() -> None:
+            pending = [store.create(good.record, good.entries(1)), store.create(bad.record, bad.entries(1))]
+            await settle(pending[0])
+            with refusal("VALUE_STRING"):
+                await settle(pending[1])
+
+        asyncio.run(both())
+        assert len(store.read("good")) == 1
+        for look in (lambda: store.record(lone), lambda: store.find_key("default", "refund", lone)):
+            with refusal("VALUE_STRING"):
+                look()
+        with refusal("VALUE_STRING"):
+            store.post("good", Mail(mail_id=lone, kind="event", body=b"{}", posted_at_ms=NOW))

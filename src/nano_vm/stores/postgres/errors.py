@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import psycopg
 
 from nano_vm.errors import InputError, NanoVMError, StoreError
+from nano_vm.stores.rules import unpaired_surrogate
 
 # By the beginning of the SQLSTATE; the first that matches decides.
 _MEANINGS: tuple[tuple[str, str, str, str], ...] = (
@@ -40,11 +41,13 @@ def translate(error: psycopg.Error | UnicodeEncodeError, place: str) -> NanoVMEr
     for prefix, code, what, help in _MEANINGS:
         if state.startswith(prefix):
             return StoreError(code, f"the database `{place}` {what}", help=help, facts=facts)
-    if isinstance(error, psycopg.DataError | UnicodeEncodeError):
+    if isinstance(error, UnicodeEncodeError):
+        return unpaired_surrogate()
+    if isinstance(error, psycopg.DataError):
         return InputError(
             "USAGE",
             "a name or a key holds a character that PostgreSQL cannot keep",
-            help="leave out U+0000 and lone surrogates",
+            help="leave out U+0000",
             facts=facts,
         )
     if isinstance(error, psycopg.OperationalError):
