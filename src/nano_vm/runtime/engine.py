@@ -158,7 +158,7 @@ class Engine(Looking):
 
     async def govern(self, run: Run, pinned: Policy | None) -> None:
         """Put the gate in front of a run that is about to start, and keep what it is pinned to."""
-        if pinned is not None:
+        if pinned is not None and not self.is_kept(pinned):
             await self.keep_policy(pinned)
         if pinned is not None or self.policy is not None or run.program.approves:
             run.gate = governing.Gate(run, pinned)

@@ -159,6 +159,9 @@ class LaneRules:
         known = self._known
         if known is None or self._under is not self._gate.engine.policy:
             known = self.rulings
+        ruling = known.by_step.get(step.index)
+        if ruling is not None and occurrence == 1:
+            return ruling.rides if intended else ruling.alone
         counts: list[list[Any]] | None = None
         conditional = known.conditional.get(step.index)
         if conditional is not None and conditional.when is not None:
