@@ -15,12 +15,15 @@ it requests), in runs that track labels and where it is not 0.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeAlias
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 import msgspec
 from msgspec import UNSET as UNSET
 from msgspec import UnsetType as UnsetType
 
+from nano_vm.canonical import INT_MAX
+
+Int: TypeAlias = Annotated[int, msgspec.Meta(ge=-INT_MAX, le=INT_MAX)]  # others are not read alike everywhere
 Principal: TypeAlias = dict[str, Any]  # {"id": str, "roles": [str], "tenant": str}
 
 
@@ -40,7 +43,7 @@ class Switch(
     or CIRCUIT_OPEN or RATE_LIMITED.
     """
 
-    attempts: int
+    attempts: Int
     error: str
     origin: str
     reason: str
@@ -52,16 +55,16 @@ class RunStarted(_Event, kw_only=True):
 
     type: ClassVar[str] = "RunStarted"
 
-    at_ms: int
-    budgets: dict[str, int] | UnsetType = (
+    at_ms: Int
+    budgets: dict[str, Int] | UnsetType = (
         UNSET  # what a parent has left: steps, tokens, cost_nanousd, duration_ms
     )
-    depth: int | UnsetType = UNSET  # how deep in a tree of calls; absent at the top
+    depth: Int | UnsetType = UNSET  # how deep in a tree of calls; absent at the top
     features: list[str] | UnsetType = UNSET  # named kernel changes this run was made under
     forked: dict[str, Any] | UnsetType = UNSET  # {"run", "seq", "head"} of the run whose prefix follows
     key: str | UnsetType = UNSET  # the caller's run idempotency key, digested
-    label: int | UnsetType = UNSET
-    labels: dict[str, int] | UnsetType = UNSET  # of inputs, as the parent had them; trusted ones are left out
+    label: Int | UnsetType = UNSET
+    labels: dict[str, Int] | UnsetType = UNSET  # of inputs, as the parent had them; trusted ones are left out
     parent: dict[str, Any] | UnsetType = UNSET  # {"run", "step", "occurrence", "item"?}
     payload: Any = UNSET
     policy: str | UnsetType = UNSET  # "sha256:…" of the policy this run is pinned to
@@ -79,16 +82,16 @@ class StepStarted(_Event, kw_only=True):
 
     type: ClassVar[str] = "StepStarted"
 
-    at_ms: int
-    attempt: int
+    at_ms: Int
+    attempt: Int
     effect: str | UnsetType = UNSET  # effect class the tool was dispatched under
-    item: int | UnsetType = UNSET
-    label: int | UnsetType = UNSET
-    occurrence: int
+    item: Int | UnsetType = UNSET
+    label: Int | UnsetType = UNSET
+    occurrence: Int
     opens: list[str] | UnsetType = UNSET  # references of the secrets that the call is given
     payload: Any = UNSET
-    reserved_cost_nanousd: int | UnsetType = UNSET
-    reserved_tokens: int | UnsetType = UNSET
+    reserved_cost_nanousd: Int | UnsetType = UNSET
+    reserved_tokens: Int | UnsetType = UNSET
     step: str
 
 
@@ -99,23 +102,23 @@ class StepSucceeded(_Event, kw_only=True):
 
     type: ClassVar[str] = "StepSucceeded"
 
-    at_ms: int
-    attempt: int
+    at_ms: Int
+    attempt: Int
     cached: bool | UnsetType = UNSET
-    cost_nanousd: int | UnsetType = UNSET
+    cost_nanousd: Int | UnsetType = UNSET
     declared: str | UnsetType = UNSET
-    item: int | UnsetType = UNSET
-    label: int | UnsetType = UNSET
+    item: Int | UnsetType = UNSET
+    label: Int | UnsetType = UNSET
     model: str | UnsetType = UNSET
-    occurrence: int
+    occurrence: Int
     payload: Any = UNSET
     provider: str | UnsetType = UNSET
     pure: bool | UnsetType = UNSET
     step: str
     substituted: bool | UnsetType = UNSET
     switches: list[Switch] | UnsetType = UNSET
-    tokens_in: int | UnsetType = UNSET
-    tokens_out: int | UnsetType = UNSET
+    tokens_in: Int | UnsetType = UNSET
+    tokens_out: Int | UnsetType = UNSET
     verdicts: list[Any] | UnsetType = UNSET
 
 
@@ -127,23 +130,23 @@ class StepFailed(_Event, kw_only=True):
 
     type: ClassVar[str] = "StepFailed"
 
-    at_ms: int
-    attempt: int
-    cost_nanousd: int | UnsetType = UNSET
-    draw: int
+    at_ms: Int
+    attempt: Int
+    cost_nanousd: Int | UnsetType = UNSET
+    draw: Int
     error: str  # error type: a stable code or the exception's class name
-    item: int | UnsetType = UNSET
-    label: int | UnsetType = UNSET
+    item: Int | UnsetType = UNSET
+    label: Int | UnsetType = UNSET
     model: str | UnsetType = UNSET
-    occurrence: int
+    occurrence: Int
     payload: Any = UNSET
     provider: str | UnsetType = UNSET
     pure: bool | UnsetType = UNSET
     retryable: bool
     step: str
     switches: list[Switch] | UnsetType = UNSET
-    tokens_in: int | UnsetType = UNSET
-    tokens_out: int | UnsetType = UNSET
+    tokens_in: Int | UnsetType = UNSET
+    tokens_out: Int | UnsetType = UNSET
     verdicts: list[Any] | UnsetType = UNSET
 
 
@@ -157,22 +160,22 @@ class ModelTurned(_Event, kw_only=True):
 
     type: ClassVar[str] = "ModelTurned"
 
-    at_ms: int
-    attempt: int
+    at_ms: Int
+    attempt: Int
     cached: bool | UnsetType = UNSET
-    cost_nanousd: int | UnsetType = UNSET
-    dropped: int | UnsetType = UNSET
-    item: int | UnsetType = UNSET
-    label: int | UnsetType = UNSET
+    cost_nanousd: Int | UnsetType = UNSET
+    dropped: Int | UnsetType = UNSET
+    item: Int | UnsetType = UNSET
+    label: Int | UnsetType = UNSET
     model: str | UnsetType = UNSET
-    occurrence: int
+    occurrence: Int
     payload: Any = UNSET
-    proposals: int
+    proposals: Int
     provider: str | UnsetType = UNSET
     step: str
     switches: list[Switch] | UnsetType = UNSET
-    tokens_in: int | UnsetType = UNSET
-    tokens_out: int | UnsetType = UNSET
+    tokens_in: Int | UnsetType = UNSET
+    tokens_out: Int | UnsetType = UNSET
     verdicts: list[Any] | UnsetType = UNSET
 
 
@@ -186,13 +189,13 @@ class ActionProposed(_Event, kw_only=True):
 
     type: ClassVar[str] = "ActionProposed"
 
-    action: int
-    at_ms: int
-    attempt: int
+    action: Int
+    at_ms: Int
+    attempt: Int
     decided: dict[str, Any] | UnsetType = UNSET
-    item: int | UnsetType = UNSET
-    label: int | UnsetType = UNSET
-    occurrence: int
+    item: Int | UnsetType = UNSET
+    label: Int | UnsetType = UNSET
+    occurrence: Int
     payload: Any = UNSET
     reason: str | UnsetType = UNSET
     step: str
@@ -206,11 +209,11 @@ class StepPending(_Event, kw_only=True):
 
     type: ClassVar[str] = "StepPending"
 
-    at_ms: int
-    attempt: int
+    at_ms: Int
+    attempt: Int
     declared: str | UnsetType = UNSET
-    item: int | UnsetType = UNSET
-    occurrence: int
+    item: Int | UnsetType = UNSET
+    occurrence: Int
     pure: bool | UnsetType = UNSET
     step: str
     verdicts: list[Any] | UnsetType = UNSET  # of what follows a group that has timed out
@@ -221,13 +224,13 @@ class OutcomeUnknown(_Event, kw_only=True):
 
     type: ClassVar[str] = "OutcomeUnknown"
 
-    at_ms: int
-    attempt: int
+    at_ms: Int
+    attempt: Int
     compensation: bool | UnsetType = UNSET
     effect: str
-    item: int | UnsetType = UNSET
-    label: int | UnsetType = UNSET
-    occurrence: int
+    item: Int | UnsetType = UNSET
+    label: Int | UnsetType = UNSET
+    occurrence: Int
     payload: Any = UNSET
     reason: str
     step: str
@@ -239,16 +242,16 @@ class OutcomeResolved(_Event, kw_only=True):
 
     type: ClassVar[str] = "OutcomeResolved"
 
-    at_ms: int
-    attempt: int
+    at_ms: Int
+    attempt: Int
     by: str  # "contract", "reconcile" or "operator"
     compensation: bool | UnsetType = UNSET
     declared: str | UnsetType = UNSET
-    draw: int | UnsetType = UNSET
+    draw: Int | UnsetType = UNSET
     error: str | UnsetType = UNSET
-    item: int | UnsetType = UNSET
-    label: int | UnsetType = UNSET
-    occurrence: int
+    item: Int | UnsetType = UNSET
+    label: Int | UnsetType = UNSET
+    occurrence: Int
     payload: Any = UNSET
     principal: Principal | UnsetType = UNSET
     resolution: str
@@ -261,10 +264,10 @@ class TimerFired(_Event, kw_only=True):
 
     type: ClassVar[str] = "TimerFired"
 
-    at_ms: int
-    attempt: int
-    item: int | UnsetType = UNSET
-    occurrence: int
+    at_ms: Int
+    attempt: Int
+    item: Int | UnsetType = UNSET
+    occurrence: Int
     step: str
     verdicts: list[Any] | UnsetType = UNSET
 
@@ -276,10 +279,10 @@ class EventReceived(_Event, kw_only=True):
 
     type: ClassVar[str] = "EventReceived"
 
-    at_ms: int
+    at_ms: Int
     event_id: str
-    item: int | UnsetType = UNSET
-    label: int | UnsetType = UNSET
+    item: Int | UnsetType = UNSET
+    label: Int | UnsetType = UNSET
     name: str | UnsetType = UNSET
     payload: Any = UNSET
     principal: Principal | UnsetType = UNSET
@@ -292,11 +295,11 @@ class EventRefused(_Event, kw_only=True):
 
     type: ClassVar[str] = "EventRefused"
 
-    at_ms: int
+    at_ms: Int
     code: str
     event_id: str
-    item: int | UnsetType = UNSET
-    label: int | UnsetType = UNSET
+    item: Int | UnsetType = UNSET
+    label: Int | UnsetType = UNSET
     name: str | UnsetType = UNSET
     payload: Any = UNSET
     principal: Principal | UnsetType = UNSET
@@ -309,17 +312,17 @@ class ChildStarted(_Event, kw_only=True):
 
     type: ClassVar[str] = "ChildStarted"
 
-    at_ms: int
-    attempt: int
+    at_ms: Int
+    attempt: Int
     child: str
-    item: int | UnsetType = UNSET
-    label: int | UnsetType = UNSET
-    occurrence: int
+    item: Int | UnsetType = UNSET
+    label: Int | UnsetType = UNSET
+    occurrence: Int
     payload: Any = UNSET
     program: str
-    reserved_cost_nanousd: int | UnsetType = UNSET
-    reserved_steps: int | UnsetType = UNSET
-    reserved_tokens: int | UnsetType = UNSET
+    reserved_cost_nanousd: Int | UnsetType = UNSET
+    reserved_steps: Int | UnsetType = UNSET
+    reserved_tokens: Int | UnsetType = UNSET
     step: str
 
 
@@ -328,10 +331,10 @@ class ChildSuspended(_Event, kw_only=True):
 
     type: ClassVar[str] = "ChildSuspended"
 
-    at_ms: int
-    attempt: int
-    item: int | UnsetType = UNSET
-    occurrence: int
+    at_ms: Int
+    attempt: Int
+    item: Int | UnsetType = UNSET
+    occurrence: Int
     step: str
     waits: list[dict[str, Any]]
 
@@ -341,10 +344,10 @@ class ChildResumed(_Event, kw_only=True):
 
     type: ClassVar[str] = "ChildResumed"
 
-    at_ms: int
-    attempt: int
-    item: int | UnsetType = UNSET
-    occurrence: int
+    at_ms: Int
+    attempt: Int
+    item: Int | UnsetType = UNSET
+    occurrence: Int
     step: str
 
 
@@ -354,20 +357,20 @@ class ChildFinished(_Event, kw_only=True):
 
     type: ClassVar[str] = "ChildFinished"
 
-    at_ms: int
-    attempt: int
-    cost_nanousd: int | UnsetType = UNSET
+    at_ms: Int
+    attempt: Int
+    cost_nanousd: Int | UnsetType = UNSET
     head: str
-    item: int | UnsetType = UNSET
-    label: int | UnsetType = UNSET
-    occurrence: int
-    output_label: int | UnsetType = UNSET
+    item: Int | UnsetType = UNSET
+    label: Int | UnsetType = UNSET
+    occurrence: Int
+    output_label: Int | UnsetType = UNSET
     payload: Any = UNSET
     status: str
     step: str
-    steps: int
-    tokens: int | UnsetType = UNSET
-    undo_label: int | UnsetType = UNSET
+    steps: Int
+    tokens: Int | UnsetType = UNSET
+    undo_label: Int | UnsetType = UNSET
     verdicts: list[Any] | UnsetType = UNSET
 
 
@@ -376,7 +379,7 @@ class RunCancelled(_Event, kw_only=True):
 
     type: ClassVar[str] = "RunCancelled"
 
-    at_ms: int
+    at_ms: Int
     payload: Any = UNSET
     principal: Principal | UnsetType = UNSET
 
@@ -386,10 +389,10 @@ class BudgetExhausted(_Event, kw_only=True):
 
     type: ClassVar[str] = "BudgetExhausted"
 
-    at_ms: int
+    at_ms: Int
     budget: str
-    left: int
-    needed: int
+    left: Int
+    needed: Int
     step: str
 
 
@@ -399,8 +402,8 @@ class RunAdopted(_Event, kw_only=True):
 
     type: ClassVar[str] = "RunAdopted"
 
-    at_ms: int
-    fence: int
+    at_ms: Int
+    fence: Int
 
 
 class Erased(_Event, kw_only=True):
@@ -410,7 +413,7 @@ class Erased(_Event, kw_only=True):
 
     type: ClassVar[str] = "Erased"
 
-    at_ms: int
+    at_ms: Int
     erasure: str
     keys: list[str]
     principal: Principal | UnsetType = UNSET
@@ -424,8 +427,8 @@ class ValuesChanged(_Event, kw_only=True):
 
     type: ClassVar[str] = "ValuesChanged"
 
-    at_ms: int
-    label: int | UnsetType = UNSET
+    at_ms: Int
+    label: Int | UnsetType = UNSET
     names: list[str]
     payload: Any = UNSET
     principal: Principal | UnsetType = UNSET
@@ -437,12 +440,12 @@ class CompensationStarted(_Event, kw_only=True):
 
     type: ClassVar[str] = "CompensationStarted"
 
-    at_ms: int
-    attempt: int
+    at_ms: Int
+    attempt: Int
     effect: str | UnsetType = UNSET
-    item: int | UnsetType = UNSET
-    label: int | UnsetType = UNSET
-    occurrence: int
+    item: Int | UnsetType = UNSET
+    label: Int | UnsetType = UNSET
+    occurrence: Int
     opens: list[str] | UnsetType = UNSET
     payload: Any = UNSET
     step: str
@@ -453,11 +456,11 @@ class CompensationSucceeded(_Event, kw_only=True):
 
     type: ClassVar[str] = "CompensationSucceeded"
 
-    at_ms: int
-    attempt: int
-    item: int | UnsetType = UNSET
-    label: int | UnsetType = UNSET
-    occurrence: int
+    at_ms: Int
+    attempt: Int
+    item: Int | UnsetType = UNSET
+    label: Int | UnsetType = UNSET
+    occurrence: Int
     payload: Any = UNSET
     step: str
 
@@ -467,13 +470,13 @@ class CompensationFailed(_Event, kw_only=True):
 
     type: ClassVar[str] = "CompensationFailed"
 
-    at_ms: int
-    attempt: int
-    draw: int
+    at_ms: Int
+    attempt: Int
+    draw: Int
     error: str
-    item: int | UnsetType = UNSET
-    label: int | UnsetType = UNSET
-    occurrence: int
+    item: Int | UnsetType = UNSET
+    label: Int | UnsetType = UNSET
+    occurrence: Int
     payload: Any = UNSET
     retryable: bool
     step: str
@@ -492,16 +495,16 @@ class PolicyDecided(_Event, kw_only=True):
 
     action: str | UnsetType = UNSET
     approval: str | UnsetType = UNSET
-    at_ms: int
-    attempt: int
+    at_ms: Int
+    attempt: Int
     compensation: bool | UnsetType = UNSET
     counts: list[list[Any]] | UnsetType = UNSET
     current: str | UnsetType = UNSET
     decision: str
     detail: str | UnsetType = UNSET
-    item: int | UnsetType = UNSET
+    item: Int | UnsetType = UNSET
     model: str | UnsetType = UNSET
-    occurrence: int
+    occurrence: Int
     policy: str | UnsetType = UNSET
     reason: str
     rule: str
@@ -520,15 +523,15 @@ class ApprovalRequested(_Event, kw_only=True):
     type: ClassVar[str] = "ApprovalRequested"
 
     action: str
-    at_ms: int
-    attempt: int
-    count: int | UnsetType = UNSET
-    due_ms: int
+    at_ms: Int
+    attempt: Int
+    count: Int | UnsetType = UNSET
+    due_ms: Int
     four_eyes: bool | UnsetType = UNSET
-    item: int | UnsetType = UNSET
-    label: int | UnsetType = UNSET
+    item: Int | UnsetType = UNSET
+    label: Int | UnsetType = UNSET
     nonce: str
-    occurrence: int
+    occurrence: Int
     payload: Any = UNSET
     policy: str | UnsetType = UNSET
     reason: str | UnsetType = UNSET
@@ -544,7 +547,7 @@ class RunFinished(_Event, kw_only=True):
 
     type: ClassVar[str] = "RunFinished"
 
-    at_ms: int
+    at_ms: Int
     incomplete: list[str] | UnsetType = UNSET
     outcome: str | UnsetType = UNSET
     status: str
