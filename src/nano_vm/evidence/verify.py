@@ -315,7 +315,11 @@ class _Checking:
     def _receipt(self, contents: Contents, trace: Trace) -> dict[str, Any]:
         self.at = "receipt"
         made = receipt(trace)
-        if canonical.encode(made) != contents.receipt:
+        try:
+            written = canonical.encode(made)
+        except InputError:  # numbers that no honest run comes to
+            written = None
+        if written != contents.receipt:
             raise VerificationError("RECEIPT_MISMATCH", "the receipt is not what the journal comes to")
         self._passed(f"{made['status']}, recomputed byte for byte, {canonical.digest(contents.receipt)}")
         return made

@@ -20,11 +20,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from nano_vm import canonical
 from nano_vm.errors import NanoVMError, RuntimeFault, VerificationError
 from nano_vm.expr.reference import ERASED
 from nano_vm.journal.entry import Entry, Facts, is_closed, open_events, read_facts
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.instants import instant
+from nano_vm.kernel.limits import AGENT_CALLS_MAX, PAYLOAD_BYTES_MAX
 from nano_vm.kernel.state import State
 from nano_vm.kernel.transition import apply
 from nano_vm.program.compiled import (
@@ -88,6 +90,8 @@ class Recall:
                 assert type(told) is ev.Erased
                 dead.update(told.keys)
                 if told.recall is not ev.UNSET:
+                    if not canonical.is_canonical(entry.facts):  # they are used before their entry is read
+                        raise _malformed(entry.seq)
                     self._notes.update(told.recall)
             elif is_closed(entry, facts):
                 assert facts.key is not None
@@ -99,9 +103,10 @@ class Recall:
         """The events of an entry, with as much of a closed payload as is known."""
         note = self._notes.get(str(entry.seq), {})
         self._seq = entry.seq
-        if type(note) is not dict:
+        decisions = note.get("d", []) if type(note) is dict else None
+        if type(decisions) is not list:
             raise _malformed(entry.seq)
-        self._decisions, self._at = note.get("d", []), 0
+        self._decisions, self._at = decisions, 0
         events = open_events(entry, facts)
         self._verdicts = list(getattr(events[0], "verdicts", None) or ())
         for asked in events:
@@ -150,7 +155,9 @@ class Recall:
     def verdict(self, step: str, test: Callable[[list[Any]], bool], slots: list[Any]) -> bool:
         """What a condition comes to: as recorded when it reads what is gone."""
         outcome, gone = _evaluate(test, slots)
-        recorded = self._verdicts.pop(0)[2] if self._verdicts else _MISSING
+        told = self._verdicts.pop(0) if self._verdicts else None
+        # What is no verdict is found when those that came of it are compared with those that are recorded.
+        recorded = told[2] if type(told) is list and len(told) == 3 else _MISSING
         if not gone or recorded is _MISSING:
             return bool(_given(outcome))
         self.unchecked.append(Unchecked(self._seq, step))
@@ -266,7 +273,7 @@ class _Asks:
                 return _given(outcome)
             if type(outcome) is list:
                 return outcome
-            return [ERASED] * noted if type(noted) is int else []
+            return [ERASED] * min(noted, PAYLOAD_BYTES_MAX) if type(noted) is int else []
 
         return template if template.constant else msgspec.structs.replace(template, render=render)
 
@@ -275,7 +282,8 @@ class _Asks:
             outcome, noted = self.recall.decided(step, template.render, slots)
             if noted is _MISSING:
                 return _given(outcome)
-            return 0 if noted is None else noted / 1_000  # unknown: due at once, as whatever followed says
+            # Unknown: due at once, as whatever followed says.
+            return noted / 1_000 if type(noted) is int else 0
 
         return template if template.constant else msgspec.structs.replace(template, render=render)
 
@@ -549,8 +557,10 @@ def _filled_event(
 def _filled_talk(event: Any, shape: dict[str, Any]) -> dict[str, Any]:
     filled: dict[str, Any] = {"message": ERASED}
     if "feedback" in shape:
-        filled["feedback"] = [{"content": ERASED, "role": "user"} for _ in range(shape["feedback"])]
+        count = _few(shape["feedback"])
+        filled["feedback"] = [{"content": ERASED, "role": "user"} for _ in range(count)]
     if type(event) is ev.ModelTurned:
+        _few(event.proposals)
         calls = shape.get("calls", [{"name": "", "object": True, "fault": ""}] * event.proposals)
         filled["text"] = ERASED
         filled["calls"] = []
@@ -559,6 +569,13 @@ def _filled_talk(event: Any, shape: dict[str, Any]) -> dict[str, Any]:
             filled["calls"].append({**known, "fault": call["fault"]} if call["fault"] else known)
         del filled["message"]
     return filled
+
+
+def _few(count: int) -> int:
+    """A count of what a model has said, which says how much is made of nothing. Raises ValueError for too many."""
+    if count > AGENT_CALLS_MAX:
+        raise ValueError
+    return count
 
 
 def _is_approval(program: CompiledProgram, event: ev.EventReceived) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from msgspec import UNSET
 
 from nano_vm import canonical
-from nano_vm.errors import VerificationError
+from nano_vm.errors import InputError, VerificationError
 from nano_vm.journal.entry import GENESIS, Entry, is_closed, open_event, read_facts
 from nano_vm.journal.fold import OnTransition, check_verdicts, take
 from nano_vm.journal.ledger import Ledger
@@ -104,11 +104,8 @@ def verify_run(
             raise replay.failure
         state = replay.state
         # The digest of a state with private values in it would tell them to whoever guesses well.
-        stands = (
-            ""
-            if program.sealed or state.labels is not None
-            else f", state {canonical.digest(snapshot(state))}"
-        )
+        tells = program.sealed or state.labels is not None
+        stands = "" if tells else f", state {_digest_of(state)}"
         steps.append(("transitions", f"{state.seq} taken{stands}"))
         steps.append(("verdicts", f"{replay.verdicts} agree"))
         if recall is not None:
@@ -156,6 +153,16 @@ def _closed(program: CompiledProgram, entries: Sequence[Entry], notes: Notes | N
         return Recall(program, entries, notes)
     except VerificationError:
         return None  # whoever reads the chain says which entry is the first bad one
+
+
+def _digest_of(state: State) -> str:
+    try:
+        return canonical.digest(snapshot(state))
+    except InputError:
+        # Each of the numbers can be written, and what they add up to cannot.
+        raise VerificationError(
+            "REPLAY_MISMATCH", "the run comes to numbers that no run can come to"
+        ) from None
 
 
 def _check_gone(recall: Recall, entries: Sequence[Entry]) -> None:

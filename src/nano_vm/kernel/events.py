@@ -23,9 +23,7 @@ from msgspec import UnsetType as UnsetType
 
 from nano_vm.canonical import INT_MAX
 
-Int: TypeAlias = Annotated[
-    int, msgspec.Meta(ge=-INT_MAX, le=INT_MAX)
-]  # others cannot be written in canonical JSON
+Int: TypeAlias = Annotated[int, msgspec.Meta(ge=-INT_MAX, le=INT_MAX)]  # others are not read alike everywhere
 Principal: TypeAlias = dict[str, Any]  # {"id": str, "roles": [str], "tenant": str}
 
 

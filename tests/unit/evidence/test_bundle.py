@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from evidence_runs import (
@@ -35,7 +38,7 @@ from nano_vm.evidence.keys import KeyFiles, PublicKey, SigningKey
 from nano_vm.evidence.receipt import receipt
 from nano_vm.evidence.sign import sign, statement
 from nano_vm.evidence.verify import VerifiedBundle, verify_bundle
-from nano_vm.journal.entry import Chain, Entry, open_events
+from nano_vm.journal.entry import GENESIS, Chain, Entry, open_events
 from nano_vm.kernel.events import UNSET, ChildFinished
 
 SOURCES = Path(__file__).resolve().parents[3] / "src"
@@ -59,6 +62,30 @@ def resealed(lines: list[bytes]) -> bytes:
 
 def body_of(data: bytes) -> list[bytes]:
     return data.splitlines()[:-1]
+
+
+def rechained(data: bytes, change: Callable[[int, dict[str, Any]], object]) -> bytes:
+    """The bundle of one run with its facts changed, and its digests made anew as whoever changes them would make
+    them."""
+    lines = body_of(data)
+    first = next(number for number, line in enumerate(lines) if line.startswith(b'{"entries":')) + 1
+    (count,) = [canonical.decode(line)["entries"] for line in lines if line.startswith(b'{"entries":')]
+    head = GENESIS
+    for place in range(first, first + count):
+        line = json.loads(lines[place])
+        change(place - first, line["facts"])
+        facts = written({**line["facts"], "prev": head})
+        head = canonical.digest(facts)
+        rest = b""
+        if "payload" in line:
+            rest = b',"payload":%b,"salt":"%b"' % (written(line["payload"]), line["salt"].encode())
+        lines[place] = b'{"digest":"%b","facts":%b%b}' % (head.encode(), facts, rest)
+    return resealed(lines)
+
+
+def written(value: Any) -> bytes:
+    """Canonical JSON also of what may not be written so."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def refused(data: bytes, *keys: PublicKey) -> NanoVMError:
@@ -261,6 +288,47 @@ def test_whitespace_that_says_nothing_is_found() -> None:
             changed = [*lines]
             changed[place] = text
             assert refused(resealed(changed)).exit_code == 5
+
+
+@pytest.mark.parametrize("number", [2**53, 10**400, -(2**53)], ids=["over", "far over", "under"])
+@pytest.mark.parametrize("kind", ["refund", "shaky", "denied", "approved"])
+def test_numbers_that_are_not_read_alike_everywhere_are_malformed(kind: str, number: int) -> None:
+    data = exported(kind).data
+    places = sum(line.startswith(b'{"digest":') for line in body_of(data))
+    for place in range(places):
+
+        def exceed(seq: int, facts: dict[str, Any], place: int = place) -> None:
+            if seq == place:
+                facts["event"]["at_ms"] = number
+
+        error = refused(rechained(data, exceed))
+        assert (error.code, error.facts["seq"]) == ("JOURNAL_MALFORMED", place)
+
+
+def test_numbers_that_add_up_to_what_cannot_be_written_are_found() -> None:
+    def exceed(seq: int, facts: dict[str, Any]) -> None:
+        if "attempt" in facts["event"]:
+            facts["event"]["cost_nanousd"] = canonical.INT_MAX
+
+    assert refused(rechained(exported("shaky").data, exceed)).code in ("JOURNAL_MALFORMED", "REPLAY_MISMATCH")
+
+    def paid(seq: int, facts: dict[str, Any]) -> None:
+        if facts["type"] in ("StepSucceeded", "StepFailed") and facts["event"]["step"] == "judge":
+            facts["event"]["tokens_in"] = facts["event"]["tokens_out"] = canonical.INT_MAX
+
+    assert refused(rechained(exported("refund").data, paid)).code == "REPLAY_MISMATCH"
+
+
+def test_facts_from_outside_are_nested_no_deeper_than_values() -> None:
+    deep: list[Any] = []
+    for _ in range(300):
+        deep = [deep]
+
+    def nest(seq: int, facts: dict[str, Any]) -> None:
+        if facts["type"] == "RunStarted":
+            facts["event"]["principal"] = {"id": "ana", "roles": deep}
+
+    assert refused(rechained(exported("refund").data, nest)).code == "JOURNAL_MALFORMED"
 
 
 def test_the_first_bad_entry_is_named() -> None:

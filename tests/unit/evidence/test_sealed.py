@@ -5,11 +5,22 @@ from __future__ import annotations
 import asyncio
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
-from test_bundle import body_of, refused, resealed
+from test_bundle import body_of, rechained, refused, resealed
 
-from nano_vm import ExecutionVM, MockLLMAdapter, Program, SqliteStore, Vault
+from nano_vm import (
+    Completion,
+    ExecutionVM,
+    MockLLMAdapter,
+    Program,
+    SqliteStore,
+    ToolCall,
+    Vault,
+    canonical,
+)
+from nano_vm.errors import NanoVMError
 from nano_vm.evidence.bundle import export, export_steps
 from nano_vm.evidence.envelope import envelope_lines
 from nano_vm.evidence.keys import KeyFiles, SigningKey
@@ -114,3 +125,95 @@ def test_every_changed_byte_of_a_signed_bundle_with_sealed_values_is_found(
         edited = bytearray(body)
         edited[place] ^= choose.choice((1, 2, 4, 8, 16, 32, 64, 128))
         refused(resealed(bytes(edited).split(b"\n")), key.public)
+
+
+@pytest.mark.parametrize("verdict", [[], 1, None, ["known"], ["known", 1, True, True]])
+def test_what_is_no_verdict_is_none_of_what_is_gone(vm: ExecutionVM, verdict: Any) -> None:
+    asyncio.run(vm.erase(subject=NAME, reason="asked", by="ana"))
+
+    def exchange(seq: int, facts: dict[str, Any]) -> None:
+        if "verdicts" in facts["event"]:
+            facts["event"]["verdicts"] = [verdict]
+
+    error = refused(rechained(export(vm.store, "r1", opened=vm.read).data, exchange))
+    assert error.code == "REPLAY_MISMATCH"
+
+
+def nested(depth: int) -> list[Any]:
+    deep: list[Any] = []
+    for _ in range(depth):
+        deep = [deep]
+    return deep
+
+
+LETTERS = Program.from_dict(
+    {
+        "name": "letters",
+        "subject": "$who",
+        "inputs": {
+            "type": "object",
+            "properties": {"who": {"type": "string", "private": True}, "n": {"type": "number", "private": True}},
+        },
+        "steps": [
+            {"id": "some", "type": "tool", "tool": "echo", "args": {"x": ["$who"]}},
+            {"id": "each", "type": "map", "over": "$some.output", "max_items": 3,
+             "step": {"id": "one", "type": "tool", "tool": "echo", "args": {"x": "$item"}}},
+            {"id": "rest", "type": "wait", "seconds": "$n"},
+            {"id": "ask", "type": "agent", "prompt": "Anything for $who?", "tools": ["echo"]},
+        ],
+    }
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        {"d": [2**50]},
+        {"d": [-1, None, {}]},
+        {"d": 1},
+        {"d": None},
+        {"d": {}},
+        {"p": {"feedback": 2**50}},
+        {"p": {"who": [nested(200)]}},
+        {"p": nested(300)},
+        [],
+    ],
+)
+def test_notes_of_an_erasure_that_nobody_makes_are_found(tmp_path: Path, note: Any) -> None:
+    """Instead of being believed, or taken for how much memory to fill."""
+    calls = (ToolCall("1", "echo", '{"x": 1}'),)
+    with SqliteStore(tmp_path / "runs.db", durability="normal") as store:
+        llm = MockLLMAdapter([Completion(tool_calls=calls), "no"])
+        machine = ExecutionVM(llm, {"echo": echo}, store, vault=Vault.in_memory())
+        asyncio.run(machine.run(LETTERS, {"who": NAME, "n": 0}, trace_id="r1"))
+        asyncio.run(machine.erase(subject=NAME, reason="asked", by="ana"))
+        data = export(store, "r1", opened=machine.read).data
+    assert verify_bundle(data).receipt["status"] == "SUCCESS"
+    closed = [n for n, line in enumerate(entries_of(data)) if "key" in line["facts"]]
+    for place in closed:
+
+        def exchange(seq: int, facts: dict[str, Any], place: int = place) -> None:
+            if facts["type"] == "Erased":
+                facts["event"]["recall"] = {**facts["event"].get("recall", {}), str(place): note}
+
+        assert exit_code_of(rechained(data, exchange)) in (0, 5)  # what nobody looks at says nothing
+
+    def propose(seq: int, facts: dict[str, Any]) -> None:
+        if facts["type"] == "Erased":
+            facts["event"].pop("recall", None)
+        if "proposals" in facts["event"]:
+            facts["event"]["proposals"] = 2**50
+
+    refused(rechained(data, propose))
+
+
+def exit_code_of(data: bytes) -> int:
+    try:
+        verify_bundle(data)
+    except NanoVMError as error:
+        return error.exit_code
+    return 0
+
+
+def entries_of(data: bytes) -> list[dict[str, Any]]:
+    return [canonical.decode(line) for line in body_of(data) if line.startswith(b'{"digest":')]
