@@ -102,16 +102,11 @@ def wakes_at_ms(trace: Trace) -> int:
 
 
 def flat_waits(trace: Trace) -> list[dict[str, Any]]:
-    """The waits of a run and of its children."""
-    found = []
-    todo = [wait.to_dict() for wait in trace.waiting]
-    while todo:
-        wait = todo.pop(0)
-        if wait.get("waits"):
-            todo = [*wait["waits"], *todo]
-        else:
-            found.append(wait)
-    return found
+    """The waits of a run and of its children, as answers name them."""
+    from nano_vm.runtime import ways
+
+    waits = [wait.to_dict() for wait in trace.waiting]
+    return [wait for _, wait in ways.flat_waits(trace.trace_id, waits)]
 
 
 async def wait_through(session: Session, trace: Trace) -> Trace:

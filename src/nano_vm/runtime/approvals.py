@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,8 +12,8 @@ from nano_vm.journal.entry import open_events, read_facts
 from nano_vm.journal.port import RunQuery, RunRecord
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
-from nano_vm.kernel.transition import child_run_id
 from nano_vm.runtime.rights import APPROVE, principal_of
+from nano_vm.runtime.ways import flat_waits, steps_of
 
 if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class PendingApproval(msgspec.Struct, frozen=True, kw_only=True):
     """Something that waits for an approval.
 
-    `step` is the step that waits, for one of a called program the way to it: `call/step`. `action` and `nonce` are
-    what an answer names; both are empty for a wait that is bound to no action. `shown` is what the journal holds as
-    shown to approvers. `due_ms` is 0 where nothing expires.
+    `step` is the step that waits, for one of a called program the way to it: `call/step`; `item` the element of a map.
+    `action` and `nonce` are what an answer names; both are empty for a wait that is bound to no action. `shown` is what
+    the journal holds as shown to approvers. `due_ms` is 0 where nothing expires.
     """
 
     run_id: str
@@ -48,7 +48,7 @@ def pending(engine: Looking, record: RunRecord) -> list[PendingApproval]:
             run_id=record.run_id,
             tenant=record.tenant,
             program=record.program_name,
-            step=way,
+            step=wait["step"],
             item=wait.get("item"),
             roles=tuple(wait.get("approvers", ())),
             tool=wait.get("tool", ""),
@@ -57,44 +57,26 @@ def pending(engine: Looking, record: RunRecord) -> list[PendingApproval]:
             due_ms=wait.get("due_ms", 0),
             shown=_shown(engine, run_id, wait["nonce"]) if wait.get("nonce") else {},
         )
-        for run_id, way, wait in _waits(record.run_id, record.waits)
+        for run_id, wait in flat_waits(record.run_id, record.waits)
+        if wait["kind"] == "approval"
     ]
 
 
 def only_approvals(record: RunRecord, step: str | None, name: str | None) -> bool:
     """Whether an event could only be the answer to something that waits for an approval."""
+    named = None if step is None else steps_of(step)
     kinds = [
         wait["kind"]
-        for way, wait in _all_waits(record.waits)
-        if step in (None, way) and name in (None, wait.get("event"))
+        for _, wait in flat_waits(record.run_id, record.waits)
+        if named in (None, steps_of(wait["step"])) and name in (None, wait.get("event"))
     ]
     return bool(kinds) and all(kind == "approval" for kind in kinds)
-
-
-def _all_waits(waits: list[dict[str, Any]], way: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    for wait in waits:
-        if wait["kind"] == "child":
-            yield from _all_waits(list(wait.get("waits", ())), f"{way}{wait['step']}/")
-        else:
-            yield way + wait["step"], wait
 
 
 def all_pending(engine: Looking, tenant: str | None, limit: int) -> list[PendingApproval]:
     """See `Engine.approvals`."""
     query = RunQuery(tenant=tenant, status="SUSPENDED", parent="", limit=limit)
     return [found for record in engine.store.records(query) for found in pending(engine, record)]
-
-
-def _waits(
-    run_id: str, waits: list[dict[str, Any]], way: str = ""
-) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for wait in waits:
-        if wait["kind"] == "approval":
-            yield run_id, way + wait["step"], wait
-        elif wait["kind"] == "child":
-            item = wait.get("item", -1)
-            child = child_run_id(run_id, wait["step"], wait["occurrence"], item, wait["attempt"])
-            yield from _waits(child, list(wait.get("waits", ())), f"{way}{wait['step']}/")
 
 
 def _shown(engine: Looking, run_id: str, nonce: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from nano_vm.program.labels import SEALED
 from nano_vm.runtime.driver import Run, RunLeft
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.sealing import digester, keys_live, open_letter, seal_letter
+from nano_vm.runtime.ways import below
 
 if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
@@ -335,7 +336,7 @@ def _addressees_of(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) 
             continue
         item = -1 if wait.item is None else wait.item
         child = child_run_id(run.state.run, wait.step, wait.occurrence, item, wait.attempt)
-        inner = _below(letter, wait.step, wait.item)
+        inner = below(letter, wait.step, wait.occurrence, wait.item)
         assert inner is not None
         found.append(_Addressee(run, child, inner, fits))
     for activity in run.state.active.values():
@@ -345,7 +346,8 @@ def _addressees_of(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) 
         if type(step.action) is CallAction:
             child = child_run_id(run.state.run, step.id, activity.occurrence, activity.item, activity.attempt)
             live = engine.live_here(child)
-            inner = _below(letter, step.id, None if activity.item < 0 else activity.item)
+            place = None if activity.item < 0 else activity.item
+            inner = below(letter, step.id, activity.occurrence, place)
             if live is not None and inner is not None:
                 found += _addressees(engine, live, kind, inner)
     return found
@@ -356,19 +358,6 @@ def _takes_any(kind: str, letter: dict[str, Any], found: list[_Addressee]) -> bo
     meant for one thing only."""
     named = kind == "event" and (letter["name"] is not None or letter["step"] is not None)
     return named and all(one.kind == "event" for one in found)
-
-
-def _below(letter: dict[str, Any], step: str, item: int | None) -> dict[str, Any] | None:
-    """The letter as a child takes it: a way like `call/step` loses its first part. None when it leads elsewhere."""
-    way = letter["step"]
-    if way is None or "/" not in way:
-        return letter
-    first, rest = way.split("/", 1)
-    if first != step:
-        return None
-    if item is None or letter.get("item") is None:
-        return {**letter, "step": rest}
-    return {**letter, "step": rest, "item": None} if letter["item"] == item else None
 
 
 def _taken_below(engine: Engine, run_id: str, letter: dict[str, Any]) -> Rejection | None:
@@ -502,7 +491,7 @@ def _declared(engine: Engine, program: CompiledProgram, activity: Activity) -> A
 def _fits(kind: str, letter: dict[str, Any], wait: dict[str, Any]) -> str | None:
     """The kind of wait that the letter may be meant for, here or below; None when it is not meant for this one."""
     if wait["kind"] == "child":
-        inner = _below(letter, wait["step"], wait.get("item"))
+        inner = below(letter, wait["step"], wait["occurrence"], wait.get("item"))
         found = () if inner is None else (_fits(kind, inner, one) for one in wait.get("waits", ()))
         return next((one for one in found if one is not None), None)
     wanted = ("outcome",) if kind == "resolve" else ("event", "approval", "tool")
