@@ -25,6 +25,11 @@ from gateway_stage import (
 )
 from mcp.shared.exceptions import MCPError
 
+from nano_vm import ExecutionVM
+from nano_vm.gateway.asking import APPROVALS, arguments, questions
+from nano_vm.gateway.principals import Principal
+from nano_vm.gateway.views import run_view
+
 TASKS = "io.modelcontextprotocol/tasks"
 WAITS = program(
     "waits",
@@ -305,3 +310,45 @@ def test_clients_that_do_not_know_tasks_get_none(served: Served) -> None:
 
     asyncio.run(legacy())
     assert PAYER
+
+
+def test_a_program_that_is_called_again_asks_anew() -> None:
+    """The answer to what it asked the first time is not taken for the answer to what it asks now."""
+    ask = program("child", {"id": "w", "type": "wait", "approvers": ["boss"]})
+    twice = program(
+        "twice",
+        {"id": "c", "type": "call", "program": "child", "output_key": "said"},
+        {
+            "id": "more",
+            "type": "condition",
+            "condition": "$d.output is null",
+            "then": "d",
+            "otherwise": "end",
+        },
+        {"id": "d", "type": "tool", "tool": "add", "args": {"a": 1, "b": 1}, "next_step": "c"},
+        {"id": "end", "type": "tool", "tool": "add", "args": {"a": 2, "b": 2}, "is_terminal": True},
+        max_steps=20,
+    )
+    vm = ExecutionVM(tools={"add": lambda a, b: a + b})
+    vm.save_program(ask)
+    boss = Principal("ana", ("approver", "boss"))
+
+    async def main() -> None:
+        trace = await vm.run(twice)
+        keys = set()
+        for _ in range(2):
+            assert trace.status.value == "SUSPENDED"
+            ((key, (wait, _)),) = questions(boss, run_view(trace), APPROVALS).items()
+            keys.add(key)
+            answer = arguments(trace.trace_id, wait, yes(approved=True))
+            assert answer is not None
+            trace = await vm.approve(
+                answer["trace_id"],
+                answer["approve"],
+                step=answer["step"],
+                event_id=answer["event_id"],
+                principal=boss.to_dict(),
+            )
+        assert (trace.status.value, len(keys)) == ("SUCCESS", 2)
+
+    run(main())

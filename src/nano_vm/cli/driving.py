@@ -103,15 +103,9 @@ def wakes_at_ms(trace: Trace) -> int:
 
 def flat_waits(trace: Trace) -> list[dict[str, Any]]:
     """The waits of a run and of its children."""
-    found = []
-    todo = [wait.to_dict() for wait in trace.waiting]
-    while todo:
-        wait = todo.pop(0)
-        if wait.get("waits"):
-            todo = [*wait["waits"], *todo]
-        else:
-            found.append(wait)
-    return found
+    from nano_vm.runtime.ways import places
+
+    return [place.named for place in places(trace.trace_id, [wait.to_dict() for wait in trace.waiting])]
 
 
 async def wait_through(session: Session, trace: Trace) -> Trace:

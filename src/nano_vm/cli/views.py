@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nano_vm.cli import exits
 from nano_vm.cli.console import Console, compact, printable
+from nano_vm.cli.driving import flat_waits
 from nano_vm.cli.session import command, document_of
 from nano_vm.observe.wording import moment, step_text, switch_text
 from nano_vm.program.compiled import ModelAction, ToolAction
@@ -86,14 +87,8 @@ def show_end(console: Console, trace: Trace) -> None:
 def continuations(args: argparse.Namespace, program: CompiledProgram, trace: Trace) -> list[dict[str, Any]]:
     """What the run waits for, each with the command that brings it on: {"wait", "text", "command"}."""
     found = []
-    todo: list[tuple[dict[str, Any], str]] = [(wait.to_dict(), "") for wait in trace.waiting]
-    while todo:
-        wait, way = todo.pop(0)
-        if wait.get("waits"):
-            element = f"[{wait['item']}]" if "item" in wait else ""
-            todo = [*((inner, f"{way}{wait['step']}{element}/") for inner in wait["waits"]), *todo]
-            continue
-        text, words, acts = _way_on({**wait, "step": way + wait["step"]}, trace.trace_id)
+    for wait in flat_waits(trace):
+        text, words, acts = _way_on(wait, trace.trace_id)
         line = command(args, *words, drives=True, acts=acts)
         if not hasattr(args, "tools"):
             line += _placeholders(program)

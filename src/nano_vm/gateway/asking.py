@@ -12,6 +12,7 @@ from typing import Any
 
 import mcp_types as types
 
+from nano_vm import canonical
 from nano_vm.gateway.principals import ANSWER, RUN, Principal
 
 MESSAGE_CHARS_MAX = 4_000
@@ -33,6 +34,8 @@ def key_of(wait: dict[str, Any]) -> str:
     parts = [wait["step"], str(wait.get("occurrence", 1)), str(wait.get("attempt", 1))]
     if "item" in wait:
         parts.append(str(wait["item"]))
+    if "child" in wait:  # each time that it is called, a program waits anew
+        parts.append(canonical.digest(wait["child"].encode())[7:23])
     if wait.get("nonce"):
         parts.append(wait["nonce"])  # the action may have changed since the question
     return ".".join(parts)

@@ -9,6 +9,7 @@ from nano_vm import canonical
 from nano_vm.journal.port import RunRecord
 from nano_vm.journal.trace import Trace, TraceStep
 from nano_vm.kernel import events as ev
+from nano_vm.runtime.ways import places
 
 VALUE_BYTES_MAX = 64 * 1024  # of one value inside a list; larger ones are named by digest
 REFUSED_MAX = 50
@@ -49,17 +50,12 @@ def run_view(trace: Trace) -> dict[str, Any]:
 
 
 def flat_waits(trace: Trace) -> list[dict[str, Any]]:
-    """What the run and its children wait for; `step` is the way to it, as in `call/step` and `call[0]/step`."""
-    found: list[dict[str, Any]] = []
-    todo: list[tuple[dict[str, Any], str]] = [(wait.to_dict(), "") for wait in trace.waiting]
-    while todo:
-        wait, way = todo.pop(0)
-        if wait.get("waits"):
-            element = f"[{wait['item']}]" if "item" in wait else ""
-            todo = [*((each, f"{way}{wait['step']}{element}/") for each in wait["waits"]), *todo]
-            continue
-        found.append({**wait, "step": way + wait["step"]})
-    return found
+    """What the run and its children wait for; `step` is the way to it, as in `call/step` and `call[0]/step`, and
+    `child` the run that waits."""
+    return [
+        place.named if place.run_id == trace.trace_id else {**place.named, "child": place.run_id}
+        for place in places(trace.trace_id, [wait.to_dict() for wait in trace.waiting])
+    ]
 
 
 def waits_view(trace: Trace) -> list[dict[str, Any]]:

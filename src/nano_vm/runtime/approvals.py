@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,24 +12,20 @@ from nano_vm.journal.entry import open_events, read_facts
 from nano_vm.journal.port import RunQuery, RunRecord
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
-from nano_vm.kernel.transition import child_run_id
 from nano_vm.runtime.rights import APPROVE, principal_of
+from nano_vm.runtime.ways import Place, places, plain
 
 if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
     from nano_vm.runtime.looking import Looking
 
 
-_ELEMENT: Final = re.compile(r"\[[0-9]+\]/")
-
-
 class PendingApproval(msgspec.Struct, frozen=True, kw_only=True):
     """Something that waits for an approval.
 
     `step` is the step that waits, for one of a called program the way to it: `call/step`, or `call[0]/step` where a
-    map calls. `action` and `nonce` are
-    what an answer names; both are empty for a wait that is bound to no action. `shown` is what the journal holds as
-    shown to approvers. `due_ms` is 0 where nothing expires.
+    map calls. `action` and `nonce` are what an answer names; both are empty for a wait that is bound to no action.
+    `shown` is what the journal holds as shown to approvers. `due_ms` is 0 where nothing expires.
     """
 
     run_id: str
@@ -66,23 +61,8 @@ def pending(engine: Looking, record: RunRecord) -> list[PendingApproval]:
     ]
 
 
-class _Place(NamedTuple):
-    """Where something is waited for: the run that waits, the way to the step, the outermost element of a map on it (the
-    wait's own one, where no map calls), and the wait."""
-
-    run_id: str
-    way: str
-    element: int | None
-    wait: dict[str, Any]
-
-
-def plain(way: str) -> str:
-    """A way without the elements that it names: `call/step` for `call[0]/step`."""
-    return _ELEMENT.sub("/", way)
-
-
-def _places(record: RunRecord) -> list[_Place]:
-    return [place for place in _waits(record.run_id, record.waits) if place.wait["kind"] == "approval"]
+def _places(record: RunRecord) -> list[Place]:
+    return [place for place in places(record.run_id, record.waits) if place.wait["kind"] == "approval"]
 
 
 def only_approvals(record: RunRecord, step: str | None, name: str | None) -> bool:
@@ -90,7 +70,7 @@ def only_approvals(record: RunRecord, step: str | None, name: str | None) -> boo
     wanted = None if step is None else plain(step)
     kinds = [
         place.wait["kind"]
-        for place in _waits(record.run_id, record.waits)
+        for place in places(record.run_id, record.waits)
         if wanted in (None, plain(place.way)) and name in (None, place.wait.get("event"))
     ]
     return bool(kinds) and all(kind == "approval" for kind in kinds)
@@ -100,21 +80,6 @@ def all_pending(engine: Looking, tenant: str | None, limit: int) -> list[Pending
     """See `Engine.approvals`."""
     query = RunQuery(tenant=tenant, status="SUSPENDED", parent="", limit=limit)
     return [found for record in engine.store.records(query) for found in pending(engine, record)]
-
-
-def _waits(
-    run_id: str, waits: list[dict[str, Any]], way: str = "", outer: int | None = None
-) -> Iterator[_Place]:
-    for wait in waits:
-        own = wait.get("item")
-        item = own if outer is None else outer
-        if wait["kind"] != "child":
-            yield _Place(run_id, way + wait["step"], item, wait)
-            continue
-        number = -1 if own is None else own
-        child = child_run_id(run_id, wait["step"], wait["occurrence"], number, wait["attempt"])
-        element = "" if own is None else f"[{own}]"
-        yield from _waits(child, list(wait.get("waits", ())), f"{way}{wait['step']}{element}/", item)
 
 
 def _shown(engine: Looking, run_id: str, nonce: str) -> dict[str, Any]:

@@ -7,8 +7,10 @@ from typing import Any
 
 import streamlit as st
 
+from nano_vm.journal.port import RunRecord
 from nano_vm.runtime.control import leave_cancel, leave_event
 from nano_vm.runtime.engine import Engine
+from nano_vm.runtime.ways import places
 from nano_vm.studio.answering import answer_card
 from nano_vm.studio.frame import command, library, settings
 from nano_vm.studio.library import Sight
@@ -23,8 +25,7 @@ def actions(sight: Sight) -> None:
         return  # a child's waits and its end go through its parent
     live = sight.is_live
     may_act, may_approve = settings().may(ACT), settings().may(APPROVE)
-    waits = sight.record.waits if live else []
-    if live and any(wait["kind"] == "approval" for wait in _flat(waits)):
+    if live and any(wait["kind"] == "approval" for wait in _flat(sight.record)):
         st.markdown("## Approval")
         for found in library().approvals():
             if found.run_id == sight.record.run_id:
@@ -49,11 +50,8 @@ def actions(sight: Sight) -> None:
     _fork(sight)
 
 
-def _flat(waits: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    found = []
-    for wait in waits:
-        found += _flat(list(wait["waits"])) if wait.get("waits") else [wait]
-    return found
+def _flat(record: RunRecord) -> list[dict[str, Any]]:
+    return [place.named for place in places(record.run_id, record.waits)]
 
 
 def _json(value: str) -> Any:
@@ -75,7 +73,7 @@ def _who() -> dict[str, Any] | None:
 
 
 def _resume(sight: Sight) -> None:
-    waits = [wait for wait in _flat(sight.record.waits) if wait["kind"] in ("event", "tool")]
+    waits = [wait for wait in _flat(sight.record) if wait["kind"] in ("event", "tool")]
     if not waits:
         return
     run_id = sight.record.run_id
@@ -94,7 +92,7 @@ def _resume(sight: Sight) -> None:
                 st.error(f"This is not JSON: {error}")
                 return
             name = wait.get("event") if wait["kind"] == "event" else None
-            step = None if name else wait["step"]
+            step = wait["step"]
 
             async def resume(engine: Engine) -> Any:
                 return await engine.resume(
@@ -111,7 +109,7 @@ def _resume(sight: Sight) -> None:
 
 
 def _resolve(sight: Sight) -> None:
-    waits = [wait for wait in _flat(sight.record.waits) if wait["kind"] == "outcome"]
+    waits = [wait for wait in _flat(sight.record) if wait["kind"] == "outcome"]
     if not waits:
         return
     run_id = sight.record.run_id

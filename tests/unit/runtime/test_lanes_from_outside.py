@@ -8,6 +8,7 @@ import pytest
 from runtime_stage import Opener, play, program, refused, sound, tool_step, wait_step
 
 from nano_vm import PENDING, RunStatus
+from nano_vm.runtime.ways import places
 
 BOSS = {"id": "ana", "roles": ["boss"]}
 
@@ -163,5 +164,111 @@ def test_what_became_of_a_childs_call_is_said_of_the_child_that_is_meant(opener:
         trace = await vm.resolve(run_id, "a/charge", "succeeded", 1)
         assert trace.final_output == {"a": 1, "b": 2}
         sound(vm, trace)
+
+    play(main())
+
+
+def called_for_each(*steps: dict[str, Any], inner: list[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A program with a map of steps, and one that calls it for each of two elements."""
+    (step,) = steps
+    child = program(each(step, inner), name="child")
+    flow = program(each({"id": "c", "type": "call", "program": "child"}, ["a", "b"]), name="flow")
+    return child, flow
+
+
+PLACES = [("c[0]/q", 0), ("c[0]/q", 1), ("c[1]/q", 0), ("c[1]/q", 1)]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("kind", ["event", "tool", "approval", "outcome"])
+def test_an_element_of_a_map_that_an_element_calls_can_be_meant(
+    opener: Opener, kind: str, backwards: bool
+) -> None:
+    def act() -> str:
+        if kind == "outcome":
+            raise ConnectionError
+        return PENDING
+
+    waits = {"event": wait_step("q"), "approval": {"id": "q", "type": "wait", "approvers": ["boss"]}}
+    child, flow = called_for_each(waits.get(kind, tool_step("q")), inner=[1, 2])
+    vm = opener(tools={"act": act})
+    vm.save_program(child)
+
+    async def main() -> None:
+        trace = await vm.run(flow)
+        waiting = [wait.to_dict() for wait in trace.waiting]
+        found = [(place.way, place.wait["item"]) for place in places(trace.trace_id, waiting)]
+        assert found == PLACES
+        said = {place: f"{place[0]}, {place[1]}" for place in PLACES}
+        for step, item in reversed(PLACES) if backwards else PLACES:
+            if kind == "outcome":
+                trace = await vm.resolve(trace.trace_id, step, "succeeded", said[step, item], item=item)
+            elif kind == "approval":
+                asked = [one for one in vm.approvals() if (one.step, one.item) == (step, item)]
+                assert len(asked) == 1
+                comment = said[step, item]
+                trace = await vm.approve(
+                    trace.trace_id, step=step, item=item, comment=comment, principal=BOSS
+                )
+            else:
+                trace = await vm.resume(trace.trace_id, said[step, item], step=step, item=item)
+        if kind == "approval":
+            yielded = [[one["comment"] for one in lane] for lane in trace.final_output]
+        else:
+            yielded = trace.final_output
+        assert yielded == [[said[PLACES[0]], said[PLACES[1]]], [said[PLACES[2]], said[PLACES[3]]]]
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_a_way_that_leads_nowhere_reaches_nobody(opener: Opener) -> None:
+    child, flow = called_for_each(wait_step("q"), inner=[1])
+    vm = opener()
+    vm.save_program(child)
+
+    async def main() -> None:
+        trace = await vm.run(flow)
+        for way in ("c[7]/q", "c[0][0]/q", "c[x]/q", "c[00]/q", "d[0]/q", "c[0]/z"):
+            with refused("UNKNOWN_STEP"):
+                await vm.resume(trace.trace_id, 1, step=way, item=0)
+
+    play(main())
+
+
+def test_bound_approvals_are_given_to_the_element_that_calls_for_them(opener: Opener) -> None:
+    """Of the very same action, too: each element asks for its own."""
+    paid: list[int] = []
+    ask = {"id": "ok", "type": "wait", "approvers": ["boss"], "approves": "pay"}
+    child = program(ask, tool_step("pay", args={"amount": 7}), name="child")
+    flow = program(each({"id": "c", "type": "call", "program": "child"}, ["a", "b"]), name="flow")
+    vm = opener(tools={"act": lambda amount: paid.append(amount)})
+    vm.save_program(child)
+
+    async def main() -> None:
+        run_id = (await vm.run(flow)).trace_id
+        first, second = vm.approvals()
+        assert [(one.step, one.item) for one in (first, second)] == [("c[0]/ok", None), ("c[1]/ok", None)]
+        for one in (second, first):
+            trace = await vm.approve(run_id, step=one.step, item=one.item, action=one.action, principal=BOSS)
+        assert (trace.status, paid) == (RunStatus.SUCCESS, [7, 7])
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_who_may_only_approve_may_answer_in_an_element_that_calls(opener: Opener) -> None:
+    child, flow = called_for_each({"id": "q", "type": "wait", "approvers": ["boss"]}, inner=[1, 2])
+    vm = opener(access="required")
+    vm.save_program(child)
+    approver = {"id": "eve", "roles": ["approver", "boss"]}
+
+    async def main() -> None:
+        trace = await vm.run(flow, principal={"id": "op", "roles": ["operator"]})
+        for step, item in PLACES:
+            trace = await vm.resume(
+                trace.trace_id, {"approved": True}, step=step, item=item, principal=approver
+            )
+        assert trace.status is RunStatus.SUCCESS
 
     play(main())
