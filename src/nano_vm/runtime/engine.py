@@ -329,8 +329,8 @@ class Engine(Looking):
             event: the event's data; it becomes the output of the step that waits for it.
             event_id: identity of the event: repeating it with the same content answers alike, with other content is
                 refused. Without one the content is its identity.
-            name, step, item: which wait is meant, when there are several; `item` counts the elements of a map from 0. For
-                a called program's step the way to it, `call/step`; `call.1.3/step` where the call is that of element 3.
+            name, step, item: which wait is meant, when there are several; `item` counts the elements of a map from 0.
+                For a called program's step the way to it, `call/step`; `call.1.3/step` where element 3 calls it.
             principal: who sends it; an approval needs one with a fitting role.
 
         Raises:
