@@ -231,7 +231,7 @@ async def read(line: Line, name: str) -> None:
     ],
 )
 def test_a_line_that_breaks_at_any_message_loses_nothing_and_doubles_nothing(
-    call: Callable[[Line, str], Awaitable[None]], how: Break
+    call: Callable[[Line, str], Awaitable[None]], how: Break, caplog: pytest.LogCaptureFixture
 ) -> None:
     line = Line()
     try:
@@ -242,5 +242,6 @@ def test_a_line_that_breaks_at_any_message_loses_nothing_and_doubles_nothing(
                 break
         assert 1 <= message < MESSAGES_MAX
         assert line.witness.integrity() == []
+        assert caplog.record_tuples == []  # the caller hears of it, and nobody else has to
     finally:
         line.close()

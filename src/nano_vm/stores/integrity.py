@@ -32,7 +32,8 @@ def examined(
                 if len(problems) >= PROBLEMS_MAX:
                     return problems
         except unreadable as error:
-            problems.append(f"{check.__name__.removeprefix('_')}: cannot be read ({error})")
+            why = str(error).partition("\n")[0]
+            problems.append(f"{check.__name__.removeprefix('_')}: cannot be read ({why})")
     return problems
 
 

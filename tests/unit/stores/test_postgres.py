@@ -222,6 +222,20 @@ def test_text_that_postgresql_cannot_keep_is_refused_and_disturbs_nobody(
         store.find_key("default", "refund", name)
 
 
+def test_what_cannot_be_read_does_not_hide_how_the_rest_is(
+    store: PostgresStore, sql: psycopg.Connection[Any]
+) -> None:
+    written(store)
+    sql.execute("DROP TABLE nvm_mail")
+    sql.execute("ALTER TABLE nvm_segments DISABLE TRIGGER USER")
+    sql.execute("UPDATE nvm_segments SET seq = seq + 1")
+    found = store.integrity()
+    assert {line.partition(":")[0] for line in found} == {"schema", "mail", "segments"}
+    unreadable = [line for line in found if "cannot be read" in line]
+    assert unreadable == [line for line in found if line.startswith("mail: ")]
+    assert not any("\n" in line for line in found)
+
+
 def test_operators_see_one_row_per_entry(store: PostgresStore, sql: psycopg.Connection[Any]) -> None:
     written(store)
     rows = sql.execute("SELECT run_id, seq, type FROM nvm_entries ORDER BY seq").fetchall()

@@ -7,7 +7,7 @@ import functools
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import psycopg
@@ -116,6 +116,23 @@ class PostgresConnection:
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
         return self.raw.execute(dollars(sql).encode(), parameters or None)
 
+    @contextlib.contextmanager
+    def pipeline(self) -> Iterator[None]:
+        """What is executed inside goes to the server in one way. The block's own error counts, not the one that leaving
+        a pipeline adds to it: the driver would write that one to its log, and alarm people about what is dealt with
+        here."""
+        failure: psycopg.Error | None = None
+        try:
+            with self.raw.pipeline():
+                try:
+                    yield
+                except psycopg.Error as error:
+                    failure = error
+        except psycopg.Error as error:
+            raise failure or error from None
+        if failure is not None:
+            raise failure
+
     @property
     def is_lost(self) -> bool:
         """Whether the session is gone, though nobody closed it."""
@@ -210,7 +227,7 @@ class PostgresConnection:
         for left in reversed(range(_ATTEMPTS)):
             self.restore()
             try:
-                with self.raw.pipeline():
+                with self.pipeline():
                     self.execute("BEGIN")
                     opened = opening()
                 result = work(opened)
@@ -235,7 +252,7 @@ class PostgresConnection:
             psycopg.Error: neither, but for a session that was lost and cannot be had again: nobody knows then.
         """
         try:
-            with self.raw.pipeline():
+            with self.pipeline():
                 closing()
                 self.execute("COMMIT")
         except psycopg.Error as error:

@@ -70,9 +70,10 @@ def translated(place: str) -> Iterator[None]:
 
 
 def unreachable(place: str, state: str) -> StoreError:
+    """The driver does not say whether nobody answered, or somebody refused."""
     return StoreError(
         "STORE_IO",
-        f"the database `{place}` cannot be reached",
-        help="check the address, and that the server runs",
+        f"the database `{place}` cannot be connected to",
+        help="check that the server runs, the address, and that it has this database, user and password",
         facts={"path": place, "sqlstate": state},
     )

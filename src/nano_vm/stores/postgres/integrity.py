@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -40,6 +41,20 @@ class _Streaming:
         cursor.itersize = _ROWS
         return cursor.execute(sql.encode())
 
+    def apart(self, check: Callable[[Connection], Iterator[str]]) -> Callable[[_Streaming], Iterator[str]]:
+        """The check, whose failure leaves the others the transaction that all of them read in."""
+
+        @functools.wraps(check)
+        def checked(stream: _Streaming) -> Iterator[str]:
+            self._raw.execute(b"SAVEPOINT nvm_check")
+            try:
+                yield from check(stream)
+            except psycopg.Error:
+                self._raw.execute(b"ROLLBACK TO SAVEPOINT nvm_check")
+                raise
+
+        return checked
+
     def close(self) -> None:
         for cursor in self._open:
             with contextlib.suppress(psycopg.Error):
@@ -56,7 +71,7 @@ def examine(con: PostgresConnection) -> list[str]:
     try:
         checks = (_guards, programs, records, _ownership, actions, policies, mail, segments, blobs)
         with contextlib.closing(_Streaming(con.raw)) as stream:
-            return examined(stream, checks, (psycopg.Error,))
+            return examined(stream, [stream.apart(check) for check in checks], (psycopg.Error,))
     finally:
         con.undo()
 

@@ -97,7 +97,7 @@ class Writer:
     def _in_one_go(self, statements: Iterable[tuple[str, Sequence[object]]]) -> None:
         con = self.con
         self._number += 1
-        with con.raw.pipeline():
+        with con.pipeline():
             con.execute("BEGIN")
             con.execute(fence.GO_ON, (self.owner, self._epoch, self._number))
             con.execute(MARK, (self.mark,))
