@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from nano_vm.errors import InputError
 from nano_vm.stores.reader import Reader
 from nano_vm.stores.rows import Connection
 from nano_vm.stores.sqlite_errors import FAILURES, translate
@@ -27,6 +28,10 @@ class SqliteReader(Reader):
                 return work(self._con)
         except FAILURES as error:
             raise translate(error, self._path) from error
+        except UnicodeEncodeError as error:  # nothing has such a name
+            raise InputError(
+                "USAGE", "a name or a key is no Unicode text", help="leave out lone surrogates"
+            ) from error
 
     def close(self) -> None:
         with self._lock:
