@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -305,3 +308,25 @@ def test_a_program_that_calls_itself_is_found_without_its_store(cli: Cli, place:
     (place / "self.yaml").write_text("name: p\nsteps: [{id: a, type: call, program: p}]\n")
     done = cli("check", "self.yaml")
     assert (done.code, "CALL_RECURSION" in done.err + done.out) == (3, True)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("words", [("runs",), ("runs", "--json"), ("trace", "none", "--json"), ("schema",)])
+@pytest.mark.parametrize("stream", [">/dev/full", ">&-", "<&- >&- 2>&-"])
+def test_an_output_that_takes_nothing_is_no_defect(
+    place: Path, waiting: str, words: tuple[str, ...], stream: str
+) -> None:
+    command = [sys.executable, "-m", "nano_vm.cli", *words]
+    before = (place / "nano-vm.db").read_bytes()
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {stream}', "sh", *command],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode in (0, 1, 2)
+    assert "Traceback" not in done.stderr
+    assert "INTERNAL" not in done.stderr
+    assert (place / "nano-vm.db").read_bytes() == before
