@@ -28,6 +28,10 @@ _SYMBOLS = {
 }
 
 
+class OutputLost(Exception):
+    """Standard output takes nothing more: the disk it goes to is full, say."""
+
+
 class Console:
     """Where a command writes.
 
@@ -71,8 +75,7 @@ class Console:
     def line(self, text: str = "", style: str | None = None) -> None:
         """A line of the result; nothing with `--json`."""
         if not self.json_only:
-            self.out.write(self.style(text, style) + "\n")
-            self.out.flush()
+            self._put(self.style(text, style))
 
     def note(self, text: str, style: str | None = None) -> None:
         """A line beside the result, on standard error; nothing with `--quiet`."""
@@ -90,14 +93,21 @@ class Console:
         """The one JSON document of `--json`; nothing without it."""
         if self.json_only:
             self.documents += 1
-            self.out.write(json.dumps(value, indent=2, ensure_ascii=self._plain_symbols) + "\n")
-            self.out.flush()
+            self._put(json.dumps(value, indent=2, ensure_ascii=self._plain_symbols))
 
     def json_line(self, value: Any) -> None:
         """One line of JSONL."""
         self.documents += 1
-        self.out.write(json.dumps(value, ensure_ascii=self._plain_symbols) + "\n")
-        self.out.flush()
+        self._put(json.dumps(value, ensure_ascii=self._plain_symbols))
+
+    def _put(self, text: str) -> None:
+        try:
+            self.out.write(text + "\n")
+            self.out.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputLost(error.strerror or type(error).__name__) from error
 
 
 def _is_terminal(stream: TextIO) -> bool:

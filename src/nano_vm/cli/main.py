@@ -13,7 +13,7 @@ from types import ModuleType
 
 from nano_vm.cli import exits, failures
 from nano_vm.cli.arguments import VALUE_OPTIONS, Parser, add_global, global_defaults
-from nano_vm.cli.console import Console
+from nano_vm.cli.console import Console, OutputLost
 from nano_vm.errors import InputError
 
 # Command -> what it does. The module of the same name in `commands` is imported only when the command is chosen.
@@ -61,12 +61,24 @@ COMMANDS: dict[str, str] = {
 
 def entrypoint() -> None:
     """What the `nano-vm` script calls."""
+    _stand_in()
     code = main(sys.argv[1:])
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         _silence()
+    except OSError:
+        _silence()
+        code = code or exits.FAILED
     sys.exit(code)
+
+
+def _stand_in() -> None:
+    """Stand in for streams that were closed before we began, first of all: the next file that is opened, a database
+    say, would get their numbers, and what is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w"))
 
 
 def _silence() -> None:
@@ -104,8 +116,22 @@ def main(argv: Sequence[str]) -> int:
     except BrokenPipeError:
         _silence()
         return exits.FAILED
+    except OutputLost as lost:
+        return _lost(console, lost)
     except Exception as error:
-        return failures.report(console, error)
+        try:
+            return failures.report(console, error)
+        except BrokenPipeError:
+            _silence()
+            return exits.FAILED
+        except OutputLost as lost:
+            return _lost(console, lost)
+
+
+def _lost(console: Console, lost: OutputLost) -> int:
+    console.complain(f"standard output cannot be written: {str(lost).lower()}", "bad")
+    _silence()
+    return exits.FAILED
 
 
 # What a command does with runs, for whoever acts in one of the roles of the house (`nano_vm.runtime.rights`).

@@ -44,8 +44,8 @@ def open_vault(args: argparse.Namespace) -> Vault | None:
     Raises:
         VaultError: the key is there and cannot be used, or the vault is damaged.
     """
-    is_there = vault_directory(args).is_dir()
-    has_key = args.key_file is not None or KEY_VARIABLE in os.environ or key_path(args).exists()
+    is_there = os.path.isdir(vault_directory(args))
+    has_key = args.key_file is not None or KEY_VARIABLE in os.environ or os.path.exists(key_path(args))
     if not is_there and not has_key:
         return None
     try:

@@ -81,11 +81,12 @@ def listing(state: GatewayState) -> list[dict[str, Any]]:
 
 def revoke(state: GatewayState, token_id: str) -> dict[str, Any]:
     """Make a token worthless from now on. Raises NotFoundError TOKEN_NOT_FOUND."""
-    with state.write() as con:
-        con.execute(
-            "UPDATE tokens SET revoked_at_ms = ? WHERE id = ? AND revoked_at_ms = 0",
-            (time.time_ns() // 1_000_000, token_id),
-        )
+    if any(row["id"] == token_id for row in listing(state)):
+        with state.write() as con:
+            con.execute(
+                "UPDATE tokens SET revoked_at_ms = ? WHERE id = ? AND revoked_at_ms = 0",
+                (time.time_ns() // 1_000_000, token_id),
+            )
     for row in listing(state):
         if row["id"] == token_id:
             return row

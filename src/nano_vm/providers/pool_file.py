@@ -84,7 +84,7 @@ def load_pool(
 
 class _File:
     def __init__(self, path: Path, named: Named, environment: Mapping[str, str]) -> None:
-        if not path.is_file():
+        if not os.path.isfile(path):  # also for a name that no file can have
             raise InputError(
                 "POOL", f"there is no file `{path}`", help="check the path", place=Place(str(path))
             )

@@ -74,11 +74,15 @@ def key_from_file(path: str | os.PathLike[str]) -> LocalKey:
             help="`nano-vm vault init` makes one; or set $" + KEY_VARIABLE,
             facts={"path": os.fspath(path)},
         ) from None
-    with open(descriptor, "rb") as file:
+    try:
         # Of the file that is open, not of the name: it cannot be exchanged in between.
-        about = os.fstat(file.fileno())
+        about = os.fstat(descriptor)
+        if stat.S_ISDIR(about.st_mode):
+            raise _invalid(f"`{os.fspath(path)}` is a directory")
         check_private(os.fspath(path), about)
-        text = file.read(_FILE_BYTES_MAX + 1)
+        text = os.read(descriptor, _FILE_BYTES_MAX + 1)
+    finally:
+        os.close(descriptor)
     if b"\0" in text and not _is_at(path, about):
         return key_from_file(path)  # a rotation has just put another in its place, and overwrites this one
     return LocalKey(_decode(text.decode("ascii", "replace").strip()))
@@ -93,11 +97,11 @@ def keys_from_file(path: str | os.PathLike[str]) -> list[LocalKey]:
     # In this order: a rotation that ends in between has put the next one where the other is read.
     beside = next_key_file(path)
     following = []
-    if beside.exists():
+    if os.path.exists(beside):
         try:
             following = [key_from_file(beside)]
         except VaultError:
-            if beside.exists():
+            if os.path.exists(beside):
                 raise
     return [key_from_file(path), *following]
 

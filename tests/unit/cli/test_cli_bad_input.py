@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -277,7 +280,53 @@ def test_a_name_that_is_too_long_for_a_file_is_a_usage_error(cli: Cli) -> None:
         assert (done.code, done.err.split()[0]) == (2, "USAGE")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("--store", "a" * 5_000, "doctor"),
+        ("--store", "a" * 5_000, "vault", "list"),
+        ("--store", "a" * 5_000, "vault", "init"),
+        ("--key-file", "a" * 5_000, "vault", "list"),
+        ("--key-file", "a" * 5_000, "runs"),
+        ("--key-file", ".", "vault", "list"),
+        (*RUN, "--model", "pool:" + "a" * 5_000),
+        *(
+            (*words, "\udcff")
+            for words in (("trace",), ("receipt",), ("cancel",), ("log", "prove"), ("diff", "r1"))
+        ),
+        *((*words, "\udcff") for words in (("runs", "--program"), ("token", "revoke"), ("runs", "--tenant"))),
+    ],
+    ids=lambda command: " ".join(command)[-20:].encode("ascii", "backslashreplace").decode(),
+)
+def test_names_that_nothing_can_have_are_no_defects(
+    cli: Cli, place: Path, waiting: str, command: tuple[str, ...]
+) -> None:
+    assert cli(*command).code in (1, 2)
+
+
 def test_a_program_that_calls_itself_is_found_without_its_store(cli: Cli, place: Path) -> None:
     (place / "self.yaml").write_text("name: p\nsteps: [{id: a, type: call, program: p}]\n")
     done = cli("check", "self.yaml")
     assert (done.code, "CALL_RECURSION" in done.err + done.out) == (3, True)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("words", [("runs",), ("runs", "--json"), ("trace", "none", "--json"), ("schema",)])
+@pytest.mark.parametrize("stream", [">/dev/full", ">&-", "<&- >&- 2>&-"])
+def test_an_output_that_takes_nothing_is_no_defect(
+    place: Path, waiting: str, words: tuple[str, ...], stream: str
+) -> None:
+    command = [sys.executable, "-m", "nano_vm.cli", *words]
+    before = (place / "nano-vm.db").read_bytes()
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {stream}', "sh", *command],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode in (0, 1, 2)
+    assert "Traceback" not in done.stderr
+    assert "INTERNAL" not in done.stderr
+    assert (place / "nano-vm.db").read_bytes() == before

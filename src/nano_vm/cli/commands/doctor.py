@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import platform
 import shutil
 import sqlite3
@@ -75,7 +76,7 @@ class Examination:
 
     def disk(self) -> None:
         place = Path(beside_store(self.args)).absolute().parent
-        if not place.is_dir():
+        if not os.path.isdir(place):
             self._find("problem", "disk", f"there is no directory `{place}`", f"mkdir -p {place}")
             return
         free = shutil.disk_usage(place).free
@@ -87,11 +88,16 @@ class Examination:
         size = ""
         if is_address(name):
             name = shown_store(self.args)
-        elif Path(name).exists():
-            size = f", {Path(name).stat().st_size // 1024} KiB"
         else:
-            self._find("note", "store", f"there is no database `{name}` yet", "`nano-vm run` makes one")
-            return
+            try:
+                size = f", {os.stat(name).st_size // 1024} KiB"
+            except (FileNotFoundError, NotADirectoryError):
+                self._find("note", "store", f"there is no database `{name}` yet", "`nano-vm run` makes one")
+                return
+            except OSError as error:  # a name that the operating system cannot even look for
+                what = f"the database cannot be looked for: {error.strerror}"
+                self._find("problem", "store", what, "name a file with --store PATH")
+                return
         try:
             with Session(self.args) as session:
                 self._find("ok", "store", f"`{name}` opens{size}")

@@ -124,7 +124,7 @@ def _init(args: argparse.Namespace, console: Console) -> int:
             help=f"unset {KEY_VARIABLE}",
         )
     directory = vault_directory(args)
-    if (directory / "keys" / "index").exists():
+    if os.path.exists(directory / "keys" / "index"):
         raise VaultError(
             "VAULT_KEY_EXISTS",
             f"the vault `{directory}` is under another key already",
