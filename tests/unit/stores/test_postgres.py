@@ -9,9 +9,11 @@ import os
 import threading
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from nano_vm import ExecutionVM, Program, ToolContext, tool
 from nano_vm.errors import NanoVMError
@@ -111,6 +113,34 @@ def test_a_password_is_in_no_error(address: str) -> None:
         "hush"
         not in f"{error} {error.help} {error.facts} {Address(address).name} {Address(address).database}"
     )
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql:///runs",
+        "postgresql://ana@[::1]:5433/runs?options=-csearch_path%3Druns_eu",
+        "postgresql://an%40a@db/r%20uns?options=-csearch_path%3Da,b",
+        "postgresql:///runs?port=5433&host=/var/run/pg",
+        "postgresql:///runs?host=a,b&port=1,2&target_session_attrs=read-write",
+        "postgresql:///?service=runs&sslmode=verify-full&sslrootcert=/etc/ca.pem",
+    ],
+)
+@pytest.mark.parametrize("secret", ["", "password=hush-hush", "sslpassword=hush-hush"])
+def test_what_is_shown_of_an_address_leads_to_the_same_tables(address: str, secret: str) -> None:
+    with_secret = address + ("&" if "?" in address else "?") + secret if secret else address
+    shown = Address(with_secret).name
+    assert conninfo_to_dict(shown) == conninfo_to_dict(address)
+    assert Address(shown).name == shown
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["-csearch_path=eu", "-c search_path=eu", "--search_path=eu", "-csearch_path=x -csearch_path=eu"],
+)
+def test_of_the_options_the_schema_is_shown(options: str) -> None:
+    shown = Address(f"postgresql:///runs?options={quote(options + ' -capp.token=hush-hush')}").name
+    assert conninfo_to_dict(shown) == {"dbname": "runs", "options": "-csearch_path=eu"}
 
 
 def test_what_is_no_address_is_refused_without_repeating_it() -> None:

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
 
 import psycopg
 from psycopg import conninfo, pq
@@ -20,6 +21,9 @@ A = TypeVar("A")
 T = TypeVar("T")
 
 _PARAMETER = re.compile(r"\?([0-9]+)")
+# Parameters of an address that say where the tables are, or are needed to get there.
+_SHOWN = ("hostaddr", "service", "sslmode", "sslrootcert", "target_session_attrs")
+_SEARCH_PATH = re.compile(r"(?:-c *|--)search_path=((?:[^ \\]|\\.)+)")
 _UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.02, 0.5
 _ATTEMPTS = 5  # of what another transaction stood in the way of, or a session was lost under
@@ -67,13 +71,19 @@ class Address:
 
 
 def _without_secrets(given: dict[str, Any]) -> str:
-    host = str(given.get("host") or given.get("hostaddr") or "")
-    user = f"{given['user']}@" if given.get("user") else ""
-    port = f":{given['port']}" if given.get("port") else ""
-    database = given.get("dbname") or ""
-    if host.startswith("/"):
-        return f"postgresql://{user}/{database}?host={host}"
-    return f"postgresql://{user}{host}{port}/{database}"
+    """An address of the same tables, made of what is known to be no secret. Commands that people are shown have it."""
+    host, port = (str(given.get(name) or "") for name in ("host", "port"))
+    asked = {name: given[name] for name in _SHOWN if given.get(name)}
+    if "/" in host or "," in host + port:
+        asked |= {name: value for name, value in (("host", host), ("port", port)) if value}
+        host = port = ""
+    found = _SEARCH_PATH.findall(str(given.get("options") or ""))
+    if found:
+        asked["options"] = f"-csearch_path={found[-1]}"
+    user = f"{quote(given['user'], safe='')}@" if given.get("user") else ""
+    place = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
+    query = f"?{urlencode(asked, safe='/,', quote_via=quote)}" if asked else ""
+    return f"postgresql://{user}{place}/{quote(given.get('dbname') or '', safe='')}{query}"
 
 
 @functools.lru_cache(512)
