@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gateway_stage import (
@@ -297,5 +298,32 @@ def test_saved_names_and_inline_runs_do_not_mix(served: Served) -> None:
         for line in metrics.splitlines():
             assert line.startswith("# ") or float(line.rpartition(" ")[2]) >= 0
         assert served.cli("verify")["ok"] is True
+
+    run(session())
+
+
+def test_of_programs_whose_names_make_one_tool_the_one_that_is_shown_is_run(served: Served) -> None:
+    def giving(name: str, value: int) -> dict[str, Any]:
+        step = {"id": "sum", "type": "tool", "tool": "add", "args": {"a": 0, "b": value}}
+        return program(name, step, description=name)
+
+    async def session() -> None:
+        async with connected(served) as client:
+            for name, value, own in (("pay out", 1, True), ("pay-out", 2, False)):
+                saved = await call(client, "save_program", program=giving(name, value))
+                assert saved["tool"] == ("program_pay_out" if own else None)
+            for value in (1, 3):
+                if value == 3:  # what is named like the tool is the tool
+                    saved = await call(client, "save_program", program=giving("pay_out", value))
+                    assert saved["tool"] == "program_pay_out"
+                (tool,) = [
+                    each for each in (await client.list_tools()).tools if each.name == "program_pay_out"
+                ]
+                ran = await call(client, "program_pay_out")
+                assert (ran["program"]["name"], ran["output"]) == (tool.title, value)
+                listed = (await call(client, "list_programs"))["programs"]
+                assert [each["name"] for each in listed if each["tool"] == tool.name] == [tool.title]
+            await call(client, "delete_program", name="pay_out")
+            assert (await call(client, "program_pay_out"))["output"] == 1
 
     run(session())

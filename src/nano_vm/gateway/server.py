@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import mcp_types as types
@@ -67,14 +68,11 @@ class Handlers:
 
     def _published(self, who: Principal) -> list[types.Tool]:
         gateway = self.gateway
-        found: dict[str, types.Tool] = {}
-        for name, program_hash, _ in gateway.programs.listing(who):
-            tool = gateway.published_as(name)
-            if tool is None or tool in found or len(found) >= PUBLISHED_MAX:
-                continue
+        found = []
+        for tool, (name, program_hash) in islice(gateway.tools(who).items(), PUBLISHED_MAX):
             program = gateway.programs.read(who, program_hash)
             schema = inputs_schema(gateway.engine.load_program(program_hash))
-            found[tool] = types.Tool(
+            made = types.Tool(
                 name=tool,
                 title=name,
                 description=program.to_dict().get("description") or f"Runs the program `{name}`.",
@@ -84,7 +82,8 @@ class Handlers:
                     read_only_hint=False, destructive_hint=True, idempotent_hint=False, open_world_hint=True
                 ),
             )
-        return list(found.values())
+            found.append(made)
+        return found
 
     def input_schema(self, name: str) -> dict[str, Any] | None:
         """What the transport holds headers against; of published programs it has nothing to check."""

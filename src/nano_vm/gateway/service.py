@@ -479,16 +479,26 @@ class Gateway:
             "name": program.name,
             "hash": program.hash,
             "findings": [finding.to_dict() for finding in report.diagnostics],
-            "tool": self.published_as(program.name),
+            "tool": self._tool_of(program.name, self.tools(who)),
         }
 
     def published_as(self, name: str) -> str | None:
-        """The name of the tool that a saved program is published as; None when it is not."""
+        """The name of the tool that a program of that name is published as; None when it is not."""
         chosen = self.config.publish
         if chosen == "none" or (not isinstance(chosen, str) and name not in chosen):
             return None
         tool = PUBLISHED + "".join(char if char.isascii() and char.isalnum() else "_" for char in name)
         return tool if len(tool) <= TOOL_NAME_CHARS_MAX else None
+
+    def tools(self, who: Principal) -> dict[str, tuple[str, str]]:
+        """The saved programs that are published: tool -> (name, hash). Of several whose names make the same tool it is
+        the one that is named like it, else the first."""
+        found: dict[str, tuple[str, str]] = {}
+        for name, program_hash, _ in self.programs.listing(who):
+            tool = self.published_as(name)
+            if tool is not None and (tool not in found or tool == PUBLISHED + name):
+                found[tool] = (name, program_hash)
+        return found
 
     def published(self, who: Principal, tool: str) -> str | None:
         """The hash of the program that a tool runs."""
@@ -498,14 +508,18 @@ class Gateway:
                 return self.programs.hash_of(who, name)
             except NotFoundError:
                 pass
-        for title, program_hash, _ in self.programs.listing(who):
-            if self.published_as(title) == tool:
-                return program_hash
-        return None
+        found = self.tools(who).get(tool)
+        return None if found is None else found[1]
+
+    def _tool_of(self, name: str, tools: dict[str, tuple[str, str]]) -> str | None:
+        """The tool that runs the program of that name, if one does."""
+        tool = self.published_as(name)
+        return tool if tool is not None and tools.get(tool, ("",))[0] == name else None
 
     async def _list_programs(self, who: Principal, args: dict[str, Any], tell: Tell | None) -> dict[str, Any]:
         limit, after = args.get("limit", LIST_DEFAULT), args.get("after", "")
         names = [entry for entry in self.programs.listing(who) if entry[0] > after]
+        tools = self.tools(who)
         found = []
         for name, program_hash, at_ms in names[:limit]:
             compiled = self.engine.load_program(program_hash)
@@ -518,7 +532,7 @@ class Gateway:
                     "description": program.to_dict().get("description"),
                     "saved_at": views.moment(at_ms),
                     "inputs": inputs_schema(compiled),
-                    "tool": self.published_as(name),
+                    "tool": self._tool_of(name, tools),
                 }
             )
         return {"programs": found, "next_after": names[limit - 1][0] if len(names) > limit else None}
