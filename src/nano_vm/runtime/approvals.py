@@ -109,7 +109,7 @@ async def approve(
     record = engine.store.record(trace_id)
     data, step, item = _answer(engine, record, approved, step, item, action, comment)
     who = principal_of(principal, record.tenant)
-    return await control.resume(engine, trace_id, data, event_id, None, step, item, who)
+    return await control.resume(engine, trace_id, data, event_id, None, step, item, who, approves=True)
 
 
 async def leave_answer(
@@ -133,7 +133,9 @@ async def leave_answer(
     record = engine.find(trace_id, principal, APPROVE)
     data, step, item = _answer(engine, record, approved, step, item, action, comment)
     who = principal_of(principal, record.tenant)
-    return await control.leave_event(engine, record.run_id, data, step=step, item=item, principal=who)
+    return await control.leave_event(
+        engine, record.run_id, data, step=step, item=item, principal=who, approves=True
+    )
 
 
 def _answer(

@@ -41,9 +41,11 @@ async def resume(
     step: str | None,
     item: int | None,
     principal: str | Mapping[str, Any] | None,
+    *,
+    approves: bool = False,
 ) -> Trace:
-    """See `Engine.resume`."""
-    letter = _event_letter(data, event_id, name, step, item, principal)
+    """See `Engine.resume`. With `approves` nothing takes it but what waits for an approval."""
+    letter = _event_letter(data, event_id, name, step, item, principal, approves)
     return await _deliver(engine, trace_id, "event", letter)
 
 
@@ -54,6 +56,7 @@ def _event_letter(
     step: str | None,
     item: int | None,
     principal: str | Mapping[str, Any] | None,
+    approves: bool,
 ) -> dict[str, Any]:
     from nano_vm.runtime.rights import principal_of
 
@@ -74,7 +77,7 @@ def _event_letter(
         "item": item,
         "data": data,
         "principal": who,
-    }
+    } | ({"approves": True} if approves else {})
 
 
 async def leave_event(
@@ -86,6 +89,7 @@ async def leave_event(
     step: str | None = None,
     item: int | None = None,
     principal: str | Mapping[str, Any] | None = None,
+    approves: bool = False,
 ) -> str:
     """Leave an event for whoever takes the run up next - a worker, or the process that has it - and drive nothing here:
     for those who may answer and have neither the tools nor the model. Whether it is admitted is decided there.
@@ -96,7 +100,8 @@ async def leave_event(
     Raises:
         NotFoundError: RUN_NOT_FOUND. InputError: CHILD_RUN, MAIL_FULL, …
     """
-    return await _leave(engine, trace_id, "event", _event_letter(data, None, name, step, item, principal))
+    letter = _event_letter(data, None, name, step, item, principal, approves)
+    return await _leave(engine, trace_id, "event", letter)
 
 
 async def leave_cancel(
@@ -304,7 +309,7 @@ def hand_in(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> asyn
         built = _build(engine, target.program, target.state, kind, letter, digest)
     if isinstance(built, Rejection):
         return target.answer_later(built)
-    return target.deliver(*built)
+    return target.deliver(*built, approves=letter.get("approves", False))
 
 
 class _Addressee(NamedTuple):
@@ -419,7 +424,8 @@ def _build(
         step=_UNSET if letter["step"] is None else letter["step"],
     )
     if letter["event_id"] is None:
-        event.event_id = _auto_id(program, state, event, letter.get("mail_id"), digest)
+        kinds = _kinds_for(kind, letter)
+        event.event_id = _auto_id(program, state, event, letter.get("mail_id"), digest, kinds)
     return event, canonical.encode(letter["data"])
 
 
@@ -434,6 +440,7 @@ def _auto_id(
     event: ev.EventReceived,
     mail_id: str | None,
     keyed: Callable[[bytes], str],
+    kinds: tuple[str, ...],
 ) -> str:
     """An event without an id of its own is the same one when its content is, unless the run has come to wait again:
     then it is the answer to the new wait."""
@@ -441,7 +448,7 @@ def _auto_id(
     wanted = [
         wait
         for wait in all_waits(program, state)
-        if wait.kind in ("event", "approval", "tool")
+        if wait.kind in kinds
         and (event.step is _UNSET or wait.step == event.step)
         and (event.item is _UNSET or wait.item == event.item)
         and (event.name is _UNSET or wait.event == event.name)
@@ -509,8 +516,7 @@ def _fits(kind: str, letter: dict[str, Any], wait: dict[str, Any]) -> str | None
         inner = _below(letter, wait["step"], wait.get("item"))
         found = () if inner is None else (_fits(kind, inner, one) for one in wait.get("waits", ()))
         return next((one for one in found if one is not None), None)
-    wanted = ("outcome",) if kind == "resolve" else ("event", "approval", "tool")
-    if wait["kind"] not in wanted:
+    if wait["kind"] not in _kinds_for(kind, letter):
         return None
     if letter["step"] is not None and wait["step"] != letter["step"]:
         return None
@@ -518,6 +524,13 @@ def _fits(kind: str, letter: dict[str, Any], wait: dict[str, Any]) -> str | None
         return None
     fits = kind == "resolve" or letter["name"] is None or wait.get("event") == letter["name"]
     return str(wait["kind"]) if fits else None
+
+
+def _kinds_for(kind: str, letter: dict[str, Any]) -> tuple[str, ...]:
+    """What may take a letter."""
+    if kind == "resolve":
+        return ("outcome",)
+    return ("approval",) if letter.get("approves") else ("event", "approval", "tool")
 
 
 # --- refusals -----------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from nano_vm.kernel.commands import (
 )
 from nano_vm.kernel.state import Rejection, RunStatus, Stage, activity_key
 from nano_vm.kernel.transition import (
+    all_waits,
     decide,
     event_digest,
 )
@@ -41,7 +42,7 @@ from nano_vm.runtime.calls import Ending, RunFacts
 from nano_vm.runtime.intents import prepare
 from nano_vm.runtime.journaled import Answer, JournaledRun, RunLeft, defect, new_answer, refuse
 from nano_vm.runtime.lane import drive_lane
-from nano_vm.runtime.outcomes import Outcome
+from nano_vm.runtime.outcomes import Approval, Outcome
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.ports import ToolSpec
 from nano_vm.runtime.sealing import keyed_content
@@ -152,13 +153,16 @@ class Run(JournaledRun, eq=False, kw_only=True):
             or self.engine.draining
         )
 
-    def deliver(self, event: ev.Event, payload: bytes | None) -> asyncio.Future[Rejection | None]:
+    def deliver(
+        self, event: ev.Event, payload: bytes | None, *, approves: bool = False
+    ) -> asyncio.Future[Rejection | None]:
         """Hand an outside event to a run that is being driven; the future tells whether it was admitted."""
         answer = new_answer()
         if self._left:
             refuse(answer)
         else:
-            self.arrivals.append((Outcome(event, payload), answer))
+            arrival = Approval(event, payload) if approves else Outcome(event, payload)
+            self.arrivals.append((arrival, answer))
             if type(event) is ev.RunCancelled:
                 self.facts.ending.has_come = True  # a long call may want to stop at a safe place
             self.wake()
@@ -184,7 +188,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
             self.wake()
         return answer
 
-    def admit(self, event: ev.Event, payload: bytes | None) -> Rejection | None:
+    def admit(self, event: ev.Event, payload: bytes | None, *, approves: bool = False) -> Rejection | None:
         """`offer` for events from outside: one that is refused is kept as evidence, a repetition is not."""
         state = self.state
         rejection: Rejection | None
@@ -193,6 +197,14 @@ class Run(JournaledRun, eq=False, kw_only=True):
             rejection = Rejection(
                 "DUPLICATE" if same else "EVENT_CONFLICT", f"event `{event.event_id}` is known"
             )
+        elif (
+            approves
+            and state.stage is not _ENDED
+            and type(event) is ev.EventReceived
+            and event.event_id not in state.seen
+            and not self._asks(event)
+        ):
+            rejection = Rejection("NOT_WAITING", "nothing waits for this approval")
         else:
             rejection = self.offer(event, payload)
         if rejection is not None and rejection.code != "DUPLICATE" and type(event) is ev.EventReceived:
@@ -207,6 +219,15 @@ class Run(JournaledRun, eq=False, kw_only=True):
             )
             self.record_event(refused, payload)
         return rejection
+
+    def _asks(self, event: ev.EventReceived) -> bool:
+        """Whether what would take the event waits for an approval."""
+        return any(
+            wait.kind == "approval"
+            and event.step in (_UNSET, wait.step)
+            and event.item in (_UNSET, wait.item)
+            for wait in all_waits(self.program, self.state)
+        )
 
     def wake(self) -> None:
         """Have the driver look again, now or at the latest before it would wait."""
@@ -506,7 +527,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
                 raise arrival
             event, payload = arrival
             if answer is not None:
-                rejection = self.admit(event, payload)
+                rejection = self.admit(event, payload, approves=type(arrival) is Approval)
                 self._answers.append((answer, rejection))
                 continue
             rejection = self.offer(event, payload)

@@ -56,6 +56,7 @@ from nano_vm.runtime.rights import (
     APPROVE,
     READ,
     check_right,
+    may,
     principal_of,
 )
 from nano_vm.runtime.sealing import keyed_content
@@ -340,7 +341,11 @@ class Engine(Looking):
         right = APPROVE if approvals.only_approvals(record, step, name) else ACT
         check_right(self.access, principal, right)
         who = principal_of(principal, record.tenant)
-        return await control.resume(self, record.run_id, event, event_id, name, step, item, who)
+        # What was waited for a moment ago was an approval: who may answer nothing else is held to that on arrival.
+        approves = not may(self.access, principal, ACT)
+        return await control.resume(
+            self, record.run_id, event, event_id, name, step, item, who, approves=approves
+        )
 
     async def approve(
         self,

@@ -20,6 +20,10 @@ class Outcome(NamedTuple):
     payload: bytes | None
 
 
+class Approval(Outcome):
+    """What somebody says to an approval: nothing else that waits may take it."""
+
+
 class Outcomes:
     """Says what came of calls, by one engine's clock and entropy."""
 

@@ -78,12 +78,10 @@ def check_right(access: str, principal: str | Mapping[str, Any] | None, right: s
     Raises:
         CapabilityDeniedError: CAPABILITY_DENIED (facts: right, roles).
     """
+    if may(access, principal, right):
+        return
     who = principal_of(principal)
-    held = [] if who is None else [role for role in who["roles"] if role in RIGHTS]
-    if not held and access == "open":
-        return
-    if any(right in RIGHTS[role] for role in held):
-        return
+    held = _held(who)
     needed = [role for role, rights in RIGHTS.items() if right in rights]
     name = "nobody in particular" if who is None else f"`{who['id']}`"
     raise CapabilityDeniedError(
@@ -92,6 +90,16 @@ def check_right(access: str, principal: str | Mapping[str, Any] | None, right: s
         help=f"that takes one of the roles: {', '.join(needed)}",
         facts={"right": right, "roles": held},
     )
+
+
+def may(access: str, principal: str | Mapping[str, Any] | None, right: str) -> bool:
+    """Whether `check_right` lets it pass."""
+    held = _held(principal_of(principal))
+    return any(right in RIGHTS[role] for role in held) or (not held and access == "open")
+
+
+def _held(who: dict[str, Any] | None) -> list[str]:
+    return [] if who is None else [role for role in who["roles"] if role in RIGHTS]
 
 
 _VERBS = {

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from runtime_stage import Counter, Opener, kinds, play, program, refused, sound, tool_step, wait_step
 
-from nano_vm import ExecutionVM, RunStatus, SqliteStore, Trace, tool
+from nano_vm import PENDING, ExecutionVM, RunStatus, SqliteStore, Trace, tool
 from nano_vm.gateway.views import waits_view
 from nano_vm.kernel.events import ApprovalRequested, EventRefused, PolicyDecided
 from nano_vm.testing.clock import VirtualClock
@@ -569,6 +569,25 @@ def test_what_a_person_approves_as_it_stands_may_be_untrusted(opener: Opener) ->
             await bound.run(
                 BOUND | {"steps": [*BOUND["steps"][:3], tool_step("no", args={"effect": "$n"})]}, {"n": 1}
             )
+
+    play(main())
+
+
+@pytest.mark.parametrize("step", [None, "a"])
+def test_what_is_said_to_an_approval_that_is_gone_is_no_answer_of_the_tool(
+    opener: Opener, step: str | None
+) -> None:
+    async def main() -> None:
+        vm = opener(tools={"act": lambda effect: PENDING}, policy=ASKING)
+        run_id = (await vm.run(program(tool_step("a", args={"effect": 7})), principal=ANA)).trace_id
+        trace = await vm.approve(run_id, principal=EVE)
+        assert [wait.kind for wait in trace.waiting] == ["tool"]
+        with refused("NOT_WAITING"):
+            await vm.approve(run_id, step=step, comment="once more", principal=EVE)
+        assert [wait.kind for wait in vm.trace(run_id).waiting] == ["tool"]
+        trace = await vm.resume(run_id, 1, step="a")
+        assert trace.status is RunStatus.SUCCESS
+        sound(vm, trace)
 
     play(main())
 

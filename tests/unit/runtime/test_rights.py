@@ -10,6 +10,8 @@ import pytest
 from runtime_stage import Opener, play, program, refused, tool_step, wait_step
 
 from nano_vm import CapabilityDeniedError, ExecutionVM, InputError, MemoryStore, RunStatus
+from nano_vm.kernel.events import EventRefused
+from nano_vm.runtime import approvals
 from nano_vm.runtime.rights import RIGHTS
 from nano_vm.stores.tenants import TenantStore
 from nano_vm.vault.local import Vault
@@ -99,6 +101,44 @@ def test_an_approver_answers_approvals_and_sends_no_other_events(opener: Opener)
             await vm.resume(asking, {"approved": True}, principal=who("approver"))
         trace = await vm.resume(asking, {"approved": True}, principal=who("approver", "boss"))
         assert trace.status is RunStatus.SUCCESS
+
+    play(main())
+
+
+def test_an_approver_cannot_answer_as_an_approval_what_is_none(opener: Opener) -> None:
+    approver = {"id": "eve", "roles": ["approver", "boss"]}
+
+    async def main() -> None:
+        vm = opener(access="required")
+        waiting = program(wait_step("w"))
+        run_id = (await vm.run(waiting, principal={"id": "op", "roles": ["operator"]})).trace_id
+        for step in (None, "w"):
+            with refused("NOT_WAITING"):
+                await vm.approve(run_id, step=step, principal=approver)
+        trace = vm.trace(run_id, principal=approver)
+        refusals = [event for event in trace.events if type(event) is EventRefused]
+        assert [(event.code, event.principal["id"]) for event in refusals] == [("NOT_WAITING", "eve")] * 2
+        assert trace.status is RunStatus.SUSPENDED
+
+    play(main())
+
+
+def test_an_approver_who_comes_too_late_answers_nothing_else(
+    opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between looking at what the run waits for and its admission somebody else may have answered."""
+    approver = {"id": "eve", "roles": ["approver", "boss"]}
+
+    async def main() -> None:
+        vm = opener(access="required")
+        run_id = (
+            await vm.run(program(wait_step("w")), principal={"id": "op", "roles": ["operator"]})
+        ).trace_id
+        monkeypatch.setattr(approvals, "only_approvals", lambda record, step, name: True)  # as it was before
+        with refused("NOT_WAITING"):
+            await vm.resume(run_id, {"approved": True}, principal=approver)
+        ended = await vm.resume(run_id, "told", principal={"id": "op", "roles": ["operator"]})
+        assert ended.final_output == "told"
 
     play(main())
 
