@@ -10,7 +10,7 @@ from nano_vm.stores.rows import RUN_COLUMNS
 
 _INSERT_RUN = f"INSERT INTO nvm_runs ({RUN_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 INSERT_SEGMENT = "INSERT INTO nvm_segments (run, seq, digests, facts, payloads) VALUES (?,?,?,?,?)"
-# Many rows in one statement take three quarters of the time that they take one by one.
+# Many rows in one statement take four fifths of the time that they take one by one.
 _ROWS = 25
 _INSERT_SEGMENTS = INSERT_SEGMENT + ",(?,?,?,?,?)" * (_ROWS - 1)
 # One for a run that is still owned as said; for another one it is refused, for `run` is never NULL.
