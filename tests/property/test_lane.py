@@ -22,13 +22,15 @@ NOW_MS = 1_700_000_000_000
 
 
 class StillClock:
-    """Time stands still, but for timers, which ring at once."""
+    """Time stands still, but for timers, which ring at once, and for a millisecond with every call of a tool, where
+    that is what it is to be."""
 
-    def __init__(self) -> None:
+    def __init__(self, ticks: bool = False) -> None:
         self.at_ms = NOW_MS
+        self.ticks = ticks
 
     def now_ms(self) -> int:
-        return self.at_ms
+        return self.at_ms + self.ticks * len(CALLS)
 
     async def sleep_until(self, at_ms: int) -> None:
         self.at_ms = max(self.at_ms, at_ms)
@@ -117,6 +119,14 @@ def _tools() -> list[Callable[..., Any]]:
 TOOLS = _tools()
 COMMON = ("add", "box", "later", "spoil", "plain")
 RARE = ("fail", "strange", "pend", "named")
+BUDGETS: tuple[dict[str, Any], ...] = (
+    {},
+    {},
+    {"max_tokens": 1_000},
+    {"max_cost_usd": 1, "max_tokens": 9},
+    {"max_duration_seconds": 0.002},
+    {"max_stalled_steps": 2},
+)
 TESTS = ("$x >= 0", "$x < 3", "{} == 1", "{} != null", "{}.b == 1")
 
 
@@ -156,7 +166,8 @@ def programs(draw: st.DrawFn, labelled: bool = False) -> dict[str, Any]:
     if labelled:
         x: dict[str, Any] = schema["properties"]["x"]  # type: ignore[index]
         x |= draw(st.sampled_from([{}, {"label": "trusted"}, {"label": "untrusted"}, {"private": True}]))
-    return {"name": "p", "inputs": schema, "max_steps": draw(st.integers(1, 30)), "steps": steps}
+    budgets = draw(st.sampled_from(BUDGETS))
+    return {"name": "p", "inputs": schema, "max_steps": draw(st.integers(1, 30)), **budgets, "steps": steps}
 
 
 def _tool_step(draw: st.DrawFn, values: list[str], labelled: bool) -> dict[str, Any]:
@@ -252,14 +263,15 @@ async def _play(
     policy: Any = None,
     named: bool = True,
     proves: bool = True,
+    ticks: bool = False,
 ) -> tuple[list[Any], Any, bytes, Any]:
-    ticks = count(1)
+    numbers = count(1)
 
     async def tick() -> int:
-        return next(ticks)
+        return next(numbers)
 
     vm = ExecutionVM(
-        tools=[*TOOLS, tick], store=store, clock=StillClock(), entropy=CountedEntropy(), policy=policy
+        tools=[*TOOLS, tick], store=store, clock=StillClock(ticks), entropy=CountedEntropy(), policy=policy
     )
     vm.lane = lane
     vm.proves = proves
@@ -282,13 +294,33 @@ def _shown(entries: list[Any]) -> list[tuple[bytes, bytes | None]]:
 @settings(max_examples=200, deadline=None)
 @given(programs(), st.integers(-1, 5), st.booleans())
 def test_a_run_is_the_same_with_and_without_the_lane(program: dict[str, Any], x: int, named: bool) -> None:
+    # Calls that are made together take no time: which of their results is noted first is chance.
+    ticks = all(step["type"] in ("tool", "condition") for step in program["steps"])
     try:
-        with_lane = asyncio.run(_play(MemoryStore(), program, x, True, None, named))
+        with_lane = asyncio.run(_play(MemoryStore(), program, x, True, None, named, ticks=ticks))
     except ProgramError:
         return
-    without = asyncio.run(_play(MemoryStore(), program, x, False, None, named))
+    without = asyncio.run(_play(MemoryStore(), program, x, False, None, named, ticks=ticks))
     assert _shown(with_lane[0]) == _shown(without[0])
     assert with_lane == without
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("millis", range(1, 9))
+def test_time_runs_out_where_it_does_without_the_lane(millis: int, named: bool) -> None:
+    steps: list[dict[str, Any]] = [
+        {"id": f"s{number}", "type": "tool", "tool": f"add_{EFFECTS[number % 2]}", "args": {"x": "$x"}}
+        for number in range(7)
+    ]
+    steps[2] = {"id": "s2", "type": "condition", "condition": "$x == 1", "then": "s3"}
+    inputs = {"type": "object", "properties": {"x": {"type": "integer"}}}
+    program = {"name": "p", "inputs": inputs, "max_duration_seconds": millis / 1_000, "steps": steps}
+    with_lane, without = (
+        asyncio.run(_play(MemoryStore(), program, 1, lane, None, named, ticks=True)) for lane in (True, False)
+    )
+    assert with_lane == without
+    assert with_lane[1].status == ("BUDGET_EXCEEDED" if millis < 5 else "SUCCESS")
+    assert len(with_lane[-1]) == min(millis + 1, 6)
 
 
 @settings(max_examples=150, deadline=None)

@@ -18,7 +18,7 @@ from nano_vm.kernel.decide import compensates, incomplete
 from nano_vm.kernel.events import RunStarted
 from nano_vm.kernel.flow import move
 from nano_vm.kernel.labels import argument_labels, first_labels, inputs_label, output_label, pin
-from nano_vm.kernel.life import first_slots
+from nano_vm.kernel.life import first_slots, set_budgets
 from nano_vm.kernel.settle import end_here
 from nano_vm.kernel.state import Activity, Phase, Stage, State
 from nano_vm.program.compiled import (
@@ -66,6 +66,7 @@ Row: TypeAlias = tuple[int, Any, int, int, int, int]
 follows; a condition: its test and both targets; a group: its lanes, and like a tool."""
 
 _IS_OTHER, _IS_TOOL, _IS_CONDITION, _IS_GROUP = 0, 1, 2, 3
+_NO_END_MS = 1 << 62
 _HERE, _TERMINAL = -3, -4  # beside step indexes, `END` and `NO_TARGET`
 
 
@@ -83,12 +84,12 @@ class Track:
 
 
 def lane(program: CompiledProgram, state: State) -> Activity | None:
-    """The run's only activity, if it is a READY tool at its first attempt and no budget but that of steps has to be
-    looked at between steps; else None."""
+    """The run's only activity, if it is a READY tool at its first attempt, there is budget left for the step after it
+    and nobody counts the steps that change nothing; else None."""
     active = state.active
     if len(active) != 1 or state.stage is not _GOING or program.is_dag or state.grants:
         return None  # (an approval is used up when its step settles)
-    if state.tokens_max or state.cost_nanousd_max or state.duration_ms_max or state.stalled_steps_max:
+    if state.stalled_steps_max or _is_spent(state):
         return None
     (activity,) = active.values()
     if activity.phase is not _READY or activity.step < 0 or activity.attempt != 1 or activity.failures:
@@ -99,6 +100,13 @@ def lane(program: CompiledProgram, state: State) -> Activity | None:
     if state.labels is not None and (activity.label | step.adds) & SEALED:
         return None
     return activity
+
+
+def _is_spent(state: State) -> bool:
+    """Whether more is spent than there was. Plain steps spend nothing but steps and time."""
+    if state.tokens_max and state.tokens > state.tokens_max:
+        return True
+    return bool(state.cost_nanousd_max) and state.cost_nanousd > state.cost_nanousd_max
 
 
 def is_plain(step: CompiledStep) -> bool:
@@ -127,14 +135,8 @@ class Rows(dict[int, Row]):
         self.adding = frozenset(
             step.index for step in program.steps if step.adds
         )  # what labels its own output
-        budgets = program.budgets
-        self.begins = not (  # whether runs of the program may take the lane from their start
-            program.is_dag
-            or budgets.tokens_max
-            or budgets.cost_nanousd_max
-            or budgets.duration_ms_max
-            or budgets.stalled_steps_max
-        )
+        # Whether runs of the program may take the lane from their start.
+        self.begins = not (program.is_dag or program.budgets.stalled_steps_max)
 
     def __missing__(self, index: int) -> Row:
         step = self._steps[index]
@@ -252,7 +254,7 @@ def open_run(program: CompiledProgram, state: State, event: RunStarted, rows: Ro
     state.governed = bool(state.policy) or program.approves
     state.started_ms = state.now_ms = event.at_ms
     state.slots = first_slots(program, state, event)
-    state.steps_max = program.budgets.steps_max
+    set_budgets(program, state)
     state.occurrences = [0] * len(program.steps)
     state.stage = _GOING
     return True
@@ -317,6 +319,8 @@ def walk(
     mixed = labels is not None and any(labels)  # something is not trusted; else nothing has to be looked at
     verdicts: list[Any] | None
     left = state.steps_max - state.steps
+    # Time in which a run is suspended is not its own; along the lane none is.
+    until_ms = state.started_ms + state.suspended_ms + (state.duration_ms_max or _NO_END_MS)
     first = second = error = following = 0
     act: Any = None
     args: Any
@@ -406,6 +410,8 @@ def walk(
                     del pins[error]
             verdicts = None
             coming = following
+            if now_ms > until_ms:
+                return
     except NanoVMError:
         pass  # a reference or a condition: the general functions come upon it again, and fail the step or the run
     finally:

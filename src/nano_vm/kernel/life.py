@@ -46,7 +46,7 @@ def run_started(program: CompiledProgram, state: State, event: ev.RunStarted) ->
     state.labels = first_labels(program, event)
     if state.labels is not None:
         state.label = inputs_label(program, state.labels)
-    _set_budgets(program, state, {} if event.budgets is ABSENT else event.budgets)
+    set_budgets(program, state, {} if event.budgets is ABSENT else event.budgets)
     state.occurrences = [0] * len(program.steps)
     state.stage = _GOING
     if program.is_dag:
@@ -102,7 +102,8 @@ def first_slots(program: CompiledProgram, state: State, event: ev.RunStarted) ->
     return slots
 
 
-def _set_budgets(program: CompiledProgram, state: State, given: dict[str, int]) -> None:
+def set_budgets(program: CompiledProgram, state: State, given: dict[str, int] | None = None) -> None:
+    """What a run may spend: what its program allows, and no more than a parent has left for it (`given`)."""
     budgets = program.budgets
     state.stalled_steps_max = budgets.stalled_steps_max
     if not given:
