@@ -131,9 +131,9 @@ TESTS = ("$x >= 0", "$x < 3", "{} == 1", "{} != null", "{}.b == 1")
 
 
 @st.composite
-def programs(draw: st.DrawFn, labelled: bool = False) -> dict[str, Any]:
-    """Programs that are valid by construction: a chain of tools and conditions, whose other branches lead back, on, or
-    to another end."""
+def programs(draw: st.DrawFn, labelled: bool = False, models: bool = False) -> dict[str, Any]:
+    """Programs that are valid by construction: a chain of tools and conditions - and models - whose other branches lead
+    back, on, or to another end."""
     size = draw(st.integers(1, 7))
     steps: list[dict[str, Any]] = []
     values = ["$x"]  # what a step may refer to
@@ -146,6 +146,9 @@ def programs(draw: st.DrawFn, labelled: bool = False) -> dict[str, Any]:
             step |= {"then": f"s{number + 1}" if number + 1 < size else "end"}
             if other != step["then"] and other != step["id"]:
                 step["otherwise"] = other
+        elif models and draw(st.booleans()):
+            step |= _model_step(draw, values, labelled)
+            values.append(f"$s{number}.output")
         elif draw(st.integers(0, 3)) == 0:
             step |= _group_step(draw, values, f"s{number}", labelled)
             values.append(f"$s{number}.output")
@@ -188,6 +191,18 @@ def _tool_step(draw: st.DrawFn, values: list[str], labelled: bool) -> dict[str, 
         step["private"] = True
     if draw(st.integers(0, 9)) == 0:
         step["idempotency_key"] = "key-$x"
+    return step
+
+
+def _model_step(draw: st.DrawFn, values: list[str], labelled: bool) -> dict[str, Any]:
+    step: dict[str, Any] = {"type": "llm", "prompt": f"Is it so? {draw(st.sampled_from(values))}"}
+    step |= draw(st.sampled_from([{}, {}, {"allowed_outputs": ["yes", "no"]}, {"system": "$x"}]))
+    step |= draw(st.sampled_from([{}, {}, {"params": {"max_tokens": 20}}, {"model": "mock"}]))
+    step |= draw(st.sampled_from([{}, {}, {"on_error": "skip"}, {"on_error": "retry", "max_retries": 2}]))
+    if draw(st.integers(0, 3)) == 0:
+        step["output_key"] = f"v{len(values)}"
+    if labelled and draw(st.integers(0, 14)) == 0:
+        step["private"] = True
     return step
 
 

@@ -4,6 +4,7 @@ what it does not, and leaves the same state behind."""
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
@@ -13,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nano_vm import ExecutionVM, MemoryStore, ProgramError
-from nano_vm.errors import VerificationError
+from nano_vm import Completion, ExecutionVM, MemoryStore, ProgramError, Usage
+from nano_vm.errors import RuntimeFault, VerificationError
 from nano_vm.journal.entry import RIDER_TYPES, Chain, Entry, open_events
 from nano_vm.journal.ledger import Ledger
 from nano_vm.journal.replay import verify_run
@@ -38,7 +39,7 @@ def outcome(
     watchers = (recheck,) if recheck else ()
     try:
         verified = verify_run(program, None, entries, "run", on_transition=look, watchers=watchers)
-    except VerificationError as error:
+    except (RuntimeFault, VerificationError) as error:  # (what is sealed here cannot be read)
         return error.code, error.facts
     decided = (recheck.decisions, recheck.counted, recheck.progress.done) if recheck else None
     return snapshot(verified.state), verified.steps, decided
@@ -52,7 +53,7 @@ def results(program: CompiledProgram, entries: list[Entry], plainly: bool) -> An
             state = verify_run(program, None, entries, "run", ledger=ledger).state
         else:
             state = verify_run(program, None, entries, "run", on_transition=ledger.record).state
-    except VerificationError as error:
+    except (RuntimeFault, VerificationError) as error:  # (what is sealed here cannot be read)
         return error.code, error.facts
     return ledger.steps(state), sorted(ledger.leaves), ledger.ids, ledger.rollbacks
 
@@ -70,12 +71,35 @@ def sealed(parts: list[Part]) -> list[Entry]:
     return [chain.seal(event, salt, payload, then) for event, salt, payload, then in parts]
 
 
+class Talker:
+    """A model: what it says, what that takes, and what it calls itself change with every answer."""
+
+    def __init__(self, answers: list[str]) -> None:
+        self.answers = answers
+        self.given = 0
+
+    async def complete(self, messages: list[Any], **params: Any) -> Completion:
+        self.given += 1
+        usage = [
+            Usage(),
+            Usage(prompt_tokens=self.given, completion_tokens=3),
+            Usage(prompt_tokens=3, completion_tokens=0, cost_usd=0.25),
+        ][self.given % 3]
+        name = [None, "mock", "m 1.5", "mock", "gpt-4o \\ mini", "mock", "modèle", "mock"][self.given % 8]
+        return Completion(text=self.answers[self.given % len(self.answers)], usage=usage, model=name)
+
+
 def journal(
-    program: dict[str, Any], x: int, policy: Any = None
+    program: dict[str, Any], x: int, policy: Any = None, answers: list[str] | None = None
 ) -> tuple[CompiledProgram, list[Entry]] | None:
     async def play() -> tuple[CompiledProgram, list[Entry]]:
         vm = ExecutionVM(
-            tools=TOOLS, store=MemoryStore(), clock=StillClock(), entropy=CountedEntropy(), policy=policy
+            llm=Talker(answers) if answers else None,
+            tools=TOOLS,
+            store=MemoryStore(),
+            clock=StillClock(),
+            entropy=CountedEntropy(),
+            policy=policy,
         )
         async with vm:
             trace = await vm.run(program, context={"x": x}, trace_id="run")
@@ -181,6 +205,111 @@ def test_they_agree_about_labels_and_decisions(
     made = journal(program, x, policy)
     if made is not None:
         assert_agreed(made, None if policy is None else load_policy(policy), data)
+
+
+SAYS = st.lists(st.sampled_from(["yes", "no", 'He said "no"', "é\u2028", "7"]), min_size=1, max_size=3)
+MODELS_ALLOWED = {"policy": "p", "tools": ["*"], "models": ["*"]}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    programs(models=True),
+    st.integers(-1, 5),
+    SAYS,
+    st.sampled_from([None, None, MODELS_ALLOWED]),
+    st.data(),
+)
+def test_they_agree_about_models(
+    program: dict[str, Any], x: int, answers: list[str], policy: Any, data: st.DataObject
+) -> None:
+    made = journal(program, x, policy, answers)
+    if made is not None:
+        assert_agreed(made, None if policy is None else load_policy(policy), data)
+
+
+@settings(max_examples=100, deadline=None)
+@given(programs(labelled=True, models=True), st.integers(-1, 5), SAYS, st.data())
+def test_they_agree_about_what_models_make_of_labels(
+    program: dict[str, Any], x: int, answers: list[str], data: st.DataObject
+) -> None:
+    made = journal(program, x, None, answers)
+    if made is not None:
+        assert_agreed(made, None, data)
+
+
+MODELS_AND_TOOLS: dict[str, Any] = {
+    "name": "p",
+    "inputs": {"type": "object", "properties": {"x": {"type": "integer", "label": "trusted"}}},
+    "steps": [
+        {"id": "a", "type": "llm", "prompt": "What? $x"},
+        {"id": "b", "type": "llm", "prompt": "Is it so? $a.output", "allowed_outputs": ["yes", "no"]},
+        {"id": "c", "type": "condition", "condition": "$b.output == 'yes'", "then": "d"},
+        {"id": "d", "type": "tool", "tool": "add_keyed", "args": {"x": "$a.output"}},
+        {"id": "e", "type": "llm", "prompt": "And so? $d.output", "allowed_outputs": ["yes"]},
+        {"id": "f", "type": "llm", "prompt": "And then? $e.output", "model": "mock"},
+        {"id": "h", "type": "llm", "prompt": "Is it? $f.output", "allowed_outputs": ["yes"]},
+        {"id": "g", "type": "tool", "tool": "guarded_pure", "args": {"x": "$x"}, "is_terminal": True},
+    ],
+}
+FIELDS: dict[str, tuple[Any, ...]] = {
+    "at_ms": (0, 1_700_000_000_009),
+    "attempt": (2,),
+    "cached": (True, False),
+    "cost_nanousd": (0, 5, 3 * 10**9, -1),
+    "effect": ("keyed",),
+    "item": (0,),
+    "label": (UNSET, 1, 2, 3),
+    "model": ("other", 'quo"ted', ""),
+    "occurrence": (2,),
+    "provider": ("other",),
+    "pure": (True,),
+    "reserved_cost_nanousd": (0, 5, 3 * 10**9, -1),
+    "reserved_tokens": (0, 5, 10**6, -1),
+    "step": ("a", "b", "d"),
+    "substituted": (True,),
+    "tokens_in": (UNSET, 0, 7, 10**6, -1),
+    "tokens_out": (UNSET, 7, 10**6),
+    "verdicts": ([], [["c", 1, False]]),
+}
+
+
+@pytest.mark.parametrize("budgets", [{}, {"max_tokens": 9_000, "max_cost_usd": 2.5}], ids=["free", "budget"])
+@pytest.mark.parametrize("labelled", [False, True], ids=["plain", "labelled"])
+def test_no_change_to_what_a_model_said_or_took_goes_unnoticed(
+    budgets: dict[str, Any], labelled: bool
+) -> None:
+    program = json.loads(json.dumps({**MODELS_AND_TOOLS, **budgets}))
+    if not labelled:
+        program["inputs"]["properties"]["x"] = {"type": "integer"}
+        program["steps"][-1]["tool"] = "add_pure"
+    made = journal(program, 1, None, ["yes"])
+    assert made is not None
+    compiled, entries = made
+    parts = parts_of(entries)
+    assert len(parts) >= 6
+    told = set()
+    for length in range(1, len(parts)):
+        assert outcome(compiled, sealed(parts[:length]), True) == outcome(
+            compiled, sealed(parts[:length]), False
+        )
+    for place, (event, salt, payload, then) in enumerate(parts):
+        others: list[Part] = []
+        for rider, each in enumerate([event, *then]):
+            for name in [name for name in FIELDS if name in each.__struct_fields__]:
+                for value in FIELDS[name]:
+                    changed = [event, *then]
+                    changed[rider] = msgspec.structs.replace(each, **{name: value})
+                    others.append((changed[0], salt, payload, changed[1:]))
+        others += [(event, salt, b'"no"', then), (event, salt, b'"maybe"', then), (event, salt, payload, [])]
+        for other in others:
+            forged = sealed([*parts[:place], other, *parts[place + 1 :]])
+            found = outcome(compiled, forged, True)
+            assert found == outcome(compiled, forged, False)
+            assert results(compiled, forged, True) == results(compiled, forged, False)
+            if type(found[0]) is str:
+                told.add((found[0], found[1].get("code")))
+    assert ("REPLAY_MISMATCH", "GATE") in told
+    assert (("REPLAY_MISMATCH", "OVER_BUDGET") in told) is bool(budgets)
 
 
 @pytest.mark.parametrize(

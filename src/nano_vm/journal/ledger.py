@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from nano_vm import canonical
+from nano_vm.journal.answers import Answer
 from nano_vm.journal.entry import Entry
 from nano_vm.journal.results import Order, leaf_of, order_of, own
 from nano_vm.kernel import events as ev
@@ -175,6 +176,30 @@ class Ledger:
     ) -> None:
         """`record` of a plain tool's StepStarted and StepSucceeded (`nano_vm.kernel.lane`): nothing of it is sealed."""
         self._settled[step.index, occurrence, -1] = step, payload, value, entered_ms, at_ms
+
+    def answer(
+        self,
+        step: CompiledStep,
+        occurrence: int,
+        value: Any,
+        answer: Answer,
+        entered_ms: int,
+        at_ms: int,
+        state: State,
+    ) -> None:
+        """`record` of a model's StepStarted and its plain answer: nothing of it is sealed."""
+        self._accounts[step.index, occurrence, -1] = _Account(
+            tokens=answer.tokens_in + answer.tokens_out,
+            tokens_in=answer.tokens_in,
+            tokens_out=answer.tokens_out,
+            cost_nanousd=answer.cost_nanousd,
+            model=None if answer.model is None else answer.model.decode(),
+            cached=answer.is_cached,
+            provider=None if answer.provider is None else answer.provider.decode(),
+        )
+        self._tokens, self._cost_nanousd = state.tokens, state.cost_nanousd
+        settled = Settled(step.index, occurrence, -1, _SUCCESS, value, "", 1, entered_ms, False)
+        self._settle(settled, at_ms, state)
 
     def decide(self, verdicts: list[Any], at_ms: int, state: State | None) -> None:
         """`record` of the conditions that followed; with the `state` of a run that has gone on beyond them, of what

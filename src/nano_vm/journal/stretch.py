@@ -1,8 +1,9 @@
 """Folding a plain stretch of a journal through the kernel's lane.
 
-Most entries of most journals are the success of a plain tool and the intent of the next one. The lane takes these
-transitions as `apply` would (`nano_vm.kernel.lane`), at a fraction of the cost. What it is given here is compared with
-the entry first; whatever differs in any way is left to `apply`, which says what is wrong with it.
+Most entries of most journals are the success of a plain tool, or the plain answer of a model, and the intent of what
+comes next. The lane takes these transitions as `apply` would (`nano_vm.kernel.lane`), at a fraction of the cost. What
+it is given here is compared with the entry first; whatever differs in any way is left to `apply`, which says what is
+wrong with it.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ from msgspec import UNSET
 
 from nano_vm import canonical
 from nano_vm.errors import InputError
+from nano_vm.journal.answers import Answer, read_answer, read_intent
 from nano_vm.journal.entry import SALT_BYTES, Entry
 from nano_vm.journal.ledger import Ledger
 from nano_vm.journal.plain import AT, END, HEAD, LAST, encode_verdicts, success_of
 from nano_vm.journal.reading import ChainReader, is_number, read_riders, write_rider
+from nano_vm.kernel.activity import release_reservation
 from nano_vm.kernel.events import Event, PolicyDecided, StepStarted, StepSucceeded
-from nano_vm.kernel.lane import Rows, Track, begin, is_plain, lane, walk
+from nano_vm.kernel.lane import Rows, Track, begin, is_plain, is_plain_model, lane, walk
 from nano_vm.kernel.state import Activity, Phase, Settled, State
-from nano_vm.program.compiled import CompiledProgram, CompiledStep, ToolAction
+from nano_vm.program.compiled import CompiledProgram, CompiledStep, Kind, ToolAction
 
 _END, _LAST = END.removesuffix("sha256:").encode(), LAST.encode()
+_HEAD, _AT = HEAD.encode(), AT.encode()
 _VERDICTS = b',"verdicts":'
 _AFTER = _END, _VERDICTS  # what may come after the step of a plain success
 _AT_PLACE = len(HEAD) + 64 + len(AT)
@@ -37,7 +41,7 @@ _LABELS = 8  # as many as there are; a step and a label are one number
 class Watcher(Protocol):
     """Somebody who looks at every transition before and after it is taken, and raises when it is not as it must be.
 
-    Of plain transitions only what is decided about a tool is shown, and which tools have succeeded.
+    Of plain transitions only what is decided about a tool is shown, and which steps have succeeded.
     """
 
     def before(self, entry: Entry, event: Event, state: State) -> None: ...
@@ -51,7 +55,7 @@ class Watcher(Protocol):
         ...
 
     def passed(self, steps: Sequence[int], settled: Sequence[Settled]) -> None:
-        """Plain tools that have succeeded, by the index of their step, and what has settled beyond them."""
+        """Plain tools and models that have succeeded, by the index of their step, and what has settled beyond them."""
         ...
 
 
@@ -67,17 +71,22 @@ class _Riders(NamedTuple):
     effect: str  # of the intent; "" without one
 
 
+# The intent to ask a model. How it is written is looked at each time.
+_ASKED = _Riders(b"", b"?", 1, None, "model")
+
+
 class Learnt:
-    """What is learnt of a run's program while its journal is read, for all its stretches: the rows of the lane, and by
-    step and label how a success is written up to its step, without an intent and with one, and what rides with the
-    success before it: what did last, and what else has. `link` is how an entry goes on after its step, for its
-    verdicts, the head before it, and its number. `begins` is how the successes of all steps begin, and `tools` what
-    rode before some step of a tool and how it names that step: before another one the like is expected."""
+    """What is learnt of a run's program while its journal is read, for all its stretches: the rows of the lane (where
+    everything is decided first, those without models), and by step and label how a success is written up to its step,
+    without an intent and with one, and what rides with the success before it: what did last, and what else has. `link`
+    is how an entry goes on after its step, for its verdicts, the head before it, and its number. `begins` is how the
+    successes of all steps begin, and `tools` what rode before some step of a tool and how it names that step: before
+    another one the like is expected."""
 
     __slots__ = ("begins", "link", "nothing", "others", "riders", "rows", "successes", "tools")
 
     def __init__(self, program: CompiledProgram, run_id: str) -> None:
-        self.rows = Rows(program)
+        self.rows = {governed: Rows(program, models=not governed) for governed in (False, True)}
         self.link = b"%%b%b%%b%b%%d" % (_END, ChainReader(run_id).place.replace(b"%", b"%%"))
         self.nothing = _Riders(self.link + _LAST, _LAST, 0, None, "")
         self.successes: tuple[dict[int, bytes], dict[int, bytes]] = {}, {}
@@ -112,6 +121,7 @@ class Stretch:
         "_least_ms",
         "_occurrence",
         "_program",
+        "_reserved",
         "_started",
         "_state",
         "_track",
@@ -138,16 +148,19 @@ class Stretch:
         self._started = started
         self._decided = activity.cleared == 1
         self._effect = activity.effect
-        # The lane moves this activity on from step to step; what is not begun has no effect yet, and no decision.
+        # The lane moves this activity on from step to step. What is not begun has no effect yet, no decision, and
+        # nothing reserved.
         activity.effect, activity.cleared = "", 0
+        self._reserved = activity.reserved_tokens, activity.reserved_cost_nanousd
+        if started:
+            release_reservation(state, activity)
         if self._decided:
             state.seq -= 1
         self._least_ms = state.now_ms  # of the intent: a success before it is not plain
         self._entered_ms = activity.entered_ms
         self._track = None if state.labels is None else Track(program, state, activity)
-        self._walk: Generator[Any, Any, None] | None = walk(
-            program, state, activity, learnt.rows, self._track
-        )
+        rows = learnt.rows[bool(state.policy)]
+        self._walk: Generator[Any, Any, None] | None = walk(program, state, activity, rows, self._track)
         self._index, self._occurrence, _, _ = next(self._walk)
 
     @property
@@ -231,17 +244,32 @@ class Stretch:
             format = effects.get(key) if started else pure.get(key)
             if format is None:
                 format = self._expect(key, started)
-            start = format % (sha256(salt + payload).hexdigest().encode(), at, occurrence)
+            hashed = sha256(salt + payload).hexdigest().encode()
+            if format:
+                start, answer = format % (hashed, at, occurrence), None
+                end = len(start)
+            else:
+                label = 0 if track is None else track.coming
+                place, step_id = _AT_PLACE + len(at), steps[index].id
+                answer = read_answer(written, place, step_id, occurrence, label) if started else None
+                if answer is None:
+                    break
+                start, end = b"%b%b%b" % (_HEAD, hashed, _AT), answer.end
             digest = "sha256:" + sha256(written).hexdigest()
             if digest != entry.digest or not written.startswith(start):
                 break
-            rest = written[len(start) :]
+            rest = written[end:]
             if not rest.startswith(_AFTER):
                 break
             try:
                 value = canonical.decode_canonical(payload)
             except InputError:
                 break
+            if answer is not None:
+                if not _admits(steps[index], value):
+                    break
+                _spend(self._state, answer)
+                self._reserved = 0, 0
             # From here on the success is taken.
             if ledger is not None:
                 step, done = steps[index], occurrence
@@ -255,7 +283,10 @@ class Stretch:
                 self._walk, is_over = None, True
                 verdicts = self._state.verdicts
             if ledger is not None:
-                ledger.succeed(step, done, value, payload, self._entered_ms, at_ms)
+                if answer is None:
+                    ledger.succeed(step, done, value, payload, self._entered_ms, at_ms)
+                else:
+                    ledger.answer(step, done, value, answer, self._entered_ms, at_ms, self._state)
                 ledger.decide(verdicts or [], at_ms, self._state if is_over else None)
                 self._entered_ms = at_ms
             told = _VERDICTS + encode_verdicts(verdicts) if verdicts else b""
@@ -264,7 +295,13 @@ class Stretch:
             if not is_over:
                 key = index * _LABELS + (0 if track is None else track.together)
                 riders = learnt.get(key) or self._expect_riders(key)
-                if riders is None or rest != riders[0] % (
+                if riders is _ASKED:
+                    least_ms = self._asked_at(key, rest, link % (told, head, seq), occurrence)
+                    if least_ms < 0:
+                        riders, least_ms = None, at_ms
+                    elif least_ms < at_ms:
+                        least_ms = at_ms
+                elif riders is None or rest != riders[0] % (
                     (told, head, seq, at, occurrence)
                     if riders[2] == 1
                     else (told, head, seq, at, occurrence, at, occurrence)
@@ -308,8 +345,10 @@ class Stretch:
 
     def _expect(self, key: int, started: bool) -> bytes:
         """How a success has to be written, up to its step: for its commitment, its time, and the number of its
-        occurrence."""
+        occurrence. Nothing for a model's: there is more to it."""
         index, label = divmod(key, _LABELS)
+        if self._program.steps[index].kind is not Kind.TOOL:
+            return b""
         begin = self._learnt.begins.get((started, label))
         if begin is None:
             members = success_of("", not started, 7, label).removesuffix(f'"{END}')
@@ -331,7 +370,10 @@ class Stretch:
         the same tool."""
         index, label = divmod(key, _LABELS)
         step = self._program.steps[index]
-        found = self._learnt.tools.get((step.action.tool, label)) if type(step.action) is ToolAction else None
+        if type(step.action) is not ToolAction:
+            self._learnt.riders[key] = _ASKED
+            return _ASKED
+        found = self._learnt.tools.get((step.action.tool, label))
         if found is None:
             return None
         known, named = found
@@ -356,6 +398,24 @@ class Stretch:
             return None, 0
         known.append(new)
         return self._learn_riders(key, new), _times(new, tail, occurrence)
+
+    def _asked_at(self, key: int, rest: bytes, linked: bytes, occurrence: int) -> int:
+        """When the intent to ask a model was noted (epoch ms), where that is all that rides with a success; else -1.
+        What is reserved is kept."""
+        index, label = divmod(key, _LABELS)
+        if not rest.startswith(linked):
+            return -1
+        intent = read_intent(rest, len(linked), self._program.steps[index].id, occurrence, label)
+        if intent is None:
+            return -1
+        state, tokens, cost = self._state, intent.tokens, intent.cost_nanousd
+        # (Nothing else is under way.)
+        if tokens and state.tokens_max and state.tokens + tokens > state.tokens_max:
+            return -1
+        if cost and state.cost_nanousd_max and state.cost_nanousd + cost > state.cost_nanousd_max:
+            return -1
+        self._reserved = tokens, cost
+        return intent.at_ms
 
     def _learn_riders(self, key: int, riders: _Riders) -> _Riders:
         """What rode before a step: to be expected of it, and of others of the same tool."""
@@ -436,6 +496,7 @@ class Stretch:
                 state.seq += 1
             if self._started:
                 begin(state, self._activity, self._effect)
+                _reserve(state, self._activity, *self._reserved)
             if self._decided or self._started:
                 state.now_ms = max(state.now_ms, self._least_ms)
 
@@ -443,6 +504,8 @@ class Stretch:
         """Whether this is the success that the lane waits for, and says nothing more."""
         if type(event) is not StepSucceeded or event.at_ms < self._least_ms:
             return False
+        if not is_plain(self._program.steps[self._index]):
+            return False  # what a model has spent is taken from its bytes
         if self._decided is not bool(self._state.policy):
             return False
         plain = StepSucceeded(
@@ -476,6 +539,23 @@ class Stretch:
         return True
 
 
+def _admits(step: CompiledStep, value: Any) -> bool:
+    """Whether a model's answer passes the gate of its step (P2)."""
+    allowed = step.action.allowed_outputs  # type: ignore[union-attr]
+    return not allowed or value in allowed
+
+
+def _spend(state: State, answer: Answer) -> None:
+    state.tokens += answer.tokens_in + answer.tokens_out
+    state.cost_nanousd += answer.cost_nanousd
+
+
+def _reserve(state: State, activity: Activity, tokens: int, cost_nanousd: int) -> None:
+    activity.reserved_tokens, activity.reserved_cost_nanousd = tokens, cost_nanousd
+    state.reserved_tokens += tokens
+    state.reserved_cost_nanousd += cost_nanousd
+
+
 def _named(step: CompiledStep) -> bytes:
     """How events name a step. (Step ids need no escaping.)"""
     return b'"step":"%b"' % step.id.encode()
@@ -496,25 +576,30 @@ def _times(riders: _Riders, tail: bytes, occurrence: int) -> int:
 def stretch_from(
     program: CompiledProgram, state: State, watchers: Sequence[Watcher], learnt: Learnt
 ) -> Stretch | None:
-    """The plain stretch that begins here, if one does: all that is in progress is a plain tool at its first attempt."""
+    """The plain stretch that begins here, if one does: all that is in progress is a plain tool, or a model about which
+    nothing has to be decided, at its first attempt."""
     if len(state.active) != 1 or state.seq < state.fork_seq:
         return None  # what a fork shares with another run was decided there
     (activity,) = state.active.values()
-    if activity.step < 0 or not is_plain(program.steps[activity.step]):
+    if activity.step < 0:
+        return None
+    models, step = not state.policy, program.steps[activity.step]
+    asks = models and is_plain_model(step)
+    if not asks and not is_plain(step):
         return None
     if activity.phase is Phase.READY:
-        if lane(program, state) is None:
+        if lane(program, state, models) is None:
             return None
         return Stretch(program, state, activity, False, watchers, learnt)
-    if activity.phase is not Phase.STARTED or activity.reserved_tokens or activity.reserved_cost_nanousd:
+    if activity.phase is not Phase.STARTED or not activity.effect:
         return None
-    if not activity.effect:
+    if not asks and (activity.reserved_tokens or activity.reserved_cost_nanousd):
         return None
     # The lane begins before the intent, and `begin` takes it again.
     activity.phase = Phase.READY
     state.ready[activity.step] = None
     state.seq -= 1
-    if lane(program, state) is not None:
+    if lane(program, state, models) is not None:
         return Stretch(program, state, activity, True, watchers, learnt)
     begin(state, activity, activity.effect)
     return None

@@ -111,14 +111,27 @@ def note_request(state: State, step: CompiledStep, activity: Activity) -> None:
     if type(action) is ToolAction:
         activity.label, activity.labels = argument_labels(state, action)
     elif isinstance(action, ModelAction):
-        label = label_of(state, action.prompt.refs)
-        for template in (action.system, action.model, action.params):
-            if template is not None:
-                label |= label_of(state, template.refs)
-        activity.label = label
+        activity.label = request_label(state, action)
     elif type(action) is CallAction:
         activity.label = label_of(state, action.inputs.refs)
         activity.labels = part_labels(state, action.inputs)
+
+
+def request_label(state: State, action: ModelAction) -> int:
+    """The label of all that a model is asked with."""
+    label = 0
+    for template in templates_of(action):
+        label |= label_of(state, template.refs)
+    return label
+
+
+def templates_of(action: ModelAction) -> list[Template]:
+    """What a model is asked with."""
+    return [
+        template
+        for template in (action.prompt, action.system, action.model, action.params)
+        if template is not None
+    ]
 
 
 def argument_labels(state: State, action: ToolAction) -> tuple[int, dict[str, int] | None]:

@@ -4,11 +4,14 @@ A plain step - a tool at the top level of a list program, without a compensation
 moves the run on to the next plain step, through conditions. `walk` takes these transitions; they are `apply` of
 `StepStarted` and `StepSucceeded`, and nothing else: a property test drives random programs both ways and compares
 journals and snapshots. Whatever is not plain is left to the general functions, from the same state.
+
+Models are asked by the general functions. Whoever folds a journal takes their plain answers along, too (`Rows.models`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 from msgspec import UNSET as ABSENT
@@ -17,8 +20,17 @@ from nano_vm.errors import NanoVMError
 from nano_vm.kernel.decide import compensates, incomplete
 from nano_vm.kernel.events import RunStarted
 from nano_vm.kernel.flow import move
-from nano_vm.kernel.labels import argument_labels, first_labels, inputs_label, output_label, pin
+from nano_vm.kernel.labels import (
+    argument_labels,
+    first_labels,
+    inputs_label,
+    output_label,
+    pin,
+    request_label,
+    templates_of,
+)
 from nano_vm.kernel.life import first_slots, set_budgets
+from nano_vm.kernel.opening import model_request
 from nano_vm.kernel.settle import end_here
 from nano_vm.kernel.state import Activity, Phase, Stage, State
 from nano_vm.program.compiled import (
@@ -27,6 +39,7 @@ from nano_vm.program.compiled import (
     CompiledStep,
     ConditionAction,
     Kind,
+    ModelAction,
     ParallelAction,
     ToolAction,
 )
@@ -55,17 +68,17 @@ class GroupCall:
 
 Reached: TypeAlias = tuple[int, int, Any, list[Any] | None]
 """A READY tool: step index, occurrence, arguments, and the verdicts of the conditions passed on the way to it, if any
-were. Or a parallel of such tools, with its `GroupCall`."""
+were. Or a model, with what it is asked with; or a parallel of tools, with its `GroupCall`."""
 
 Taken: TypeAlias = tuple[Any, int, int]
 """A success: the output (of a group: of the last call), when (epoch ms), and how many events it took: 1 for a pure
 step, else 2 with the intent."""
 
 Row: TypeAlias = tuple[int, Any, int, int, int, int]
-"""A step as `walk` takes it. A tool: its arguments' template, its slots (output, output key, error or -1) and what
-follows; a condition: its test and both targets; a group: its lanes, and like a tool."""
+"""A step as `walk` takes it. A tool or a model: what renders its arguments or its request, its slots (output, output
+key, error or -1) and what follows; a condition: its test and both targets; a group: its lanes, and like a tool."""
 
-_IS_OTHER, _IS_TOOL, _IS_CONDITION, _IS_GROUP = 0, 1, 2, 3
+_IS_OTHER, _IS_CALL, _IS_CONDITION, _IS_GROUP = 0, 1, 2, 3
 _NO_END_MS = 1 << 62
 _HERE, _TERMINAL = -3, -4  # beside step indexes, `END` and `NO_TARGET`
 
@@ -83,9 +96,9 @@ class Track:
         self.output = state.last_label
 
 
-def lane(program: CompiledProgram, state: State) -> Activity | None:
-    """The run's only activity, if it is a READY tool at its first attempt, there is budget left for the step after it
-    and nobody counts the steps that change nothing; else None."""
+def lane(program: CompiledProgram, state: State, models: bool = False) -> Activity | None:
+    """The run's only activity, if it is a READY tool (or model, with `models`) at its first attempt, there is budget
+    left for the step after it and nobody counts the steps that change nothing; else None."""
     active = state.active
     if len(active) != 1 or state.stage is not _GOING or program.is_dag or state.grants:
         return None  # (an approval is used up when its step settles)
@@ -95,7 +108,7 @@ def lane(program: CompiledProgram, state: State) -> Activity | None:
     if activity.phase is not _READY or activity.step < 0 or activity.attempt != 1 or activity.failures:
         return None
     step = program.steps[activity.step]
-    if activity.item >= 0 or not is_plain(step):
+    if activity.item >= 0 or not (is_plain(step) or (models and is_plain_model(step))):
         return None
     if state.labels is not None and (activity.label | step.adds) & SEALED:
         return None
@@ -110,8 +123,13 @@ def _is_spent(state: State) -> bool:
 
 
 def is_plain(step: CompiledStep) -> bool:
-    """Whether `walk` may take the step's success."""
+    """Whether `walk` may take the step's success, as that of a tool."""
     return step.parent < 0 and is_call(step)
+
+
+def is_plain_model(step: CompiledStep) -> bool:
+    """Whether `walk` may take the step's success, as that of a model."""
+    return step.parent < 0 and type(step.action) is ModelAction and step.compensation is None
 
 
 def is_call(step: CompiledStep) -> bool:
@@ -126,11 +144,15 @@ def is_call(step: CompiledStep) -> bool:
 
 
 class Rows(dict[int, Row]):
-    """By step index, what `walk` has to know of the steps it comes to. To be kept as long as its program is."""
+    """By step index, what `walk` has to know of the steps it comes to. To be kept as long as its program is.
 
-    def __init__(self, program: CompiledProgram) -> None:
+    `models`: models are plain as well. Whoever walks adds what they spend to the state, before it sends their answer.
+    """
+
+    def __init__(self, program: CompiledProgram, models: bool = False) -> None:
         super().__init__()
         self._steps = program.steps
+        self.models = models
         self.sources = _Sources(program)
         self.adding = frozenset(
             step.index for step in program.steps if step.adds
@@ -140,12 +162,12 @@ class Rows(dict[int, Row]):
 
     def __missing__(self, index: int) -> Row:
         step = self._steps[index]
-        row = self[index] = _group(step, self._steps) or _row(step)
+        row = self[index] = _group(step, self._steps) or _row(step, self.models)
         return row
 
 
 class _Sources(dict[int, tuple[int, ...]]):
-    """By step index, the slots that a tool's arguments are made of; runs that track no labels need none."""
+    """By step index, the slots that a call is made of; runs that track no labels need none."""
 
     def __init__(self, program: CompiledProgram) -> None:
         super().__init__()
@@ -153,17 +175,28 @@ class _Sources(dict[int, tuple[int, ...]]):
 
     def __missing__(self, index: int) -> tuple[int, ...]:
         action = self._steps[index].action
-        slots = {slot for slot, _ in action.args.refs} if type(action) is ToolAction else ()
-        found = self[index] = tuple(slots)
+        templates = (
+            [action.args]
+            if type(action) is ToolAction
+            else templates_of(action)
+            if isinstance(action, ModelAction)
+            else []
+        )
+        found = self[index] = tuple({slot for template in templates for slot, _ in template.refs})
         return found
 
 
-def _row(step: CompiledStep) -> Row:
+def _row(step: CompiledStep, models: bool) -> Row:
     action = step.action
+    render: Any = None
     if type(action) is ToolAction and is_plain(step):
+        render = action.args.render
+    elif models and type(action) is ModelAction and is_plain_model(step):
+        render = partial(model_request, action)
+    if render is not None:
         key = step.key_slot if step.key_slot >= 0 else step.output_slot
         following = _TERMINAL if step.is_terminal else step.next
-        return _IS_TOOL, action.args.render, step.output_slot, key, step.error_slot, following
+        return _IS_CALL, render, step.output_slot, key, step.error_slot, following
     if type(action) is ConditionAction and step.parent < 0:
         return _IS_CONDITION, action.test, action.then, action.otherwise, 0, 0
     return _IS_OTHER, None, 0, 0, 0, 0
@@ -286,8 +319,13 @@ def finish(state: State, at_ms: int) -> None:
 
 
 def _reach(track: Track, state: State, step: CompiledStep) -> int:
-    """Note the labels of a tool's arguments; returns all of them and what the output will have."""
-    track.together, track.arguments = together, _ = argument_labels(state, step.action)  # type: ignore[arg-type]
+    """Note the labels of what a call is made with; returns all of them and what the output will have."""
+    action = step.action
+    if isinstance(action, ModelAction):
+        together, arguments = request_label(state, action), None
+    else:
+        together, arguments = argument_labels(state, action)  # type: ignore[arg-type]
+    track.together, track.arguments = together, arguments
     track.coming = together & step.keeps | step.adds
     return together | step.adds
 
@@ -300,7 +338,7 @@ def walk(
     track: Track | None = None,
     groups: bool = False,
 ) -> Generator[Reached, Taken, None]:
-    """Yields one READY tool after another, the first being `activity`, and is sent its success.
+    """Yields one READY call after another, the first being `activity`, and is sent its success.
 
     It ends where the general functions have gone on from the last success: at the end of the run, or at something
     that is not plain. What changes with every step it keeps to itself: until it has ended or is closed, `state` is as
@@ -316,11 +354,13 @@ def walk(
         rows = Rows(program)
     slots, occurrences, labels, pins = state.slots, state.occurrences, state.labels, state.pins
     seq, now_ms, output = state.seq, state.now_ms, state.last_output
-    mixed = labels is not None and any(labels)  # something is not trusted; else nothing has to be looked at
+    # Whether something is not trusted; else nothing has to be looked at.
+    mixed = labels is not None and (any(labels) or (track is not None and track.coming != 0))
     verdicts: list[Any] | None
     left = state.steps_max - state.steps
     # Time in which a run is suspended is not its own; along the lane none is.
     until_ms = state.started_ms + state.suspended_ms + (state.duration_ms_max or _NO_END_MS)
+    metered = rows.models and bool(state.tokens_max or state.cost_nanousd_max)
     first = second = error = following = 0
     act: Any = None
     args: Any
@@ -338,7 +378,7 @@ def walk(
             if coming != _HERE:
                 while coming >= 0 and left > 0:
                     kind, act, first, second, error, following = rows[coming]
-                    if kind == _IS_TOOL:
+                    if kind == _IS_CALL:
                         args = act(slots)
                         if track is not None and (mixed or coming in rows.adding):
                             mixed = True
@@ -410,7 +450,7 @@ def walk(
                     del pins[error]
             verdicts = None
             coming = following
-            if now_ms > until_ms:
+            if now_ms > until_ms or (metered and _is_spent(state)):
                 return
     except NanoVMError:
         pass  # a reference or a condition: the general functions come upon it again, and fail the step or the run

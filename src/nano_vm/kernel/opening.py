@@ -67,10 +67,10 @@ def prepare(
                 activity.business_key = _business_key(action.idempotency_key, state.slots)
             return
         if type(action) is ModelAction:
-            activity.request = _model_request(action, state.slots)
+            activity.request = model_request(action, state.slots)
             return
         if type(action) is AgentAction:
-            activity.request = _model_request(action, state.slots)
+            activity.request = model_request(action, state.slots)
             _begin_numbering(state, step, action, activity)
             return
         if type(action) is CallAction:
@@ -115,7 +115,12 @@ def _business_key(template: Template, slots: list[Any]) -> Any:
     return key
 
 
-def _model_request(action: ModelAction, slots: list[Any]) -> dict[str, Any]:
+def model_request(action: ModelAction, slots: list[Any]) -> dict[str, Any]:
+    """What a model is asked with: `messages`, and `model` and `params` where the step has them.
+
+    Raises:
+        NanoVMError: as rendering does.
+    """
     messages = []
     if action.system is not None:
         messages.append({"role": "system", "content": action.system.render(slots)})

@@ -8,7 +8,7 @@ from typing import Any
 from nano_vm.journal.entry import Entry
 from nano_vm.kernel.events import Event, PolicyDecided
 from nano_vm.kernel.state import Settled, State, StepStatus
-from nano_vm.program.compiled import CompiledProgram, CompiledStep, Kind, ToolAction, WaitAction
+from nano_vm.program.compiled import CompiledProgram, CompiledStep, Kind, ModelAction, ToolAction, WaitAction
 
 
 class Progress:
@@ -42,7 +42,7 @@ class Progress:
             self._frozen = None
 
     def passed(self, indexes: Iterable[int]) -> None:
-        """Take note of tool steps that have succeeded, by index."""
+        """Take note of steps of tools and models that have succeeded, by index."""
         self._passed += indexes
         self._frozen = None
 
@@ -50,8 +50,10 @@ class Progress:
     def done(self) -> frozenset[str]:
         for index in self._passed:
             step = self.program.steps[index]
+            if type(step.action) is ToolAction or type(step.action) is ModelAction:
+                self._done.add(f"step:{step.id}")
             if type(step.action) is ToolAction:
-                self._done |= {f"step:{step.id}", f"tool:{step.action.tool}"}
+                self._done.add(f"tool:{step.action.tool}")
         self._passed.clear()
         if self._frozen is None:
             self._frozen = frozenset(self._done)
