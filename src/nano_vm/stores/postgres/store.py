@@ -88,7 +88,7 @@ class PostgresJournalStore(SqlStore):
 
             first = another()
             number = open_database(first, address, create=create)
-            super().__init__(OwnerLock(_lock_directory(number)), PostgresReader(first, number))
+            super().__init__(OwnerLock(lock_directory(number)), PostgresReader(first, number))
             name = self._lock.name
             self._writer = Writer(another(), address.name, name, number)
             self._desk = Desk(another(), address.name, name, number)
@@ -248,7 +248,7 @@ class PostgresJournalStore(SqlStore):
             self._desk.write(lambda con: sweep(con, in_use), ())
 
 
-def _lock_directory(number: int) -> Path:
+def lock_directory(number: int) -> Path:
     """Where the life signs of owners on this machine lie; nobody but this user may have a say there."""
     user = os.getuid() if hasattr(os, "getuid") else 0
     parent = Path(tempfile.gettempdir()) / f"nano-vm-{user}"
