@@ -568,3 +568,16 @@ def test_a_store_that_was_forgotten_while_it_lived_loses_nothing(
 
 def _letter() -> Any:
     return Mail(mail_id="m", kind="event", body=b"1", posted_at_ms=NOW)
+
+
+def test_to_ask_for_a_run_that_another_holds_writes_nothing(url: str, sql: psycopg.Connection[Any]) -> None:
+    """Whoever waits for its result asks many times a second."""
+    with PostgresStore(url) as holder, PostgresStore(url) as waiting:
+        draft = written(holder)
+        written(waiting, "other")
+        own = "SELECT settled, commits FROM nvm_writers WHERE owner = %s"
+        before = sql.execute(own, (waiting.owner,)).fetchone()
+        assert [waiting.claim(draft.run_id, NOW) for _ in range(3)] == [None] * 3
+        assert sql.execute(own, (waiting.owner,)).fetchone() == before
+        holder.release(draft.run_id, 1)
+        assert waiting.claim(draft.run_id, NOW) == 2

@@ -151,6 +151,14 @@ class PostgresJournalStore(SqlStore):
         return self._group.submit(Work(run_id, build=build))
 
     # --- ownership ----------------------------------------------------------------------------------------
+    def claim(self, run_id: str, now_ms: int) -> int | None:
+        self._check_open()
+        self._group.drain()  # what we are about to let go is ours no more
+        # Whoever waits for a run asks again and again: as long as it is another's, that is a read and no transaction.
+        if not self._is_free(self._reader.record(run_id), now_ms):
+            return None
+        return super().claim(run_id, now_ms)
+
     def renew(self, run_ids: Sequence[str], now_ms: int) -> list[str]:
         if not run_ids:
             return []
