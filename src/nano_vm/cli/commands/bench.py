@@ -13,12 +13,12 @@ exit codes: 0 every invariant held, 1 one was broken (it is named)
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from nano_vm.cli import exits
 from nano_vm.cli.console import Console
 from nano_vm.cli.grounds import grounds
+from nano_vm.cli.outputs import write_whole
 from nano_vm.errors import InputError
 
 STORES = ("memory", "sqlite", "postgresql://…")
@@ -97,7 +97,7 @@ def _draw(args: argparse.Namespace, found: list[Any], store: str) -> None:
     where = "memory" if store == "memory" else f"{KINDS[store]}, durability {args.durability}"
     size = ", quick" if args.quick else ""
     try:
-        Path(args.plot).write_text(svg(found, f"nano-vm bench: {where}{size}"), encoding="utf-8")
+        write_whole(args.plot, [svg(found, f"nano-vm bench: {where}{size}").encode()])
     except OSError as error:
         raise InputError(
             "USAGE", f"cannot write `{args.plot}`: {(error.strerror or '').lower()}", help="name another file"

@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -66,8 +67,18 @@ class Address:
                 help="postgresql://user@host:5432/database, and the password in PGPASSWORD or ~/.pgpass",
             ) from None
         self.name = _without_secrets(given)
-        name = given.get("dbname") or os.environ.get("PGDATABASE") or given.get("user") or "postgres"
-        self.database = _UNFIT.sub("_", str(name))  # fit to be part of a file's name
+        self.database = _file_name(given)
+
+
+def _file_name(given: dict[str, Any]) -> str:
+    """What files that belong to the tables are named after: the database and, where the address names one, the search
+    path. Two stores in one database share no vault: who is erased from one would be lost to the other."""
+    name = str(given.get("dbname") or os.environ.get("PGDATABASE") or given.get("user") or "postgres")
+    paths = _SEARCH_PATH.findall(str(given.get("options") or os.environ.get("PGOPTIONS", "")))
+    if paths and paths[-1] != "public":
+        name = f"{name}.{paths[-1]}"
+    fit = _UNFIT.sub("_", name)
+    return fit if fit == name else f"{fit}-{sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _without_secrets(given: dict[str, Any]) -> str:
