@@ -20,6 +20,7 @@ from nano_vm.errors import NanoVMError
 from nano_vm.journal.port import Mail
 from nano_vm.stores.postgres import PostgresStore
 from nano_vm.stores.postgres.connection import Address
+from nano_vm.stores.postgres.errors import translate
 from nano_vm.stores.postgres.locks import MARK, ON_ITS_WAY, class_of
 from nano_vm.stores.postgres.migrations import GUARDED, VERSION
 from nano_vm.testing.store_conformance import NOW, Draft, refusal, settle
@@ -581,3 +582,41 @@ def test_to_ask_for_a_run_that_another_holds_writes_nothing(url: str, sql: psyco
         assert sql.execute(own, (waiting.owner,)).fetchone() == before
         holder.release(draft.run_id, 1)
         assert waiting.claim(draft.run_id, NOW) == 2
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "standard_conforming_strings=off",
+        "array_nulls=off",
+        "bytea_output=escape",
+        "client_encoding=LATIN1",
+        "default_transaction_isolation=serializable",
+        "synchronous_commit=off",
+    ],
+)
+def test_what_a_role_or_a_database_has_set_changes_nothing_that_is_stored(url: str, setting: str) -> None:
+    """What is set for them is what a session begins with, as is what the address asks for."""
+
+    @tool
+    def echo(value: str) -> dict[str, Any]:
+        return {"value": value, "more": None}
+
+    steps = [{"id": "echo", "type": "tool", "tool": "echo", "args": {"value": "$value"}}]
+    program = Program.from_dict({"name": "echo", "steps": steps})
+    said = "back\\slash 'quote' \"double\" NULL é \U0001f600"
+    with PostgresStore(f"{url}{quote(f' -c{setting}')}") as store:
+        vm = ExecutionVM(tools=[echo], store=store)
+        trace = vm.run_sync(program, context={"value": said})
+        again = ExecutionVM(tools=[echo], store=store)
+        assert again.trace(trace.trace_id).final_output == {"value": said, "more": None}
+        assert again.verify(trace.trace_id)
+        assert store.integrity() == []
+
+
+@pytest.mark.parametrize(
+    ("state", "code"), [("57014", "STORE_LOCKED"), ("25P04", "STORE_LOCKED"), ("25006", "STORE_READ_ONLY")]
+)
+def test_what_took_too_long_or_is_not_allowed_is_named(state: str, code: str) -> None:
+    found = translate(psycopg.errors.lookup(state)(), "postgresql://db")
+    assert (found.code, found.facts["sqlstate"]) == (code, state)

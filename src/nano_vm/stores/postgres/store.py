@@ -72,6 +72,9 @@ class PostgresJournalStore(SqlStore):
         self._address = address = Address(url)
         settings = {
             "client_encoding": "UTF8",
+            # How what is sent is read: where a role or a database has others, other bytes would be stored.
+            "standard_conforming_strings": "on",
+            "array_nulls": "on",
             "default_transaction_isolation": "read committed",
             "synchronous_commit": "on" if durability == "full" else "off",
             "lock_timeout": str(busy_timeout_ms),
