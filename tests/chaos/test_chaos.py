@@ -14,7 +14,8 @@ from nano_vm.cli.main import main
 from nano_vm.errors import StoreError
 from nano_vm.stores.postgres import PostgresStore
 from nano_vm.testing.chaos.campaign import SCENARIOS, Figures, run_campaign, run_round
-from nano_vm.testing.databases import Schemas
+from nano_vm.testing.chaos.outside import failure
+from nano_vm.testing.databases import PostgresSchema, Schemas
 from nano_vm.vm import ExecutionVM
 
 PASSWORD = "hush-hush"
@@ -60,6 +61,12 @@ def test_a_broken_engine_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     figures = Figures(name="timeout_drift")
     run_round(named("timeout_drift"), tmp_path / "place", 1, figures)
     assert any(violation.startswith("P4: hanging `slow`") for violation in figures.violations)
+
+
+def test_what_a_process_failed_with_is_named() -> None:
+    said = b"Traceback (most recent call last):\n  File ...\nnano_vm.errors.StoreError: STORE_IO gone\n  help: look\n"
+    assert failure(said) == "a process failed: nano_vm.errors.StoreError: STORE_IO gone"
+    assert failure(b"") == "a process failed: "
 
 
 def test_the_command_tells_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,6 +176,14 @@ def test_a_schema_goes_whatever_happened_in_it(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert schemas() == before
+
+
+def test_a_server_that_has_gone_is_named() -> None:
+    gone = PostgresSchema("postgresql://127.0.0.1:1/nobody")
+    for ask in (gone.stored_bytes, lambda: gone.rows("booked", "run")):
+        with pytest.raises(StoreError) as told:
+            ask()
+        assert told.value.code == "STORE_IO"
 
 
 def test_simulations_over_postgres_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

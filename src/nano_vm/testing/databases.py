@@ -104,7 +104,7 @@ class PostgresSchema:
         return ", ".join(["%s"] * count)
 
     def rows(self, table: str, columns: str) -> list[tuple[Any, ...]]:
-        with _connection(self.address) as con:
+        with _session(self.address) as con:
             if con.execute("SELECT to_regclass(%s)", (table,)).fetchone() == (None,):
                 return []
             return con.execute(f"SELECT {columns} FROM {table}".encode()).fetchall()
@@ -113,7 +113,7 @@ class PostgresSchema:
         sql = """SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint
             FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace
             WHERE s.nspname = current_schema() AND c.relkind = 'r'"""
-        with _connection(self.address) as con:
+        with _session(self.address) as con:
             return int(con.execute(sql.encode()).fetchall()[0][0])
 
     def log_bytes(self) -> int:
@@ -167,7 +167,7 @@ class Schemas:
         self._make(schema)
         made = PostgresSchema(_within(self._address, schema))
         try:
-            with self._session(made.address) as con:
+            with _session(made.address) as con:
                 for table in tables:
                     con.execute(table.encode())
             yield made
@@ -179,7 +179,7 @@ class Schemas:
 
     def _make(self, schema: str) -> None:
         try:
-            with self._session(self._address) as con:
+            with _session(self._address) as con:
                 con.execute(f"CREATE SCHEMA {schema}".encode())  # fails if there is one, whoever made it
         except StoreError as error:
             if error.facts.get("sqlstate") != "42501":
@@ -195,7 +195,7 @@ class Schemas:
     def _drop(self, schema: str) -> None:
         from nano_vm.stores.postgres.store import lock_directory
 
-        with self._session(self._address) as con:
+        with _session(self._address) as con:
             con.execute(f"SET lock_timeout = '{_LOCKED_MAX_S}s'".encode())
             number = None
             if con.execute("SELECT to_regclass(%s)", (f"{schema}.nvm_meta",)).fetchone() != (None,):
@@ -204,13 +204,6 @@ class Schemas:
             con.execute(f"DROP SCHEMA {schema} CASCADE".encode())
         if number is not None:
             shutil.rmtree(lock_directory(number[0]), ignore_errors=True)
-
-    @contextlib.contextmanager
-    def _session(self, address: str) -> Iterator[psycopg.Connection[Any]]:
-        from nano_vm.stores.postgres.errors import translated
-
-        with translated(self.name), _connection(address) as con:
-            yield con
 
 
 class Grounds(Protocol):
@@ -224,12 +217,17 @@ class Grounds(Protocol):
         that make what tools write."""
 
 
-def _connection(address: str) -> psycopg.Connection[Any]:
+@contextlib.contextmanager
+def _session(address: str) -> Iterator[psycopg.Connection[Any]]:
+    """Past every store. Raises StoreError."""
     import psycopg
 
     from nano_vm.stores.postgres.connection import Address
+    from nano_vm.stores.postgres.errors import translated
 
-    return psycopg.connect(Address(address).conninfo, autocommit=True)
+    where = Address(address)
+    with translated(where.name), psycopg.connect(where.conninfo, autocommit=True) as con:
+        yield con
 
 
 def _within(address: str, schema: str) -> str:

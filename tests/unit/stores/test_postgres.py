@@ -620,3 +620,26 @@ def test_what_a_role_or_a_database_has_set_changes_nothing_that_is_stored(url: s
 def test_what_took_too_long_or_is_not_allowed_is_named(state: str, code: str) -> None:
     found = translate(psycopg.errors.lookup(state)(), "postgresql://db")
     assert (found.code, found.facts["sqlstate"]) == (code, state)
+
+
+def test_a_session_that_is_needed_later_waits_for_a_server_that_comes_back(
+    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of tools, and the one for examinations: in the middle of a restart, say."""
+    connect, refusals = psycopg.connect, [2, 2]
+
+    def refused(*args: Any, **options: Any) -> Any:
+        if refusals and refusals[-1]:
+            refusals[-1] -= 1
+            raise psycopg.OperationalError("connection refused")
+        return connect(*args, **options)
+
+    async def lent() -> None:
+        async with store.transaction() as transaction:
+            assert transaction.connection.execute("SELECT 1").fetchone() == (1,)
+
+    monkeypatch.setattr(psycopg, "connect", refused)
+    asyncio.run(lent())
+    refusals.pop()
+    assert store.integrity() == []
+    assert refusals == [0]

@@ -176,18 +176,8 @@ class PostgresConnection:
     def restore(self) -> None:
         """Make the session anew, if it is lost. The old one has ended then: nothing that it was asked for is still to
         come, and its locks are free. Raises psycopg.Error when it cannot be had in time."""
-        deadline = time.monotonic() + self._patience_ms / 1000
-        pause = _PAUSE_FIRST_S
-        while self.is_lost:
-            try:
-                self._replace(deadline)
-            except psycopg.OperationalError as error:
-                if error.sqlstate is not None and not error.sqlstate.startswith("57P"):
-                    raise  # it answers, and refuses
-                if time.monotonic() + pause > deadline:
-                    raise
-                time.sleep(pause)
-                pause = min(pause * 2, _PAUSE_MAX_S)
+        if self.is_lost:
+            _persist(self._replace, self._patience_ms)
 
     def _replace(self, deadline: float) -> None:
         raw, session = self._connect()
@@ -292,7 +282,28 @@ class PostgresConnection:
             self.raw.close()
 
 
-def session(address: Address, settings: dict[str, str], patience_ms: int) -> PostgresConnection:
-    """Raises StoreError, and InputError USAGE."""
+def session(
+    address: Address, settings: dict[str, str], patience_ms: int, *, patient: bool = False
+) -> PostgresConnection:
+    """A session. `patient`: a server that cannot be reached was there before, and is tried again. Raises StoreError,
+    and InputError USAGE."""
     with translated(address.name):
-        return PostgresConnection(address, settings, patience_ms)
+        if not patient:
+            return PostgresConnection(address, settings, patience_ms)
+        return _persist(lambda _: PostgresConnection(address, settings, patience_ms), patience_ms)
+
+
+def _persist(work: Callable[[float], T], patience_ms: int) -> T:
+    """`work(deadline)`, again while the server cannot be reached. Raises psycopg.Error."""
+    deadline = time.monotonic() + patience_ms / 1000
+    pause = _PAUSE_FIRST_S
+    while True:
+        try:
+            return work(deadline)
+        except psycopg.OperationalError as error:
+            if error.sqlstate is not None and not error.sqlstate.startswith("57P"):
+                raise  # it answers, and refuses
+            if time.monotonic() + pause > deadline:
+                raise
+            time.sleep(pause)
+            pause = min(pause * 2, _PAUSE_MAX_S)

@@ -81,7 +81,8 @@ class PostgresJournalStore(SqlStore):
             # A process that is stopped in the middle of a commit keeps nobody waiting for ever.
             "idle_in_transaction_session_timeout": str(max(60_000, busy_timeout_ms)),
         }
-        self._connect = connect = functools.partial(session, address, settings, busy_timeout_ms)
+        connect = functools.partial(session, address, settings, busy_timeout_ms)
+        self._connect = functools.partial(connect, patient=True)
         with contextlib.ExitStack() as opened:
 
             def another() -> PostgresConnection:
@@ -98,7 +99,7 @@ class PostgresJournalStore(SqlStore):
             opened.pop_all()
         self._group = GroupCommit(self._writer)
         self._turnstile = Turnstile()
-        self._tools = Sessions(connect)
+        self._tools = Sessions(self._connect)
         self._seen = self._reader.commits_of_others(name)
         self._dropped = weakref.finalize(
             self, _close_all, os.getpid(), first, self._writer.con, self._desk.con, self._tools

@@ -26,7 +26,7 @@ from nano_vm.journal.entry import open_events
 from nano_vm.journal.port import RunQuery
 from nano_vm.kernel.events import StepSucceeded
 from nano_vm.testing.chaos import programs
-from nano_vm.testing.chaos.outside import BOOKED, Outside
+from nano_vm.testing.chaos.outside import BOOKED, Outside, failure
 from nano_vm.testing.databases import Files, Grounds
 from nano_vm.vm import ExecutionVM
 
@@ -285,8 +285,7 @@ def _finish(processes: list[subprocess.Popen[bytes]], figures: Figures) -> None:
                 figures.violations.append("a process did not come to its end")
                 continue
             if process.returncode not in (0, -signal.SIGKILL):
-                last = errors.decode("utf-8", "replace").strip().splitlines()[-1:]
-                figures.violations.append(f"a process failed: {' '.join(last)[:300]}")
+                figures.violations.append(failure(errors))
     finally:
         for process in processes:  # who is interrupted leaves nobody at work on a database that goes
             if process.poll() is None:

@@ -136,3 +136,11 @@ class Outside:
                 found[kind, run_id, step] += 1
         found.update(("transactional", *row) for row in self.database.rows("booked", "run, step"))
         return found
+
+
+def failure(errors: bytes) -> str:
+    """What a process that failed has to say: the line of its standard error that names the error. What follows it is
+    indented: remedies, and the like."""
+    lines = [line for line in errors.decode("utf-8", "replace").splitlines() if line.strip()]
+    named = [line for line in lines if not line[0].isspace()]
+    return f"a process failed: {''.join(named[-1:])[:300]}"

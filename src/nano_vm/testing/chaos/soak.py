@@ -36,7 +36,7 @@ from nano_vm.runtime.ports import Completion, Message, Usage
 from nano_vm.runtime.tooling import Reconciled, ToolContext
 from nano_vm.stores.sqlite import Durability
 from nano_vm.testing.chaos import programs
-from nano_vm.testing.chaos.outside import BOOKED, HOSTILE, Outside
+from nano_vm.testing.chaos.outside import BOOKED, HOSTILE, Outside, failure
 from nano_vm.testing.chaos.worker import REFUSALS, SUPERVISOR
 from nano_vm.testing.databases import Database, Files, Grounds
 from nano_vm.tools.registry import tool
@@ -410,8 +410,7 @@ def _kill(process: subprocess.Popen[bytes], report: Report) -> int:
     _, errors = process.communicate()
     if process.returncode == -signal.SIGKILL:
         return 1
-    last = errors.decode("utf-8", "replace").strip().splitlines()[-1:]
-    report.violations.append(f"a process failed: {' '.join(last)[:300]}")
+    report.violations.append(failure(errors))
     return 0
 
 
@@ -424,8 +423,7 @@ def _ended(process: subprocess.Popen[bytes], report: Report, patience_s: float) 
         report.violations.append("a process did not come to its end")
         return
     if process.returncode != 0:
-        last = errors.decode("utf-8", "replace").strip().splitlines()[-1:]
-        report.violations.append(f"a process failed: {' '.join(last)[:300]}")
+        report.violations.append(failure(errors))
 
 
 def _take_samples(outside: SoakOutside, report: Report) -> None:
