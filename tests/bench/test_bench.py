@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 
+import postgres_server
 from nano_vm.cli.main import main
 from nano_vm.errors import VerificationError
 from nano_vm.evidence import envelope
@@ -25,6 +26,7 @@ from nano_vm.testing.bench import records
 from nano_vm.testing.bench.plot import short, svg
 from nano_vm.testing.bench.setting import Figures, Options, Setting, percentiles
 from nano_vm.testing.bench.suite import SCENARIOS, carry_out, run_bench
+from nano_vm.testing.databases import Schemas
 
 Patch = pytest.MonkeyPatch
 QUICK = Options(durability="normal", quick=True)
@@ -63,6 +65,18 @@ def test_the_same_holds_in_memory(name: str, tmp_path: Path) -> None:
     assert figures.violations == []
     assert figures.stored_bytes_per_step > 0
     assert not (tmp_path / "runs.db").exists()
+
+
+@pytest.mark.parametrize("name", ["refund_pipeline", "crash_consistency", "store_round_trip"])
+def test_the_same_holds_over_postgres(name: str) -> None:
+    before = postgres_server.operate("SELECT count(*) FROM pg_namespace")
+    options = Options(store="postgresql", durability="normal", quick=True)
+    (figures,) = run_bench([name], options, grounds=Schemas(postgres_server.server(), "bench"))
+    assert figures.violations == []
+    assert (figures.store, figures.durability) == ("postgresql", "normal")
+    assert figures.holds
+    assert figures.stored_bytes_per_step > 0
+    assert postgres_server.operate("SELECT count(*) FROM pg_namespace") == before
 
 
 # --- engines that break what is checked -------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import postgres_server
 from nano_vm.cli.main import main
 from nano_vm.testing.chaos import soak as soaking
 from nano_vm.testing.chaos.soak import Report, Sample, SoakOutside, judge, soak
@@ -22,6 +23,17 @@ def test_a_short_soak_leaves_nothing_behind(capsys: pytest.CaptureFixture[str]) 
     assert set(report["statuses"]) <= {"SUCCESS", "FAILED", "BUDGET_EXCEEDED", "CANCELLED", "SUSPENDED"}
     assert report["flat"] is None  # too short to say
     assert report["samples"][0]["handles"] > 0
+
+
+def test_a_short_soak_over_postgres(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["chaos", "soak", "--seconds", "4", "--durability", "normal", "--json"]
+    assert main([*words, "--store", postgres_server.server()]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["store"].startswith("postgresql://")
+    assert report["violations"] == []
+    assert report["kills"] >= soaking.VICTIMS
+    assert report["runs"] > 8
+    assert sum(report["statuses"].values()) == report["runs"]
 
 
 def test_a_broken_engine_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,11 +71,11 @@ def test_what_keeps_growing_is_told(
     memory: list[int], handles: list[int], flat: bool, tmp_path: Path
 ) -> None:
     outside = SoakOutside(tmp_path)
-    soaking.SqliteStore(tmp_path / "runs.db", durability="normal").close()
+    outside.database.open("normal").close()
     for sample in samples(memory, handles):
         outside.note("samples", soaking.msgspec.to_builtins(sample))
     report = Report(seconds=600.0)
-    soaking._take_samples(tmp_path, report)
-    judge(tmp_path, report)
+    soaking._take_samples(outside, report)
+    judge(outside, report)
     assert report.flat is flat
     assert bool(report.violations) is not flat

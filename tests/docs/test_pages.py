@@ -63,7 +63,7 @@ def title(page: Path) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=title)
 def test_the_page_works(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    if page.name == "postgres.md":
+    if page.name in ("postgres.md", "chaos.md", "bench.md"):
         monkeypatch.setenv("NANO_VM_STORE", postgres_server.fresh_url())
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     module = ModuleType("page")

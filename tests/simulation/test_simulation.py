@@ -15,7 +15,9 @@ FIRST = int(os.environ.get("NANO_VM_SEED", "1"))
 
 
 def broken(reports: list[Report]) -> list[str]:
-    return [f"{report.findings[0]}: {report.rerun}" for report in reports if report.findings]
+    found = [f"{report.findings[0]}: {report.rerun}" for report in reports if report.findings]
+    print(*found, sep="\n")  # whole: what an assertion shows of it is cut
+    return found
 
 
 @pytest.mark.parametrize("part", range(4))

@@ -144,17 +144,26 @@ def shown_store(args: argparse.Namespace) -> str:
 
 def beside_store(args: argparse.Namespace) -> str:
     """What the names of files that belong to the database begin with: they lie beside it, and those of a PostgreSQL
-    database in the working directory, under its name. Raises InputError USAGE for an address that is none."""
+    database in the working directory, under its name.
+
+    Raises:
+        InputError: USAGE for an address that is none.
+        StoreError: STORE_IO, STORE_FOREIGN for what cannot be a database.
+    """
     path = store_path(args)
     if not is_address(path):
-        return path
+        return _fit(path)
     from nano_vm.stores.postgres.connection import Address
 
     return Address(path).database
 
 
 def gateway_store(args: argparse.Namespace) -> str:
-    """The database of a gateway, beside which it keeps what it knows. Raises InputError USAGE for an address."""
+    """The database of a gateway, beside which it keeps what it knows.
+
+    Raises:
+        InputError: USAGE for an address. StoreError: STORE_IO, STORE_FOREIGN for what cannot be a database.
+    """
     path = store_path(args)
     if is_address(path):
         raise InputError(
@@ -162,6 +171,13 @@ def gateway_store(args: argparse.Namespace) -> str:
             "the gateway keeps what it knows in a SQLite file",
             help="name a file with --store, or `store` in its configuration",
         )
+    return _fit(path)
+
+
+def _fit(path: str) -> str:
+    from nano_vm.stores.sqlite_schema import refuse_no_file
+
+    refuse_no_file(Path(path))
     return path
 
 

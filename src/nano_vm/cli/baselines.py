@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nano_vm.cli.console import printable
+from nano_vm.cli.outputs import write_whole
 from nano_vm.errors import InputError
 from nano_vm.observe import imports
 from nano_vm.observe.archetypes import Archetypes
@@ -61,7 +62,7 @@ def _read(file: str) -> bytes:
 
 def _write(file: str, data: bytes) -> None:
     try:
-        Path(file).write_bytes(data)
+        write_whole(file, [data])
     except OSError as error:
         raise _file_error(file, "written", error) from None
 

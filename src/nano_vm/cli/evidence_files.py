@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from nano_vm.cli.outputs import write_whole
 from nano_vm.errors import NotFoundError, RuntimeFault
 from nano_vm.evidence.keys import KeyFiles, PublicKey, SigningKey, read_public
 
@@ -75,34 +75,11 @@ def read_file(path: str, limit: int) -> bytes:
 
 
 def write_file(path: str, parts: Iterable[bytes]) -> None:
-    """Write a file that is there completely or not at all. What is no file, as a pipe or a device, is written to, and a
-    link is followed: neither is replaced. Raises RuntimeFault BUNDLE_FILE."""
+    """As `outputs.write_whole`. Raises RuntimeFault BUNDLE_FILE."""
     try:
-        if _is_no_file(path):
-            with open(path, "wb") as file:
-                file.writelines(parts)
-            return
+        write_whole(path, parts)
     except OSError as error:
         raise _cannot(path, "written", error) from None
-    target = os.path.realpath(path)
-    partial = f"{target}.partial"
-    try:
-        with open(partial, "wb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    except OSError as error:
-        if os.path.exists(partial):
-            os.unlink(partial)
-        raise _cannot(path, "written", error) from None
-
-
-def _is_no_file(path: str) -> bool:
-    try:
-        return not stat.S_ISREG(os.stat(path).st_mode)
-    except FileNotFoundError:
-        return False
 
 
 def _cannot(path: str, done: str, error: OSError) -> RuntimeFault:

@@ -173,12 +173,8 @@ class SqlStore:
         self._check_open()
         self._lock.hold()
 
-        def is_free(record: RunRecord) -> bool:
-            owner = record.owner
-            return owner is None or now_ms >= record.lease_until_ms or self._lock.is_dead(owner)
-
         def work(con: Connection) -> int | None:
-            record = self._settled(con, run_id, is_free)
+            record = self._settled(con, run_id, lambda record: self._is_free(record, now_ms))
             if record is None:
                 return None
             fence = record.fence + 1
@@ -187,6 +183,10 @@ class SqlStore:
             return fence
 
         return self._write(work, synced=False)
+
+    def _is_free(self, record: RunRecord, now_ms: int) -> bool:
+        owner = record.owner
+        return owner is None or now_ms >= record.lease_until_ms or self._lock.is_dead(owner)
 
     def release(self, run_id: str, fence: int) -> None:
         def is_ours(record: RunRecord) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 import time
 from pathlib import Path
 
@@ -104,13 +105,29 @@ def schema_of(con: sqlite3.Connection) -> dict[str, str]:
     return dict(rows.fetchall())
 
 
+def refuse_no_file(path: Path) -> None:
+    """Refuse what cannot be a database, before anything is made beside it or waited for: a directory, a pipe, a device.
+    What is not there, or cannot be looked for, is somebody else's business.
+
+    Raises:
+        StoreError: STORE_IO for a directory, STORE_FOREIGN.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return
+    if stat.S_ISDIR(mode):
+        raise _refused("STORE_IO", path, "is a directory", "name a file in it")
+    if not stat.S_ISREG(mode):
+        raise _refused("STORE_FOREIGN", path, "is no regular file", "name another; this one is unchanged")
+
+
 def _look_at_file(path: Path) -> bool:
     """Refuse what is plainly not ours before SQLite touches it; tells whether the file has still to be
     made."""
     if path.name in ("", ":memory:") or "\0" in str(path):
         raise InputError("USAGE", f"`{path}` is not the name of a file", help="use MemoryStore() instead")
-    if path.is_dir():
-        raise _refused("STORE_IO", path, "is a directory", "name a file in it")
+    refuse_no_file(path)
     if not path.parent.is_dir():
         raise _refused("STORE_IO", path, "is in a directory that does not exist", "make the directory first")
     try:

@@ -30,6 +30,10 @@ class _Selector(selectors.DefaultSelector):
             return ready
         if self._working():
             return super().select(0.001)  # a thread is at work: it answers through the loop's own socket
+        # One that has just stopped may have answered since we looked.
+        ready = super().select(0)
+        if ready:
+            return ready
         self._advance(timeout)
         return []
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nano_vm.errors import CODES
-from unit.cli.conftest import RUN, Cli
+from unit.cli.conftest import RUN, Cli, effects
 
 DRIVE = ("--tools", "tools.py", "--model", "mock:yes")
 
@@ -330,3 +330,57 @@ def test_an_output_that_takes_nothing_is_no_defect(
     assert "Traceback" not in done.stderr
     assert "INTERNAL" not in done.stderr
     assert (place / "nano-vm.db").read_bytes() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("runs",),
+        ("verify",),
+        (*RUN, "--cache"),
+        ("recover", "--tools", "tools.py"),
+        ("log", "show"),
+        ("vault", "init"),
+        ("vault", "list"),
+        ("token", "list"),
+        ("mcp", "pins"),
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+@pytest.mark.parametrize(("kind", "code"), [("pipe", "STORE_FOREIGN"), ("directory", "STORE_IO")])
+def test_what_cannot_be_a_database_is_refused_and_nothing_is_made_beside_it(
+    process: Cli, place: Path, words: tuple[str, ...], kind: str, code: str
+) -> None:
+    """In a process of its own: whoever opened a pipe would wait for ever."""
+    (place / "odd").mkdir()
+    path = place / "odd" / "store"
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    done = process(*words, "--store", str(path), "--json")
+    assert done.json["error"]["code"] == code
+    assert os.listdir(place / "odd") == ["store"]
+    assert not effects(place)
+
+
+def test_doctor_says_what_cannot_be_a_database(process: Cli, place: Path) -> None:
+    path = place / "store"
+    os.mkfifo(path)
+    done = process("doctor", "--store", str(path), "--json")
+    assert done.code == 1
+    assert "STORE_FOREIGN" in done.out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("trace", "ID", "--html", "out"), ("eventlog", "--all", "--format", "jsonl", "-o", "out")],
+    ids=["html", "log"],
+)
+def test_what_is_written_takes_the_place_of_the_old_in_one_piece(
+    cli: Cli, place: Path, waiting: str, words: tuple[str, ...]
+) -> None:
+    """Whoever has the old file open, or a name for it, keeps it whole."""
+    (place / "out").write_bytes(b"before")
+    os.link(place / "out", place / "kept")
+    assert cli(*(waiting if word == "ID" else word for word in words)).code == 0
+    assert (place / "out").read_bytes() != b"before"
+    assert (place / "kept").read_bytes() == b"before"

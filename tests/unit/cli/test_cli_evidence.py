@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, RUN, Cli
 from nano_vm import canonical
 from nano_vm.evidence.note import parse_note
+from unit.cli.conftest import ROOT, RUN, Cli
 
 
 @pytest.fixture(autouse=True)

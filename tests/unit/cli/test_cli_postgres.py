@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nano_vm.stores.postgres.connection import Address
 from postgres_server import fresh_url
 from unit.cli.conftest import RUN, Cli, Done, effects
 
@@ -87,3 +88,24 @@ def test_the_gateway_takes_no_address(cli: Cli, place: Path, address: str) -> No
         done = hushed(cli(*words, "--store", address, "--json"))
         assert (done.code, json.loads(done.out or done.err)["error"]["code"]) == (2, "USAGE")
     assert not list(place.glob("postgres*"))
+
+
+def test_stores_in_one_database_have_files_of_their_own(cli: Cli, place: Path) -> None:
+    """A vault that two of them shared would lose a person of one who is erased from the other."""
+    for name in ("eu", "us"):
+        found = cli(
+            "vault", "init", "--store", f"postgresql://ana@db/runs?options=-csearch_path%3D{name}", "--json"
+        )
+        assert found.code == 0
+    assert cli("vault", "init", "--store", "postgresql://ana@db/runs", "--json").code == 0
+    assert (
+        cli("vault", "init", "--store", "postgresql://ana@db/runs?options=-csearch_path%3Dpublic").code == 2
+    )
+    files = {path.name for path in place.iterdir() if path.name.startswith("runs")}
+    assert files == {f"{name}.{kind}" for name in ("runs", "runs.eu", "runs.us") for kind in ("key", "keys")}
+
+
+def test_names_that_no_file_can_have_are_told_apart() -> None:
+    names = {Address(f"postgresql://ana@db/{name}").database for name in ("a%2Fb", "a%20b", "a_b")}
+    assert len(names) == 3
+    assert all("/" not in name for name in names)

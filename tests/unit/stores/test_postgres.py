@@ -20,6 +20,7 @@ from nano_vm.errors import NanoVMError
 from nano_vm.journal.port import Mail
 from nano_vm.stores.postgres import PostgresStore
 from nano_vm.stores.postgres.connection import Address
+from nano_vm.stores.postgres.errors import translate
 from nano_vm.stores.postgres.locks import MARK, ON_ITS_WAY, class_of
 from nano_vm.stores.postgres.migrations import GUARDED, VERSION
 from nano_vm.testing.store_conformance import NOW, Draft, refusal, settle
@@ -568,3 +569,77 @@ def test_a_store_that_was_forgotten_while_it_lived_loses_nothing(
 
 def _letter() -> Any:
     return Mail(mail_id="m", kind="event", body=b"1", posted_at_ms=NOW)
+
+
+def test_to_ask_for_a_run_that_another_holds_writes_nothing(url: str, sql: psycopg.Connection[Any]) -> None:
+    """Whoever waits for its result asks many times a second."""
+    with PostgresStore(url) as holder, PostgresStore(url) as waiting:
+        draft = written(holder)
+        written(waiting, "other")
+        own = "SELECT settled, commits FROM nvm_writers WHERE owner = %s"
+        before = sql.execute(own, (waiting.owner,)).fetchone()
+        assert [waiting.claim(draft.run_id, NOW) for _ in range(3)] == [None] * 3
+        assert sql.execute(own, (waiting.owner,)).fetchone() == before
+        holder.release(draft.run_id, 1)
+        assert waiting.claim(draft.run_id, NOW) == 2
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "standard_conforming_strings=off",
+        "array_nulls=off",
+        "bytea_output=escape",
+        "client_encoding=LATIN1",
+        "default_transaction_isolation=serializable",
+        "synchronous_commit=off",
+    ],
+)
+def test_what_a_role_or_a_database_has_set_changes_nothing_that_is_stored(url: str, setting: str) -> None:
+    """What is set for them is what a session begins with, as is what the address asks for."""
+
+    @tool
+    def echo(value: str) -> dict[str, Any]:
+        return {"value": value, "more": None}
+
+    steps = [{"id": "echo", "type": "tool", "tool": "echo", "args": {"value": "$value"}}]
+    program = Program.from_dict({"name": "echo", "steps": steps})
+    said = "back\\slash 'quote' \"double\" NULL é \U0001f600"
+    with PostgresStore(f"{url}{quote(f' -c{setting}')}") as store:
+        vm = ExecutionVM(tools=[echo], store=store)
+        trace = vm.run_sync(program, context={"value": said})
+        again = ExecutionVM(tools=[echo], store=store)
+        assert again.trace(trace.trace_id).final_output == {"value": said, "more": None}
+        assert again.verify(trace.trace_id)
+        assert store.integrity() == []
+
+
+@pytest.mark.parametrize(
+    ("state", "code"), [("57014", "STORE_LOCKED"), ("25P04", "STORE_LOCKED"), ("25006", "STORE_READ_ONLY")]
+)
+def test_what_took_too_long_or_is_not_allowed_is_named(state: str, code: str) -> None:
+    found = translate(psycopg.errors.lookup(state)(), "postgresql://db")
+    assert (found.code, found.facts["sqlstate"]) == (code, state)
+
+
+def test_a_session_that_is_needed_later_waits_for_a_server_that_comes_back(
+    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of tools, and the one for examinations: in the middle of a restart, say."""
+    connect, refusals = psycopg.connect, [2, 2]
+
+    def refused(*args: Any, **options: Any) -> Any:
+        if refusals and refusals[-1]:
+            refusals[-1] -= 1
+            raise psycopg.OperationalError("connection refused")
+        return connect(*args, **options)
+
+    async def lent() -> None:
+        async with store.transaction() as transaction:
+            assert transaction.connection.execute("SELECT 1").fetchone() == (1,)
+
+    monkeypatch.setattr(psycopg, "connect", refused)
+    asyncio.run(lent())
+    refusals.pop()
+    assert store.integrity() == []
+    assert refusals == [0]

@@ -3,6 +3,7 @@
   nano-vm bench                                 all ten, on a SQLite file that is synced in every commit
   nano-vm bench --quick                         the same checks on a fraction of the work
   nano-vm bench --only replay,budget --store memory
+  nano-vm bench --store postgresql://…          over PostgreSQL, in schemas of its own, beside what is there
   nano-vm bench --plot bench.svg --json         the figures, and a picture of them
 
 Absolute figures say something about this machine; ratios against other engines come from `make bench-peers`.
@@ -12,14 +13,16 @@ exit codes: 0 every invariant held, 1 one was broken (it is named)
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from nano_vm.cli import exits
 from nano_vm.cli.console import Console
+from nano_vm.cli.grounds import grounds
+from nano_vm.cli.outputs import write_whole
 from nano_vm.errors import InputError
 
-STORES = ("memory", "sqlite")
+STORES = ("memory", "sqlite", "postgresql://…")
+KINDS = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,9 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--store",
-        choices=STORES,
+        metavar="STORE",
         default=argparse.SUPPRESS,
-        help="where journals go (default: sqlite, in a file that is removed again)",
+        help="where journals go: memory, sqlite (default: in a file that is removed again), or postgresql://… (in "
+        "schemas that are made for it, and dropped)",
     )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="everything random follows from it")
     parser.add_argument(
@@ -52,22 +56,22 @@ def execute(args: argparse.Namespace, console: Console) -> int:
             console.line(f"{name:<24} {about(name)}")
         console.document({"scenarios": [{"name": name, "about": about(name)} for name in SCENARIOS]})
         return exits.DONE
-    for name in names:
-        if name not in SCENARIOS:
+    for one in names:
+        if one not in SCENARIOS:
             raise InputError(
-                "USAGE", f"unknown scenario `{name[:60]}`", help=f"one of: {', '.join(SCENARIOS)}"
+                "USAGE", f"unknown scenario `{one[:60]}`", help=f"one of: {', '.join(SCENARIOS)}"
             )
-    args.store = args.store or "sqlite"
-    if args.store not in STORES:  # before the command, `--store` takes anything
-        raise InputError("USAGE", f"unknown store `{args.store[:60]}`", help=f"one of: {', '.join(STORES)}")
-    options = Options(store=args.store, durability=args.durability, seed=args.seed, quick=args.quick)
+    where = grounds(args.store, "bench", STORES)
+    store, name = ("memory", "memory") if args.store == "memory" else (where.kind, where.name)
+    options = Options(store=store, durability=args.durability, seed=args.seed, quick=args.quick)
     say = console.note if args.json else console.line
+    say(f"store: {name}")
     say(
         f"{'scenario':<23} {'unit':<15} {'per s':>8} {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8} {'µs/step':>8} "
         f"{'MiB':>6} {'B/step':>7} {'checks':>7}  broken"
     )
     found = []
-    for figures in run_bench(names, options, args.dir):
+    for figures in run_bench(names, options, args.dir, where):
         found.append(figures)
         latency = figures.latency_ms
         say(
@@ -80,20 +84,20 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         for violation in figures.violations[:5]:
             say(f"    {violation}", "bad")
     if args.plot:
-        _draw(args, found)
+        _draw(args, found, store)
     code = exits.DONE if all(one.holds for one in found) else exits.FAILED
-    console.document(_document(args, found, code))
+    console.document({"store": name, **_document(args, found, code)})
     say("every invariant held" if code == exits.DONE else "INVARIANTS BROKEN", "bad" if code else "good")
     return code
 
 
-def _draw(args: argparse.Namespace, found: list[Any]) -> None:
+def _draw(args: argparse.Namespace, found: list[Any], store: str) -> None:
     from nano_vm.testing.bench.plot import svg
 
-    where = "memory" if args.store == "memory" else f"SQLite, durability {args.durability}"
+    where = "memory" if store == "memory" else f"{KINDS[store]}, durability {args.durability}"
     size = ", quick" if args.quick else ""
     try:
-        Path(args.plot).write_text(svg(found, f"nano-vm bench: {where}{size}"), encoding="utf-8")
+        write_whole(args.plot, [svg(found, f"nano-vm bench: {where}{size}").encode()])
     except OSError as error:
         raise InputError(
             "USAGE", f"cannot write `{args.plot}`: {(error.strerror or '').lower()}", help="name another file"

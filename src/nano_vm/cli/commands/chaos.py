@@ -1,5 +1,9 @@
 """Break the engine on purpose: real processes on a real database, killed with SIGKILL, raced, flooded and lied to.
 
+  nano-vm chaos                             all scenarios, each round on a SQLite file of its own
+  nano-vm chaos --store postgresql://…      over PostgreSQL: each round in a schema that is made for it, and dropped;
+                                            runs that are in that database are not touched
+
 scenarios: all thirteen by default; `simulate` runs seeded simulations instead, in virtual time; `soak` puts mixed load
 on one database for a long time, kills at random, and watches memory and file handles.
 exit codes: 0 no promise was broken, 1 one was (it is named)
@@ -8,23 +12,37 @@ exit codes: 0 no promise was broken, 1 one was (it is named)
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nano_vm.cli import exits
 from nano_vm.cli.console import Console
+from nano_vm.cli.grounds import grounds
 from nano_vm.errors import InputError
+
+if TYPE_CHECKING:
+    from nano_vm.testing.databases import Grounds
+    from nano_vm.testing.simulator import Report
 
 SIMULATE = "simulate"
 FULL_EVENTS = 1_000_000
 SECONDS = 120.0
 SOAK = "soak"
 SOAK_SECONDS = 1_200.0
+STORES = ("sqlite", "postgresql://…")
 TOTALS = ("rounds", "runs", "events", "kills", "effects", "unknown", "refusals")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="which; `list` names them")
+    parser.add_argument(
+        "--store",
+        metavar="STORE",
+        default=argparse.SUPPRESS,
+        help="sqlite (default: in files that are removed again), or postgresql://… (in schemas that are made for it, "
+        "and dropped)",
+    )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="everything random follows from it")
     parser.add_argument(
         "--seeds", type=int, default=100, metavar="N", help="of `simulate`: how many simulations"
@@ -72,8 +90,10 @@ def execute(args: argparse.Namespace, console: Console) -> int:
             )
     events = args.events if args.events is not None else FULL_EVENTS if args.full else 0
     seconds = args.seconds if args.seconds is not None else math.inf if args.full else SECONDS
+    where = grounds(args.store, "chaos", STORES)
     # With --json the table goes where progress goes: a campaign may take an hour.
     say = console.note if args.json else console.line
+    say(f"store: {where.name}")
     say(
         f"{'scenario':<24} {'rounds':>6} {'runs':>6} {'events':>8} {'kills':>6} {'effects':>8} {'unknown':>8}  broken"
     )
@@ -86,6 +106,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         heard=lambda one: (
             console.note(f"  {one.name}, round {one.rounds}: {one.events} events") if events else None
         ),
+        grounds=where,
     )
     for figures in campaign:
         rows.append(figures.to_dict())
@@ -100,7 +121,8 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     failed = any(row["violations"] for row in rows)
     code = exits.FAILED if failed else exits.DONE
     totals = {name: sum(row[name] for row in rows) for name in TOTALS}
-    console.document({"seed": args.seed, "totals": totals, "scenarios": rows, "exit_code": code})
+    facts = {"seed": args.seed, "store": where.name}
+    console.document({**facts, "totals": totals, "scenarios": rows, "exit_code": code})
     say(
         f"{totals['events']} events, {totals['kills']} kills, "
         f"{'PROMISES BROKEN' if failed else 'no promise broken'}",
@@ -110,12 +132,11 @@ def execute(args: argparse.Namespace, console: Console) -> int:
 
 
 def _simulate(args: argparse.Namespace, console: Console) -> int:
-    from nano_vm.testing.simulator import simulate
-
+    where = grounds(args.store, "chaos", STORES)
     transitions = crashes = faults = 0
     broken: list[dict[str, Any]] = []
     for seed in range(args.seed, args.seed + args.seeds):
-        (report,) = simulate([seed], rate=args.rate)
+        report = _simulated(where, seed, args.rate)
         transitions += report.transitions
         crashes += report.crashes
         faults += len(report.faults)
@@ -127,6 +148,7 @@ def _simulate(args: argparse.Namespace, console: Console) -> int:
     code = exits.FAILED if broken else exits.DONE
     console.document(
         {
+            "store": where.name,
             "seeds": args.seeds,
             "transitions": transitions,
             "faults": faults,
@@ -136,28 +158,39 @@ def _simulate(args: argparse.Namespace, console: Console) -> int:
         }
     )
     console.line(
-        f"{args.seeds} simulations, {transitions} transitions, {faults} faults, {crashes} crashes: "
+        f"{where.name}: {args.seeds} simulations, {transitions} transitions, {faults} faults, {crashes} crashes: "
         f"{len(broken) or 'no'} promises broken",
         "bad" if broken else "good",
     )
     return code
 
 
-def _soak(args: argparse.Namespace, console: Console) -> int:
-    from nano_vm.testing.chaos.soak import Report, soak
+def _simulated(where: Grounds, seed: int, rate: float) -> Report:
+    from nano_vm.testing.databases import Schemas
+    from nano_vm.testing.simulator import simulate
 
-    def heard(report: Report) -> None:
+    if not isinstance(where, Schemas):
+        return simulate([seed], rate=rate)[0]
+    with contextlib.ExitStack() as made:
+        return simulate([seed], rate=rate, database=lambda: made.enter_context(where.fresh()).address)[0]
+
+
+def _soak(args: argparse.Namespace, console: Console) -> int:
+    from nano_vm.testing.chaos import soak as soaking
+
+    def heard(report: soaking.Report) -> None:
         console.note(
             f"  {report.seconds:.0f} s: {report.kills} kills, memory {_mebibytes(report.memory_bytes)}, "
             f"handles {report.handles.get('last', 0)}, database {report.database_bytes / 2**20:.0f} MiB"
         )
 
+    where = grounds(args.store, "chaos", STORES)
     seconds = args.seconds if args.seconds is not None else SOAK_SECONDS
-    report = soak(seconds, seed=args.seed, durability=args.durability, heard=heard)
+    report = soaking.soak(seconds, seed=args.seed, durability=args.durability, heard=heard, grounds=where)
     code = exits.FAILED if report.violations else exits.DONE
-    console.document({"seed": args.seed, **report.to_dict(), "exit_code": code})
+    console.document({"seed": args.seed, "store": where.name, **report.to_dict(), "exit_code": code})
     console.line(
-        f"{report.seconds:.0f} s, {report.runs} runs, {report.events} events, {report.kills} kills, "
+        f"{where.name}: {report.seconds:.0f} s, {report.runs} runs, {report.events} events, {report.kills} kills, "
         f"{report.effects} effects"
     )
     console.line(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nano_vm.cli import exits
-from nano_vm.cli.arguments import beside_store, is_address, shown_store, store_path
+from nano_vm.cli.arguments import is_address, shown_store, store_path
 from nano_vm.cli.console import Console, printable
 from nano_vm.cli.session import Session, command
 from nano_vm.cli.views import moment
@@ -75,7 +75,8 @@ class Examination:
                 self._find("ok", module, f"extra [{extra}] is installed")
 
     def disk(self) -> None:
-        place = Path(beside_store(self.args)).absolute().parent
+        name = store_path(self.args)
+        place = Path.cwd() if is_address(name) else Path(name).absolute().parent
         if not os.path.isdir(place):
             self._find("problem", "disk", f"there is no directory `{place}`", f"mkdir -p {place}")
             return

@@ -15,10 +15,10 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from nano_vm.cli import exits
 from nano_vm.cli.console import Console, printable
+from nano_vm.cli.outputs import write_whole
 from nano_vm.cli.session import Session
 from nano_vm.errors import InputError, NanoVMError
 from nano_vm.observe import eventlog
@@ -100,9 +100,7 @@ def _pieces(form: str, trajectories: Iterator[Trajectory]) -> Iterable[str]:
 
 def _write(file: str, pieces: Iterable[str]) -> None:
     try:
-        with Path(file).open("w", encoding="utf-8", newline="\n") as handle:
-            for piece in pieces:
-                handle.write(piece)
+        write_whole(file, (piece.encode() for piece in pieces))
     except OSError as error:
         raise InputError(
             "EVENT_LOG_FILE", f"`{printable(file)}` cannot be written: {error.strerror}"

@@ -21,6 +21,7 @@ from nano_vm.cli.arguments import add_tools
 from nano_vm.cli.console import Console
 from nano_vm.cli.driving import Interrupted, supervise
 from nano_vm.cli.live import showing
+from nano_vm.cli.outputs import write_whole
 from nano_vm.cli.session import Session
 from nano_vm.cli.views import conclude
 from nano_vm.errors import InputError
@@ -158,7 +159,7 @@ def _intent(text: str) -> str:
 
 def _write(path: str, document: dict[str, Any]) -> None:
     try:
-        Path(path).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(path, [json.dumps(document, indent=2, ensure_ascii=False).encode(), b"\n"])
     except OSError as error:
         raise InputError(
             "USAGE", f"cannot write `{path}`: {(error.strerror or '').lower()}", help="--output FILE"

@@ -11,7 +11,6 @@ nano-vm trace ID --html FILE   one HTML file: graph, timeline, steps, journal, r
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,6 +18,7 @@ import msgspec
 from nano_vm.cli import exits
 from nano_vm.cli.console import Console, printable
 from nano_vm.cli.live import describe
+from nano_vm.cli.outputs import write_whole
 from nano_vm.cli.session import Session
 from nano_vm.cli.views import continuations, moment, show_end, show_steps, show_waits
 from nano_vm.errors import InputError
@@ -100,7 +100,7 @@ def _html(args: argparse.Namespace, console: Console, session: Session) -> int:
             console.out.write(text)
     else:
         try:
-            Path(args.html).write_text(text, encoding="utf-8")
+            write_whole(args.html, [text.encode()])
         except OSError as error:
             raise InputError(
                 "USAGE",

@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -66,8 +67,18 @@ class Address:
                 help="postgresql://user@host:5432/database, and the password in PGPASSWORD or ~/.pgpass",
             ) from None
         self.name = _without_secrets(given)
-        name = given.get("dbname") or os.environ.get("PGDATABASE") or given.get("user") or "postgres"
-        self.database = _UNFIT.sub("_", str(name))  # fit to be part of a file's name
+        self.database = _file_name(given)
+
+
+def _file_name(given: dict[str, Any]) -> str:
+    """What files that belong to the tables are named after: the database and, where the address names one, the search
+    path. Two stores in one database share no vault: who is erased from one would be lost to the other."""
+    name = str(given.get("dbname") or os.environ.get("PGDATABASE") or given.get("user") or "postgres")
+    paths = _SEARCH_PATH.findall(str(given.get("options") or os.environ.get("PGOPTIONS", "")))
+    if paths and paths[-1] != "public":
+        name = f"{name}.{paths[-1]}"
+    fit = _UNFIT.sub("_", name)
+    return fit if fit == name else f"{fit}-{sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _without_secrets(given: dict[str, Any]) -> str:
@@ -165,18 +176,8 @@ class PostgresConnection:
     def restore(self) -> None:
         """Make the session anew, if it is lost. The old one has ended then: nothing that it was asked for is still to
         come, and its locks are free. Raises psycopg.Error when it cannot be had in time."""
-        deadline = time.monotonic() + self._patience_ms / 1000
-        pause = _PAUSE_FIRST_S
-        while self.is_lost:
-            try:
-                self._replace(deadline)
-            except psycopg.OperationalError as error:
-                if error.sqlstate is not None and not error.sqlstate.startswith("57P"):
-                    raise  # it answers, and refuses
-                if time.monotonic() + pause > deadline:
-                    raise
-                time.sleep(pause)
-                pause = min(pause * 2, _PAUSE_MAX_S)
+        if self.is_lost:
+            _persist(self._replace, self._patience_ms)
 
     def _replace(self, deadline: float) -> None:
         raw, session = self._connect()
@@ -281,7 +282,28 @@ class PostgresConnection:
             self.raw.close()
 
 
-def session(address: Address, settings: dict[str, str], patience_ms: int) -> PostgresConnection:
-    """Raises StoreError, and InputError USAGE."""
+def session(
+    address: Address, settings: dict[str, str], patience_ms: int, *, patient: bool = False
+) -> PostgresConnection:
+    """A session. `patient`: a server that cannot be reached was there before, and is tried again. Raises StoreError,
+    and InputError USAGE."""
     with translated(address.name):
-        return PostgresConnection(address, settings, patience_ms)
+        if not patient:
+            return PostgresConnection(address, settings, patience_ms)
+        return _persist(lambda _: PostgresConnection(address, settings, patience_ms), patience_ms)
+
+
+def _persist(work: Callable[[float], T], patience_ms: int) -> T:
+    """`work(deadline)`, again while the server cannot be reached. Raises psycopg.Error."""
+    deadline = time.monotonic() + patience_ms / 1000
+    pause = _PAUSE_FIRST_S
+    while True:
+        try:
+            return work(deadline)
+        except psycopg.OperationalError as error:
+            if error.sqlstate is not None and not error.sqlstate.startswith("57P"):
+                raise  # it answers, and refuses
+            if time.monotonic() + pause > deadline:
+                raise
+            time.sleep(pause)
+            pause = min(pause * 2, _PAUSE_MAX_S)

@@ -15,6 +15,7 @@ _MEANINGS: tuple[tuple[str, str, str, str], ...] = (
     ("55P03", "STORE_LOCKED", "is locked by another session", "try again, or end what holds it"),
     ("40", "STORE_LOCKED", "is busy with what others write", "try again"),
     ("57014", "STORE_LOCKED", "took longer than its statement time-out", "try again"),
+    ("25P04", "STORE_LOCKED", "took longer than its transaction time-out", "try again"),
     ("53100", "STORE_FULL", "cannot grow: the disk is full", "free some space and try again"),
     ("53300", "STORE_IO", "takes no more connections", "raise max_connections, or close some"),
     ("25006", "STORE_READ_ONLY", "is read-only", "connect to the primary server"),

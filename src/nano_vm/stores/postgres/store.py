@@ -72,13 +72,17 @@ class PostgresJournalStore(SqlStore):
         self._address = address = Address(url)
         settings = {
             "client_encoding": "UTF8",
+            # How what is sent is read: where a role or a database has others, other bytes would be stored.
+            "standard_conforming_strings": "on",
+            "array_nulls": "on",
             "default_transaction_isolation": "read committed",
             "synchronous_commit": "on" if durability == "full" else "off",
             "lock_timeout": str(busy_timeout_ms),
             # A process that is stopped in the middle of a commit keeps nobody waiting for ever.
             "idle_in_transaction_session_timeout": str(max(60_000, busy_timeout_ms)),
         }
-        self._connect = connect = functools.partial(session, address, settings, busy_timeout_ms)
+        connect = functools.partial(session, address, settings, busy_timeout_ms)
+        self._connect = functools.partial(connect, patient=True)
         with contextlib.ExitStack() as opened:
 
             def another() -> PostgresConnection:
@@ -88,14 +92,14 @@ class PostgresJournalStore(SqlStore):
 
             first = another()
             number = open_database(first, address, create=create)
-            super().__init__(OwnerLock(_lock_directory(number)), PostgresReader(first, number))
+            super().__init__(OwnerLock(lock_directory(number)), PostgresReader(first, number))
             name = self._lock.name
             self._writer = Writer(another(), address.name, name, number)
             self._desk = Desk(another(), address.name, name, number)
             opened.pop_all()
         self._group = GroupCommit(self._writer)
         self._turnstile = Turnstile()
-        self._tools = Sessions(connect)
+        self._tools = Sessions(self._connect)
         self._seen = self._reader.commits_of_others(name)
         self._dropped = weakref.finalize(
             self, _close_all, os.getpid(), first, self._writer.con, self._desk.con, self._tools
@@ -151,6 +155,14 @@ class PostgresJournalStore(SqlStore):
         return self._group.submit(Work(run_id, build=build))
 
     # --- ownership ----------------------------------------------------------------------------------------
+    def claim(self, run_id: str, now_ms: int) -> int | None:
+        self._check_open()
+        self._group.drain()  # what we are about to let go is ours no more
+        # Whoever waits for a run asks again and again: as long as it is another's, that is a read and no transaction.
+        if not self._is_free(self._reader.record(run_id), now_ms):
+            return None
+        return super().claim(run_id, now_ms)
+
     def renew(self, run_ids: Sequence[str], now_ms: int) -> list[str]:
         if not run_ids:
             return []
@@ -248,7 +260,7 @@ class PostgresJournalStore(SqlStore):
             self._desk.write(lambda con: sweep(con, in_use), ())
 
 
-def _lock_directory(number: int) -> Path:
+def lock_directory(number: int) -> Path:
     """Where the life signs of owners on this machine lie; nobody but this user may have a say there."""
     user = os.getuid() if hasattr(os, "getuid") else 0
     parent = Path(tempfile.gettempdir()) / f"nano-vm-{user}"

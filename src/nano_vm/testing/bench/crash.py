@@ -26,9 +26,9 @@ from nano_vm.kernel.events import StepSucceeded
 from nano_vm.kernel.state import RunStatus
 from nano_vm.program.model import Program
 from nano_vm.runtime.tooling import Reconciled, ToolContext
-from nano_vm.stores.sqlite import Durability, SqliteStore
+from nano_vm.stores.sqlite import Durability
 from nano_vm.testing.bench.setting import Setting, cpu_seconds
-from nano_vm.testing.chaos.outside import Outside
+from nano_vm.testing.chaos.outside import BOOKED, Outside
 from nano_vm.tools.registry import tool
 from nano_vm.vm import ExecutionVM
 
@@ -38,7 +38,6 @@ PROGRAM: Final[dict[str, Any]] = {
     "steps": [{"id": effect, "type": "tool", "tool": f"act_{effect}"} for effect in EFFECTS],
 }
 PLANS: Final = len(EFFECTS) * 2  # before and after each
-_TABLE: Final = "CREATE TABLE IF NOT EXISTS booked (run TEXT, step TEXT)"
 
 
 class Suicidal(Outside):
@@ -62,9 +61,10 @@ class Suicidal(Outside):
         async def act(ctx: ToolContext) -> str:
             self._dies(ctx, "before")
             if effect == "transactional":
-                ctx.transaction.connection.execute(_TABLE)
-                ctx.transaction.connection.execute(
-                    "INSERT INTO booked VALUES (?, ?)", (ctx.trace_id, ctx.step)
+                con = ctx.transaction.connection
+                con.execute(BOOKED)
+                con.execute(
+                    f"INSERT INTO booked VALUES ({self.database.values(2)})", (ctx.trace_id, ctx.step)
                 )
             elif effect != "keyed" or self._first(ctx):
                 self.effect(effect, ctx)
@@ -84,16 +84,17 @@ class Suicidal(Outside):
 
 async def crash_consistency(setting: Setting) -> None:
     """A process is killed before and after the effect of a tool of every effect class, and started again until all is
-    done. Effects are counted in files outside. Always on SQLite: memory dies with its process."""
+    done. Effects are counted in files outside. On SQLite where the store is memory, which dies with its process."""
     durability: Durability = "full" if setting.options.durability == "full" else "normal"
     figures = setting.figures
-    figures.store, figures.durability = "sqlite", durability
+    figures.store, figures.durability = setting.database.kind, durability
+    setting.prepare()
     runs = PLANS * setting.size(2, 1)
-    outside = Suicidal(setting.place)
+    outside = Suicidal(setting.place, setting.database)
     cpu, began = cpu_seconds(), time.perf_counter()
     kills = _until_done(setting, runs, durability)
     setting.expect("P4", kills == runs, f"{kills} processes were killed where {runs} runs are to be hit")
-    with SqliteStore(outside.database, durability=durability) as store:
+    with outside.database.open(durability) as store:
         vm = ExecutionVM(tools=outside.tools(), store=store)
         # Those that wait for an operator would say how long he takes.
         recovered = [record for record in vm.runs(limit=10 * runs) if record.status != "SUSPENDED"]
@@ -103,7 +104,7 @@ async def crash_consistency(setting: Setting) -> None:
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     took = [(record.updated_at_ms - record.created_at_ms) / 1_000 for record in recovered]
     setting.took(seconds, cpu, took, peak if sys.platform == "darwin" else peak * 1024)
-    setting.weigh_file()
+    setting.weigh_database()
     figures.facts = {"kills": kills, **figures.facts}
 
 
@@ -111,6 +112,7 @@ def _until_done(setting: Setting, runs: int, durability: str) -> int:
     """Start the process again and again until it ends by itself. Returns how often it was killed."""
     command = [sys.executable, "-m", "nano_vm.testing.bench.crash", str(setting.place), str(runs), durability]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment |= setting.database.environment
     for kills in range(2 * runs + 1):
         done = subprocess.run(
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=120
@@ -174,9 +176,9 @@ def _judge(setting: Setting, vm: ExecutionVM, outside: Outside, runs: int) -> No
 
 
 async def _work(place: Path, runs: int, durability: Durability) -> None:
-    store = SqliteStore(place / "runs.db", durability=durability)
+    outside = Suicidal(place)
     program = Program.from_dict(PROGRAM)
-    async with ExecutionVM(tools=Suicidal(place).tools(), store=store) as vm:
+    async with ExecutionVM(tools=outside.tools(), store=outside.database.open(durability)) as vm:
         for number in range(runs):
             name = f"run-{number}"
             await vm.run(program, trace_id=name, idempotency_key=name)

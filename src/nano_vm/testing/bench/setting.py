@@ -16,7 +16,8 @@ import msgspec
 from nano_vm.journal.port import JournalStore
 from nano_vm.journal.trace import Trace
 from nano_vm.stores.memory import MemoryJournalStore
-from nano_vm.stores.sqlite import Durability, SqliteStore
+from nano_vm.stores.sqlite import Durability
+from nano_vm.testing.databases import database_at
 from nano_vm.vm import ExecutionVM
 
 T = TypeVar("T")
@@ -25,7 +26,8 @@ PERCENTILES: Final = (50, 95, 99)
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How a scenario is carried out. `quick` is for a smoke run: the same checks on a fraction of the work."""
+    """How a scenario is carried out: `store` is memory, sqlite or postgresql. `quick` is for a smoke run: the same
+    checks on a fraction of the work."""
 
     store: str = "sqlite"
     durability: str = "full"
@@ -37,9 +39,9 @@ class Figures(msgspec.Struct, kw_only=True):
     """What a scenario came to.
 
     A `unit` (a run, a replay …) is what is timed: `throughput` of them per second, and how long each took while others
-    went on beside it. `cpu_us_per_step` counts every process and thread; `stored_bytes_per_step` is what the database
-    grew by, or the size of the entries where the store is memory. Memory is the process's peak by the end of what was
-    timed. `checks` says how often an invariant was looked at; `violations` are sentences, the first of them.
+    went on beside it. `cpu_us_per_step` counts every process and thread of ours; `stored_bytes_per_step` is what the
+    database grew by, or the size of the entries where the store is memory. Memory is the process's peak by the end of
+    what was timed. `checks` says how often an invariant was looked at; `violations` are sentences, the first of them.
     """
 
     name: str
@@ -82,9 +84,10 @@ class Setting:
         self.place = place
         self.options = options
         self.figures = Figures(name=name, store=options.store)
-        if options.store == "sqlite":
+        if options.store != "memory":
             self.figures.durability = options.durability
-        self.database = place / "runs.db"
+        self.database = database_at(place)
+        self._empty_bytes = 0
         self._memory = MemoryJournalStore()
         self._stores: list[JournalStore] = []
         self._latencies: list[float] = []
@@ -100,7 +103,8 @@ class Setting:
         if self.options.store == "memory":
             return self._memory
         durability: Durability = "full" if self.options.durability == "full" else "normal"
-        store = SqliteStore(self.database, durability=durability)
+        self.prepare()
+        store = self.database.open(durability)
         self._stores.append(store)
         return store
 
@@ -115,17 +119,21 @@ class Setting:
         elif self._stores:
             for store in self._stores:
                 store.close()
-            self.weigh_file()
+            self.weigh_database()
         self._stores.clear()
 
-    def _on_disk(self) -> int:
-        return sum(file.stat().st_size for file in self.place.glob("runs.db*") if file.is_file())
+    def weigh_database(self) -> None:
+        """What the runs have added to the database, once nobody has it open."""
+        self.weigh(self._on_disk() - self._empty_bytes)
 
-    def weigh_file(self) -> None:
-        """What the runs have added to the file, once nobody has it open."""
-        with SqliteStore(self.place / "empty.db") as empty:
-            pass
-        self.weigh(self._on_disk() - empty.path.stat().st_size)
+    def prepare(self) -> None:
+        """Make the database's tables, and weigh them empty, before anything is timed."""
+        if self._empty_bytes == 0:
+            self.database.open("normal").close()
+            self._empty_bytes = self._on_disk()
+
+    def _on_disk(self) -> int:
+        return self.database.stored_bytes() + self.database.log_bytes()
 
     def weigh(self, found: int) -> None:
         """`found` bytes are stored in the end."""

@@ -20,6 +20,8 @@ import msgspec
 from nano_vm.errors import NanoVMError
 from nano_vm.testing.bench import crash, records, trouble, work
 from nano_vm.testing.bench.setting import Figures, Options, Setting
+from nano_vm.testing.chaos.outside import BOOKED
+from nano_vm.testing.databases import Database, Files, Grounds
 
 Scenario = Callable[[Setting], Awaitable[None]]
 SCENARIOS: Final[dict[str, Scenario]] = {
@@ -63,23 +65,33 @@ async def _at_work(scenario: Scenario, setting: Setting) -> None:
 
 
 def run_bench(
-    names: Sequence[str] = (), options: Options | None = None, directory: str | os.PathLike[str] | None = None
+    names: Sequence[str] = (),
+    options: Options | None = None,
+    directory: str | os.PathLike[str] | None = None,
+    grounds: Grounds | None = None,
 ) -> Iterator[Figures]:
     """Carry scenarios out, one after another, and yield the figures of each.
 
     Args:
         names: of scenarios; all by default.
         options: the defaults of `Options` by default.
-        directory: where databases are made, and removed again; the temporary directory by default.
+        directory: where files are made, and removed again; the temporary directory by default.
+        grounds: where databases are made for `options.store` "postgresql".
+
+    Raises:
+        StoreError: when `grounds` can make none.
     """
     options = options or Options()
+    grounds = grounds or Files()
     for name in SCENARIOS:
         if not names or name in names:
             with tempfile.TemporaryDirectory(prefix="nano-vm-bench-", dir=directory) as place:
-                yield _apart(name, Path(place), options)
+                with grounds.fresh(Path(place), (BOOKED,)) as database:
+                    figures = _apart(name, Path(place), options, database)
+                yield figures
 
 
-def _apart(name: str, place: Path, options: Options) -> Figures:
+def _apart(name: str, place: Path, options: Options, database: Database) -> Figures:
     command = [
         sys.executable,
         "-m",
@@ -88,6 +100,7 @@ def _apart(name: str, place: Path, options: Options) -> Figures:
         msgspec.json.encode(options).decode(),
     ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment |= database.environment
     try:
         done = subprocess.run(
             command,

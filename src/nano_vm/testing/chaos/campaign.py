@@ -25,9 +25,9 @@ from nano_vm.errors import NanoVMError
 from nano_vm.journal.entry import open_events
 from nano_vm.journal.port import RunQuery
 from nano_vm.kernel.events import StepSucceeded
-from nano_vm.stores.sqlite import SqliteStore
 from nano_vm.testing.chaos import programs
-from nano_vm.testing.chaos.outside import Outside
+from nano_vm.testing.chaos.outside import BOOKED, Outside, failure
+from nano_vm.testing.databases import Files, Grounds
 from nano_vm.vm import ExecutionVM
 
 _PATIENCE_S = 300.0  # for one process: a scenario is bounded, whatever happens
@@ -186,6 +186,7 @@ def run_campaign(
     events: int = 0,
     seconds: float = 60.0,
     heard: Callable[[Figures], None] = lambda figures: None,
+    grounds: Grounds | None = None,
 ) -> Iterator[Figures]:
     """Carry scenarios out, round by round, and yield the figures of each.
 
@@ -194,6 +195,10 @@ def run_campaign(
         events: every scenario has its turn again until there were this many in all; 0 for one round each.
         seconds: the most time for all together; a round that has begun is finished.
         heard: told of a scenario's figures after each of its rounds.
+        grounds: where databases are made; a SQLite file for every round by default.
+
+    Raises:
+        StoreError: when `grounds` can make none.
     """
     chosen = [one for one in SCENARIOS if not names or one.name in names]
     scale = max(1, min(_SCALE_MAX, events // (len(chosen) * _EVENTS_PER_ROUND)))
@@ -207,7 +212,7 @@ def run_campaign(
                 continue
             began = time.monotonic()
             with tempfile.TemporaryDirectory(prefix="nano-vm-chaos-") as directory:
-                run_round(scenario, Path(directory), seed + figures.rounds, figures, scale)
+                run_round(scenario, Path(directory), seed + figures.rounds, figures, scale, grounds)
             figures.seconds = round(figures.seconds + time.monotonic() - began, 1)
             heard(figures)
             if not events:
@@ -219,29 +224,41 @@ def run_campaign(
         yield from found.values()
 
 
-def run_round(scenario: Scenario, place: Path, seed: int, figures: Figures, scale: int = 1) -> None:
+def run_round(
+    scenario: Scenario,
+    place: Path,
+    seed: int,
+    figures: Figures,
+    scale: int = 1,
+    grounds: Grounds | None = None,
+) -> None:
     """One round in `place`, with `scale` times the scenario's runs, added to `figures`."""
     scenario = msgspec.structs.replace(scenario, runs=scenario.runs * scale)
-    draw = random.Random(f"{scenario.name} {seed}")
-    outside = Outside(place)
     figures.rounds += 1
+    with (grounds or Files()).fresh(place, (BOOKED,)) as database:
+        outside = Outside(place, database)
+        _work(scenario, outside, seed, figures, scale)
+        judge(scenario, outside, figures)
+
+
+def _work(scenario: Scenario, outside: Outside, seed: int, figures: Figures, scale: int) -> None:
+    draw = random.Random(f"{scenario.name} {seed}")
     for _ in range(scenario.kills):
-        worker = _launch(scenario, place, "run", seed)
-        _kill_soon(worker, place / f"ready-run-0-{seed}", draw.random() * _KILL_WITHIN_S * min(scale, 6))
+        worker = _launch(scenario, outside, "run", seed)
+        ready = outside.place / f"ready-run-0-{seed}"
+        _kill_soon(worker, ready, draw.random() * _KILL_WITHIN_S * min(scale, 6))
         figures.kills += 1
-    _finish(
-        scenario, [_launch(scenario, place, role, seed + n) for n, role in enumerate(scenario.roles)], figures
-    )
-    pair = [_launch(scenario, place, "recover", seed + 100 + number) for number in range(2)]
-    _finish(scenario, pair, figures)
-    _finish(scenario, [_launch(scenario, place, "run", seed + 200)], figures)
-    _finish(scenario, [_launch(scenario, place, "recover", seed + 300)], figures)
-    judge(scenario, outside, figures)
+    crew = [_launch(scenario, outside, role, seed + n) for n, role in enumerate(scenario.roles)]
+    _finish(crew, figures)
+    _finish([_launch(scenario, outside, "recover", seed + 100 + number) for number in range(2)], figures)
+    _finish([_launch(scenario, outside, "run", seed + 200)], figures)
+    _finish([_launch(scenario, outside, "recover", seed + 300)], figures)
 
 
-def _launch(scenario: Scenario, place: Path, role: str, seed: int) -> subprocess.Popen[bytes]:
-    arguments = [str(place), role, scenario.program, "0", str(scenario.runs), str(seed)]
+def _launch(scenario: Scenario, outside: Outside, role: str, seed: int) -> subprocess.Popen[bytes]:
+    arguments = [str(outside.place), role, scenario.program, "0", str(scenario.runs), str(seed)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment |= outside.database.environment
     return subprocess.Popen(
         [sys.executable, "-m", "nano_vm.testing.chaos.worker", *arguments],
         env=environment,
@@ -259,18 +276,21 @@ def _kill_soon(process: subprocess.Popen[bytes], ready: Path, delay_s: float) ->
     process.communicate()
 
 
-def _finish(scenario: Scenario, processes: list[subprocess.Popen[bytes]], figures: Figures) -> None:
-    for process in processes:
-        try:
-            _, errors = process.communicate(timeout=_PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            figures.violations.append("a process did not come to its end")
-            continue
-        if process.returncode not in (0, -signal.SIGKILL):
-            last = errors.decode("utf-8", "replace").strip().splitlines()[-1:]
-            figures.violations.append(f"a process failed: {' '.join(last)[:300]}")
+def _finish(processes: list[subprocess.Popen[bytes]], figures: Figures) -> None:
+    try:
+        for process in processes:
+            try:
+                _, errors = process.communicate(timeout=_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                figures.violations.append("a process did not come to its end")
+                continue
+            if process.returncode not in (0, -signal.SIGKILL):
+                figures.violations.append(failure(errors))
+    finally:
+        for process in processes:  # who is interrupted leaves nobody at work on a database that goes
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
 
 
 # --- the judge ----------------------------------------------------------------------------------------------------
@@ -281,7 +301,7 @@ def judge(scenario: Scenario, outside: Outside, figures: Figures) -> None:
     figures.refusals += len(outside.lines("refusals"))
     effects = outside.effects()
     figures.effects += sum(effects.values())
-    vm = ExecutionVM(tools=outside.tools(), store=SqliteStore(outside.database, durability="normal"))
+    vm = ExecutionVM(tools=outside.tools(), store=outside.database.open("normal"))
     try:
         figures.violations += vm.store.integrity()
         happened: Counter[tuple[str, str]] = Counter()

@@ -30,14 +30,15 @@ import msgspec
 
 from nano_vm.errors import NanoVMError
 from nano_vm.journal.entry import open_events
-from nano_vm.journal.port import RunQuery
+from nano_vm.journal.port import JournalStore, RunQuery
 from nano_vm.kernel.events import StepSucceeded
 from nano_vm.runtime.ports import Completion, Message, Usage
 from nano_vm.runtime.tooling import Reconciled, ToolContext
-from nano_vm.stores.sqlite import Durability, SqliteStore
+from nano_vm.stores.sqlite import Durability
 from nano_vm.testing.chaos import programs
-from nano_vm.testing.chaos.outside import HOSTILE, Outside
+from nano_vm.testing.chaos.outside import BOOKED, HOSTILE, Outside, failure
 from nano_vm.testing.chaos.worker import REFUSALS, SUPERVISOR
+from nano_vm.testing.databases import Database, Files, Grounds
 from nano_vm.tools.registry import tool
 from nano_vm.vm import ExecutionVM
 
@@ -115,9 +116,13 @@ class Report(msgspec.Struct, kw_only=True):
 class SoakOutside(Outside):
     """Effects in many files: who asks what became of one reads a little, however long it has been going on."""
 
-    def __init__(self, place: Path) -> None:
-        super().__init__(place)
+    def __init__(self, place: Path, database: Database | None = None) -> None:
+        super().__init__(place, database)
         (place / "shards").mkdir(exist_ok=True)
+
+    def is_ready(self, role: str, seed: int) -> bool:
+        """Whether that process has begun."""
+        return (self.place / f"ready-{role}-{seed}").exists()
 
     def shard(self, run_id: str) -> str:
         return f"shards/{crc32(run_id.encode()) % _SHARDS:02x}"
@@ -180,9 +185,10 @@ class Hand:
         self.vm = ExecutionVM(
             llm=_Model(self.draw),
             tools=self.outside.tools(),
-            store=SqliteStore(place / "runs.db", durability),
+            store=self.outside.database.open(durability),
         )
         self.vm.save_program(programs.CHILD)
+        self.outside.note(f"ready-{role}-{seed}", role)
 
     async def attempt(self, action: Awaitable[Any]) -> bool:
         try:
@@ -263,7 +269,7 @@ class Hand:
 
     def _look_back(self) -> None:
         """Reads and proofs, through a store object that is opened for it and closed again."""
-        with SqliteStore(self.place / "runs.db", self.durability) as store:
+        with self.outside.database.open(self.durability) as store:
             reader = ExecutionVM(tools=self.outside.tools(), store=store)
             for name in self.draw.sample(self.known, min(3, len(self.known))):
                 try:
@@ -276,16 +282,14 @@ class Hand:
                         raise
 
     def _sample(self, at_s: float) -> None:
-        database = self.place / "runs.db"
-        log = Path(f"{database}-wal")
         sample = Sample(
             at_s=round(at_s, 1),
             memory_bytes=memory_bytes(),
             handles=len(os.listdir("/dev/fd")),
             threads=len(os.listdir("/proc/self/task")) if Path("/proc/self/task").is_dir() else 0,
             runs=self.count,
-            database_bytes=database.stat().st_size,
-            log_bytes=log.stat().st_size if log.exists() else 0,
+            database_bytes=self.outside.database.stored_bytes(),
+            log_bytes=self.outside.database.log_bytes(),
         )
         self.outside.note("samples", msgspec.to_builtins(sample))
 
@@ -310,26 +314,50 @@ def soak(
     durability: Durability = "normal",
     directory: str | os.PathLike[str] | None = None,
     heard: Callable[[Report], None] = lambda report: None,
+    grounds: Grounds | None = None,
 ) -> Report:
     """Carry a soak out.
 
     Args:
-        seconds: of load; finishing and judging come on top.
-        directory: where the database is made, and removed again; the temporary directory by default.
+        seconds: of load, from when a process has begun; finishing and judging come on top.
+        directory: where files are made, and removed again; the temporary directory by default.
         heard: told how it stands about twice a minute.
+        grounds: where the database is made; a SQLite file in `directory` by default.
+
+    Raises:
+        StoreError: when `grounds` can make none.
     """
     report = Report()
-    with tempfile.TemporaryDirectory(prefix="nano-vm-soak-", dir=directory) as place:
-        _load(Path(place), seconds, seed, durability, report, heard)
-        pair = [_launch(Path(place), "finisher", seed + n, durability) for n in range(2)]
+    with (
+        tempfile.TemporaryDirectory(prefix="nano-vm-soak-", dir=directory) as place,
+        (grounds or Files()).fresh(Path(place), (BOOKED,)) as database,
+    ):
+        outside = SoakOutside(Path(place), database)
+        _load(outside, seconds, seed, durability, report, heard)
+        pair = [_launch(outside, "finisher", seed + n, durability) for n in range(2)]
         for process in pair:
             _ended(process, report, _PATIENCE_S + seconds)
-        judge(Path(place), report)
+        judge(outside, report)
     return report
 
 
+class _Victim:
+    """A process that is to be killed after `life_s` seconds of work: on a busy machine it may take as long to begin."""
+
+    def __init__(self, process: subprocess.Popen[bytes], number: int, life_s: float) -> None:
+        self.process = process
+        self._number = number
+        self._life_s = life_s
+        self._until: float | None = None
+
+    def is_due(self, outside: SoakOutside, now: float) -> bool:
+        if self._until is None and outside.is_ready("victim", self._number):
+            self._until = now + self._life_s
+        return self.process.poll() is not None or (self._until is not None and now >= self._until)
+
+
 def _load(
-    place: Path,
+    outside: SoakOutside,
     seconds: float,
     seed: int,
     durability: Durability,
@@ -337,37 +365,40 @@ def _load(
     heard: Callable[[Report], None],
 ) -> None:
     draw = random.Random(f"soak {seed}")
+    steady = _launch(outside, "steady", seed, durability)
+    while not outside.is_ready("steady", seed) and steady.poll() is None:
+        time.sleep(0.002)
     began = told = time.monotonic()
-    steady = _launch(place, "steady", seed, durability)
     numbers = iter(range(seed, 1 << 62))
-    victims: list[tuple[subprocess.Popen[bytes], float]] = []
+    victims: list[_Victim] = []
     while (now := time.monotonic()) - began < seconds and steady.poll() is None:
-        for victim, until in list(victims):
-            if victim.poll() is not None or now >= until:
-                victims.remove((victim, until))
-                report.kills += _kill(victim, report)
+        for victim in list(victims):
+            if victim.is_due(outside, now):
+                victims.remove(victim)
+                report.kills += _kill(victim.process, report)
         while len(victims) < VICTIMS:
+            number = next(numbers)
             life = min(draw.expovariate(1 / _LIFE_S), 6 * _LIFE_S) + 0.5
-            victims.append((_launch(place, "victim", next(numbers), durability), time.monotonic() + life))
+            victims.append(_Victim(_launch(outside, "victim", number, durability), number, life))
         if now - told >= 30:
             told = now
-            _take_samples(place, report)
+            _take_samples(outside, report)
             report.seconds = round(now - began, 1)
             heard(report)
         time.sleep(0.02)
-    for victim, _ in victims:
-        report.kills += _kill(victim, report)
+    for victim in victims:
+        report.kills += _kill(victim.process, report)
     report.seconds = round(time.monotonic() - began, 1)
-    (place / "stop").touch()
+    (outside.place / "stop").touch()
     _ended(steady, report, _PATIENCE_S)
-    _take_samples(place, report)
+    _take_samples(outside, report)
 
 
-def _launch(place: Path, role: str, seed: int, durability: str) -> subprocess.Popen[bytes]:
+def _launch(outside: SoakOutside, role: str, seed: int, durability: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     return subprocess.Popen(
-        [sys.executable, "-m", "nano_vm.testing.chaos.soak", str(place), role, str(seed), durability],
-        env=environment,
+        [sys.executable, "-m", "nano_vm.testing.chaos.soak", str(outside.place), role, str(seed), durability],
+        env=environment | outside.database.environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -379,8 +410,7 @@ def _kill(process: subprocess.Popen[bytes], report: Report) -> int:
     _, errors = process.communicate()
     if process.returncode == -signal.SIGKILL:
         return 1
-    last = errors.decode("utf-8", "replace").strip().splitlines()[-1:]
-    report.violations.append(f"a process failed: {' '.join(last)[:300]}")
+    report.violations.append(failure(errors))
     return 0
 
 
@@ -393,13 +423,12 @@ def _ended(process: subprocess.Popen[bytes], report: Report, patience_s: float) 
         report.violations.append("a process did not come to its end")
         return
     if process.returncode != 0:
-        last = errors.decode("utf-8", "replace").strip().splitlines()[-1:]
-        report.violations.append(f"a process failed: {' '.join(last)[:300]}")
+        report.violations.append(failure(errors))
 
 
-def _take_samples(place: Path, report: Report) -> None:
+def _take_samples(outside: SoakOutside, report: Report) -> None:
     """Memory and handles, by the samples so far."""
-    samples = [msgspec.convert(line, Sample) for line in SoakOutside(place).lines("samples")]
+    samples = [msgspec.convert(line, Sample) for line in outside.lines("samples")]
     if not samples:
         return
     quarter = max(1, len(samples) // 4)
@@ -425,9 +454,8 @@ def _take_samples(place: Path, report: Report) -> None:
     report.samples = samples[:: max(1, len(samples) // 60)]
 
 
-def judge(place: Path, report: Report) -> None:
+def judge(outside: SoakOutside, report: Report) -> None:
     """Hold everything that is stored against everything that has happened."""
-    outside = SoakOutside(place)
     effects = outside.effects()
     report.effects = sum(effects.values())
     report.refusals = len(outside.lines("refusals"))
@@ -436,7 +464,7 @@ def judge(place: Path, report: Report) -> None:
         most = 3 if step == "each" else 1
         if count > most:
             report.violations.append(f"P4: {kind} `{step}` of {run_id} happened {count} times")
-    with SqliteStore(place / "runs.db", durability="normal") as store:
+    with outside.database.open("normal") as store:
         report.violations += store.integrity()
         vm = ExecutionVM(tools=outside.tools(), store=store)
         happened: Counter[tuple[str, str]] = Counter()
@@ -451,7 +479,7 @@ def judge(place: Path, report: Report) -> None:
             report.violations.append(f"memory grew {report.memory_growth} times, handles by {more}")
 
 
-def _all_records(store: SqliteStore) -> Iterator[Any]:
+def _all_records(store: JournalStore) -> Iterator[Any]:
     after: str | None = None
     while page := store.records(RunQuery(limit=1_000, after=after)):
         yield from page

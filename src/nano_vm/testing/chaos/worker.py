@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from nano_vm.errors import NanoVMError
 from nano_vm.providers.mock import MockLLMAdapter
-from nano_vm.stores.sqlite import SqliteStore
 from nano_vm.testing.chaos import programs
 from nano_vm.testing.chaos.outside import HOSTILE, Outside
 from nano_vm.vm import ExecutionVM
@@ -62,7 +61,7 @@ class Worker:
         self.vm = ExecutionVM(
             llm=MockLLMAdapter(answers),
             tools=self.outside.tools(),
-            store=SqliteStore(self.outside.database, durability="normal"),
+            store=self.outside.database.open("normal"),
         )
         self.vm.save_program(programs.CHILD)
 
