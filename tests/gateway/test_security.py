@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from gateway_stage import ADDER, APPROVED, ERAS, PAYER, Served, call, connected, run
 
+from nano_vm import InputError
 from nano_vm.cli.main import main
+from nano_vm.gateway.config import load_config
 
 JSON = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
 
@@ -248,6 +250,36 @@ def test_an_environment_variable_that_means_nothing_is_an_error(
     assert main(["mcp", "serve", "--json"]) == 2
     error = json.loads(capsys.readouterr().out)["error"]
     assert (error["code"], "NANO_VM_MCP_PORT" in error["help"]) == ("GATEWAY_CONFIG", True)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("AUTH", "token"),
+        ("AUTH", "oauth"),
+        ("AUTH", "true"),
+        ("BEHIND_TLS", "maybe"),
+        ("PORT", "9" * 5_000),
+        ("PORT", "\u0661\u0662"),
+        ("PORT", "1_000"),
+    ],
+)
+def test_a_variable_with_a_value_that_means_nothing_is_an_error(variable: str, value: str) -> None:
+    """Above all nobody is left without the authentication that was asked for."""
+    with pytest.raises(InputError) as refused:
+        load_config(None, {f"NANO_VM_MCP_{variable}": value})
+    assert refused.value.code == "GATEWAY_CONFIG"
+
+
+def test_tokens_are_asked_for_besides_what_the_file_says(tmp_path: Path) -> None:
+    config = tmp_path / "gateway.yaml"
+    config.write_text("auth: {tokens: false}\nbehind_tls: true\n")
+    loaded = load_config(str(config), {"NANO_VM_MCP_AUTH": "tokens", "NANO_VM_MCP_BEHIND_TLS": "off"})
+    assert (loaded.auth.tokens, loaded.behind_tls) == (True, False)
+    config.write_text("auth: [tokens]\n")
+    with pytest.raises(InputError) as refused:
+        load_config(str(config), {"NANO_VM_MCP_AUTH": "tokens"})
+    assert refused.value.code == "GATEWAY_CONFIG"
 
 
 def test_the_missing_extra_is_named(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nano_vm.cli import exits
+from nano_vm.cli.arguments import whole
 from nano_vm.cli.console import Console
 from nano_vm.errors import InputError
 
@@ -35,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="where journals go (default: sqlite, in a file that is removed again)",
     )
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="everything random follows from it")
+    parser.add_argument(
+        "--seed", type=whole, default=1, metavar="N", help="everything random follows from it"
+    )
     parser.add_argument(
         "--dir", metavar="DIR", help="where databases are made (default: a temporary directory)"
     )

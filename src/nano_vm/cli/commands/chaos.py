@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 from nano_vm.cli import exits
+from nano_vm.cli.arguments import number, whole
 from nano_vm.cli.console import Console
 from nano_vm.errors import InputError
 
@@ -25,15 +26,17 @@ TOTALS = ("rounds", "runs", "events", "kills", "effects", "unknown", "refusals")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="which; `list` names them")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="everything random follows from it")
     parser.add_argument(
-        "--seeds", type=int, default=100, metavar="N", help="of `simulate`: how many simulations"
+        "--seed", type=whole, default=1, metavar="N", help="everything random follows from it"
     )
     parser.add_argument(
-        "--rate", type=float, default=0.1, help="of `simulate`: the chance of a fault at one moment"
+        "--seeds", type=whole, default=100, metavar="N", help="of `simulate`: how many simulations"
     )
     parser.add_argument(
-        "--events", type=int, default=None, metavar="N", help="repeat until at least this many events"
+        "--rate", type=number, default=0.1, help="of `simulate`: the chance of a fault at one moment"
+    )
+    parser.add_argument(
+        "--events", type=whole, default=None, metavar="N", help="repeat until at least this many events"
     )
     parser.add_argument(
         "--full",
@@ -42,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seconds",
-        type=float,
+        type=number,
         default=None,
         metavar="S",
         help=f"the most time for all together (default: {SECONDS:.0f}; with --full none); of `soak`: how long "
