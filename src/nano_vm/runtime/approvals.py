@@ -12,6 +12,7 @@ from nano_vm.journal.entry import open_events, read_facts
 from nano_vm.journal.port import RunQuery, RunRecord
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
+from nano_vm.runtime.repetition import Said, meant, said_before
 from nano_vm.runtime.rights import APPROVE, principal_of
 from nano_vm.runtime.ways import Place, places, plain
 
@@ -107,9 +108,9 @@ async def approve(
     from nano_vm.runtime import control
 
     record = engine.store.record(trace_id)
-    data, step, item = _answer(engine, record, approved, step, item, action, comment)
-    who = principal_of(principal, record.tenant)
-    return await control.resume(engine, trace_id, data, event_id, None, step, item, who, approves=True)
+    said = Said(approved, comment, step, item, action, None, event_id)
+    letter = _letter(engine, record, said, principal_of(principal, record.tenant))
+    return await control.deliver_event(engine, trace_id, letter)
 
 
 async def leave_answer(
@@ -131,29 +132,50 @@ async def leave_answer(
     from nano_vm.runtime import control
 
     record = engine.find(trace_id, principal, APPROVE)
-    data, step, item = _answer(engine, record, approved, step, item, action, comment)
-    who = principal_of(principal, record.tenant)
-    return await control.leave_event(
-        engine, record.run_id, data, step=step, item=item, principal=who, approves=True
-    )
+    said = Said(approved, comment, step, item, action, None, None)
+    letter = _letter(engine, record, said, principal_of(principal, record.tenant))
+    return await control.leave_letter(engine, record.run_id, letter)
 
 
-def _answer(
-    engine: Engine,
-    record: RunRecord,
-    approved: bool,
-    step: str | None,
-    item: int | None,
-    action: str | None,
-    comment: str | None,
-) -> tuple[dict[str, Any], str | None, int | None]:
-    """The event that answers an approval, and the step and item it is for."""
+def _letter(
+    engine: Engine, record: RunRecord, said: Said, principal: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The event that answers an approval. One that was taken from the same approver is the same event again: the run
+    tells it alike, and nothing is approved by it."""
+    from nano_vm.runtime import control
+
+    def written(data: dict[str, Any], step: str | None, item: int | None) -> dict[str, Any]:
+        return control.event_letter(data, said.event_id, None, step, item, principal, approves=True)
+
+    data: dict[str, Any] = {"approved": said.approved}
+    if said.comment is not None:
+        data["comment"] = said.comment
+    wait = before = None
+    if said.event_id is not None:
+        before = said_before(engine, record.run_id, said, principal)
+    if before is None:
+        wait = _asked(record, said)
+    if said.event_id is None and (wait is None or wait.get("nonce")):
+        asked = said if wait is None else said._replace(nonce=wait["nonce"])
+        before = said_before(engine, record.run_id, asked, principal)
+    if before is not None:
+        return {**written(data, said.step, said.item), **before}
+    if wait is not None:
+        if wait.get("action"):
+            data |= {"action": wait["action"], "nonce": wait["nonce"]}
+        return written(data, wait["step"], wait.get("item"))
+    if said.action is not None:
+        data |= {"action": said.action, "nonce": ""}  # gone: the run refuses it, and keeps that it was sent
+    return written(data, said.step, said.item)
+
+
+def _asked(record: RunRecord, said: Said) -> dict[str, Any] | None:
+    """The wait that is meant, with the way to it. Raises RejectedError AMBIGUOUS."""
     found = [
         place
         for place in _places(record)
-        if step in (None, place.way, plain(place.way))
-        and item in (None, place.wait.get("item") if step == place.way else place.element)
-        and action in (None, place.wait.get("action", ""))
+        if meant(said.step, said.item, place.way, place.wait.get("item"), place.element)
+        and said.action in (None, place.wait.get("action", ""))
     ]
     if len(found) > 1:
         names = ", ".join(f"`{place.way}`" for place in found)
@@ -163,13 +185,4 @@ def _answer(
             help="name the step, and inside a map the item",
             facts={"run_id": record.run_id},
         )
-    data: dict[str, Any] = {"approved": approved}
-    if comment is not None:
-        data["comment"] = comment
-    if found and found[0].wait.get("action"):
-        wait = found[0].wait
-        data |= {"action": wait["action"], "nonce": wait["nonce"]}
-        step, item = found[0].way, wait.get("item")
-    elif action is not None:
-        data |= {"action": action, "nonce": ""}  # gone: the run refuses it, and keeps that it was sent
-    return data, step, item
+    return found[0].named if found else None

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nano_vm import canonical
 from nano_vm.errors import ConflictError, InputError, NanoVMError, RejectedError
-from nano_vm.journal.entry import open_events
-from nano_vm.journal.port import Mail, RunQuery, RunRecord
+from nano_vm.journal.port import Mail, RunRecord
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.limits import EVENT_ID_CHARS_MAX, PAYLOAD_BYTES_MAX
@@ -20,16 +19,16 @@ from nano_vm.program.compiled import CallAction, CompiledProgram, ToolAction
 from nano_vm.program.labels import SEALED
 from nano_vm.runtime.driver import Run, RunLeft
 from nano_vm.runtime.patience import patiently
+from nano_vm.runtime.repetition import AUTO, said_below, taken_below
 from nano_vm.runtime.sealing import digester, keys_live, open_letter, seal_letter
+from nano_vm.runtime.ways import inward
 
 if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
 
 _UNSET = ev.UNSET
 POLL_MS = 20  # how often an answer from another process is looked for
-CHILDREN_MAX = 10_000  # of one run, that a repeated event is looked for in
 ERASURE = "erasure"  # the reason of the cancellations that an erasure makes
-AUTO = "auto:"  # prefix of event ids made from content
 
 
 async def resume(
@@ -45,11 +44,16 @@ async def resume(
     approves: bool = False,
 ) -> Trace:
     """See `Engine.resume`. With `approves` nothing takes it but what waits for an approval."""
-    letter = _event_letter(data, event_id, name, step, item, principal, approves)
+    letter = event_letter(data, event_id, name, step, item, principal, approves)
+    return await deliver_event(engine, trace_id, letter)
+
+
+async def deliver_event(engine: Engine, trace_id: str, letter: dict[str, Any]) -> Trace:
+    """`resume` with a letter that is written."""
     return await _deliver(engine, trace_id, "event", letter)
 
 
-def _event_letter(
+def event_letter(
     data: Any,
     event_id: str | None,
     name: str | None,
@@ -89,7 +93,6 @@ async def leave_event(
     step: str | None = None,
     item: int | None = None,
     principal: str | Mapping[str, Any] | None = None,
-    approves: bool = False,
 ) -> str:
     """Leave an event for whoever takes the run up next - a worker, or the process that has it - and drive nothing here:
     for those who may answer and have neither the tools nor the model. Whether it is admitted is decided there.
@@ -100,7 +103,13 @@ async def leave_event(
     Raises:
         NotFoundError: RUN_NOT_FOUND. InputError: CHILD_RUN, MAIL_FULL, …
     """
-    letter = _event_letter(data, None, name, step, item, principal, approves)
+    return await leave_letter(
+        engine, trace_id, event_letter(data, None, name, step, item, principal, approves=False)
+    )
+
+
+async def leave_letter(engine: Engine, trace_id: str, letter: dict[str, Any]) -> str:
+    """`leave_event` with a letter that is written."""
     return await _leave(engine, trace_id, "event", letter)
 
 
@@ -288,15 +297,18 @@ def hand_in(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> asyn
     admitted, once that is durable; what is refused is journaled where it was refused. It raises RunLeft when the run
     was let go before."""
     if kind == "event" and letter["event_id"] is not None and run.program.calls:
-        known = _taken_below(engine, run.record.run_id, letter)
+        known = taken_below(engine, run.record.run_id, letter)
         if known is not None:
             return run.answer_later(known)
-    found = (
-        [_Addressee(run, None, letter, kind)] if kind == "cancel" else _addressees(engine, run, kind, letter)
-    )
+    with run.hold:
+        own = kind == "cancel" or (kind == "event" and letter["event_id"] in run.state.seen)
+    found = [_Addressee(run, None, letter, kind)] if own else _addressees(engine, run, kind, letter)
     if len(found) > 1 and not _takes_any(kind, letter, found):
         names = "several runs below this one wait: name the way to the step, as in `call/step`, and the item"
         return run.answer_later(Rejection("AMBIGUOUS", names))
+    nameless = kind == "event" and letter["event_id"] is None and run.program.calls
+    if nameless and not found and said_below(engine, run.record.run_id, letter):
+        return run.answer_later(Rejection("DUPLICATE", "a called program has taken this before"))
     target, child, letter, _ = found[0] if found else _Addressee(run, None, letter, kind)
     if child is not None:
         return target.forward(child, kind, letter)
@@ -340,7 +352,7 @@ def _addressees_of(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) 
             continue
         item = -1 if wait.item is None else wait.item
         child = child_run_id(run.state.run, wait.step, wait.occurrence, item, wait.attempt)
-        inner = _below(letter, wait.step, wait.item)
+        inner = inward(letter, wait.step, wait.item)
         assert inner is not None
         found.append(_Addressee(run, child, inner, fits))
     for activity in run.state.active.values():
@@ -350,7 +362,7 @@ def _addressees_of(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) 
         if type(step.action) is CallAction:
             child = child_run_id(run.state.run, step.id, activity.occurrence, activity.item, activity.attempt)
             live = engine.live_here(child)
-            inner = _below(letter, step.id, None if activity.item < 0 else activity.item)
+            inner = inward(letter, step.id, None if activity.item < 0 else activity.item)
             if live is not None and inner is not None:
                 found += _addressees(engine, live, kind, inner)
     return found
@@ -361,42 +373,6 @@ def _takes_any(kind: str, letter: dict[str, Any], found: list[_Addressee]) -> bo
     meant for one thing only."""
     named = kind == "event" and (letter["name"] is not None or letter["step"] is not None)
     return named and all(one.kind == "event" for one in found)
-
-
-def _below(letter: dict[str, Any], step: str, item: int | None) -> dict[str, Any] | None:
-    """The letter as a child takes it: a way like `call/step` loses its first part, and with it the element that it
-    names, as in `call[0]/step`, or else that of the letter. None when it leads elsewhere."""
-    way = letter["step"]
-    if way is None or "/" not in way:
-        return letter
-    first, rest = way.split("/", 1)
-    if item is not None and first == f"{step}[{item}]":
-        return {**letter, "step": rest}
-    if first != step:
-        return None
-    if item is None or letter.get("item") is None:
-        return {**letter, "step": rest}
-    return {**letter, "step": rest, "item": None} if letter["item"] == item else None
-
-
-def _taken_below(engine: Engine, run_id: str, letter: dict[str, Any]) -> Rejection | None:
-    """Whether a run below this one has taken the event already: a repetition must not reach its sibling."""
-    event_id = letter["event_id"]
-    needle = canonical.encode(event_id)
-    for record in engine.store.records(RunQuery(parent=run_id, limit=CHILDREN_MAX)):
-        for entry in engine.read(record.run_id):
-            if needle not in entry.facts:
-                continue
-            for event in open_events(entry):
-                if type(event) is ev.EventReceived and event.event_id == event_id:
-                    name = None if event.name is _UNSET else event.name
-                    same = name == letter["name"] and event.payload == letter["data"]
-                    code = "DUPLICATE" if same else "EVENT_CONFLICT"
-                    return Rejection(code, f"event `{event_id}` was accepted before")
-        known = _taken_below(engine, record.run_id, letter)
-        if known is not None:
-            return known
-    return None
 
 
 def _build(
@@ -513,7 +489,7 @@ def _declared(engine: Engine, program: CompiledProgram, activity: Activity) -> A
 def _fits(kind: str, letter: dict[str, Any], wait: dict[str, Any]) -> str | None:
     """The kind of wait that the letter may be meant for, here or below; None when it is not meant for this one."""
     if wait["kind"] == "child":
-        inner = _below(letter, wait["step"], wait.get("item"))
+        inner = inward(letter, wait["step"], wait.get("item"))
         found = () if inner is None else (_fits(kind, inner, one) for one in wait.get("waits", ()))
         return next((one for one in found if one is not None), None)
     if wait["kind"] not in _kinds_for(kind, letter):

@@ -45,6 +45,7 @@ from nano_vm.runtime.lane import drive_lane
 from nano_vm.runtime.outcomes import Approval, Outcome
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.ports import ToolSpec
+from nano_vm.runtime.repetition import has_come_to
 from nano_vm.runtime.sealing import keyed_content
 from nano_vm.runtime.together import drive_together
 
@@ -208,6 +209,8 @@ class Run(JournaledRun, eq=False, kw_only=True):
         else:
             rejection = self.offer(event, payload)
         if rejection is not None and rejection.code != "DUPLICATE" and type(event) is ev.EventReceived:
+            if rejection.code == "UNKNOWN_STEP" and self._has_called(event.step):
+                rejection = Rejection("NOT_WAITING", "nothing waits for this event")
             refused = ev.EventRefused(
                 at_ms=event.at_ms,
                 code=rejection.code,
@@ -228,6 +231,11 @@ class Run(JournaledRun, eq=False, kw_only=True):
             and event.item in (_UNSET, wait.item)
             for wait in all_waits(self.program, self.state)
         )
+
+    def _has_called(self, way: Any) -> bool:
+        """Whether there is a step at the way, in a program that was called."""
+        run_id = self.record.run_id
+        return type(way) is str and bool(self.program.calls) and has_come_to(self.engine, run_id, way)
 
     def wake(self) -> None:
         """Have the driver look again, now or at the latest before it would wait."""

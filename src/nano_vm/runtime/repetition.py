@@ -1,0 +1,196 @@
+"""Telling whether what is sent to a run has been taken before, by the run or by one below it.
+
+Of its own events a run knows that by itself. What went to a called program, and an approval, whose content names chance
+that its sender does not know, are looked up in the journals: only what stands there was taken, and looking changes
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from nano_vm import canonical
+from nano_vm.journal.entry import Entry, open_event, open_events
+from nano_vm.journal.port import RunQuery
+from nano_vm.kernel import events as ev
+from nano_vm.kernel.state import Rejection
+from nano_vm.runtime.ways import inward, plain
+
+if TYPE_CHECKING:
+    from nano_vm.runtime.engine import Engine
+
+AUTO: Final = "auto:"  # prefix of event ids made from content
+CHILDREN_MAX: Final = 10_000  # of one run, that a repeated event is looked for in
+_UNSET = ev.UNSET
+_RECEIVED: Final = canonical.encode(ev.EventReceived.type)
+
+
+class _Child(NamedTuple):
+    """A called run, the step that calls it and, in a map, for which element."""
+
+    run_id: str
+    program_hash: str
+    step: str
+    item: int | None
+    entries: Sequence[Entry]
+
+
+def _children(engine: Engine, run_id: str) -> Iterator[_Child]:
+    for record in engine.store.records(RunQuery(parent=run_id, limit=CHILDREN_MAX)):
+        entries = engine.read(record.run_id)
+        start = open_event(entries[0]) if entries else None
+        if type(start) is ev.RunStarted and isinstance(start.parent, Mapping):
+            step, item = start.parent["step"], start.parent.get("item")
+            yield _Child(record.run_id, record.program_hash, step, item, entries)
+
+
+def _received(entries: Sequence[Entry], needle: bytes = _RECEIVED) -> Iterator[ev.EventReceived]:
+    """The events from outside that were taken, of the entries in which the needle is."""
+    for entry in entries:
+        if needle in entry.facts:
+            yield from (event for event in open_events(entry) if type(event) is ev.EventReceived)
+
+
+def taken_below(engine: Engine, run_id: str, letter: dict[str, Any]) -> Rejection | None:
+    """Whether a run below this one has taken the event of that id already: a repetition must not reach its sibling."""
+    event_id = letter["event_id"]
+    needle = canonical.encode(event_id)
+    for child in _children(engine, run_id):
+        for event in _received(child.entries, needle):
+            if event.event_id == event_id:
+                name = None if event.name is _UNSET else event.name
+                same = name == letter["name"] and event.payload == letter["data"]
+                code = "DUPLICATE" if same else "EVENT_CONFLICT"
+                return Rejection(code, f"event `{event_id}` was accepted before")
+        known = taken_below(engine, child.run_id, letter)
+        if known is not None:
+            return known
+    return None
+
+
+def said_below(engine: Engine, run_id: str, letter: dict[str, Any]) -> bool:
+    """Whether a run below this one has taken the very content of an event that has no id of its own; of what is said to
+    an approval also from the same sender."""
+    for child in _children(engine, run_id):
+        inner = inward(letter, child.step, child.item)
+        if inner is None:
+            continue
+        content = (inner["name"], inner["step"], inner.get("item"), inner["data"])
+        for event in _received(child.entries):
+            if event.event_id.startswith(AUTO) and content == _content(event):
+                who = None if event.principal is _UNSET else event.principal
+                if not letter.get("approves") or _id(who) == _id(letter["principal"]):
+                    return True
+        if said_below(engine, child.run_id, inner):
+            return True
+    return False
+
+
+def has_come_to(engine: Engine, run_id: str, way: str) -> bool:
+    """Whether a way, as in `call/step`, leads through what the run has called to a step of it."""
+    if "/" not in way:
+        return False
+    for child in _children(engine, run_id):
+        inner = inward({"step": way}, child.step, child.item)
+        if inner is None:
+            continue
+        step = inner["step"]
+        if step in engine.load_program(child.program_hash).step_index or has_come_to(
+            engine, child.run_id, step
+        ):
+            return True
+    return False
+
+
+def _content(event: ev.EventReceived) -> tuple[Any, ...]:
+    return tuple(
+        None if fact is _UNSET else fact for fact in (event.name, event.step, event.item, event.payload)
+    )
+
+
+def _id(principal: Mapping[str, Any] | None) -> str | None:
+    return None if principal is None else principal["id"]
+
+
+# --- approvals ----------------------------------------------------------------------------------------------------
+
+
+class Said(NamedTuple):
+    """What somebody says to an approval: what of it is None may be anything."""
+
+    approved: bool
+    comment: str | None
+    step: str | None
+    item: int | None
+    action: str | None
+    nonce: str | None
+    event_id: str | None
+
+
+def said_before(
+    engine: Engine, run_id: str, said: Said, principal: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """The same answer of the same approver to an approval of this run, or of one below it, as it was taken: a letter
+    under its own id, which is answered alike. None when there is none."""
+    who = _id(principal)
+    if who is None:
+        return None
+    return _said_in(engine, _Place(run_id, "", None), engine.read(run_id), said, who)
+
+
+class _Place(NamedTuple):
+    """A run, the way to its steps, and the outermost element of a map on it."""
+
+    run_id: str
+    way: str
+    element: int | None
+
+
+def _said_in(
+    engine: Engine, place: _Place, entries: Sequence[Entry], said: Said, who: str
+) -> dict[str, Any] | None:
+    needle = canonical.encode(who)
+    for event in _received(entries, needle):
+        if event.principal is not _UNSET and event.principal["id"] == who and _is_said(event, place, said):
+            return {
+                "event_id": event.event_id,
+                "name": None if event.name is _UNSET else event.name,
+                "step": None if event.step is _UNSET else place.way + event.step,
+                "item": None if event.item is _UNSET else event.item,
+                "data": event.payload,
+            }
+    for child in _children(engine, place.run_id):
+        through = child.step if child.item is None else f"{child.step}[{child.item}]"
+        below = _Place(
+            child.run_id, f"{place.way}{through}/", child.item if place.element is None else place.element
+        )
+        found = _said_in(engine, below, child.entries, said, who)
+        if found is not None:
+            return found
+    return None
+
+
+def _is_said(event: ev.EventReceived, place: _Place, said: Said) -> bool:
+    data = event.payload
+    if type(data) is not dict or not set(data) <= {"approved", "comment", "action", "nonce"}:
+        return False
+    if data.get("approved") is not said.approved or data.get("comment") != said.comment:
+        return False
+    if said.event_id is not None and event.event_id != said.event_id:
+        return False
+    if said.action is not None and data.get("action", "") != said.action:
+        return False
+    if said.nonce is not None and data.get("nonce", "") != said.nonce:
+        return False
+    own = None if event.item is _UNSET else event.item
+    if event.step is _UNSET:
+        return said.step is None and said.item in (None, own)
+    return meant(said.step, said.item, place.way + event.step, own, place.element)
+
+
+def meant(step: str | None, item: int | None, way: str, own: int | None, element: int | None) -> bool:
+    """Whether a step and an item, as a caller names them, mean what stands at the way: the item is that of the step
+    itself where the way is named in full, else the outermost element on it."""
+    outermost = own if element is None else element
+    return step in (None, way, plain(way)) and item in (None, own if step == way else outermost)
