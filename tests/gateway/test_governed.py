@@ -138,6 +138,29 @@ def test_the_form_shows_the_action_that_is_approved(governed: Served) -> None:
     run(session())
 
 
+@pytest.mark.parametrize("era", ERAS)
+def test_whoever_started_it_is_not_asked_to_approve_it(governed: Served, era: str) -> None:
+    before = governed.effects("order")
+
+    async def session() -> None:
+        seen, ask = forms(yes(approved=True))
+        token = governed.token("eve", "operator", "supervisor")
+        async with connected(governed, era, token, elicitation_callback=ask) as client:
+            waits = await call(client, "run_program", program=ORDER, inputs={"thing": "mate"})
+            assert (waits["status"], seen) == ("SUSPENDED", [])
+            (wait,) = waits["waiting"]
+            assert (wait["groups"], wait["not_by"]) == ([["supervisor"]], ["eve"])
+            debugged = await call(client, "debug_trace", trace_id=waits["trace_id"])
+            assert debugged["refused_events"] == []
+        token = governed.token("bob", "operator", "supervisor")
+        async with connected(governed, era, token, elicitation_callback=ask) as client:
+            ended = await call(client, "step_run", trace_id=waits["trace_id"], finish=True)
+            assert (ended["status"], len(seen)) == ("SUCCESS", 1)
+
+    run(session())
+    assert governed.effects("order") == before + 1
+
+
 def test_a_policy_that_cannot_be_read_is_named(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     from nano_vm.cli.main import main
 

@@ -222,10 +222,10 @@ class Gateway:
     def shown(self, trace: Trace) -> dict[str, Any]:
         view = views.run_view(trace)
         if any(wait.get("nonce") for wait in view["waiting"]):
-            shown = {each.nonce: each.shown for each in self.asked(trace.trace_id)}
+            asked = {each.nonce: each for each in self.asked(trace.trace_id)}
             for wait in view["waiting"]:
-                if wait.get("nonce"):
-                    wait["shown"] = shown.get(wait["nonce"], {})
+                found = asked.get(wait.get("nonce"))
+                wait.update({} if found is None else views.question_view(found))
         message = _MESSAGES.get(view["status"])
         if message is not None:
             view["message"] = message

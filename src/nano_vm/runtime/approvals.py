@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from nano_vm.errors import RejectedError
-from nano_vm.journal.entry import open_events, read_facts
+from nano_vm.journal.entry import open_event, open_events, read_facts
 from nano_vm.journal.port import RunQuery, RunRecord
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
@@ -26,7 +26,9 @@ class PendingApproval(msgspec.Struct, frozen=True, kw_only=True):
 
     `step` is the step that waits, for one of a called program the way to it: `call/step`, or `call[0]/step` where a
     map calls. `action` and `nonce` are what an answer names; both are empty for a wait that is bound to no action.
-    `shown` is what the journal holds as shown to approvers. `due_ms` is 0 where nothing expires.
+    `shown` is what the journal holds as shown to approvers. `due_ms` is 0 where nothing expires. An approver holds one
+    role of each of `groups`; `roles` are all of them. `not_by` are those whose answer is not taken: who started the run
+    where four eyes are asked for, and who has approved already.
     """
 
     run_id: str
@@ -35,31 +37,45 @@ class PendingApproval(msgspec.Struct, frozen=True, kw_only=True):
     step: str
     item: int | None = None
     roles: tuple[str, ...] = ()
+    groups: tuple[tuple[str, ...], ...] = ()
+    not_by: tuple[str, ...] = ()
     tool: str = ""
     action: str = ""
     nonce: str = ""
     due_ms: int = 0
     shown: dict[str, Any] = {}
 
+    def missing(self, roles: Collection[str]) -> tuple[str, ...]:
+        """A group of which somebody who holds these roles holds none; empty when there is no such group."""
+        return next((group for group in self.groups if not set(group) & set(roles)), ())
+
 
 def pending(engine: Looking, record: RunRecord) -> list[PendingApproval]:
     """What a run waits for somebody to approve, its children included."""
-    return [
-        PendingApproval(
-            run_id=record.run_id,
-            tenant=record.tenant,
-            program=record.program_name,
-            step=place.way,
-            item=place.wait.get("item"),
-            roles=tuple(place.wait.get("approvers", ())),
-            tool=place.wait.get("tool", ""),
-            action=place.wait.get("action", ""),
-            nonce=place.wait.get("nonce", ""),
-            due_ms=place.wait.get("due_ms", 0),
-            shown=_shown(engine, place.run_id, place.wait["nonce"]) if place.wait.get("nonce") else {},
-        )
-        for place in _places(record)
-    ]
+    return [_pending(engine, record, place) for place in _places(record)]
+
+
+def _pending(engine: Looking, record: RunRecord, place: Place) -> PendingApproval:
+    wait = place.wait
+    roles = tuple(wait.get("approvers", ()))
+    question = _question(engine, place) if wait.get("nonce") else None
+    if question is None:
+        question = _Question((roles,) if roles else (), (), {})
+    return PendingApproval(
+        run_id=record.run_id,
+        tenant=record.tenant,
+        program=record.program_name,
+        step=place.way,
+        item=wait.get("item"),
+        roles=roles,
+        groups=question.groups,
+        not_by=question.not_by,
+        tool=wait.get("tool", ""),
+        action=wait.get("action", ""),
+        nonce=wait.get("nonce", ""),
+        due_ms=wait.get("due_ms", 0),
+        shown=question.shown,
+    )
 
 
 def _places(record: RunRecord) -> list[Place]:
@@ -83,14 +99,36 @@ def all_pending(engine: Looking, tenant: str | None, limit: int) -> list[Pending
     return [found for record in engine.store.records(query) for found in pending(engine, record)]
 
 
-def _shown(engine: Looking, run_id: str, nonce: str) -> dict[str, Any]:
-    for entry in reversed(engine.read(run_id)):
-        if read_facts(entry).type != ev.ApprovalRequested.type:
+class _Question(NamedTuple):
+    """What is asked of approvers: see `PendingApproval`."""
+
+    groups: tuple[tuple[str, ...], ...]
+    not_by: tuple[str, ...]
+    shown: dict[str, Any]
+
+
+def _question(engine: Looking, place: Place) -> _Question | None:
+    """The question as the journal holds it, with those who have answered."""
+    entries = engine.read(place.run_id)
+    answered: list[str] = []
+    for entry in reversed(entries):
+        if read_facts(entry).type not in _QUESTIONS_AND_ANSWERS:
             continue
-        for event in open_events(entry):
-            if type(event) is ev.ApprovalRequested and event.nonce == nonce and type(event.payload) is dict:
-                return event.payload
-    return {}
+        for event in reversed(open_events(entry)):
+            if type(event) is ev.EventReceived and event.step == place.wait["step"]:
+                if event.item == place.wait.get("item", ev.UNSET) and event.principal is not ev.UNSET:
+                    answered.append(event.principal["id"])
+            elif type(event) is ev.ApprovalRequested and event.nonce == place.wait["nonce"]:
+                starter = getattr(open_event(entries[0]), "principal", ev.UNSET)
+                if event.four_eyes is True and starter is not ev.UNSET:
+                    answered.append(starter["id"])
+                groups = tuple(tuple(group) for group in event.roles)
+                shown = event.payload if type(event.payload) is dict else {}
+                return _Question(groups, tuple(dict.fromkeys(reversed(answered))), shown)
+    return None
+
+
+_QUESTIONS_AND_ANSWERS = (ev.ApprovalRequested.type, ev.EventReceived.type)
 
 
 async def approve(

@@ -816,3 +816,31 @@ def test_a_private_approval_is_repeated_too(tmp_path: Path) -> None:
         store.close()
 
     play(main())
+
+
+def test_a_question_says_who_may_answer_it(opener: Opener) -> None:
+    policy = {
+        "policy": "p",
+        "rules": [
+            {"id": "r", "tools": ["act"], "approval": {"roles": ["boss"], "count": 2, "four_eyes": True}},
+            {"id": "q", "tools": ["act"], "approval": {"roles": ["cfo", "clerk"], "four_eyes": False}},
+        ],
+    }
+    both = {"id": "max", "roles": ["boss", "cfo"]}
+
+    async def main() -> None:
+        vm = machine(opener, Counter(), policy)
+        run_id = (await vm.run(ACT, {"n": 7}, principal=ANA)).trace_id
+        (found,) = vm.approvals()
+        assert (found.groups, found.not_by) == ((("boss",), ("cfo", "clerk")), ("ana",))
+        assert [found.missing(who["roles"]) for who in (EVE, both, ANA)] == [("cfo", "clerk"), (), ()]
+        with refused("NOT_APPROVER"):
+            await vm.approve(run_id, principal=EVE)
+        await vm.approve(run_id, principal=both)
+        (found,) = vm.approvals()
+        assert found.not_by == ("ana", "max")
+        unbound = (await vm.run(UNBOUND, principal=ANA)).trace_id
+        (found,) = [each for each in vm.approvals() if each.run_id == unbound]
+        assert (found.groups, found.not_by) == ((("boss",),), ())
+
+    play(main())

@@ -224,6 +224,17 @@ def test_an_answer_without_the_tools_is_left_for_a_worker_which_pays_once(bare: 
     assert bare.paid == [DUE]
 
 
+def test_what_was_pressed_twice_is_done_once_and_nothing_has_failed(bare: Stage) -> None:
+    Page("approvals").press("Approve")
+    page = Page("approvals").press("Approve")
+    assert [job.state for job in done(bare)] == ["left", "left"]
+    work(bare)
+    assert bare.paid == [DUE]
+    markup = page.run().markup()
+    assert markup.count("by a worker") == 2
+    assert "DUPLICATE" not in markup
+
+
 def test_what_a_worker_does_not_admit_is_said_on_the_page(bare: Stage) -> None:
     use(bare.acting("operator", "supervisor", id="ana"))  # who started it
     page = Page("approvals").press("Approve")
@@ -273,3 +284,24 @@ def test_private_arguments_are_approved_by_nobody_who_has_not_seen_them_elsewher
     (job,) = done(own)
     assert (job.state, job.error) == ("done", None)
     assert frame.library().sight("asks").trace.status.value == "SUCCESS"
+
+
+def test_arguments_that_are_cut_are_approved_by_nobody_who_has_not_seen_the_rest(own: Stage) -> None:
+    own.policy = {
+        "policy": "long",
+        "tools": ["double"],
+        "rules": [{"id": "look", "tools": ["echo"], "approval": {"roles": ["supervisor"]}}],
+    }
+    long = {
+        "name": "long",
+        "steps": [{"id": "e", "type": "tool", "tool": "echo", "args": {"x": "-" * 30_000}}],
+    }
+    own.run(lambda vm: vm.run(long, trace_id="asks", principal="ana"))
+    use(own.acting("approver", "supervisor"))
+    page = Page("run", id="asks")
+    (yes,) = [each for each in page.test.button if each.label == "Approve"]
+    assert yes.disabled
+    next(each for each in page.test.checkbox if "digest" in each.label).check()
+    page.run().press("Approve")
+    (job,) = done(own)
+    assert (job.state, job.error) == ("done", None)
