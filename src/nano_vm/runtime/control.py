@@ -19,7 +19,7 @@ from nano_vm.program.compiled import CallAction, CompiledProgram, ToolAction
 from nano_vm.program.labels import SEALED
 from nano_vm.runtime.driver import Run, RunLeft
 from nano_vm.runtime.patience import patiently
-from nano_vm.runtime.repetition import AUTO, said_below, taken_below
+from nano_vm.runtime.repetition import AUTO, repeated_id, said_below, taken_below
 from nano_vm.runtime.sealing import digester, keys_live, open_letter, seal_letter
 from nano_vm.runtime.ways import inward
 
@@ -429,10 +429,9 @@ def _auto_id(
         and (event.item is _UNSET or wait.item == event.item)
         and (event.name is _UNSET or wait.event == event.name)
     ]
-    if not wanted:
-        for known, content in state.seen.items():
-            if known.startswith(AUTO) and content == digest:
-                return known
+    known = None if wanted else repeated_id(state, event)
+    if known is not None:
+        return known
     if mail_id is not None:  # dealt with once, even if its owner is gone before it is answered
         return AUTO + canonical.digest_value([state.run, mail_id])[7:39]
     place = [state.seq, [wait.to_dict() for wait in wanted]]

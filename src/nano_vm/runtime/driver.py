@@ -45,7 +45,7 @@ from nano_vm.runtime.lane import drive_lane
 from nano_vm.runtime.outcomes import Approval, Outcome
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.ports import ToolSpec
-from nano_vm.runtime.repetition import has_come_to
+from nano_vm.runtime.repetition import has_come_to, is_repeated
 from nano_vm.runtime.sealing import keyed_content
 from nano_vm.runtime.together import drive_together
 
@@ -211,6 +211,8 @@ class Run(JournaledRun, eq=False, kw_only=True):
         if rejection is not None and rejection.code != "DUPLICATE" and type(event) is ev.EventReceived:
             if rejection.code == "UNKNOWN_STEP" and self._has_called(event.step):
                 rejection = Rejection("NOT_WAITING", "nothing waits for this event")
+            if rejection.code == "NOT_WAITING" and is_repeated(state, event):
+                return Rejection("DUPLICATE", "the same was accepted before")
             refused = ev.EventRefused(
                 at_ms=event.at_ms,
                 code=rejection.code,

@@ -14,7 +14,8 @@ from nano_vm import canonical
 from nano_vm.journal.entry import Entry, open_event, open_events
 from nano_vm.journal.port import RunQuery
 from nano_vm.kernel import events as ev
-from nano_vm.kernel.state import Rejection
+from nano_vm.kernel.state import Rejection, State
+from nano_vm.kernel.transition import event_digest
 from nano_vm.runtime.ways import inward, plain
 
 if TYPE_CHECKING:
@@ -24,6 +25,20 @@ AUTO: Final = "auto:"  # prefix of event ids made from content
 CHILDREN_MAX: Final = 10_000  # of one run, that a repeated event is looked for in
 _UNSET = ev.UNSET
 _RECEIVED: Final = canonical.encode(ev.EventReceived.type)
+
+
+def repeated_id(state: State, event: ev.EventReceived) -> str | None:
+    """The id under which the run has taken the content of an event that has no id of its own."""
+    digest = event_digest(event)
+    return next(
+        (known for known, content in state.seen.items() if content == digest and known.startswith(AUTO)), None
+    )
+
+
+def is_repeated(state: State, event: ev.EventReceived) -> bool:
+    """Whether an event without an id of its own, for which nothing waits, was taken before. Two that are sent at the
+    same time are one, although something waited for both when they came."""
+    return event.event_id.startswith(AUTO) and repeated_id(state, event) is not None
 
 
 class _Child(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from runtime_stage import Counter, Opener, kinds, play, program, refused, sound,
 from nano_vm import PENDING, ExecutionVM, RunStatus, SqliteStore, tool
 from nano_vm.errors import StoreError
 from nano_vm.runtime import control
+from nano_vm.runtime.control import leave_event
 from nano_vm.runtime.system import SystemClock
 from nano_vm.testing.clock import VirtualClock
 
@@ -422,3 +424,26 @@ def test_whoever_waits_for_another_worker_goes_on_in_its_place_when_it_dies(tmp_
             assert vm.trace(run_id).status == "SUCCESS"
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("where", ["own", "called"])
+def test_the_same_answer_left_twice_is_taken_once_and_told_alike(opener: Opener, where: str) -> None:
+    """Both lie there when the run is taken up: neither knew of the other."""
+    flow = program(wait_step("w"), wait_step("v", "more"))
+    vm = opener(tools={})
+    vm.save_program(program(wait_step("w"), name="called"))
+    if where == "called":
+        flow = program({"id": "c", "type": "call", "program": "called"}, wait_step("v", "more"))
+    way = "w" if where == "own" else "c/w"
+
+    async def main() -> None:
+        run_id = await parked(vm, flow)
+        left = [await leave_event(vm, run_id, data, step=way) for data in ({"n": 1}, {"n": 1}, {"n": 2})]
+        await opener(tools={}).recover()
+        told = [json.loads(vm.store.answered(run_id, mail) or b"") for mail in left]
+        assert [each.get("code") for each in told] == [None, "DUPLICATE", "NOT_WAITING"]
+        trace = vm.trace(run_id)
+        assert [wait.step for wait in trace.waiting] == ["v"]
+        sound(vm, trace)
+
+    play(main())
