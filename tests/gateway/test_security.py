@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from gateway_stage import ADDER, APPROVED, ERAS, PAYER, Served, call, connected, run
+from gateway_stage import ADDER, APPROVED, ERAS, MODERN, PAYER, Served, call, connected, run
 
 from nano_vm import InputError
 from nano_vm.cli.main import main
@@ -150,6 +150,37 @@ def test_a_tenant_never_sees_another(guarded: Served, era: str) -> None:
             assert child["steps"][0]["output"] is not None
             again = await call(other, "run_program", program=named, inputs={"a": 2}, idempotency_key="k")
             assert (again["status"], again["trace_id"] != run_id) == ("SUCCESS", True)
+
+    run(session())
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_tenant_calls_no_program_of_another(guarded: Served, nested: bool) -> None:
+    """Not by its hash, either: it is told what it would be told of a hash that was never there."""
+    name = f"{nested}".lower()
+    mine = guarded.token("a", "admin", tenant=f"maker-{name}")
+    theirs = guarded.token("b", "admin", tenant=f"taker-{name}")
+
+    async def session() -> None:
+        async with connected(guarded, MODERN, mine) as maker, connected(guarded, MODERN, theirs) as taker:
+            recipe = {**ADDER, "name": f"recipe_{name}", "description": "known to its maker alone"}
+            known = (await call(maker, "save_program", program=recipe))["hash"]
+            told = []
+            for called in (known, "sha256:" + "0" * 64):
+                step = {"id": "c", "type": "call", "program": called, "inputs": {"a": 4}}
+                if nested:
+                    step = {"id": "m", "type": "map", "over": [1], "step": step}
+                caller = {"name": "caller", "inputs": {"type": "object", "properties": {}}, "steps": [step]}
+                told += [
+                    [await call(taker, tool, program=caller) for tool in ("run_program", "save_program")]
+                ]
+                if called == known:
+                    ran = await call(maker, "run_program", program=caller)
+                    assert (ran["status"], ran["output"]) == ("SUCCESS", [5] if nested else 5)
+            assert told[0] == told[1]
+            assert {each["error"]["code"] for each in told[0]} == {"PROGRAM_NOT_FOUND"}
+            assert (await call(taker, "list_runs"))["runs"] == []
+            assert (await call(taker, "list_programs"))["programs"] == []
 
     run(session())
 
@@ -304,7 +335,14 @@ def test_the_missing_extra_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [["--principal", "a b"], ["--days", "0"], ["--tenant", "a/b"], ["--principal", ""], ["--role", "a b"]],
+    [
+        ["--principal", "a b"],
+        ["--days", "0"],
+        ["--tenant", "a/b"],
+        ["--tenant", "a::b"],
+        ["--principal", ""],
+        ["--role", "a b"],
+    ],
 )
 def test_tokens_that_make_no_sense_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bad: list[str]
