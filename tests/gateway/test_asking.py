@@ -340,7 +340,7 @@ def test_a_program_that_is_called_again_asks_anew() -> None:
             assert trace.status.value == "SUSPENDED"
             ((key, (wait, _)),) = questions(boss, run_view(trace), APPROVALS).items()
             keys.add(key)
-            answer = arguments(trace.trace_id, wait, yes(approved=True))
+            answer = arguments(boss, trace.trace_id, wait, yes(approved=True))
             assert answer is not None
             trace = await vm.approve(
                 answer["trace_id"],

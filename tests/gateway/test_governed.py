@@ -23,6 +23,12 @@ POLICY = {
             "requires": ["shop_price"],
             "approval": {"roles": ["supervisor"]},
         },
+        {
+            "id": "gold",
+            "tools": ["shop_order"],
+            "when": "$args.thing == 'gold'",
+            "approval": {"roles": ["supervisor"], "count": 2},
+        },
         {"id": "none", "tools": ["shop_order"], "when": "$args.thing == 'gun'", "decision": "deny"},
     ],
 }
@@ -156,6 +162,27 @@ def test_whoever_started_it_is_not_asked_to_approve_it(governed: Served, era: st
         async with connected(governed, era, token, elicitation_callback=ask) as client:
             ended = await call(client, "step_run", trace_id=waits["trace_id"], finish=True)
             assert (ended["status"], len(seen)) == ("SUCCESS", 1)
+
+    run(session())
+    assert governed.effects("order") == before + 1
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_two_people_approve_by_form_where_two_are_asked_for(governed: Served, era: str) -> None:
+    before = governed.effects("order")
+
+    async def session() -> None:
+        async with connected(governed, era, governed.token("ana", "operator")) as client:
+            waits = await call(client, "run_program", program=ORDER, inputs={"thing": "gold"})
+        for name, status in (("eve", "SUSPENDED"), ("bob", "SUCCESS")):
+            seen, ask = forms(yes(approved=True))
+            token = governed.token(name, "operator", "supervisor")
+            async with connected(governed, era, token, elicitation_callback=ask) as client:
+                stands = await call(client, "step_run", trace_id=waits["trace_id"], finish=True)
+                assert (stands["status"], len(seen)) == (status, 1)
+                assert [wait["not_by"] for wait in stands["waiting"]] == (
+                    [["ana", "eve"]] if name == "eve" else []
+                )
 
     run(session())
     assert governed.effects("order") == before + 1

@@ -108,8 +108,9 @@ def _request(view: dict[str, Any], wait: dict[str, Any]) -> types.ElicitRequest 
     )
 
 
-def arguments(run_id: str, wait: dict[str, Any], answer: Any) -> dict[str, Any] | None:
-    """The call of `resume_run` that an answer comes to; None when nothing was answered."""
+def arguments(who: Principal, run_id: str, wait: dict[str, Any], answer: Any) -> dict[str, Any] | None:
+    """The call of `resume_run` that an answer comes to; None when nothing was answered. Each person's answer is an
+    event of its own: where two have to approve, the second one repeats nothing."""
     if not isinstance(answer, types.ElicitResult) or answer.action != "accept":
         return None
     content = dict(answer.content or {})
@@ -135,7 +136,7 @@ def arguments(run_id: str, wait: dict[str, Any], answer: Any) -> dict[str, Any] 
         found["event"] = _json_or_text(content.get("data"))
     else:
         found["event"] = content
-    found["event_id"] = f"asked:{key_of(wait)}"
+    found["event_id"] = f"asked:{key_of(wait)}:{canonical.digest(who.id.encode())[7:23]}"
     return found
 
 

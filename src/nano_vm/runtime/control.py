@@ -19,7 +19,7 @@ from nano_vm.program.compiled import CallAction, CompiledProgram, ToolAction
 from nano_vm.program.labels import SEALED
 from nano_vm.runtime.driver import Run, RunLeft
 from nano_vm.runtime.patience import patiently
-from nano_vm.runtime.repetition import AUTO, repeated_id, said_below, taken_below
+from nano_vm.runtime.repetition import AUTO, repeated_id, said_below, sent_by, taken_below
 from nano_vm.runtime.sealing import digester, keys_live, open_letter, seal_letter
 from nano_vm.runtime.ways import inward
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
 
 _UNSET = ev.UNSET
+_APPROVALS = ("approval",)
 POLL_MS = 20  # how often an answer from another process is looked for
 ERASURE = "erasure"  # the reason of the cancellations that an erasure makes
 
@@ -432,10 +433,12 @@ def _auto_id(
     known = None if wanted else repeated_id(state, event)
     if known is not None:
         return known
+    personal = kinds == _APPROVALS or any(wait.kind == "approval" for wait in wanted)
+    sender = sent_by(event.principal) if personal else ""
     if mail_id is not None:  # dealt with once, even if its owner is gone before it is answered
-        return AUTO + canonical.digest_value([state.run, mail_id])[7:39]
+        return AUTO + canonical.digest_value([state.run, mail_id])[7:39] + sender
     place = [state.seq, [wait.to_dict() for wait in wanted]]
-    return AUTO + keyed(canonical.encode([place, digest]))[:32]
+    return AUTO + keyed(canonical.encode([place, digest]))[:32] + sender
 
 
 def _resolution(
@@ -505,7 +508,7 @@ def _kinds_for(kind: str, letter: dict[str, Any]) -> tuple[str, ...]:
     """What may take a letter."""
     if kind == "resolve":
         return ("outcome",)
-    return ("approval",) if letter.get("approves") else ("event", "approval", "tool")
+    return _APPROVALS if letter.get("approves") else ("event", "approval", "tool")
 
 
 # --- refusals -----------------------------------------------------------------------------------------------

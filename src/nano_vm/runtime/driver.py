@@ -71,6 +71,10 @@ class Letter(NamedTuple):
             self.answer.set_result(inner.result())
 
 
+# What a repetition without an id is refused with, where it is not told by its id.
+_REPEATED = frozenset({"NOT_WAITING", "SELF_APPROVAL", "APPROVAL_VOID"})
+
+
 class Released(Exception):
     """The driver gave the run up at a safe place because the engine is shutting down."""
 
@@ -211,7 +215,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
         if rejection is not None and rejection.code != "DUPLICATE" and type(event) is ev.EventReceived:
             if rejection.code == "UNKNOWN_STEP" and self._has_called(event.step):
                 rejection = Rejection("NOT_WAITING", "nothing waits for this event")
-            if rejection.code == "NOT_WAITING" and is_repeated(state, event):
+            if rejection.code in _REPEATED and is_repeated(state, event):
                 return Rejection("DUPLICATE", "the same was accepted before")
             refused = ev.EventRefused(
                 at_ms=event.at_ms,

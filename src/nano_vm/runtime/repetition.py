@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from nano_vm import canonical
+from nano_vm.errors import RejectedError
 from nano_vm.journal.entry import Entry, open_event, open_events
 from nano_vm.journal.port import RunQuery
 from nano_vm.kernel import events as ev
@@ -27,12 +28,24 @@ _UNSET = ev.UNSET
 _RECEIVED: Final = canonical.encode(ev.EventReceived.type)
 
 
+def sent_by(principal: Any) -> str:
+    """What the id that is made for an answer to an approval ends in: nobody repeats what somebody else has said."""
+    who = _id(None if principal is _UNSET else principal)
+    return "" if who is None else f".{canonical.digest(who.encode())[7:23]}"
+
+
 def repeated_id(state: State, event: ev.EventReceived) -> str | None:
-    """The id under which the run has taken the content of an event that has no id of its own."""
-    digest = event_digest(event)
-    return next(
-        (known for known, content in state.seen.items() if content == digest and known.startswith(AUTO)), None
-    )
+    """The id under which the run has taken the content of an event that has no id of its own; of an answer to an
+    approval, from the same sender."""
+    digest, sender = event_digest(event), sent_by(event.principal)
+    for known, content in state.seen.items():
+        if (
+            content == digest
+            and known.startswith(AUTO)
+            and ("." not in known or known.endswith(sender or "."))
+        ):
+            return known
+    return None
 
 
 def is_repeated(state: State, event: ev.EventReceived) -> bool:
@@ -91,15 +104,26 @@ def said_below(engine: Engine, run_id: str, letter: dict[str, Any]) -> bool:
         inner = inward(letter, child.step, child.item)
         if inner is None:
             continue
+        live = engine.live_here(child.run_id)
+        if live is not None and repeated_id(live.state, _event(inner)) is not None:
+            return True  # it may not be in the store yet
         content = (inner["name"], inner["step"], inner.get("item"), inner["data"])
         for event in _received(child.entries):
             if event.event_id.startswith(AUTO) and content == _content(event):
                 who = None if event.principal is _UNSET else event.principal
-                if not letter.get("approves") or _id(who) == _id(letter["principal"]):
+                personal = letter.get("approves") or "." in event.event_id
+                if not personal or _id(who) == _id(letter["principal"]):
                     return True
         if said_below(engine, child.run_id, inner):
             return True
     return False
+
+
+def _event(letter: dict[str, Any]) -> ev.EventReceived:
+    """The event that a letter comes to, as far as its content goes."""
+    facts = {name: letter.get(name) for name in ("name", "step", "item", "principal")}
+    given = {name: fact for name, fact in facts.items() if fact is not None}
+    return ev.EventReceived(at_ms=0, event_id="", payload=letter["data"], **given)
 
 
 def has_come_to(engine: Engine, run_id: str, way: str) -> bool:
@@ -147,7 +171,11 @@ def said_before(
     engine: Engine, run_id: str, said: Said, principal: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
     """The same answer of the same approver to an approval of this run, or of one below it, as it was taken: a letter
-    under its own id, which is answered alike. None when there is none."""
+    under its own id, which is answered alike. None when there is none.
+
+    Raises:
+        RejectedError: EVENT_CONFLICT when somebody else has used the id.
+    """
     who = _id(principal)
     if who is None:
         return None
@@ -165,9 +193,17 @@ class _Place(NamedTuple):
 def _said_in(
     engine: Engine, place: _Place, entries: Sequence[Entry], said: Said, who: str
 ) -> dict[str, Any] | None:
-    needle = canonical.encode(who)
+    needle = canonical.encode(who if said.event_id is None else said.event_id)
     for event in _received(entries, needle):
-        if event.principal is not _UNSET and event.principal["id"] == who and _is_said(event, place, said):
+        sender = _id(None if event.principal is _UNSET else event.principal)
+        if event.event_id == said.event_id and sender != who:
+            raise RejectedError(
+                "EVENT_CONFLICT",
+                f"event `{said.event_id}` was accepted from somebody else",
+                help="what somebody says to an approval is an event of its own: give it another id, or none",
+                facts={"run_id": place.run_id},
+            )
+        if sender == who and _is_said(event, place, said):
             return {
                 "event_id": event.event_id,
                 "name": None if event.name is _UNSET else event.name,

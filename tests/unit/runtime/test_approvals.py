@@ -13,7 +13,7 @@ from runtime_stage import Counter, Opener, kinds, play, program, refused, sound,
 from nano_vm import PENDING, ExecutionVM, NanoVMError, RunStatus, SqliteStore, Trace, tool
 from nano_vm.gateway.views import waits_view
 from nano_vm.journal.port import RunQuery
-from nano_vm.kernel.events import ApprovalRequested, EventRefused, PolicyDecided
+from nano_vm.kernel.events import ApprovalRequested, EventReceived, EventRefused, PolicyDecided
 from nano_vm.testing.clock import VirtualClock
 from nano_vm.vault.local import Vault
 
@@ -842,5 +842,57 @@ def test_a_question_says_who_may_answer_it(opener: Opener) -> None:
         unbound = (await vm.run(UNBOUND, principal=ANA)).trace_id
         (found,) = [each for each in vm.approvals() if each.run_id == unbound]
         assert (found.groups, found.not_by) == ((("boss",),), ())
+
+    play(main())
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("event_id", [None, "given"])
+def test_two_who_approve_the_same_at_once_are_two(opener: Opener, event_id: str | None, apart: bool) -> None:
+    """What one says is never taken for a repetition of what another has said."""
+    count = Counter()
+
+    async def main() -> None:
+        one = machine(opener, count, TWO)
+        other = machine(opener, count, TWO) if apart else one
+        run_id = await asked(one)
+        ids = [None, None] if event_id is None else ["eve's", "bob's"]
+        await asyncio.gather(
+            one.approve(run_id, principal=EVE, event_id=ids[0]),
+            other.approve(run_id, principal=BOB, event_id=ids[1]),
+        )
+        trace = one.trace(run_id)
+        assert (trace.status, count.effects) == (RunStatus.SUCCESS, [7])
+        sound(one, trace)
+
+    play(main())
+
+
+@pytest.mark.parametrize("flow", [UNBOUND, GONE_ON])
+@pytest.mark.parametrize("called", [False, True])
+def test_nobody_is_told_that_they_have_approved_what_somebody_else_did(
+    opener: Opener, flow: dict[str, Any], called: bool
+) -> None:
+    async def main() -> None:
+        vm = machine(opener, Counter())
+        vm.save_program({**flow, "name": "called"})
+        call = {"id": "c", "type": "call", "program": "called", "inputs": {"n": "$n"}}
+        whole = program(call if flow is GONE_ON else {**call, "inputs": {}}) if called else flow
+        run_id = (await vm.run(whole, {"n": 7} if flow is GONE_ON else None, principal=ANA)).trace_id
+        (found,) = vm.approvals()
+        await vm.approve(run_id, step=found.step, event_id="e1", principal=EVE)
+        with refused("EVENT_CONFLICT"):
+            await vm.approve(run_id, step=found.step, event_id="e1", principal=BOB)
+        other = (await vm.run(whole, {"n": 8} if flow is GONE_ON else None, principal=ANA)).trace_id
+        await vm.approve(other, step=found.step, principal=EVE)
+        data = vm.trace(other).events  # the words that were taken, from somebody else
+        said = next((each for each in data if type(each) is EventReceived), None)
+        with refused("NOT_WAITING"):
+            await vm.approve(other, step=found.step, principal=BOB)
+        if said is not None:
+            with refused("NOT_WAITING"):
+                await vm.resume(other, said.payload, step=found.step, principal=BOB)
+        with refused("NOT_WAITING"):
+            await vm.approve(other, step=found.step)
 
     play(main())
