@@ -135,6 +135,55 @@ def test_a_run_is_resumed_with_the_event_that_was_typed(own: Stage) -> None:
     assert step.output == {"amount": 7}
 
 
+THREE = {
+    "name": "three",
+    "steps": [
+        {
+            "id": "all",
+            "type": "parallel",
+            "parallel_steps": [{"id": name, "type": "wait", "event": name} for name in ("one", "two", "six")],
+        }
+    ],
+}
+
+
+def test_an_event_for_what_waits_no_longer_is_no_answer_to_something_else(own: Stage) -> None:
+    """Somebody else has answered it since the page was made."""
+    own.run(lambda vm: vm.run(THREE, trace_id="three"), policy=None)
+    use(own.acting("operator"))
+    page = Page("run", id="three")
+    chosen = next(each for each in page.test.selectbox if each.label == "For")
+    assert chosen.options == ["event at one", "event at two", "event at six"]
+    chosen.set_value(1)
+    next(each for each in page.test.text_area if each.label == "Event, as JSON").set_value('"for two"')
+    own.run(lambda vm: vm.resume("three", "from elsewhere", name="two"), policy=None)
+    page.press("Resume")
+    done(own)
+    waits = frame.library().sight("three").record.waits
+    assert sorted(wait["step"] for wait in waits) == ["one", "six"]
+    chosen = next(each for each in page.test.selectbox if each.label == "For")
+    assert chosen.options == ["event at one", "event at six"]
+    chosen.set_value(1)
+    next(each for each in page.test.text_area if each.label == "Event, as JSON").set_value('"for six"')
+    page.press("Resume")
+    (job,) = done(own)
+    assert (job.state, job.error) == ("done", None)
+    assert [wait["step"] for wait in frame.library().sight("three").record.waits] == ["one"]
+
+
+@pytest.mark.parametrize(
+    "typed", ["{", "[" * 100_000, "NaN", "1e999", "9" * 5_000, '{"a": 1, "a": 2}', '"\\ud800"']
+)
+def test_what_is_no_json_is_said_to_be_none_and_changes_nothing(own: Stage, typed: str) -> None:
+    use(own.acting("operator"))
+    page = Page("run", id="waits")
+    next(each for each in page.test.text_area if each.label == "Event, as JSON").set_value(typed)
+    page.press("Resume")
+    assert [job.state for job in done(own)] in ([], ["failed"])
+    assert frame.library().sight("waits").is_live
+    assert not any(job.unexpected for job in frame.settings().desk.jobs())  # type: ignore[union-attr]
+
+
 def test_a_run_is_cancelled_only_by_whoever_is_sure(own: Stage) -> None:
     use(own.acting("operator"))
     page = Page("run", id="waits").press("Cancel the run")
