@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -12,7 +12,8 @@ from nano_vm.journal.entry import open_event, open_events, read_facts
 from nano_vm.journal.port import RunQuery, RunRecord
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
-from nano_vm.runtime.repetition import Said, meant, said_before
+from nano_vm.kernel.state import RunStatus
+from nano_vm.runtime.repetition import Said, children, meant, said_before
 from nano_vm.runtime.rights import APPROVE, principal_of
 from nano_vm.runtime.ways import Place, places, plain
 
@@ -52,7 +53,7 @@ class PendingApproval(msgspec.Struct, frozen=True, kw_only=True):
 
 def pending(engine: Looking, record: RunRecord) -> list[PendingApproval]:
     """What a run waits for somebody to approve, its children included."""
-    return [_pending(engine, record, place) for place in _places(record)]
+    return [_pending(engine, record, place) for place in _places(engine, record)]
 
 
 def _pending(engine: Looking, record: RunRecord, place: Place) -> PendingApproval:
@@ -78,8 +79,21 @@ def _pending(engine: Looking, record: RunRecord, place: Place) -> PendingApprova
     )
 
 
-def _places(record: RunRecord) -> list[Place]:
-    return [place for place in places(record.run_id, record.waits) if place.wait["kind"] == "approval"]
+def _places(engine: Looking, record: RunRecord) -> list[Place]:
+    found = list(places(record.run_id, record.waits))
+    if record.status == RunStatus.RUNNING:
+        found += _below(engine, record.run_id)
+    return [place for place in found if place.wait["kind"] == "approval"]
+
+
+def _below(engine: Looking, run_id: str, way: str = "", element: int | None = None) -> Iterator[Place]:
+    """What is waited for below a run that is under way: until it waits itself it does not say."""
+    for child in children(engine, run_id):
+        outer = child.item if element is None else element
+        record = engine.store.record(child.run_id)
+        yield from places(child.run_id, record.waits, way + child.through, outer)
+        if record.status == RunStatus.RUNNING:
+            yield from _below(engine, child.run_id, way + child.through, outer)
 
 
 def only_approvals(record: RunRecord, step: str | None, name: str | None) -> bool:
@@ -192,7 +206,7 @@ def _letter(
     if said.event_id is not None:
         before = said_before(engine, record.run_id, said, principal)
     if before is None:
-        wait = _asked(record, said)
+        wait = _asked(engine, record, said)
     if said.event_id is None and (wait is None or wait.get("nonce")):
         asked = said if wait is None else said._replace(nonce=wait["nonce"])
         before = said_before(engine, record.run_id, asked, principal)
@@ -207,11 +221,11 @@ def _letter(
     return written(data, said.step, said.item)
 
 
-def _asked(record: RunRecord, said: Said) -> dict[str, Any] | None:
+def _asked(engine: Looking, record: RunRecord, said: Said) -> dict[str, Any] | None:
     """The wait that is meant, with the way to it. Raises RejectedError AMBIGUOUS."""
     found = [
         place
-        for place in _places(record)
+        for place in _places(engine, record)
         if meant(said.step, said.item, place.way, place.wait.get("item"), place.element)
         and said.action in (None, place.wait.get("action", ""))
     ]

@@ -304,6 +304,7 @@ def hand_in(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> asyn
     with run.hold:
         own = kind == "cancel" or (kind == "event" and letter["event_id"] in run.state.seen)
     found = [_Addressee(run, None, letter, kind)] if own else _addressees(engine, run, kind, letter)
+    found = found or _stirring(run, kind, letter)
     if len(found) > 1 and not _takes_any(kind, letter, found):
         names = "several runs below this one wait: name the way to the step, as in `call/step`, and the item"
         return run.answer_later(Rejection("AMBIGUOUS", names))
@@ -366,6 +367,21 @@ def _addressees_of(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) 
             inner = inward(letter, step.id, None if activity.item < 0 else activity.item)
             if live is not None and inner is not None:
                 found += _addressees(engine, live, kind, inner)
+    return found
+
+
+def _stirring(run: Run, kind: str, letter: dict[str, Any]) -> list[_Addressee]:
+    """Children that are about to be taken up for a letter, and may take this one too: they still wait, although the run
+    says so no longer."""
+    found = []
+    with run.hold:
+        for activity in run.state.active.values():
+            if activity.phase is Phase.STARTED and activity.step >= 0 and run.letters:
+                step, item = run.program.steps[activity.step], activity.item
+                child = child_run_id(run.state.run, step.id, activity.occurrence, item, activity.attempt)
+                inner = inward(letter, step.id, None if item < 0 else item)
+                if child in run.letters and inner is not None:
+                    found.append(_Addressee(run, child, inner, kind))
     return found
 
 

@@ -21,6 +21,7 @@ from nano_vm.runtime.ways import inward, plain
 
 if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
+    from nano_vm.runtime.looking import Looking
 
 AUTO: Final = "auto:"  # prefix of event ids made from content
 CHILDREN_MAX: Final = 10_000  # of one run, that a repeated event is looked for in
@@ -54,7 +55,7 @@ def is_repeated(state: State, event: ev.EventReceived) -> bool:
     return event.event_id.startswith(AUTO) and repeated_id(state, event) is not None
 
 
-class _Child(NamedTuple):
+class Child(NamedTuple):
     """A called run, the step that calls it and, in a map, for which element."""
 
     run_id: str
@@ -63,14 +64,19 @@ class _Child(NamedTuple):
     item: int | None
     entries: Sequence[Entry]
 
+    @property
+    def through(self) -> str:
+        """Its part of a way."""
+        return f"{self.step}/" if self.item is None else f"{self.step}[{self.item}]/"
 
-def _children(engine: Engine, run_id: str) -> Iterator[_Child]:
+
+def children(engine: Looking, run_id: str) -> Iterator[Child]:
     for record in engine.store.records(RunQuery(parent=run_id, limit=CHILDREN_MAX)):
         entries = engine.read(record.run_id)
         start = open_event(entries[0]) if entries else None
         if type(start) is ev.RunStarted and isinstance(start.parent, Mapping):
             step, item = start.parent["step"], start.parent.get("item")
-            yield _Child(record.run_id, record.program_hash, step, item, entries)
+            yield Child(record.run_id, record.program_hash, step, item, entries)
 
 
 def _received(entries: Sequence[Entry], needle: bytes = _RECEIVED) -> Iterator[ev.EventReceived]:
@@ -84,7 +90,7 @@ def taken_below(engine: Engine, run_id: str, letter: dict[str, Any]) -> Rejectio
     """Whether a run below this one has taken the event of that id already: a repetition must not reach its sibling."""
     event_id = letter["event_id"]
     needle = canonical.encode(event_id)
-    for child in _children(engine, run_id):
+    for child in children(engine, run_id):
         for event in _received(child.entries, needle):
             if event.event_id == event_id:
                 name = None if event.name is _UNSET else event.name
@@ -100,7 +106,7 @@ def taken_below(engine: Engine, run_id: str, letter: dict[str, Any]) -> Rejectio
 def said_below(engine: Engine, run_id: str, letter: dict[str, Any]) -> bool:
     """Whether a run below this one has taken the very content of an event that has no id of its own; of what is said to
     an approval also from the same sender."""
-    for child in _children(engine, run_id):
+    for child in children(engine, run_id):
         inner = inward(letter, child.step, child.item)
         if inner is None:
             continue
@@ -130,7 +136,7 @@ def has_come_to(engine: Engine, run_id: str, way: str) -> bool:
     """Whether a way, as in `call/step`, leads through what the run has called to a step of it."""
     if "/" not in way:
         return False
-    for child in _children(engine, run_id):
+    for child in children(engine, run_id):
         inner = inward({"step": way}, child.step, child.item)
         if inner is None:
             continue
@@ -211,11 +217,9 @@ def _said_in(
                 "item": None if event.item is _UNSET else event.item,
                 "data": event.payload,
             }
-    for child in _children(engine, place.run_id):
-        through = child.step if child.item is None else f"{child.step}[{child.item}]"
-        below = _Place(
-            child.run_id, f"{place.way}{through}/", child.item if place.element is None else place.element
-        )
+    for child in children(engine, place.run_id):
+        element = child.item if place.element is None else place.element
+        below = _Place(child.run_id, place.way + child.through, element)
         found = _said_in(engine, below, child.entries, said, who)
         if found is not None:
             return found

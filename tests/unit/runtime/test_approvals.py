@@ -896,3 +896,21 @@ def test_nobody_is_told_that_they_have_approved_what_somebody_else_did(
             await vm.approve(other, step=found.step)
 
     play(main())
+
+
+def test_two_approve_at_once_what_a_called_program_asks(opener: Opener) -> None:
+    count = Counter()
+    call = {"id": "c", "type": "call", "program": "called", "inputs": {"n": "$n"}}
+
+    async def main() -> None:
+        vm = machine(opener, count, TWO)
+        vm.save_program({**ACT, "name": "called"})
+        run_id = (await vm.run(program(call), {"n": 7}, principal=ANA)).trace_id
+        await asyncio.gather(*(vm.approve(run_id, principal=who) for who in (EVE, EVE, BOB, EVE)))
+        trace = vm.trace(run_id)
+        assert (trace.status, count.effects) == (RunStatus.SUCCESS, [7])
+        for each, _ in heads(vm, run_id):
+            assert codes(vm.trace(each)) == []
+            sound(vm, vm.trace(each))
+
+    play(main())

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from runtime_stage import Counter, Opener, play, program, refused, sound, tool_step, wait_step
+from runtime_stage import Counter, Opener, kinds, play, program, refused, sound, tool_step, wait_step
 
 from nano_vm import ExecutionVM, MockLLMAdapter, RunStatus
 from nano_vm.journal.port import RunQuery
@@ -472,5 +472,31 @@ def test_a_repeated_event_is_not_said_to_be_ambiguous(opener: Opener) -> None:
             await vm.resume(run_id, 2, event_id="e1")
         with refused("AMBIGUOUS"):
             await vm.resume(run_id, 1)
+
+    play(main())
+
+
+@pytest.mark.parametrize("many", [2, 5])
+@pytest.mark.parametrize("deep", [False, True])
+def test_all_that_comes_at_once_reaches_a_called_program(opener: Opener, many: int, deep: bool) -> None:
+    """Also what comes while the program is being taken up for the first of them."""
+    names = [f"w{number}" for number in range(many)]
+    group = {"id": "g", "type": "parallel", "parallel_steps": [wait_step(name, name) for name in names]}
+    vm = with_child(opener(tools={}), group, name="called")
+    flow = program(call("c", "called"), wait_step("v"))
+    if deep:
+        with_child(vm, call("c", "called"), name="middle")
+        flow = program(call("m", "middle"), wait_step("v"))
+
+    async def main() -> None:
+        run_id = (await vm.run(flow)).trace_id
+        way = "m/c/" if deep else "c/"
+        await asyncio.gather(*(vm.resume(run_id, name, step=f"{way}{name}") for name in names))
+        trace = vm.trace(run_id)
+        assert [wait.step for wait in trace.waiting] == ["v"]
+        assert trace.steps[0].output == {name: name for name in names}
+        for each in journals(vm, run_id):
+            sound(vm, vm.trace(each))
+            assert "EventRefused" not in kinds(vm.trace(each))
 
     play(main())
