@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from nano_vm.errors import RejectedError
+from nano_vm.errors import InputError, RejectedError
 from nano_vm.journal.entry import open_event, open_events, read_facts
 from nano_vm.journal.port import RunQuery, RunRecord
 from nano_vm.journal.trace import Trace
@@ -98,7 +98,7 @@ def _below(engine: Looking, run_id: str, way: str = "", element: int | None = No
 
 def only_approvals(record: RunRecord, step: str | None, name: str | None) -> bool:
     """Whether an event could only be the answer to something that waits for an approval."""
-    wanted = None if step is None else plain(step)
+    wanted = plain(step) if isinstance(step, str) else step
     kinds = [
         place.wait["kind"]
         for place in places(record.run_id, record.waits)
@@ -199,6 +199,9 @@ def _letter(
     def written(data: dict[str, Any], step: str | None, item: int | None) -> dict[str, Any]:
         return control.event_letter(data, said.event_id, None, step, item, principal, approves=True)
 
+    for what, given in (("step", said.step), ("action", said.action), ("comment", said.comment)):
+        if given is not None and type(given) is not str:
+            raise InputError("EVENT_TEXT", f"the {what} is no text", help="give a text")
     data: dict[str, Any] = {"approved": said.approved}
     if said.comment is not None:
         data["comment"] = said.comment

@@ -68,21 +68,29 @@ def event_letter(
     data, encoded = canonical.normalize(data)
     if len(encoded) > PAYLOAD_BYTES_MAX:
         canonical.check_size(encoded, PAYLOAD_BYTES_MAX, "the event")
-    if event_id is not None and not 0 < len(event_id) <= EVENT_ID_CHARS_MAX:
+    if event_id is not None and not (type(event_id) is str and 0 < len(event_id) <= EVENT_ID_CHARS_MAX):
         raise InputError("EVENT_ID", f"an event id has 1 to {EVENT_ID_CHARS_MAX} characters")
     if event_id is not None and event_id.startswith(AUTO):
         raise InputError("EVENT_ID", f"event ids beginning with `{AUTO}` are reserved")
     who = principal_of(principal)
-    if item is not None and (type(item) is not int or item < 0):
+    letter = {"event_id": event_id, "name": name, "step": step, "item": item, "data": data, "principal": who}
+    return _checked(letter, "name", "step") | ({"approves": True} if approves else {})
+
+
+def _checked(letter: dict[str, Any], *texts: str) -> dict[str, Any]:
+    """The letter, if all of it can be journaled: before a run is touched.
+
+    Raises:
+        InputError: EVENT_TEXT, EVENT_ITEM, VALUE_STRING, VALUE_NUMBER.
+    """
+    for name in texts:
+        if letter[name] is not None and type(letter[name]) is not str:
+            raise InputError("EVENT_TEXT", f"the {name} is no text", help="give a text")
+    item = letter.get("item")
+    if item is not None and (type(item) is not int or not 0 <= item <= canonical.INT_MAX):
         raise InputError("EVENT_ITEM", "an item is the place of an element of a map: 0, 1, 2, …")
-    return {
-        "event_id": event_id,
-        "name": name,
-        "step": step,
-        "item": item,
-        "data": data,
-        "principal": who,
-    } | ({"approves": True} if approves else {})
+    canonical.encode(letter)
+    return letter
 
 
 async def leave_event(
@@ -120,7 +128,8 @@ async def leave_cancel(
     """`cancel`, left like `leave_event`."""
     from nano_vm.runtime.rights import principal_of
 
-    return await _leave(engine, trace_id, "cancel", {"reason": reason, "principal": principal_of(principal)})
+    letter = _checked({"reason": reason, "principal": principal_of(principal)}, "reason")
+    return await _leave(engine, trace_id, "cancel", letter)
 
 
 async def _leave(engine: Engine, trace_id: str, kind: str, letter: dict[str, Any]) -> str:
@@ -153,7 +162,7 @@ async def cancel(
     """See `Engine.cancel`. Before the run is driven here, `require` is asked: what it raises leaves it untouched."""
     from nano_vm.runtime.rights import principal_of
 
-    letter = {"reason": reason, "principal": principal_of(principal)}
+    letter = _checked({"reason": reason, "principal": principal_of(principal)}, "reason")
     return await _deliver(engine, trace_id, "cancel", letter, require)
 
 
@@ -181,7 +190,7 @@ async def resolve(
         "item": item,
         "principal": principal_of(principal),
     }
-    return await _deliver(engine, trace_id, "resolve", letter)
+    return await _deliver(engine, trace_id, "resolve", _checked(letter, "step"))
 
 
 # --- delivery -----------------------------------------------------------------------------------------------
@@ -283,8 +292,14 @@ async def _to_live(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) 
 async def _to_parked(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> Trace:
     """Hand a letter to a run we have just taken over, and drive it on - unless it is refused: then the run stays as it
     stood, whether it waited or nobody had driven it yet."""
-    answer = hand_in(engine, run, kind, letter)
-    rejection = run.admit_arrivals(answer)
+    try:
+        answer = hand_in(engine, run, kind, letter)
+        rejection = run.admit_arrivals(answer)
+    except RunLeft:
+        raise
+    except BaseException:
+        await run.leave()
+        raise
     if rejection is not None and rejection.code != "DUPLICATE":
         await run.leave()
     else:

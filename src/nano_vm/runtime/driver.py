@@ -230,9 +230,11 @@ class Run(JournaledRun, eq=False, kw_only=True):
         return rejection
 
     def _asks(self, event: ev.EventReceived) -> bool:
-        """Whether what would take the event waits for an approval."""
+        """Whether what would take the event waits for an approval; for one of an action, where it names one."""
+        bound = type(event.payload) is dict and "action" in event.payload
         return any(
             wait.kind == "approval"
+            and (wait.action or not bound)
             and event.step in (_UNSET, wait.step)
             and event.item in (_UNSET, wait.item)
             for wait in all_waits(self.program, self.state)

@@ -914,3 +914,23 @@ def test_two_approve_at_once_what_a_called_program_asks(opener: Opener) -> None:
             sound(vm, vm.trace(each))
 
     play(main())
+
+
+@pytest.mark.parametrize("step", [None, "ok"])
+def test_whoever_approves_an_action_approves_nothing_else(opener: Opener, step: str | None) -> None:
+    """What waits now is bound to no action: it is not the one that was seen."""
+
+    async def main() -> None:
+        vm = machine(opener, Counter())
+        flow = program(tool_step("a", args={"effect": "$n"}), *UNBOUND["steps"])
+        run_id = await asked(vm, flow)
+        (seen,) = vm.approvals()
+        await vm.approve(run_id, principal=EVE)
+        with refused("NOT_WAITING"):
+            await vm.approve(run_id, step=step, action=seen.action, principal=BOB)
+        assert [wait.step for wait in vm.trace(run_id).waiting] == ["ok"]
+        trace = await vm.approve(run_id, step="ok", principal=BOB)
+        assert [wait.step for wait in trace.waiting] == ["w"]
+        sound(vm, trace)
+
+    play(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -445,5 +446,45 @@ def test_the_same_answer_left_twice_is_taken_once_and_told_alike(opener: Opener,
         trace = vm.trace(run_id)
         assert [wait.step for wait in trace.waiting] == ["v"]
         sound(vm, trace)
+
+    play(main())
+
+
+BAD: dict[str, tuple[str, Callable[[ExecutionVM, str], Awaitable[Any]]]] = {
+    "item": ("EVENT_ITEM", lambda vm, run: vm.resume(run, 1, item=2**53)),
+    "negative": ("EVENT_ITEM", lambda vm, run: vm.resume(run, 1, item=-1)),
+    "step": ("EVENT_TEXT", lambda vm, run: vm.resume(run, 1, step=5)),  # type: ignore[arg-type]
+    "name": ("EVENT_TEXT", lambda vm, run: vm.resume(run, 1, name=5)),  # type: ignore[arg-type]
+    "id": ("EVENT_ID", lambda vm, run: vm.resume(run, 1, event_id=5)),  # type: ignore[arg-type]
+    "lone step": ("VALUE_STRING", lambda vm, run: vm.resume(run, 1, step="\ud800")),
+    "lone name": ("VALUE_STRING", lambda vm, run: vm.resume(run, 1, name="\ud800")),
+    "lone id": ("VALUE_STRING", lambda vm, run: vm.resume(run, 1, event_id="\ud800")),
+    "lone principal": ("VALUE_STRING", lambda vm, run: vm.resume(run, 1, principal="\ud800")),
+    "approved step": ("EVENT_TEXT", lambda vm, run: vm.approve(run, step=5)),  # type: ignore[arg-type]
+    "approved item": ("EVENT_ITEM", lambda vm, run: vm.approve(run, item=2**53)),
+    "comment": ("EVENT_TEXT", lambda vm, run: vm.approve(run, comment=5)),  # type: ignore[arg-type]
+    "action": ("EVENT_TEXT", lambda vm, run: vm.approve(run, action=5)),  # type: ignore[arg-type]
+    "reason": ("EVENT_TEXT", lambda vm, run: vm.cancel(run, 5)),  # type: ignore[arg-type]
+    "lone reason": ("VALUE_STRING", lambda vm, run: vm.cancel(run, "\ud800")),
+    "resolved step": ("EVENT_TEXT", lambda vm, run: vm.resolve(run, 5, "failed")),  # type: ignore[arg-type]
+    "resolved item": ("EVENT_ITEM", lambda vm, run: vm.resolve(run, "w", "failed", item=2**53)),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_cannot_be_journaled_leaves_a_run_as_it_stood(opener: Opener, what: str) -> None:
+    """And free: nobody owns it afterwards who drives nothing."""
+    code, send = BAD[what]
+
+    async def main() -> None:
+        vm = opener(tools={})
+        run_id = await parked(vm, program(wait_step("w")))
+        head = vm.trace(run_id).head
+        with refused(code):
+            await send(vm, run_id)
+        assert vm.trace(run_id).head == head
+        sound(vm, vm.trace(run_id))
+        trace = await opener(tools={}).resume(run_id, 1)
+        assert trace.status is RunStatus.SUCCESS
 
     play(main())
