@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from nano_vm.planner.plan import Planner as Planner
     from nano_vm.planner.plan import PlanRejected as PlanRejected
     from nano_vm.planner.replan import replan_on_interrupt as replan_on_interrupt
-    from nano_vm.policy.check import ProgramValidator as ProgramValidator
     from nano_vm.program.model import Program as Program
     from nano_vm.providers.cache import ModelCache as ModelCache
     from nano_vm.providers.cassette import CassettePlayer as CassettePlayer
@@ -66,6 +65,7 @@ if TYPE_CHECKING:
     from nano_vm.stores.sqlite import SqliteStore as SqliteStore
     from nano_vm.tools.registry import ToolSet as ToolSet
     from nano_vm.tools.registry import tool as tool
+    from nano_vm.tools.validator import ProgramValidator as ProgramValidator
     from nano_vm.vault.local import Vault as Vault
     from nano_vm.vm import ExecutionVM as ExecutionVM
 
@@ -97,7 +97,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "PostgresStore": ("nano_vm.stores.postgres", "PostgresStore"),
     "Program": ("nano_vm.program.model", "Program"),
     "ProgramError": ("nano_vm.errors", "ProgramError"),
-    "ProgramValidator": ("nano_vm.policy.check", "ProgramValidator"),
+    "ProgramValidator": ("nano_vm.tools.validator", "ProgramValidator"),
     "Progress": ("nano_vm.runtime.engine", "Progress"),
     "Provider": ("nano_vm.providers.pool", "Provider"),
     "ProviderPool": ("nano_vm.providers.pool", "ProviderPool"),

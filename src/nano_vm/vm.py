@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nano_vm.journal.port import JournalStore
@@ -10,7 +10,7 @@ from nano_vm.policy.load import PolicySource
 from nano_vm.runtime.engine import Engine
 from nano_vm.runtime.ports import Clock, Entropy, ModelClient, SecretSource
 from nano_vm.stores.memory import MemoryJournalStore
-from nano_vm.tools.registry import ToolSet
+from nano_vm.tools.registry import Tools, ToolSet, tool_set
 
 if TYPE_CHECKING:
     from nano_vm.vault.local import Vault
@@ -41,7 +41,7 @@ class ExecutionVM(Engine):
     def __init__(
         self,
         llm: ModelClient | None = None,
-        tools: Mapping[str, Callable[..., Any]] | Iterable[Callable[..., Any]] | ToolSet | None = None,
+        tools: Tools | None = None,
         store: JournalStore | None = None,
         *,
         clock: Clock | None = None,
@@ -52,16 +52,9 @@ class ExecutionVM(Engine):
         policy: PolicySource | None = None,
         access: str = "open",
     ) -> None:
-        if not isinstance(tools, ToolSet):
-            if tools is None or isinstance(tools, Mapping):
-                tools = ToolSet(tools)
-            else:
-                functions, tools = tools, ToolSet()
-                for function in functions:
-                    tools.add(function)
         super().__init__(
             llm=llm,
-            tools=tools,
+            tools=tool_set(tools),
             store=store if store is not None else MemoryJournalStore(),
             clock=clock,
             entropy=entropy,

@@ -26,7 +26,7 @@ from gateway_stage import (
 from mcp.shared.exceptions import MCPError
 
 from nano_vm import ExecutionVM
-from nano_vm.gateway.asking import APPROVALS, arguments, questions
+from nano_vm.gateway.asking import ANYTHING, APPROVALS, arguments, questions
 from nano_vm.gateway.principals import Principal
 from nano_vm.gateway.views import run_view
 
@@ -340,7 +340,7 @@ def test_a_program_that_is_called_again_asks_anew() -> None:
             assert trace.status.value == "SUSPENDED"
             ((key, (wait, _)),) = questions(boss, run_view(trace), APPROVALS).items()
             keys.add(key)
-            answer = arguments(trace.trace_id, wait, yes(approved=True))
+            answer = arguments(boss, trace.trace_id, wait, yes(approved=True))
             assert answer is not None
             trace = await vm.approve(
                 answer["trace_id"],
@@ -352,3 +352,83 @@ def test_a_program_that_is_called_again_asks_anew() -> None:
         assert (trace.status.value, len(keys)) == ("SUCCESS", 2)
 
     run(main())
+
+
+HANDED_ON = program(
+    "handed_on",
+    {"id": "ask", "type": "wait", "approvers": ["supervisor"]},
+    {"id": "news", "type": "wait", "event": "news"},
+)
+
+
+@pytest.mark.parametrize("roles", [("approver", "supervisor"), ("operator", "supervisor")])
+def test_whoever_may_only_approve_is_asked_for_approvals_only(served: Served, roles: tuple[str, ...]) -> None:
+    """A form for an event would be refused from them when they have filled it in."""
+    operator = TaskClient(served, served.token("starter", "operator"))
+    task = operator("tools/call", name="run_program", arguments={"program": HANDED_ON})
+    run_id = task["taskId"].partition("~")[0]
+    someone = TaskClient(served, served.token("someone", *roles))
+    given = someone("tools/call", name="resume_run", arguments={"trace_id": run_id, "approve": True})
+    asks = "input_required" if "operator" in roles else "working"
+    assert (given["resultType"], given["status"]) == ("task", asks)
+    told = someone("tasks/get", taskId=given["taskId"])
+    assert (told["status"], list(told.get("inputRequests", {}))) == (
+        asks,
+        ["news.1.1"] if asks == "input_required" else [],
+    )
+    answer = {"news.1.1": {"action": "accept", "content": {"data": "1"}}}
+    someone("tasks/update", taskId=given["taskId"], inputResponses=answer)
+    trace = served.cli("trace", run_id)
+    assert trace["status"] == ("SUCCESS" if asks == "input_required" else "SUSPENDED")
+
+
+ACTION: dict[str, Any] = {"nonce": "n", "action": "sha256:00", "tool": "pay", "groups": [["boss"], ["cfo"]]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "roles", "more", "asked"),
+    [
+        ("event", ("approver",), {}, False),
+        ("tool", ("approver", "boss"), {}, False),
+        ("event", ("operator",), {}, True),
+        ("tool", ("admin",), {}, True),
+        ("event", ("viewer", "boss"), {}, False),
+        ("outcome", ("approver",), {}, False),
+        ("outcome", ("operator",), {}, True),
+        ("approval", ("approver", "boss"), {"approvers": ["boss"]}, True),
+        ("approval", ("admin",), {"approvers": ["boss"]}, False),
+        ("approval", ("viewer", "boss"), {"approvers": ["boss"]}, False),
+        ("approval", ("approver", "boss"), {**ACTION, "approvers": ["boss", "cfo"]}, False),
+        ("approval", ("approver", "boss", "cfo"), {**ACTION, "approvers": ["boss", "cfo"]}, True),
+        ("approval", ("approver", "boss", "cfo"), {**ACTION, "not_by": ["ana"]}, False),
+        ("approval", ("approver", "boss", "cfo"), {**ACTION, "not_by": ["bob"]}, True),
+        (
+            "approval",
+            ("approver", "boss", "cfo"),
+            {**ACTION, "shown": {"args": {"note": "x" * 9_000}}},
+            False,
+        ),
+    ],
+)
+def test_nobody_is_asked_for_what_would_be_refused_or_is_not_seen(
+    kind: str, roles: tuple[str, ...], more: dict[str, Any], asked: bool
+) -> None:
+    wait = {"kind": kind, "step": "w", "occurrence": 1, "attempt": 1, **more}
+    view = {"trace_id": "t", "program": {"name": "p"}, "waiting": [wait]}
+    assert list(questions(Principal("ana", roles), view, ANYTHING)) == (
+        ["w.1.1" + ".n" * ("nonce" in wait)] if asked else []
+    )
+
+
+def test_a_form_shows_what_is_there_and_nothing_that_hides_it() -> None:
+    name = "p\u202e\x1b[2K"
+    wait = {
+        "kind": "approval",
+        "step": "w",
+        "approvers": ["boss"],
+        "nonce": "n",
+        "shown": {"args": "a\u202eb\u200bc"},
+    }
+    view = {"trace_id": "t", "program": {"name": name}, "waiting": [wait]}
+    ((_, request),) = questions(Principal("ana", ("approver", "boss")), view, APPROVALS).values()
+    assert all(each.isprintable() or each == "\n" for each in request.params.message)

@@ -23,6 +23,12 @@ POLICY = {
             "requires": ["shop_price"],
             "approval": {"roles": ["supervisor"]},
         },
+        {
+            "id": "gold",
+            "tools": ["shop_order"],
+            "when": "$args.thing == 'gold'",
+            "approval": {"roles": ["supervisor"], "count": 2},
+        },
         {"id": "none", "tools": ["shop_order"], "when": "$args.thing == 'gun'", "decision": "deny"},
     ],
 }
@@ -136,6 +142,50 @@ def test_the_form_shows_the_action_that_is_approved(governed: Served) -> None:
             assert "shop_order" in seen[0]
 
     run(session())
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_whoever_started_it_is_not_asked_to_approve_it(governed: Served, era: str) -> None:
+    before = governed.effects("order")
+
+    async def session() -> None:
+        seen, ask = forms(yes(approved=True))
+        token = governed.token("eve", "operator", "supervisor")
+        async with connected(governed, era, token, elicitation_callback=ask) as client:
+            waits = await call(client, "run_program", program=ORDER, inputs={"thing": "mate"})
+            assert (waits["status"], seen) == ("SUSPENDED", [])
+            (wait,) = waits["waiting"]
+            assert (wait["groups"], wait["not_by"]) == ([["supervisor"]], ["eve"])
+            debugged = await call(client, "debug_trace", trace_id=waits["trace_id"])
+            assert debugged["refused_events"] == []
+        token = governed.token("bob", "operator", "supervisor")
+        async with connected(governed, era, token, elicitation_callback=ask) as client:
+            ended = await call(client, "step_run", trace_id=waits["trace_id"], finish=True)
+            assert (ended["status"], len(seen)) == ("SUCCESS", 1)
+
+    run(session())
+    assert governed.effects("order") == before + 1
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_two_people_approve_by_form_where_two_are_asked_for(governed: Served, era: str) -> None:
+    before = governed.effects("order")
+
+    async def session() -> None:
+        async with connected(governed, era, governed.token("ana", "operator")) as client:
+            waits = await call(client, "run_program", program=ORDER, inputs={"thing": "gold"})
+        for name, status in (("eve", "SUSPENDED"), ("bob", "SUCCESS")):
+            seen, ask = forms(yes(approved=True))
+            token = governed.token(name, "operator", "supervisor")
+            async with connected(governed, era, token, elicitation_callback=ask) as client:
+                stands = await call(client, "step_run", trace_id=waits["trace_id"], finish=True)
+                assert (stands["status"], len(seen)) == (status, 1)
+                assert [wait["not_by"] for wait in stands["waiting"]] == (
+                    [["ana", "eve"]] if name == "eve" else []
+                )
+
+    run(session())
+    assert governed.effects("order") == before + 1
 
 
 def test_a_policy_that_cannot_be_read_is_named(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:

@@ -113,6 +113,11 @@ def test_only_a_token_for_this_gateway_opens_it(tmp_path: Path, issuer: Issuer) 
         "no expiry": issuer.token(exp=None),
         "not yet": issuer.token(nbf=int(time.time()) + 3_600),
         "nobody": issuer.token(sub=None),
+        "nobody in particular": issuer.token(sub=""),
+        "a name that would be cut": issuer.token(sub="a" * 201),
+        "a tenant that is no text": issuer.token(tenant=7),
+        "two tenants": issuer.token(tenant=["acme", "other"]),
+        "no tenant's name": issuer.token(tenant="acme/other"),
         "ours": "nvm_" + "0" * 12 + "_" + "A" * 43,
     }
     with Served(tmp_path, "--config", str(tmp_path / "gateway.json")) as served:

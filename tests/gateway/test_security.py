@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from gateway_stage import ADDER, APPROVED, ERAS, PAYER, Served, call, connected, run
+from gateway_stage import ADDER, APPROVED, ERAS, MODERN, PAYER, Served, call, connected, run
 
+from nano_vm import InputError
 from nano_vm.cli.main import main
+from nano_vm.gateway.config import load_config
 
 JSON = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
 
@@ -152,6 +154,37 @@ def test_a_tenant_never_sees_another(guarded: Served, era: str) -> None:
     run(session())
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_tenant_calls_no_program_of_another(guarded: Served, nested: bool) -> None:
+    """Not by its hash, either: it is told what it would be told of a hash that was never there."""
+    name = f"{nested}".lower()
+    mine = guarded.token("a", "admin", tenant=f"maker-{name}")
+    theirs = guarded.token("b", "admin", tenant=f"taker-{name}")
+
+    async def session() -> None:
+        async with connected(guarded, MODERN, mine) as maker, connected(guarded, MODERN, theirs) as taker:
+            recipe = {**ADDER, "name": f"recipe_{name}", "description": "known to its maker alone"}
+            known = (await call(maker, "save_program", program=recipe))["hash"]
+            told = []
+            for called in (known, "sha256:" + "0" * 64):
+                step = {"id": "c", "type": "call", "program": called, "inputs": {"a": 4}}
+                if nested:
+                    step = {"id": "m", "type": "map", "over": [1], "step": step}
+                caller = {"name": "caller", "inputs": {"type": "object", "properties": {}}, "steps": [step]}
+                told += [
+                    [await call(taker, tool, program=caller) for tool in ("run_program", "save_program")]
+                ]
+                if called == known:
+                    ran = await call(maker, "run_program", program=caller)
+                    assert (ran["status"], ran["output"]) == ("SUCCESS", [5] if nested else 5)
+            assert told[0] == told[1]
+            assert {each["error"]["code"] for each in told[0]} == {"PROGRAM_NOT_FOUND"}
+            assert (await call(taker, "list_runs"))["runs"] == []
+            assert (await call(taker, "list_programs"))["programs"] == []
+
+    run(session())
+
+
 def test_a_session_belongs_to_whoever_opened_it(guarded: Served) -> None:
     one, other = guarded.token("s1", "viewer"), guarded.token("s2", "viewer")
     start = {
@@ -250,6 +283,36 @@ def test_an_environment_variable_that_means_nothing_is_an_error(
     assert (error["code"], "NANO_VM_MCP_PORT" in error["help"]) == ("GATEWAY_CONFIG", True)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("AUTH", "token"),
+        ("AUTH", "oauth"),
+        ("AUTH", "true"),
+        ("BEHIND_TLS", "maybe"),
+        ("PORT", "9" * 5_000),
+        ("PORT", "\u0661\u0662"),
+        ("PORT", "1_000"),
+    ],
+)
+def test_a_variable_with_a_value_that_means_nothing_is_an_error(variable: str, value: str) -> None:
+    """Above all nobody is left without the authentication that was asked for."""
+    with pytest.raises(InputError) as refused:
+        load_config(None, {f"NANO_VM_MCP_{variable}": value})
+    assert refused.value.code == "GATEWAY_CONFIG"
+
+
+def test_tokens_are_asked_for_besides_what_the_file_says(tmp_path: Path) -> None:
+    config = tmp_path / "gateway.yaml"
+    config.write_text("auth: {tokens: false}\nbehind_tls: true\n")
+    loaded = load_config(str(config), {"NANO_VM_MCP_AUTH": "tokens", "NANO_VM_MCP_BEHIND_TLS": "off"})
+    assert (loaded.auth.tokens, loaded.behind_tls) == (True, False)
+    config.write_text("auth: [tokens]\n")
+    with pytest.raises(InputError) as refused:
+        load_config(str(config), {"NANO_VM_MCP_AUTH": "tokens"})
+    assert refused.value.code == "GATEWAY_CONFIG"
+
+
 def test_the_missing_extra_is_named(tmp_path: Path) -> None:
     code = (
         "import sys\n"
@@ -272,7 +335,14 @@ def test_the_missing_extra_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [["--principal", "a b"], ["--days", "0"], ["--tenant", "a/b"], ["--principal", ""], ["--role", "a b"]],
+    [
+        ["--principal", "a b"],
+        ["--days", "0"],
+        ["--tenant", "a/b"],
+        ["--tenant", "a::b"],
+        ["--principal", ""],
+        ["--role", "a b"],
+    ],
 )
 def test_tokens_that_make_no_sense_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bad: list[str]

@@ -327,3 +327,19 @@ def test_of_programs_whose_names_make_one_tool_the_one_that_is_shown_is_run(serv
             assert (await call(client, "program_pay_out"))["output"] == 1
 
     run(session())
+
+
+def test_two_and_two_point_nought_are_the_same_integer(served: Served) -> None:
+    async def session() -> None:
+        async with connected(served) as client:
+            held = await call(client, "run_program", program=LOOP, inputs={"n": 1}, paused=True)
+            run_id = held["trace_id"]
+            stepped = await call(client, "step_run", trace_id=run_id, steps=2.0)
+            assert stepped["trace_id"] == run_id
+            trace = await call(client, "get_trace", trace_id=run_id, offset=1.0, limit=1.0)
+            assert (len(trace["steps"]), trace["next_offset"]) == (1, 2)
+            assert len((await call(client, "list_runs", limit=1.0))["runs"]) == 1
+            refused = await call(client, "list_runs", limit=1.5)
+            assert refused["error"]["code"] == "GATEWAY_ARGUMENT"
+
+    run(session())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -126,6 +128,24 @@ def store_path(args: argparse.Namespace) -> str:
     """The database: a file, or the address of a PostgreSQL database, which may hold a password."""
     path: str = args.store or os.environ.get(STORE_VARIABLE) or STORE_DEFAULT
     return path
+
+
+_WHOLE = re.compile(r"-?[0-9]{1,300}")
+_NUMBER = re.compile(r"-?([0-9]{1,300}(\.[0-9]{0,300})?|\.[0-9]{1,300})([eE][+-]?[0-9]{1,4})?")
+
+
+def whole(text: str) -> int:
+    """The `type` of options that take a whole number: plain digits, and none of what else `int` understands."""
+    if not _WHOLE.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"`{text[:100]}` is no whole number")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """The `type` of options that take a number, which is finite."""
+    if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
+        raise argparse.ArgumentTypeError(f"`{text[:100]}` is no number")
+    return float(text)
 
 
 def is_address(path: str) -> bool:

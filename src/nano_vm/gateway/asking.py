@@ -14,8 +14,9 @@ import mcp_types as types
 
 from nano_vm import canonical
 from nano_vm.gateway.principals import ANSWER, RUN, Principal
+from nano_vm.observe.wording import printable
 
-MESSAGE_CHARS_MAX = 4_000
+MESSAGE_CHARS_MAX = 8_000
 APPROVALS = frozenset({"approval"})
 ANYTHING = frozenset({"approval", "event", "tool", "outcome"})
 
@@ -42,26 +43,28 @@ def key_of(wait: dict[str, Any]) -> str:
 
 
 def may_answer(who: Principal, wait: dict[str, Any]) -> bool:
-    """Whether an answer of this principal could be taken."""
-    if wait["kind"] == "outcome":
+    """Whether an answer of this principal could be taken: whoever may answer approvals alone sends no events."""
+    if wait["kind"] != "approval":
         return who.may(RUN)
-    if wait["kind"] == "approval":
-        return who.may(ANSWER) and bool(set(wait.get("approvers", ())) & set(who.roles))
-    return who.may(ANSWER)
+    groups = wait.get("groups", (wait.get("approvers", ()),))
+    holds = all(set(group) & set(who.roles) for group in groups)
+    return who.may(ANSWER) and holds and who.id not in wait.get("not_by", ())
 
 
 def questions(
     who: Principal, view: dict[str, Any], kinds: frozenset[str]
 ) -> dict[str, tuple[dict[str, Any], types.ElicitRequest]]:
-    """What the principal can be asked about a run, by key: the wait and the request."""
-    return {
-        key_of(wait): (wait, _request(view, wait))
-        for wait in view["waiting"]
-        if wait["kind"] in kinds and may_answer(who, wait)
-    }
+    """What the principal can be asked about a run, by key: the wait and the request. What is too long for a form is
+    not asked by one: nobody approves what they have seen a part of."""
+    found = {}
+    for wait in view["waiting"]:
+        request = _request(view, wait) if wait["kind"] in kinds and may_answer(who, wait) else None
+        if request is not None:
+            found[key_of(wait)] = (wait, request)
+    return found
 
 
-def _request(view: dict[str, Any], wait: dict[str, Any]) -> types.ElicitRequest:
+def _request(view: dict[str, Any], wait: dict[str, Any]) -> types.ElicitRequest | None:
     kind = wait["kind"]
     where = f"Run {view['trace_id']} of `{view['program']['name']}` waits at `{wait['step']}`"
     properties: dict[str, Any]
@@ -94,16 +97,20 @@ def _request(view: dict[str, Any], wait: dict[str, Any]) -> types.ElicitRequest:
     shown = wait.get("shown")
     if shown:
         message += "\n" + json.dumps(shown, ensure_ascii=False, indent=1)
+    message = printable(message, keep_newlines=True)
+    if len(message) > MESSAGE_CHARS_MAX:
+        return None
     return types.ElicitRequest(
         params=types.ElicitRequestFormParams(
-            message=message[:MESSAGE_CHARS_MAX],
+            message=message,
             requested_schema={"type": "object", "properties": properties, "required": required},
         )
     )
 
 
-def arguments(run_id: str, wait: dict[str, Any], answer: Any) -> dict[str, Any] | None:
-    """The call of `resume_run` that an answer comes to; None when nothing was answered."""
+def arguments(who: Principal, run_id: str, wait: dict[str, Any], answer: Any) -> dict[str, Any] | None:
+    """The call of `resume_run` that an answer comes to; None when nothing was answered. Each person's answer is an
+    event of its own: where two have to approve, the second one repeats nothing."""
     if not isinstance(answer, types.ElicitResult) or answer.action != "accept":
         return None
     content = dict(answer.content or {})
@@ -129,7 +136,7 @@ def arguments(run_id: str, wait: dict[str, Any], answer: Any) -> dict[str, Any] 
         found["event"] = _json_or_text(content.get("data"))
     else:
         found["event"] = content
-    found["event_id"] = f"asked:{key_of(wait)}"
+    found["event_id"] = f"asked:{key_of(wait)}:{canonical.digest(who.id.encode())[7:23]}"
     return found
 
 

@@ -121,8 +121,8 @@ CATALOG: tuple[ToolEntry, ...] = (
         "resume_run",
         "Answer a waiting run",
         "Give a SUSPENDED run what it waits for: `event` data, `approve` true or false (your principal must hold one "
-        "of the wait's roles), or the `resolution` of an unknown outcome. Exactly one answer wins; the same answer "
-        "again is answered alike.",
+        "of the wait's roles), or the `resolution` of an unknown outcome; events and resolutions come from operators. "
+        "Exactly one answer wins; the same answer again is answered alike.",
         _arguments(
             {
                 "trace_id": _TRACE_ID,

@@ -127,6 +127,14 @@ _VARIABLES: dict[str, tuple[str, type]] = {
 }
 
 
+_SAID = {"1": True, "true": True, "yes": True, "on": True} | {
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
+
+
 def load_config(path: str | None, environment: Mapping[str, str]) -> GatewayConfig:
     """The configuration of a file (or none) and the environment.
 
@@ -146,7 +154,7 @@ def load_config(path: str | None, environment: Mapping[str, str]) -> GatewayConf
             continue
         word = name.removeprefix(ENVIRONMENT_PREFIX)
         if word == "AUTH":
-            data["auth"] = {**data.get("auth", {}), "tokens": text.strip().lower() == "tokens"}
+            data["auth"] = _with_tokens(data.get("auth"), name, text)
             continue
         if word not in _VARIABLES:
             close = difflib.get_close_matches(word, [*_VARIABLES, "AUTH"], n=1)
@@ -162,13 +170,27 @@ def load_config(path: str | None, environment: Mapping[str, str]) -> GatewayConf
     return config_from(data, path)
 
 
+def _with_tokens(given: Any, name: str, text: str) -> Any:
+    """What the file says of authentication, and tokens besides. Whoever asks for something else is not left without."""
+    if text.strip().lower() != "tokens":
+        raise InputError(
+            "GATEWAY_CONFIG", f"`{name}` is not `tokens`", help=f"{name}=tokens, or leave it out"
+        )
+    if given is not None and not isinstance(given, dict):
+        return given  # it is named as what it is
+    return {**(given or {}), "tokens": True}
+
+
 def _read(name: str, text: str, kind: type) -> Any:
     if kind is int:
-        if not text.isascii() or not text.isdigit():
+        if not (text.isascii() and text.isdigit() and len(text) < 16):
             raise InputError("GATEWAY_CONFIG", f"`{name}` is not a number", help=f"{name}=8808")
         return int(text)
     if kind is bool:
-        return text.strip().lower() in ("1", "true", "yes")
+        said = _SAID.get(text.strip().lower())
+        if said is None:
+            raise InputError("GATEWAY_CONFIG", f"`{name}` is neither true nor false", help=f"{name}=true")
+        return said
     if kind is tuple:
         return [part.strip() for part in text.split(",") if part.strip()]
     return text

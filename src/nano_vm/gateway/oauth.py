@@ -24,12 +24,14 @@ from nano_vm.errors import InputError
 from nano_vm.gateway.config import OAuth, is_loopback
 from nano_vm.gateway.faults import log
 from nano_vm.gateway.principals import Principal
+from nano_vm.journal.port import DEFAULT_TENANT, check_tenant
 
 KEYS_SECONDS = 600.0  # how long the issuer's keys are kept
 RENEW_SECONDS = 10.0  # an unknown key has them fetched again, at most so often
 DOCUMENT_BYTES_MAX = 256 * 1024
 TIMEOUT_SECONDS = 10.0
 LEEWAY_SECONDS = 30
+SUBJECT_CHARS_MAX = 200
 ALGORITHMS = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 )
@@ -83,6 +85,8 @@ class JwtVerifier:
         except (jwt.InvalidTokenError, ValueError, TypeError):
             return None
         who = self._principal(claims)
+        if who is None:
+            return None
         return AccessToken(
             token="",
             client_id=f"{who.tenant}/{who.id}",
@@ -93,12 +97,18 @@ class JwtVerifier:
             claims={"iss": oauth.issuer, "nano_vm": who.to_dict()},
         )
 
-    def _principal(self, claims: dict[str, Any]) -> Principal:
+    def _principal(self, claims: dict[str, Any]) -> Principal | None:
+        """Who the claims name; None for somebody who has no name here: nobody is taken for somebody else, and nobody
+        whose tenant cannot be read for one of the default tenant."""
+        subject, tenant = claims["sub"], claims.get(self._oauth.tenant_claim, DEFAULT_TENANT)
+        try:
+            check_tenant(tenant)
+        except InputError:
+            return None
+        if type(subject) is not str or not 0 < len(subject) <= SUBJECT_CHARS_MAX:
+            return None
         roles = _words(claims.get(self._oauth.roles_claim)) or list(self._oauth.default_roles)
-        tenant = claims.get(self._oauth.tenant_claim)
-        return Principal(
-            str(claims["sub"])[:200], tuple(roles), tenant if isinstance(tenant, str) else "default"
-        )
+        return Principal(subject, tuple(roles), tenant)
 
     # --- keys -------------------------------------------------------------------------------------------------
 

@@ -101,15 +101,24 @@ class Programs:
         schemas = self._engine.tools.schemas()
         return await asyncio.to_thread(check, document, schemas, policy=self._engine.policy)
 
-    async def admit(self, document: Document) -> tuple[Program, CompiledProgram, Report]:
-        """A program without errors. Raises ProgramError with all findings; InputError GATEWAY_LIMIT."""
+    async def admit(self, who: Principal, document: Document) -> tuple[Program, CompiledProgram, Report]:
+        """A program without errors. Raises ProgramError with all findings; what `within_limits` raises."""
         report = await self.report(document)
         if not report.ok or report.compiled is None:
             raise to_error(list(report.diagnostics))
         program = Program(document)
-        return program, self.within_limits(report.compiled), report
+        return program, self.within_limits(who, report.compiled), report
 
-    def within_limits(self, compiled: CompiledProgram) -> CompiledProgram:
+    def within_limits(self, who: Principal, compiled: CompiledProgram) -> CompiledProgram:
+        """The program, if somebody of that tenant may have it run here: of what it calls by hash, too, nothing is
+        another tenant's.
+
+        Raises:
+            InputError: GATEWAY_LIMIT. NotFoundError: PROGRAM_NOT_FOUND.
+        """
+        for called in compiled.calls:
+            if called.startswith("sha256:"):
+                self.hash_of(who, called)
         most = self._config.limits.max_steps
         if compiled.budgets.steps_max > most:
             raise InputError(
@@ -132,9 +141,9 @@ class Programs:
                 help="save it with save_program, or name one that list_programs shows",
                 facts={"limit": "inline_programs"},
             )
-        program, _, _ = await self.admit(await self.document(args))
+        program, _, _ = await self.admit(who, await self.document(args))
         self._state.add_program(who.tenant, program.hash)
-        return await self._compiled(program)
+        return await self._compiled(who, program)
 
     async def find(self, who: Principal, reference: str) -> tuple[Program, CompiledProgram]:
         """A saved program of the tenant by name or hash, compiled against today's tools.
@@ -142,7 +151,7 @@ class Programs:
         Raises:
             NotFoundError: PROGRAM_NOT_FOUND, also for what another tenant has saved.
         """
-        return await self._compiled(self.read(who, reference))
+        return await self._compiled(who, self.read(who, reference))
 
     def read(self, who: Principal, reference: str) -> Program:
         program_hash = self.hash_of(who, reference)
@@ -168,13 +177,13 @@ class Programs:
             )
         return found
 
-    async def _compiled(self, program: Program) -> tuple[Program, CompiledProgram]:
+    async def _compiled(self, who: Principal, program: Program) -> tuple[Program, CompiledProgram]:
         self._engine.trim_programs(COMPILED_MAX)
         _, compiled = await asyncio.to_thread(self._engine.compile, program)
-        return program, self.within_limits(compiled)
+        return program, self.within_limits(who, compiled)
 
     async def save(self, who: Principal, args: dict[str, Any]) -> tuple[Program, Report]:
-        program, _, report = await self.admit(await self.document(args))
+        program, _, report = await self.admit(who, await self.document(args))
         if program.name.startswith("sha256:"):
             raise InputError(
                 "GATEWAY_ARGUMENT", "a name does not begin with `sha256:`", help="choose another"

@@ -149,7 +149,7 @@ class Handlers:
             if not ctx.session.can_send_request:
                 break
             answer = await self._elicited(ctx, request)
-            call = asking.arguments(view["trace_id"], wait, answer)
+            call = asking.arguments(who, view["trace_id"], wait, answer)
             if call is None:
                 break
             view = await self.gateway.call(who, "resume_run", call)
@@ -180,7 +180,7 @@ class Handlers:
         response = (params.input_responses or {}).get(state["key"])
         if response is None or state["key"] not in asked:
             return view, True
-        call = asking.arguments(run_id, asked[state["key"]][0], response)
+        call = asking.arguments(who, run_id, asked[state["key"]][0], response)
         if call is None:
             return view, False
         return await self.gateway.call(who, "resume_run", call), True

@@ -93,7 +93,7 @@ class Gateway:
         operation, do = self._operations[name]
         who.must(operation)
         check_arguments(ENTRIES[name].arguments, args)
-        return await do(who, args, tell)
+        return await do(who, _whole(ENTRIES[name].arguments, args), tell)
 
     # --- runs -------------------------------------------------------------------------------------------------
 
@@ -222,10 +222,10 @@ class Gateway:
     def shown(self, trace: Trace) -> dict[str, Any]:
         view = views.run_view(trace)
         if any(wait.get("nonce") for wait in view["waiting"]):
-            shown = {each.nonce: each.shown for each in self.asked(trace.trace_id)}
+            asked = {each.nonce: each for each in self.asked(trace.trace_id)}
             for wait in view["waiting"]:
-                if wait.get("nonce"):
-                    wait["shown"] = shown.get(wait["nonce"], {})
+                found = asked.get(wait.get("nonce"))
+                wait.update({} if found is None else views.question_view(found))
         message = _MESSAGES.get(view["status"])
         if message is not None:
             view["message"] = message
@@ -560,6 +560,15 @@ def _context_for(tenant: str) -> contextvars.Context:
     context = contextvars.copy_context()
     context.run(TENANT.set, tenant)
     return context
+
+
+def _whole(schema: dict[str, Any], args: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, with 2 for 2.0: to a JSON Schema both are integers."""
+    kinds = {name: known.get("type") for name, known in schema["properties"].items()}
+    return {
+        name: int(value) if kinds[name] == "integer" and type(value) is float else value
+        for name, value in args.items()
+    }
 
 
 def check_arguments(schema: dict[str, Any], args: dict[str, Any]) -> None:

@@ -118,7 +118,7 @@ class Tasks(Extension):
         for key, raw in params.input_responses.items():
             if key not in asked:
                 continue
-            call = asking.arguments(run_id, asked[key][0], _elicited(raw))
+            call = asking.arguments(who, run_id, asked[key][0], _elicited(raw))
             if call is not None:
                 try:
                     await self._gateway.call(who, "resume_run", {**call, "wait_seconds": ACK_SECONDS})

@@ -15,6 +15,7 @@ from typing import Any
 from nano_vm.errors import InputError, NotFoundError
 from nano_vm.gateway.principals import Principal
 from nano_vm.gateway.state import GatewayState
+from nano_vm.journal.port import check_tenant
 
 DAY_MS = 86_400_000
 _FORM = re.compile(r"nvm_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
@@ -37,13 +38,17 @@ def create(
     Raises:
         InputError: GATEWAY_TOKEN.
     """
-    for what, value in (("principal", principal), ("tenant", tenant), *(("role", role) for role in roles)):
+    for what, value in (("principal", principal), *(("role", role) for role in roles)):
         if not _NAME.fullmatch(value):
             raise InputError(
                 "GATEWAY_TOKEN",
                 f"`{value[:40]}` cannot be a {what}",
                 help="letters, digits and . _ @ : -, at most 100",
             )
+    try:
+        check_tenant(tenant)
+    except InputError as error:
+        raise InputError("GATEWAY_TOKEN", f"`{tenant[:40]}` cannot be a tenant", help=error.message) from None
     if not roles:
         raise InputError("GATEWAY_TOKEN", "a token without a role may do nothing", help="--role operator")
     if not 0 < days <= 3_650:

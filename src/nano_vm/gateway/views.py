@@ -9,6 +9,7 @@ from nano_vm import canonical
 from nano_vm.journal.port import RunRecord
 from nano_vm.journal.trace import Trace, TraceStep
 from nano_vm.kernel import events as ev
+from nano_vm.runtime.approvals import PendingApproval
 from nano_vm.runtime.ways import places
 
 VALUE_BYTES_MAX = 64 * 1024  # of one value inside a list; larger ones are named by digest
@@ -67,6 +68,12 @@ def waits_view(trace: Trace) -> list[dict[str, Any]]:
         plain["answer_with"] = _answer_with(trace.trace_id, wait)
         found.append(plain)
     return found
+
+
+def question_view(asked: PendingApproval) -> dict[str, Any]:
+    """What a wait for an approval of an action says besides: what it would allow, and who may give it."""
+    groups = [list(group) for group in asked.groups]
+    return {"shown": asked.shown, "groups": groups, "not_by": list(asked.not_by)}
 
 
 def _answer_with(run_id: str, wait: dict[str, Any]) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from nano_vm.policy.check import ProgramValidator as ProgramValidator
 from nano_vm.policy.check import check as check
 from nano_vm.policy.check import compile_checked as compile_checked
 from nano_vm.policy.decide import Decision as Decision

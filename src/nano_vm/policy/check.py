@@ -6,17 +6,14 @@ Findings about governance are made from the compiled form, so a program that has
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from nano_vm.compiler import Report, compile_program
 from nano_vm.compiler import check as check_alone
 from nano_vm.errors import ProgramError
 from nano_vm.policy.guards import denied_tools, missed_guards
-from nano_vm.policy.load import load_policy
 from nano_vm.policy.model import Policy
 from nano_vm.policy.taint import Analysis, Finding, Hop, Lookup
-from nano_vm.program import document as documents
 from nano_vm.program.compiled import CallAction, CompiledProgram
 from nano_vm.program.diagnostic import ERROR, WARNING, Diagnostic, sort, to_error
 from nano_vm.program.document import Document
@@ -268,33 +265,3 @@ def compile_checked(
     if report.compiled is None:
         raise to_error(list(report.diagnostics))
     return report.compiled
-
-
-class ProgramValidator:
-    """Checks a program, a dict, or a file, together with what governs it.
-
-    Raises:
-        ProgramError: PROGRAM_UNREADABLE for a file that cannot be read; what `load_policy` raises.
-    """
-
-    def __init__(
-        self,
-        program: Program | Document | dict[str, Any] | str | Path,
-        tools: Mapping[str, ToolSchema] | None = None,
-        policy: Policy | Document | Mapping[str, Any] | str | Path | None = None,
-        programs: Programs | None = None,
-    ) -> None:
-        self._policy = policy if policy is None or isinstance(policy, Policy) else load_policy(policy)
-        self._program: Program | Document
-        if isinstance(program, Program | Document):
-            self._program = program
-        elif isinstance(program, str | Path):
-            self._program = documents.from_file(program)
-        else:
-            self._program = documents.from_data(program)
-        self._tools = tools
-        self._programs = programs
-
-    def validate(self) -> Report:
-        """Returns all findings; `report.ok` is True when none is an error."""
-        return check(self._program, self._tools, self._programs, self._policy)

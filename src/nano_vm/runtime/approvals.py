@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from nano_vm.errors import RejectedError
-from nano_vm.journal.entry import open_events, read_facts
+from nano_vm.errors import InputError, RejectedError
+from nano_vm.journal.entry import open_event, open_events, read_facts
 from nano_vm.journal.port import RunQuery, RunRecord
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
+from nano_vm.kernel.state import RunStatus
+from nano_vm.runtime.repetition import Said, children, meant, said_before
 from nano_vm.runtime.rights import APPROVE, principal_of
 from nano_vm.runtime.ways import Place, places, plain
 
@@ -25,7 +27,9 @@ class PendingApproval(msgspec.Struct, frozen=True, kw_only=True):
 
     `step` is the step that waits, for one of a called program the way to it: `call/step`, or `call[0]/step` where a
     map calls. `action` and `nonce` are what an answer names; both are empty for a wait that is bound to no action.
-    `shown` is what the journal holds as shown to approvers. `due_ms` is 0 where nothing expires.
+    `shown` is what the journal holds as shown to approvers. `due_ms` is 0 where nothing expires. An approver holds one
+    role of each of `groups`; `roles` are all of them. `not_by` are those whose answer is not taken: who started the run
+    where four eyes are asked for, and who has approved already.
     """
 
     run_id: str
@@ -34,40 +38,67 @@ class PendingApproval(msgspec.Struct, frozen=True, kw_only=True):
     step: str
     item: int | None = None
     roles: tuple[str, ...] = ()
+    groups: tuple[tuple[str, ...], ...] = ()
+    not_by: tuple[str, ...] = ()
     tool: str = ""
     action: str = ""
     nonce: str = ""
     due_ms: int = 0
     shown: dict[str, Any] = {}
 
+    def missing(self, roles: Collection[str]) -> tuple[str, ...]:
+        """A group of which somebody who holds these roles holds none; empty when there is no such group."""
+        return next((group for group in self.groups if not set(group) & set(roles)), ())
+
 
 def pending(engine: Looking, record: RunRecord) -> list[PendingApproval]:
     """What a run waits for somebody to approve, its children included."""
-    return [
-        PendingApproval(
-            run_id=record.run_id,
-            tenant=record.tenant,
-            program=record.program_name,
-            step=place.way,
-            item=place.wait.get("item"),
-            roles=tuple(place.wait.get("approvers", ())),
-            tool=place.wait.get("tool", ""),
-            action=place.wait.get("action", ""),
-            nonce=place.wait.get("nonce", ""),
-            due_ms=place.wait.get("due_ms", 0),
-            shown=_shown(engine, place.run_id, place.wait["nonce"]) if place.wait.get("nonce") else {},
-        )
-        for place in _places(record)
-    ]
+    return [_pending(engine, record, place) for place in _places(engine, record)]
 
 
-def _places(record: RunRecord) -> list[Place]:
-    return [place for place in places(record.run_id, record.waits) if place.wait["kind"] == "approval"]
+def _pending(engine: Looking, record: RunRecord, place: Place) -> PendingApproval:
+    wait = place.wait
+    roles = tuple(wait.get("approvers", ()))
+    question = _question(engine, place) if wait.get("nonce") else None
+    if question is None:
+        question = _Question((roles,) if roles else (), (), {})
+    return PendingApproval(
+        run_id=record.run_id,
+        tenant=record.tenant,
+        program=record.program_name,
+        step=place.way,
+        item=wait.get("item"),
+        roles=roles,
+        groups=question.groups,
+        not_by=question.not_by,
+        tool=wait.get("tool", ""),
+        action=wait.get("action", ""),
+        nonce=wait.get("nonce", ""),
+        due_ms=wait.get("due_ms", 0),
+        shown=question.shown,
+    )
+
+
+def _places(engine: Looking, record: RunRecord) -> list[Place]:
+    found = list(places(record.run_id, record.waits))
+    if record.status == RunStatus.RUNNING:
+        found += _below(engine, record.run_id)
+    return [place for place in found if place.wait["kind"] == "approval"]
+
+
+def _below(engine: Looking, run_id: str, way: str = "", element: int | None = None) -> Iterator[Place]:
+    """What is waited for below a run that is under way: until it waits itself it does not say."""
+    for child in children(engine, run_id):
+        outer = child.item if element is None else element
+        record = engine.store.record(child.run_id)
+        yield from places(child.run_id, record.waits, way + child.through, outer)
+        if record.status == RunStatus.RUNNING:
+            yield from _below(engine, child.run_id, way + child.through, outer)
 
 
 def only_approvals(record: RunRecord, step: str | None, name: str | None) -> bool:
     """Whether an event could only be the answer to something that waits for an approval."""
-    wanted = None if step is None else plain(step)
+    wanted = plain(step) if isinstance(step, str) else step
     kinds = [
         place.wait["kind"]
         for place in places(record.run_id, record.waits)
@@ -82,14 +113,36 @@ def all_pending(engine: Looking, tenant: str | None, limit: int) -> list[Pending
     return [found for record in engine.store.records(query) for found in pending(engine, record)]
 
 
-def _shown(engine: Looking, run_id: str, nonce: str) -> dict[str, Any]:
-    for entry in reversed(engine.read(run_id)):
-        if read_facts(entry).type != ev.ApprovalRequested.type:
+class _Question(NamedTuple):
+    """What is asked of approvers: see `PendingApproval`."""
+
+    groups: tuple[tuple[str, ...], ...]
+    not_by: tuple[str, ...]
+    shown: dict[str, Any]
+
+
+def _question(engine: Looking, place: Place) -> _Question | None:
+    """The question as the journal holds it, with those who have answered."""
+    entries = engine.read(place.run_id)
+    answered: list[str] = []
+    for entry in reversed(entries):
+        if read_facts(entry).type not in _QUESTIONS_AND_ANSWERS:
             continue
-        for event in open_events(entry):
-            if type(event) is ev.ApprovalRequested and event.nonce == nonce and type(event.payload) is dict:
-                return event.payload
-    return {}
+        for event in reversed(open_events(entry)):
+            if type(event) is ev.EventReceived and event.step == place.wait["step"]:
+                if event.item == place.wait.get("item", ev.UNSET) and event.principal is not ev.UNSET:
+                    answered.append(event.principal["id"])
+            elif type(event) is ev.ApprovalRequested and event.nonce == place.wait["nonce"]:
+                starter = getattr(open_event(entries[0]), "principal", ev.UNSET)
+                if event.four_eyes is True and starter is not ev.UNSET:
+                    answered.append(starter["id"])
+                groups = tuple(tuple(group) for group in event.roles)
+                shown = event.payload if type(event.payload) is dict else {}
+                return _Question(groups, tuple(dict.fromkeys(reversed(answered))), shown)
+    return None
+
+
+_QUESTIONS_AND_ANSWERS = (ev.ApprovalRequested.type, ev.EventReceived.type)
 
 
 async def approve(
@@ -107,9 +160,9 @@ async def approve(
     from nano_vm.runtime import control
 
     record = engine.store.record(trace_id)
-    data, step, item = _answer(engine, record, approved, step, item, action, comment)
-    who = principal_of(principal, record.tenant)
-    return await control.resume(engine, trace_id, data, event_id, None, step, item, who, approves=True)
+    said = Said(approved, comment, step, item, action, None, event_id)
+    letter = _letter(engine, record, said, principal_of(principal, record.tenant))
+    return await control.deliver_event(engine, trace_id, letter)
 
 
 async def leave_answer(
@@ -131,29 +184,53 @@ async def leave_answer(
     from nano_vm.runtime import control
 
     record = engine.find(trace_id, principal, APPROVE)
-    data, step, item = _answer(engine, record, approved, step, item, action, comment)
-    who = principal_of(principal, record.tenant)
-    return await control.leave_event(
-        engine, record.run_id, data, step=step, item=item, principal=who, approves=True
-    )
+    said = Said(approved, comment, step, item, action, None, None)
+    letter = _letter(engine, record, said, principal_of(principal, record.tenant))
+    return await control.leave_letter(engine, record.run_id, letter)
 
 
-def _answer(
-    engine: Engine,
-    record: RunRecord,
-    approved: bool,
-    step: str | None,
-    item: int | None,
-    action: str | None,
-    comment: str | None,
-) -> tuple[dict[str, Any], str | None, int | None]:
-    """The event that answers an approval, and the step and item it is for."""
+def _letter(
+    engine: Engine, record: RunRecord, said: Said, principal: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The event that answers an approval. One that was taken from the same approver is the same event again: the run
+    tells it alike, and nothing is approved by it."""
+    from nano_vm.runtime import control
+
+    def written(data: dict[str, Any], step: str | None, item: int | None) -> dict[str, Any]:
+        return control.event_letter(data, said.event_id, None, step, item, principal, approves=True)
+
+    for what, given in (("step", said.step), ("action", said.action), ("comment", said.comment)):
+        if given is not None and type(given) is not str:
+            raise InputError("EVENT_TEXT", f"the {what} is no text", help="give a text")
+    data: dict[str, Any] = {"approved": said.approved}
+    if said.comment is not None:
+        data["comment"] = said.comment
+    wait = before = None
+    if said.event_id is not None:
+        before = said_before(engine, record.run_id, said, principal)
+    if before is None:
+        wait = _asked(engine, record, said)
+    if said.event_id is None and (wait is None or wait.get("nonce")):
+        asked = said if wait is None else said._replace(nonce=wait["nonce"])
+        before = said_before(engine, record.run_id, asked, principal)
+    if before is not None:
+        return {**written(data, said.step, said.item), **before}
+    if wait is not None:
+        if wait.get("action"):
+            data |= {"action": wait["action"], "nonce": wait["nonce"]}
+        return written(data, wait["step"], wait.get("item"))
+    if said.action is not None:
+        data |= {"action": said.action, "nonce": ""}  # gone: the run refuses it, and keeps that it was sent
+    return written(data, said.step, said.item)
+
+
+def _asked(engine: Looking, record: RunRecord, said: Said) -> dict[str, Any] | None:
+    """The wait that is meant, with the way to it. Raises RejectedError AMBIGUOUS."""
     found = [
         place
-        for place in _places(record)
-        if step in (None, place.way, plain(place.way))
-        and item in (None, place.wait.get("item") if step == place.way else place.element)
-        and action in (None, place.wait.get("action", ""))
+        for place in _places(engine, record)
+        if meant(said.step, said.item, place.way, place.wait.get("item"), place.element)
+        and said.action in (None, place.wait.get("action", ""))
     ]
     if len(found) > 1:
         names = ", ".join(f"`{place.way}`" for place in found)
@@ -163,13 +240,4 @@ def _answer(
             help="name the step, and inside a map the item",
             facts={"run_id": record.run_id},
         )
-    data: dict[str, Any] = {"approved": approved}
-    if comment is not None:
-        data["comment"] = comment
-    if found and found[0].wait.get("action"):
-        wait = found[0].wait
-        data |= {"action": wait["action"], "nonce": wait["nonce"]}
-        step, item = found[0].way, wait.get("item")
-    elif action is not None:
-        data |= {"action": action, "nonce": ""}  # gone: the run refuses it, and keeps that it was sent
-    return data, step, item
+    return found[0].named if found else None

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nano_vm import canonical
 from nano_vm.errors import ConflictError, InputError, NanoVMError, RejectedError
-from nano_vm.journal.entry import open_events
-from nano_vm.journal.port import Mail, RunQuery, RunRecord
+from nano_vm.journal.port import Mail, RunRecord
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.limits import EVENT_ID_CHARS_MAX, PAYLOAD_BYTES_MAX
@@ -20,16 +19,17 @@ from nano_vm.program.compiled import CallAction, CompiledProgram, ToolAction
 from nano_vm.program.labels import SEALED
 from nano_vm.runtime.driver import Run, RunLeft
 from nano_vm.runtime.patience import patiently
+from nano_vm.runtime.repetition import AUTO, repeated_id, said_below, sent_by, taken_below
 from nano_vm.runtime.sealing import digester, keys_live, open_letter, seal_letter
+from nano_vm.runtime.ways import inward
 
 if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
 
 _UNSET = ev.UNSET
+_APPROVALS = ("approval",)
 POLL_MS = 20  # how often an answer from another process is looked for
-CHILDREN_MAX = 10_000  # of one run, that a repeated event is looked for in
 ERASURE = "erasure"  # the reason of the cancellations that an erasure makes
-AUTO = "auto:"  # prefix of event ids made from content
 
 
 async def resume(
@@ -45,11 +45,16 @@ async def resume(
     approves: bool = False,
 ) -> Trace:
     """See `Engine.resume`. With `approves` nothing takes it but what waits for an approval."""
-    letter = _event_letter(data, event_id, name, step, item, principal, approves)
+    letter = event_letter(data, event_id, name, step, item, principal, approves)
+    return await deliver_event(engine, trace_id, letter)
+
+
+async def deliver_event(engine: Engine, trace_id: str, letter: dict[str, Any]) -> Trace:
+    """`resume` with a letter that is written."""
     return await _deliver(engine, trace_id, "event", letter)
 
 
-def _event_letter(
+def event_letter(
     data: Any,
     event_id: str | None,
     name: str | None,
@@ -63,21 +68,29 @@ def _event_letter(
     data, encoded = canonical.normalize(data)
     if len(encoded) > PAYLOAD_BYTES_MAX:
         canonical.check_size(encoded, PAYLOAD_BYTES_MAX, "the event")
-    if event_id is not None and not 0 < len(event_id) <= EVENT_ID_CHARS_MAX:
+    if event_id is not None and not (type(event_id) is str and 0 < len(event_id) <= EVENT_ID_CHARS_MAX):
         raise InputError("EVENT_ID", f"an event id has 1 to {EVENT_ID_CHARS_MAX} characters")
     if event_id is not None and event_id.startswith(AUTO):
         raise InputError("EVENT_ID", f"event ids beginning with `{AUTO}` are reserved")
     who = principal_of(principal)
-    if item is not None and (type(item) is not int or item < 0):
+    letter = {"event_id": event_id, "name": name, "step": step, "item": item, "data": data, "principal": who}
+    return _checked(letter, "name", "step") | ({"approves": True} if approves else {})
+
+
+def _checked(letter: dict[str, Any], *texts: str) -> dict[str, Any]:
+    """The letter, if all of it can be journaled: before a run is touched.
+
+    Raises:
+        InputError: EVENT_TEXT, EVENT_ITEM, VALUE_STRING, VALUE_NUMBER.
+    """
+    for name in texts:
+        if letter[name] is not None and type(letter[name]) is not str:
+            raise InputError("EVENT_TEXT", f"the {name} is no text", help="give a text")
+    item = letter.get("item")
+    if item is not None and (type(item) is not int or not 0 <= item <= canonical.INT_MAX):
         raise InputError("EVENT_ITEM", "an item is the place of an element of a map: 0, 1, 2, …")
-    return {
-        "event_id": event_id,
-        "name": name,
-        "step": step,
-        "item": item,
-        "data": data,
-        "principal": who,
-    } | ({"approves": True} if approves else {})
+    canonical.encode(letter)
+    return letter
 
 
 async def leave_event(
@@ -89,7 +102,6 @@ async def leave_event(
     step: str | None = None,
     item: int | None = None,
     principal: str | Mapping[str, Any] | None = None,
-    approves: bool = False,
 ) -> str:
     """Leave an event for whoever takes the run up next - a worker, or the process that has it - and drive nothing here:
     for those who may answer and have neither the tools nor the model. Whether it is admitted is decided there.
@@ -100,7 +112,13 @@ async def leave_event(
     Raises:
         NotFoundError: RUN_NOT_FOUND. InputError: CHILD_RUN, MAIL_FULL, …
     """
-    letter = _event_letter(data, None, name, step, item, principal, approves)
+    return await leave_letter(
+        engine, trace_id, event_letter(data, None, name, step, item, principal, approves=False)
+    )
+
+
+async def leave_letter(engine: Engine, trace_id: str, letter: dict[str, Any]) -> str:
+    """`leave_event` with a letter that is written."""
     return await _leave(engine, trace_id, "event", letter)
 
 
@@ -110,7 +128,8 @@ async def leave_cancel(
     """`cancel`, left like `leave_event`."""
     from nano_vm.runtime.rights import principal_of
 
-    return await _leave(engine, trace_id, "cancel", {"reason": reason, "principal": principal_of(principal)})
+    letter = _checked({"reason": reason, "principal": principal_of(principal)}, "reason")
+    return await _leave(engine, trace_id, "cancel", letter)
 
 
 async def _leave(engine: Engine, trace_id: str, kind: str, letter: dict[str, Any]) -> str:
@@ -143,7 +162,7 @@ async def cancel(
     """See `Engine.cancel`. Before the run is driven here, `require` is asked: what it raises leaves it untouched."""
     from nano_vm.runtime.rights import principal_of
 
-    letter = {"reason": reason, "principal": principal_of(principal)}
+    letter = _checked({"reason": reason, "principal": principal_of(principal)}, "reason")
     return await _deliver(engine, trace_id, "cancel", letter, require)
 
 
@@ -171,7 +190,7 @@ async def resolve(
         "item": item,
         "principal": principal_of(principal),
     }
-    return await _deliver(engine, trace_id, "resolve", letter)
+    return await _deliver(engine, trace_id, "resolve", _checked(letter, "step"))
 
 
 # --- delivery -----------------------------------------------------------------------------------------------
@@ -273,8 +292,14 @@ async def _to_live(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) 
 async def _to_parked(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> Trace:
     """Hand a letter to a run we have just taken over, and drive it on - unless it is refused: then the run stays as it
     stood, whether it waited or nobody had driven it yet."""
-    answer = hand_in(engine, run, kind, letter)
-    rejection = run.admit_arrivals(answer)
+    try:
+        answer = hand_in(engine, run, kind, letter)
+        rejection = run.admit_arrivals(answer)
+    except RunLeft:
+        raise
+    except BaseException:
+        await run.leave()
+        raise
     if rejection is not None and rejection.code != "DUPLICATE":
         await run.leave()
     else:
@@ -288,15 +313,19 @@ def hand_in(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) -> asyn
     admitted, once that is durable; what is refused is journaled where it was refused. It raises RunLeft when the run
     was let go before."""
     if kind == "event" and letter["event_id"] is not None and run.program.calls:
-        known = _taken_below(engine, run.record.run_id, letter)
+        known = taken_below(engine, run.record.run_id, letter)
         if known is not None:
             return run.answer_later(known)
-    found = (
-        [_Addressee(run, None, letter, kind)] if kind == "cancel" else _addressees(engine, run, kind, letter)
-    )
+    with run.hold:
+        own = kind == "cancel" or (kind == "event" and letter["event_id"] in run.state.seen)
+    found = [_Addressee(run, None, letter, kind)] if own else _addressees(engine, run, kind, letter)
+    found = found or _stirring(run, kind, letter)
     if len(found) > 1 and not _takes_any(kind, letter, found):
         names = "several runs below this one wait: name the way to the step, as in `call/step`, and the item"
         return run.answer_later(Rejection("AMBIGUOUS", names))
+    nameless = kind == "event" and letter["event_id"] is None and run.program.calls
+    if nameless and not found and said_below(engine, run.record.run_id, letter):
+        return run.answer_later(Rejection("DUPLICATE", "a called program has taken this before"))
     target, child, letter, _ = found[0] if found else _Addressee(run, None, letter, kind)
     if child is not None:
         return target.forward(child, kind, letter)
@@ -340,7 +369,7 @@ def _addressees_of(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) 
             continue
         item = -1 if wait.item is None else wait.item
         child = child_run_id(run.state.run, wait.step, wait.occurrence, item, wait.attempt)
-        inner = _below(letter, wait.step, wait.item)
+        inner = inward(letter, wait.step, wait.item)
         assert inner is not None
         found.append(_Addressee(run, child, inner, fits))
     for activity in run.state.active.values():
@@ -350,9 +379,24 @@ def _addressees_of(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) 
         if type(step.action) is CallAction:
             child = child_run_id(run.state.run, step.id, activity.occurrence, activity.item, activity.attempt)
             live = engine.live_here(child)
-            inner = _below(letter, step.id, None if activity.item < 0 else activity.item)
+            inner = inward(letter, step.id, None if activity.item < 0 else activity.item)
             if live is not None and inner is not None:
                 found += _addressees(engine, live, kind, inner)
+    return found
+
+
+def _stirring(run: Run, kind: str, letter: dict[str, Any]) -> list[_Addressee]:
+    """Children that are about to be taken up for a letter, and may take this one too: they still wait, although the run
+    says so no longer."""
+    found = []
+    with run.hold:
+        for activity in run.state.active.values():
+            if activity.phase is Phase.STARTED and activity.step >= 0 and run.letters:
+                step, item = run.program.steps[activity.step], activity.item
+                child = child_run_id(run.state.run, step.id, activity.occurrence, item, activity.attempt)
+                inner = inward(letter, step.id, None if item < 0 else item)
+                if child in run.letters and inner is not None:
+                    found.append(_Addressee(run, child, inner, kind))
     return found
 
 
@@ -361,42 +405,6 @@ def _takes_any(kind: str, letter: dict[str, Any], found: list[_Addressee]) -> bo
     meant for one thing only."""
     named = kind == "event" and (letter["name"] is not None or letter["step"] is not None)
     return named and all(one.kind == "event" for one in found)
-
-
-def _below(letter: dict[str, Any], step: str, item: int | None) -> dict[str, Any] | None:
-    """The letter as a child takes it: a way like `call/step` loses its first part, and with it the element that it
-    names, as in `call[0]/step`, or else that of the letter. None when it leads elsewhere."""
-    way = letter["step"]
-    if way is None or "/" not in way:
-        return letter
-    first, rest = way.split("/", 1)
-    if item is not None and first == f"{step}[{item}]":
-        return {**letter, "step": rest}
-    if first != step:
-        return None
-    if item is None or letter.get("item") is None:
-        return {**letter, "step": rest}
-    return {**letter, "step": rest, "item": None} if letter["item"] == item else None
-
-
-def _taken_below(engine: Engine, run_id: str, letter: dict[str, Any]) -> Rejection | None:
-    """Whether a run below this one has taken the event already: a repetition must not reach its sibling."""
-    event_id = letter["event_id"]
-    needle = canonical.encode(event_id)
-    for record in engine.store.records(RunQuery(parent=run_id, limit=CHILDREN_MAX)):
-        for entry in engine.read(record.run_id):
-            if needle not in entry.facts:
-                continue
-            for event in open_events(entry):
-                if type(event) is ev.EventReceived and event.event_id == event_id:
-                    name = None if event.name is _UNSET else event.name
-                    same = name == letter["name"] and event.payload == letter["data"]
-                    code = "DUPLICATE" if same else "EVENT_CONFLICT"
-                    return Rejection(code, f"event `{event_id}` was accepted before")
-        known = _taken_below(engine, record.run_id, letter)
-        if known is not None:
-            return known
-    return None
 
 
 def _build(
@@ -453,14 +461,15 @@ def _auto_id(
         and (event.item is _UNSET or wait.item == event.item)
         and (event.name is _UNSET or wait.event == event.name)
     ]
-    if not wanted:
-        for known, content in state.seen.items():
-            if known.startswith(AUTO) and content == digest:
-                return known
+    known = None if wanted else repeated_id(state, event)
+    if known is not None:
+        return known
+    personal = kinds == _APPROVALS or any(wait.kind == "approval" for wait in wanted)
+    sender = sent_by(event.principal) if personal else ""
     if mail_id is not None:  # dealt with once, even if its owner is gone before it is answered
-        return AUTO + canonical.digest_value([state.run, mail_id])[7:39]
+        return AUTO + canonical.digest_value([state.run, mail_id])[7:39] + sender
     place = [state.seq, [wait.to_dict() for wait in wanted]]
-    return AUTO + keyed(canonical.encode([place, digest]))[:32]
+    return AUTO + keyed(canonical.encode([place, digest]))[:32] + sender
 
 
 def _resolution(
@@ -513,7 +522,7 @@ def _declared(engine: Engine, program: CompiledProgram, activity: Activity) -> A
 def _fits(kind: str, letter: dict[str, Any], wait: dict[str, Any]) -> str | None:
     """The kind of wait that the letter may be meant for, here or below; None when it is not meant for this one."""
     if wait["kind"] == "child":
-        inner = _below(letter, wait["step"], wait.get("item"))
+        inner = inward(letter, wait["step"], wait.get("item"))
         found = () if inner is None else (_fits(kind, inner, one) for one in wait.get("waits", ()))
         return next((one for one in found if one is not None), None)
     if wait["kind"] not in _kinds_for(kind, letter):
@@ -530,7 +539,7 @@ def _kinds_for(kind: str, letter: dict[str, Any]) -> tuple[str, ...]:
     """What may take a letter."""
     if kind == "resolve":
         return ("outcome",)
-    return ("approval",) if letter.get("approves") else ("event", "approval", "tool")
+    return _APPROVALS if letter.get("approves") else ("event", "approval", "tool")
 
 
 # --- refusals -----------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ from nano_vm.runtime.lane import drive_lane
 from nano_vm.runtime.outcomes import Approval, Outcome
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.ports import ToolSpec
+from nano_vm.runtime.repetition import has_come_to, is_repeated
 from nano_vm.runtime.sealing import keyed_content
 from nano_vm.runtime.together import drive_together
 
@@ -68,6 +69,10 @@ class Letter(NamedTuple):
             refuse(self.answer)
         elif not self.answer.done():
             self.answer.set_result(inner.result())
+
+
+# What a repetition without an id is refused with, where it is not told by its id.
+_REPEATED = frozenset({"NOT_WAITING", "SELF_APPROVAL", "APPROVAL_VOID"})
 
 
 class Released(Exception):
@@ -208,6 +213,10 @@ class Run(JournaledRun, eq=False, kw_only=True):
         else:
             rejection = self.offer(event, payload)
         if rejection is not None and rejection.code != "DUPLICATE" and type(event) is ev.EventReceived:
+            if rejection.code == "UNKNOWN_STEP" and self._has_called(event.step):
+                rejection = Rejection("NOT_WAITING", "nothing waits for this event")
+            if rejection.code in _REPEATED and is_repeated(state, event):
+                return Rejection("DUPLICATE", "the same was accepted before")
             refused = ev.EventRefused(
                 at_ms=event.at_ms,
                 code=rejection.code,
@@ -221,13 +230,20 @@ class Run(JournaledRun, eq=False, kw_only=True):
         return rejection
 
     def _asks(self, event: ev.EventReceived) -> bool:
-        """Whether what would take the event waits for an approval."""
+        """Whether what would take the event waits for an approval; for one of an action, where it names one."""
+        bound = type(event.payload) is dict and "action" in event.payload
         return any(
             wait.kind == "approval"
+            and (wait.action or not bound)
             and event.step in (_UNSET, wait.step)
             and event.item in (_UNSET, wait.item)
             for wait in all_waits(self.program, self.state)
         )
+
+    def _has_called(self, way: Any) -> bool:
+        """Whether there is a step at the way, in a program that was called."""
+        run_id = self.record.run_id
+        return type(way) is str and bool(self.program.calls) and has_come_to(self.engine, run_id, way)
 
     def wake(self) -> None:
         """Have the driver look again, now or at the latest before it would wait."""

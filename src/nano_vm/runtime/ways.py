@@ -48,3 +48,19 @@ def places(
 def plain(way: str) -> str:
     """A way without the elements that it names: `call/step` for `call[0]/step`."""
     return _ELEMENT.sub("/", way)
+
+
+def inward(letter: dict[str, Any], step: str, item: int | None) -> dict[str, Any] | None:
+    """The letter as a child takes it: a way like `call/step` loses its first part, and with it the element that it
+    names, as in `call[0]/step`, or else that of the letter. None when it leads elsewhere."""
+    way = letter["step"]
+    if way is None or "/" not in way:
+        return letter
+    first, rest = way.split("/", 1)
+    if item is not None and first == f"{step}[{item}]":
+        return {**letter, "step": rest}
+    if first != step:
+        return None
+    if item is None or letter.get("item") is None:
+        return {**letter, "step": rest}
+    return {**letter, "step": rest, "item": None} if letter["item"] == item else None

@@ -7,6 +7,7 @@ from typing import Any
 
 import streamlit as st
 
+from nano_vm import canonical
 from nano_vm.journal.port import RunRecord
 from nano_vm.runtime.control import leave_cancel, leave_event
 from nano_vm.runtime.engine import Engine
@@ -51,12 +52,33 @@ def actions(sight: Sight) -> None:
 
 
 def _flat(record: RunRecord) -> list[dict[str, Any]]:
-    return [place.named for place in places(record.run_id, record.waits)]
+    return [{**place.named, "run": place.run_id} for place in places(record.run_id, record.waits)]
+
+
+def _form(what: str, waits: list[dict[str, Any]]) -> str:
+    """The key of a form about what waits: when something else waits, it is another form, and what was chosen and typed
+    in this one is not taken for an answer to that."""
+    return f"{what}:{canonical.digest_value(waits)}"
+
+
+def _place(wait: dict[str, Any]) -> str:
+    lane = f"[{wait['item']}]" if "item" in wait else ""
+    return f"{wait['step']}{lane}"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("the same key twice")
+    return found
 
 
 def _json(value: str) -> Any:
     """What was typed, as JSON; raises ValueError."""
-    return json.loads(value) if value.strip() else None
+    try:
+        return json.loads(value, object_pairs_hook=_object) if value.strip() else None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _submit(what: str, sight: Sight, operation: Any, **options: Any) -> None:
@@ -77,11 +99,11 @@ def _resume(sight: Sight) -> None:
     if not waits:
         return
     run_id = sight.record.run_id
-    with st.expander("Resume with an event", expanded=True), st.form("resume"):
+    with st.expander("Resume with an event", expanded=True), st.form(_form("resume", waits)):
         number = st.selectbox(
             "For",
             range(len(waits)),
-            format_func=lambda place: f"{waits[place]['kind']} at {waits[place]['step']}",
+            format_func=lambda place: f"{waits[place]['kind']} at {_place(waits[place])}",
         )
         data = st.text_area("Event, as JSON", "{}", height=100)
         if st.form_submit_button("Resume", type="primary"):
@@ -113,8 +135,11 @@ def _resolve(sight: Sight) -> None:
     if not waits:
         return
     run_id = sight.record.run_id
-    with st.expander("Say what became of an unknown outcome", expanded=True), st.form("resolve"):
-        number = st.selectbox("Step", range(len(waits)), format_func=lambda place: str(waits[place]["step"]))
+    with (
+        st.expander("Say what became of an unknown outcome", expanded=True),
+        st.form(_form("resolve", waits)),
+    ):
+        number = st.selectbox("Step", range(len(waits)), format_func=lambda place: _place(waits[place]))
         resolution = st.radio(
             "It",
             ("succeeded", "failed", "repeat"),

@@ -14,7 +14,7 @@ from nano_vm.studio.frame import command, follow, run_link, settings
 from nano_vm.studio.markup import Markup, ago, chip, code, digest, facts, soft, tag
 from nano_vm.studio.view import show
 
-ARGS_CHARS_MAX = 4_000
+ARGS_CHARS_MAX = 20_000
 
 
 def answer_card(found: PendingApproval, may: bool) -> None:
@@ -27,13 +27,13 @@ def answer_card(found: PendingApproval, may: bool) -> None:
             show(tag("div", "From a terminal: ", code(line), class_="soft"), f"how:{key}")
             return
         principal = settings().principal or {}
-        missing = found.roles and not set(found.roles) & set(principal.get("roles", ()))
+        missing = found.missing(principal.get("roles", ()))
         if missing:
-            needed = " or ".join(found.roles)
+            needed = " or ".join(missing)
             show(
                 soft(f"This takes somebody who is {needed}. Start the studio with that role."), f"lacks:{key}"
             )
-        hidden = bool(found.action and not found.shown)
+        hidden = bool(found.action) and (not found.shown or len(_words(found)) > ARGS_CHARS_MAX)
         seen = not hidden or st.checkbox(
             "I have seen the arguments of this action elsewhere: its digest is the one above",
             key=f"seen:{key}",
@@ -83,6 +83,11 @@ def _answer(found: PendingApproval, approved: bool, comment: str | None) -> None
     st.rerun()
 
 
+def _words(found: PendingApproval) -> str:
+    """The arguments of the action."""
+    return json.dumps(found.shown.get("args"), indent=2, ensure_ascii=False)
+
+
 def _shown(found: PendingApproval) -> Markup:
     lane = "" if found.item is None else f"[{found.item}]"
     head = tag(
@@ -95,9 +100,11 @@ def _shown(found: PendingApproval) -> Markup:
     )
     rows: list[tuple[object, object]] = []
     if found.action:
-        args = found.shown.get("args")
-        words = json.dumps(args, indent=2, ensure_ascii=False) if found.shown else "[PRIVATE]"
-        rows += [("calls", code(found.tool)), ("with", tag("pre", words[:ARGS_CHARS_MAX]))]
+        words = _words(found) if found.shown else "[PRIVATE]"
+        cut = len(words) > ARGS_CHARS_MAX
+        rows += [("calls", code(found.tool)), ("with", tag("pre", words[:ARGS_CHARS_MAX] + "…" * cut))]
+        if cut:
+            rows.append(("cut", f"{ARGS_CHARS_MAX:,} of {len(words):,} characters are shown"))
         rows.append(("action", digest(found.action)))
         rules = found.shown.get("rules", ())
         if rules:
@@ -106,7 +113,7 @@ def _shown(found: PendingApproval) -> Markup:
         rows.append(("run by", str(starter) if starter else soft("nobody is known")))
     else:
         rows.append(("calls", soft("nothing in particular: the wait is bound to no action")))
-    rows.append(("needs", " or ".join(found.roles)))
+    rows.append(("needs", ", and ".join(" or ".join(group) for group in found.groups)))
     if found.due_ms:
         rows.append(("until", tag("span", moment(found.due_ms), " (", ago(found.due_ms), ")")))
     hidden = (

@@ -198,7 +198,9 @@ def _left(job: Job) -> tuple[str, object]:
             ("for a worker, which has the tools: ", code(command("worker", "--tools", "FILE")))
         )
     said = canonical.decode(answer)
-    return ("failed", join((code(said["code"]), " ", said["message"]))) if said else ("done", "by a worker")
+    if said and said["code"] != "DUPLICATE":  # a repetition is answered like the first time
+        return "failed", join((code(said["code"]), " ", said["message"]))
+    return "done", "by a worker"
 
 
 def show_jobs(run_id: str | None = None, key: str = "jobs") -> None:

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Final, TypeAlias
 
-from nano_vm.policy.check import ProgramValidator
 from nano_vm.policy.load import load_policy
 from nano_vm.program.model import Program
 from nano_vm.testing.world import EFFECTS, PLAIN, schemas
+from nano_vm.tools.validator import ProgramValidator
 
 Document: TypeAlias = dict[str, Any]
 Place: TypeAlias = tuple[str, int, int | None]  # step, occurrence, item

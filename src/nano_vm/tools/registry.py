@@ -13,8 +13,8 @@ import inspect
 import types
 import typing
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar, overload
 
 import msgspec
 
@@ -186,7 +186,8 @@ class ToolSet:
         """Register a function; under its own name when none is given.
 
         Raises:
-            ProgramError: TOOL_SIGNATURE for functions whose parameters cannot be named (positional-only, `*args`).
+            ProgramError: TOOL_SIGNATURE for what is no function, and for functions whose parameters cannot be named
+            (positional-only, `*args`).
         """
         spec = describe(function, name)
         self._specs[spec.name] = spec
@@ -212,6 +213,31 @@ class ToolSet:
         return name in self._specs
 
 
+Tools: TypeAlias = Mapping[str, Callable[..., Any]] | Iterable[Callable[..., Any]] | ToolSet
+
+
+def tool_set(tools: Tools | None) -> ToolSet:
+    """Tools as callers give them: name -> function, functions (each under its own name), or a `ToolSet`.
+
+    Raises:
+        ProgramError: TOOL_SIGNATURE for what is no function, and what `ToolSet.add` raises.
+    """
+    if isinstance(tools, ToolSet):
+        return tools
+    if tools is None or isinstance(tools, Mapping):
+        return ToolSet(tools)
+    if isinstance(tools, str) or not isinstance(tools, Iterable):
+        raise ProgramError(
+            "TOOL_SIGNATURE",
+            f"tools are functions, and no {type(tools).__name__}",
+            help='give a list of them, or a dict: tools={"pay": pay}',
+        )
+    found = ToolSet()
+    for function in tools:
+        found.add(function)
+    return found
+
+
 class _Description(msgspec.Struct, frozen=True):
     """What is known of a function, apart from the function itself: nothing here keeps it alive."""
 
@@ -233,6 +259,12 @@ _described: weakref.WeakKeyDictionary[Any, dict[tuple[str, bool], _Description]]
 
 def describe(function: Callable[..., Any], name: str | None = None) -> ToolSpec:
     """What the runtime has to know of a function to call it as a tool."""
+    if not callable(function):
+        raise ProgramError(
+            "TOOL_SIGNATURE",
+            f"a tool is a function, and no {type(function).__name__}",
+            help='give the function itself; its name is the key: tools={"pay": pay}',
+        )
     mark: _Mark | None = getattr(function, _MARK, None)
     name = name or (mark.name if mark else None) or str(getattr(function, "__name__", "tool"))
     bound = type(function) is types.MethodType

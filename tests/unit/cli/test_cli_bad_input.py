@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import sqlite3
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from nano_vm.cli.arguments import number, whole
+from nano_vm.cli.main import COMMANDS, command_module, command_parser
 from nano_vm.errors import CODES
 from unit.cli.conftest import RUN, Cli, effects
 
@@ -92,6 +95,37 @@ USAGE = [
     (("completion", "tcsh"), "USAGE"),
     (("demo", "refund", "--keep", "."), "USAGE"),
 ]
+
+
+OTHER_DIGITS = "\u0661\u0662"  # Arabic-Indic 12, which Python takes for a number
+NO_WHOLE = (OTHER_DIGITS, "1_0", " 1", "+1", "1.0", "1e1", "", "-", "\uff11", "9" * 5_000)
+NO_NUMBER = (OTHER_DIGITS, "1_0.5", " 1", "1e", "nan", "inf", "-Infinity", "1e999", "", ".", "9" * 5_000)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_that_takes_a_number_takes_plain_digits_alone(command: str) -> None:
+    parser = command_parser(command, command_module(command))
+    options = [action for action in parser._actions if action.type is not None]
+    for option in options:
+        assert option.type in (whole, number), option.option_strings
+        for text in NO_WHOLE if option.type is whole else NO_NUMBER:
+            with pytest.raises(argparse.ArgumentTypeError):
+                option.type(text)
+        assert option.type("12") == 12
+        assert option.type("-3") == -3
+    assert number("0.5") == number(".5") == number("5e-1")
+
+
+@pytest.mark.parametrize("words", [("studio", "--port"), ("chaos", "--seed"), ("runs", "--limit")])
+def test_digits_of_another_script_are_no_number(cli: Cli, waiting: str, words: tuple[str, ...]) -> None:
+    done = cli(*words, OTHER_DIGITS, "--json")
+    assert (done.code, done.json["error"]["code"]) == (2, "USAGE")
+
+
+@pytest.mark.parametrize("where", [OTHER_DIGITS, f"127.0.0.1:{OTHER_DIGITS}", "1_0", "9" * 5_000, "65536"])
+def test_a_port_of_metrics_is_written_in_plain_digits(cli: Cli, waiting: str, where: str) -> None:
+    done = cli("recover", "--loop", "--metrics", where, *DRIVE, "--json")
+    assert (done.code, done.json["error"]["code"]) == (2, "USAGE")
 
 
 @pytest.fixture

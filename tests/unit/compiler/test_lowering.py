@@ -9,9 +9,9 @@ import pytest
 from nano_vm.compiler import compile_program
 from nano_vm.errors import ProgramError
 from nano_vm.expr.reference import UNSET
-from nano_vm.policy import ProgramValidator
 from nano_vm.program import Program, ToolSchema
 from nano_vm.program.compiled import END, FIRST_FREE_SLOT, NO_TARGET, Edge, Kind
+from nano_vm.tools.validator import ProgramValidator
 
 
 def compiled(text, **known):

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from runtime_stage import Counter, Opener, kinds, play, program, refused, sound, tool_step, wait_step
 
-from nano_vm import PENDING, ExecutionVM, RunStatus, SqliteStore, Trace, tool
+from nano_vm import PENDING, ExecutionVM, NanoVMError, RunStatus, SqliteStore, Trace, tool
 from nano_vm.gateway.views import waits_view
-from nano_vm.kernel.events import ApprovalRequested, EventRefused, PolicyDecided
+from nano_vm.journal.port import RunQuery
+from nano_vm.kernel.events import ApprovalRequested, EventReceived, EventRefused, PolicyDecided
 from nano_vm.testing.clock import VirtualClock
 from nano_vm.vault.local import Vault
 
@@ -660,5 +661,276 @@ def test_an_approval_is_named_by_its_step_and_the_element_that_calls(opener: Ope
         await vm.approve(trace.trace_id, step="c[2]/a", principal=EVE)
         trace = await vm.approve(trace.trace_id, principal=EVE)
         assert (trace.status, count.effects) == (RunStatus.SUCCESS, [8, 9, 7])
+
+    play(main())
+
+
+# --- the same answer again ----------------------------------------------------------------------------------------
+
+TWO = {"policy": "p", "rules": [{"id": "r", "tools": ["act"], "approval": {"roles": ["boss"], "count": 2}}]}
+UNBOUND = program({"id": "ok", "type": "wait", "approvers": ["boss"]}, wait_step("w"))
+GONE_ON = program(tool_step("a", args={"effect": "$n"}), wait_step("w"))
+
+
+def heads(vm: ExecutionVM, run_id: str) -> list[tuple[str, str]]:
+    """Every run of the tree, and where its journal stands."""
+    below = [record.run_id for record in vm.store.records(RunQuery(parent=run_id))]
+    return [(run_id, vm.trace(run_id).head)] + [head for child in below for head in heads(vm, child)]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("event_id", [None, "e1"])
+@pytest.mark.parametrize("where", ["goes on", "has ended", "unbound", "called", "called by a map"])
+def test_the_same_approval_again_is_answered_alike_and_another_is_refused(
+    opener: Opener, where: str, event_id: str | None, fresh: bool
+) -> None:
+    count = Counter()
+
+    async def main() -> None:
+        vm = machine(opener, count)
+        vm.save_program({**GONE_ON, "name": "called"})
+        calls: dict[str, Any] = {"id": "c", "type": "call", "program": "called", "inputs": {"n": "$n"}}
+        flow = {
+            "goes on": GONE_ON,
+            "has ended": ACT,
+            "unbound": UNBOUND,
+            "called": program(calls),
+            "called by a map": program(mapped([8, 7], "called")),
+        }[where]
+        run_id = (await vm.run(flow, {"n": 7}, principal=ANA)).trace_id
+        step = vm.approvals()[-1].step
+        said = {"step": step, "comment": "fine", "event_id": event_id}
+        first = await vm.approve(run_id, principal=EVE, **said)
+        done, stands = list(count.effects), heads(vm, run_id)
+        other = machine(opener, count) if fresh else vm
+        for again in (said, {**said, "step": None} if "map" not in where else said):
+            trace = await other.approve(run_id, principal=EVE, **again)
+            assert (trace.trace_id, trace.status) == (run_id, first.status)
+        assert (count.effects, heads(vm, run_id)) == (done, stands)
+        gone = {"EVENT_CONFLICT"} if event_id else {"NOT_WAITING", "TERMINAL"}
+        for different in ({"approved": False}, {"comment": "no"}, {"comment": None}):
+            with pytest.raises(NanoVMError) as refusal:
+                await other.approve(run_id, principal=EVE, **{**said, **different})
+            assert refusal.value.code in gone
+        assert count.effects == done
+        for each, _ in stands:
+            sound(vm, vm.trace(each))
+
+    play(main())
+
+
+def test_what_somebody_else_has_approved_is_not_ones_own_approval(opener: Opener) -> None:
+    async def main() -> None:
+        vm = machine(opener, Counter())
+        run_id = await asked(vm, GONE_ON)
+        (found,) = vm.approvals()
+        await vm.approve(run_id, action=found.action, principal=EVE)
+        stands = heads(vm, run_id)
+        await vm.approve(run_id, action=found.action, principal=EVE)
+        assert heads(vm, run_id) == stands
+        for action in (None, found.action):
+            with refused("NOT_WAITING"):
+                await vm.approve(run_id, action=action, principal=BOB)
+        with refused("NOT_WAITING"):
+            await vm.approve(run_id, action="sha256:" + "0" * 64, principal=EVE)
+        assert codes(vm.trace(run_id)) == ["NOT_WAITING"] * 3
+
+    play(main())
+
+
+def test_one_of_two_who_repeats_it_counts_once(opener: Opener) -> None:
+    count = Counter()
+
+    async def main() -> None:
+        vm = machine(opener, count, TWO)
+        run_id = await asked(vm)
+        await vm.approve(run_id, principal=EVE)
+        stands = heads(vm, run_id)
+        trace = await vm.approve(run_id, principal=EVE)
+        assert (trace.status, heads(vm, run_id), count.effects) == (RunStatus.SUSPENDED, stands, [])
+        with refused("SELF_APPROVAL"):  # what is another answer is none of a second person
+            await vm.approve(run_id, False, principal=EVE)
+        trace = await vm.approve(run_id, principal=BOB)
+        assert (trace.status, count.effects) == (RunStatus.SUCCESS, [7])
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_a_repetition_under_its_id_approves_nothing_that_is_asked_since(opener: Opener) -> None:
+    """The run comes to ask for the same action again: the old answer is not the answer to the new question."""
+    count = Counter()
+    flow = program(tool_step("a", args={"effect": "$n"}), tool_step("b", args={"effect": "$n"}))
+
+    async def main() -> None:
+        vm = machine(opener, count)
+        run_id = await asked(vm, flow)
+        (first,) = vm.approvals()
+        await vm.approve(run_id, action=first.action, event_id="e1", principal=EVE)
+        (second,) = vm.approvals()
+        assert (second.action, second.step) == (first.action, "b")
+        stands = heads(vm, run_id)
+        trace = await vm.approve(run_id, action=first.action, event_id="e1", principal=EVE)
+        assert (trace.status, count.effects, heads(vm, run_id)) == (RunStatus.SUSPENDED, [7], stands)
+        trace = await vm.approve(run_id, action=second.action, event_id="e2", principal=EVE)
+        assert (trace.status, count.effects) == (RunStatus.SUCCESS, [7, 7])
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_the_same_approval_many_times_at_once_is_one(opener: Opener) -> None:
+    count = Counter()
+
+    async def main() -> None:
+        one, other = machine(opener, count), machine(opener, count)
+        run_id = await asked(one, GONE_ON)
+        traces = await asyncio.gather(
+            *(vm.approve(run_id, step="a", principal=EVE) for vm in (one, other, one, other))
+        )
+        assert {trace.trace_id for trace in traces} == {run_id}
+        trace = one.trace(run_id)
+        assert (count.effects, codes(trace)) == ([7], [])
+        assert kinds(trace).count("EventReceived") == 1
+        sound(one, trace)
+
+    play(main())
+
+
+def test_a_private_approval_is_repeated_too(tmp_path: Path) -> None:
+    count = Counter()
+    flow = program(
+        tool_step("a", args={"effect": "$n"}),
+        wait_step("w"),
+        inputs={"type": "object", "properties": {"n": {"type": "integer", "private": True}}},
+    )
+
+    async def main() -> None:
+        store = SqliteStore(tmp_path / "runs.db")
+        vm = machine(partial(ExecutionVM, store=store, vault=Vault.in_memory()), count)
+        run_id = (await vm.run(flow, {"n": 7}, principal=ANA)).trace_id
+        await vm.approve(run_id, principal=EVE)
+        stands = heads(vm, run_id)
+        trace = await vm.approve(run_id, principal=EVE)
+        assert (trace.status, count.effects, heads(vm, run_id)) == (RunStatus.SUSPENDED, [7], stands)
+        store.close()
+
+    play(main())
+
+
+def test_a_question_says_who_may_answer_it(opener: Opener) -> None:
+    policy = {
+        "policy": "p",
+        "rules": [
+            {"id": "r", "tools": ["act"], "approval": {"roles": ["boss"], "count": 2, "four_eyes": True}},
+            {"id": "q", "tools": ["act"], "approval": {"roles": ["cfo", "clerk"], "four_eyes": False}},
+        ],
+    }
+    both = {"id": "max", "roles": ["boss", "cfo"]}
+
+    async def main() -> None:
+        vm = machine(opener, Counter(), policy)
+        run_id = (await vm.run(ACT, {"n": 7}, principal=ANA)).trace_id
+        (found,) = vm.approvals()
+        assert (found.groups, found.not_by) == ((("boss",), ("cfo", "clerk")), ("ana",))
+        assert [found.missing(who["roles"]) for who in (EVE, both, ANA)] == [("cfo", "clerk"), (), ()]
+        with refused("NOT_APPROVER"):
+            await vm.approve(run_id, principal=EVE)
+        await vm.approve(run_id, principal=both)
+        (found,) = vm.approvals()
+        assert found.not_by == ("ana", "max")
+        unbound = (await vm.run(UNBOUND, principal=ANA)).trace_id
+        (found,) = [each for each in vm.approvals() if each.run_id == unbound]
+        assert (found.groups, found.not_by) == ((("boss",),), ())
+
+    play(main())
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("event_id", [None, "given"])
+def test_two_who_approve_the_same_at_once_are_two(opener: Opener, event_id: str | None, apart: bool) -> None:
+    """What one says is never taken for a repetition of what another has said."""
+    count = Counter()
+
+    async def main() -> None:
+        one = machine(opener, count, TWO)
+        other = machine(opener, count, TWO) if apart else one
+        run_id = await asked(one)
+        ids = [None, None] if event_id is None else ["eve's", "bob's"]
+        await asyncio.gather(
+            one.approve(run_id, principal=EVE, event_id=ids[0]),
+            other.approve(run_id, principal=BOB, event_id=ids[1]),
+        )
+        trace = one.trace(run_id)
+        assert (trace.status, count.effects) == (RunStatus.SUCCESS, [7])
+        sound(one, trace)
+
+    play(main())
+
+
+@pytest.mark.parametrize("flow", [UNBOUND, GONE_ON])
+@pytest.mark.parametrize("called", [False, True])
+def test_nobody_is_told_that_they_have_approved_what_somebody_else_did(
+    opener: Opener, flow: dict[str, Any], called: bool
+) -> None:
+    async def main() -> None:
+        vm = machine(opener, Counter())
+        vm.save_program({**flow, "name": "called"})
+        call = {"id": "c", "type": "call", "program": "called", "inputs": {"n": "$n"}}
+        whole = program(call if flow is GONE_ON else {**call, "inputs": {}}) if called else flow
+        run_id = (await vm.run(whole, {"n": 7} if flow is GONE_ON else None, principal=ANA)).trace_id
+        (found,) = vm.approvals()
+        await vm.approve(run_id, step=found.step, event_id="e1", principal=EVE)
+        with refused("EVENT_CONFLICT"):
+            await vm.approve(run_id, step=found.step, event_id="e1", principal=BOB)
+        other = (await vm.run(whole, {"n": 8} if flow is GONE_ON else None, principal=ANA)).trace_id
+        await vm.approve(other, step=found.step, principal=EVE)
+        data = vm.trace(other).events  # the words that were taken, from somebody else
+        said = next((each for each in data if type(each) is EventReceived), None)
+        with refused("NOT_WAITING"):
+            await vm.approve(other, step=found.step, principal=BOB)
+        if said is not None:
+            with refused("NOT_WAITING"):
+                await vm.resume(other, said.payload, step=found.step, principal=BOB)
+        with refused("NOT_WAITING"):
+            await vm.approve(other, step=found.step)
+
+    play(main())
+
+
+def test_two_approve_at_once_what_a_called_program_asks(opener: Opener) -> None:
+    count = Counter()
+    call = {"id": "c", "type": "call", "program": "called", "inputs": {"n": "$n"}}
+
+    async def main() -> None:
+        vm = machine(opener, count, TWO)
+        vm.save_program({**ACT, "name": "called"})
+        run_id = (await vm.run(program(call), {"n": 7}, principal=ANA)).trace_id
+        await asyncio.gather(*(vm.approve(run_id, principal=who) for who in (EVE, EVE, BOB, EVE)))
+        trace = vm.trace(run_id)
+        assert (trace.status, count.effects) == (RunStatus.SUCCESS, [7])
+        for each, _ in heads(vm, run_id):
+            assert codes(vm.trace(each)) == []
+            sound(vm, vm.trace(each))
+
+    play(main())
+
+
+@pytest.mark.parametrize("step", [None, "ok"])
+def test_whoever_approves_an_action_approves_nothing_else(opener: Opener, step: str | None) -> None:
+    """What waits now is bound to no action: it is not the one that was seen."""
+
+    async def main() -> None:
+        vm = machine(opener, Counter())
+        flow = program(tool_step("a", args={"effect": "$n"}), *UNBOUND["steps"])
+        run_id = await asked(vm, flow)
+        (seen,) = vm.approvals()
+        await vm.approve(run_id, principal=EVE)
+        with refused("NOT_WAITING"):
+            await vm.approve(run_id, step=step, action=seen.action, principal=BOB)
+        assert [wait.step for wait in vm.trace(run_id).waiting] == ["ok"]
+        trace = await vm.approve(run_id, step="ok", principal=BOB)
+        assert [wait.step for wait in trace.waiting] == ["w"]
+        sound(vm, trace)
 
     play(main())

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from runtime_stage import Counter, Opener, play, program, refused, sound, tool_step, wait_step
+from runtime_stage import Counter, Opener, kinds, play, program, refused, sound, tool_step, wait_step
 
 from nano_vm import ExecutionVM, MockLLMAdapter, RunStatus
 from nano_vm.journal.port import RunQuery
@@ -381,3 +381,122 @@ def test_cancelled_at_any_turn_of_the_loop_a_run_ends_with_its_children(opener: 
     while not play(main(turns)):
         turns += 1
     assert turns > 1
+
+
+def journals(vm: ExecutionVM, run_id: str) -> dict[str, str]:
+    """Where the journals of a run, and of all below it, stand."""
+    found = {run_id: vm.trace(run_id).head}
+    for child in children(vm, run_id):
+        found |= journals(vm, child)
+    return found
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("named", ["c/w", "c[1]/w", "m/c/w", "w", None])
+@pytest.mark.parametrize("then", ["waits on", "has ended"])
+def test_the_same_event_again_to_a_called_program_is_answered_alike(
+    opener: Opener, named: str | None, fresh: bool, then: str
+) -> None:
+    """Without an id its content is what it is known by, wherever it has gone; another is refused, and kept."""
+    rest = [wait_step("x", "more")] if then == "waits on" else []
+    vm = with_child(opener(tools={}), wait_step("w"), *rest, name="called")
+    flow = program(call("c", "called"))
+    if named == "c[1]/w":
+        step = call("c", "called")
+        flow = program({"id": "each", "type": "map", "over": [1, 2], "step": step})
+    if named == "m/c/w":
+        with_child(vm, call("c", "called"), name="middle")
+        flow = program(call("m", "middle"))
+    if then == "has ended" and named == "c[1]/w":
+        flow["steps"][0]["over"] = [1]
+        named = "c[0]/w"
+
+    async def main() -> None:
+        run_id = (await vm.run(flow)).trace_id
+        first = await vm.resume(run_id, {"n": 1}, step=named, name="go")
+        stands = journals(vm, run_id)
+        machine = opener(tools={}) if fresh else vm
+        again = await machine.resume(run_id, {"n": 1}, step=named, name="go")
+        assert (again.status, journals(vm, run_id)) == (first.status, stands)
+        gone = "UNKNOWN_STEP" if named == "w" else "NOT_WAITING"  # the run itself has no step of that name
+        with refused(gone if then == "waits on" else "TERMINAL"):
+            await machine.resume(run_id, {"n": 2}, step=named, name="go")
+        assert {key for key, head in journals(vm, run_id).items() if stands[key] != head} == {run_id}
+        for each in stands:
+            sound(vm, vm.trace(each))
+
+    play(main())
+
+
+def test_a_way_to_no_step_is_said_to_be_none(opener: Opener) -> None:
+    vm = with_child(opener(tools={}), wait_step("w"), name="called")
+
+    async def main() -> None:
+        run_id = (await vm.run(program(call("c", "called"), wait_step("v")))).trace_id
+        await vm.resume(run_id, 1, step="c/w")
+        for way in ("c/nowhere", "v/w", "d/w", "c/w/w", "c/", "/w", "c//w", "nowhere"):
+            with refused("UNKNOWN_STEP"):
+                await vm.resume(run_id, 1, step=way)
+
+    play(main())
+
+
+def test_the_same_event_to_a_program_that_is_called_anew_is_the_answer_to_its_new_wait(
+    opener: Opener,
+) -> None:
+    vm = with_child(opener(tools={}), wait_step("w"), name="called")
+
+    async def main() -> None:
+        run_id = (await vm.run(program(call("c", "called"), call("d", "called"), wait_step("v")))).trace_id
+        await vm.resume(run_id, {"n": 1}, step="c/w")
+        with refused("NOT_WAITING"):
+            await vm.resume(run_id, {"n": 2}, step="c/w")
+        trace = await vm.resume(run_id, {"n": 1}, step="w")
+        assert trace.waiting[0].step == "v"
+
+    play(main())
+
+
+def test_a_repeated_event_is_not_said_to_be_ambiguous(opener: Opener) -> None:
+    """Its id is enough, whatever has come to wait since."""
+    vm = with_child(opener(tools={}), wait_step("w"), name="called")
+    group = {"id": "g", "type": "parallel", "parallel_steps": [call("c", "called"), call("d", "called")]}
+
+    async def main() -> None:
+        run_id = (await vm.run(program(wait_step("first"), group))).trace_id
+        trace = await vm.resume(run_id, 1, event_id="e1")
+        stands = journals(vm, run_id)
+        again = await vm.resume(run_id, 1, event_id="e1")
+        assert (again.status, journals(vm, run_id)) == (trace.status, stands)
+        with refused("EVENT_CONFLICT"):
+            await vm.resume(run_id, 2, event_id="e1")
+        with refused("AMBIGUOUS"):
+            await vm.resume(run_id, 1)
+
+    play(main())
+
+
+@pytest.mark.parametrize("many", [2, 5])
+@pytest.mark.parametrize("deep", [False, True])
+def test_all_that_comes_at_once_reaches_a_called_program(opener: Opener, many: int, deep: bool) -> None:
+    """Also what comes while the program is being taken up for the first of them."""
+    names = [f"w{number}" for number in range(many)]
+    group = {"id": "g", "type": "parallel", "parallel_steps": [wait_step(name, name) for name in names]}
+    vm = with_child(opener(tools={}), group, name="called")
+    flow = program(call("c", "called"), wait_step("v"))
+    if deep:
+        with_child(vm, call("c", "called"), name="middle")
+        flow = program(call("m", "middle"), wait_step("v"))
+
+    async def main() -> None:
+        run_id = (await vm.run(flow)).trace_id
+        way = "m/c/" if deep else "c/"
+        await asyncio.gather(*(vm.resume(run_id, name, step=f"{way}{name}") for name in names))
+        trace = vm.trace(run_id)
+        assert [wait.step for wait in trace.waiting] == ["v"]
+        assert trace.steps[0].output == {name: name for name in names}
+        for each in journals(vm, run_id):
+            sound(vm, vm.trace(each))
+            assert "EventRefused" not in kinds(vm.trace(each))
+
+    play(main())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from runtime_stage import Counter, Opener, kinds, play, program, refused, sound,
 from nano_vm import PENDING, ExecutionVM, RunStatus, SqliteStore, tool
 from nano_vm.errors import StoreError
 from nano_vm.runtime import control
+from nano_vm.runtime.control import leave_event
 from nano_vm.runtime.system import SystemClock
 from nano_vm.testing.clock import VirtualClock
 
@@ -422,3 +425,66 @@ def test_whoever_waits_for_another_worker_goes_on_in_its_place_when_it_dies(tmp_
             assert vm.trace(run_id).status == "SUCCESS"
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("where", ["own", "called"])
+def test_the_same_answer_left_twice_is_taken_once_and_told_alike(opener: Opener, where: str) -> None:
+    """Both lie there when the run is taken up: neither knew of the other."""
+    flow = program(wait_step("w"), wait_step("v", "more"))
+    vm = opener(tools={})
+    vm.save_program(program(wait_step("w"), name="called"))
+    if where == "called":
+        flow = program({"id": "c", "type": "call", "program": "called"}, wait_step("v", "more"))
+    way = "w" if where == "own" else "c/w"
+
+    async def main() -> None:
+        run_id = await parked(vm, flow)
+        left = [await leave_event(vm, run_id, data, step=way) for data in ({"n": 1}, {"n": 1}, {"n": 2})]
+        await opener(tools={}).recover()
+        told = [json.loads(vm.store.answered(run_id, mail) or b"") for mail in left]
+        assert [each.get("code") for each in told] == [None, "DUPLICATE", "NOT_WAITING"]
+        trace = vm.trace(run_id)
+        assert [wait.step for wait in trace.waiting] == ["v"]
+        sound(vm, trace)
+
+    play(main())
+
+
+BAD: dict[str, tuple[str, Callable[[ExecutionVM, str], Awaitable[Any]]]] = {
+    "item": ("EVENT_ITEM", lambda vm, run: vm.resume(run, 1, item=2**53)),
+    "negative": ("EVENT_ITEM", lambda vm, run: vm.resume(run, 1, item=-1)),
+    "step": ("EVENT_TEXT", lambda vm, run: vm.resume(run, 1, step=5)),  # type: ignore[arg-type]
+    "name": ("EVENT_TEXT", lambda vm, run: vm.resume(run, 1, name=5)),  # type: ignore[arg-type]
+    "id": ("EVENT_ID", lambda vm, run: vm.resume(run, 1, event_id=5)),  # type: ignore[arg-type]
+    "lone step": ("VALUE_STRING", lambda vm, run: vm.resume(run, 1, step="\ud800")),
+    "lone name": ("VALUE_STRING", lambda vm, run: vm.resume(run, 1, name="\ud800")),
+    "lone id": ("VALUE_STRING", lambda vm, run: vm.resume(run, 1, event_id="\ud800")),
+    "lone principal": ("VALUE_STRING", lambda vm, run: vm.resume(run, 1, principal="\ud800")),
+    "approved step": ("EVENT_TEXT", lambda vm, run: vm.approve(run, step=5)),  # type: ignore[arg-type]
+    "approved item": ("EVENT_ITEM", lambda vm, run: vm.approve(run, item=2**53)),
+    "comment": ("EVENT_TEXT", lambda vm, run: vm.approve(run, comment=5)),  # type: ignore[arg-type]
+    "action": ("EVENT_TEXT", lambda vm, run: vm.approve(run, action=5)),  # type: ignore[arg-type]
+    "reason": ("EVENT_TEXT", lambda vm, run: vm.cancel(run, 5)),  # type: ignore[arg-type]
+    "lone reason": ("VALUE_STRING", lambda vm, run: vm.cancel(run, "\ud800")),
+    "resolved step": ("EVENT_TEXT", lambda vm, run: vm.resolve(run, 5, "failed")),  # type: ignore[arg-type]
+    "resolved item": ("EVENT_ITEM", lambda vm, run: vm.resolve(run, "w", "failed", item=2**53)),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_cannot_be_journaled_leaves_a_run_as_it_stood(opener: Opener, what: str) -> None:
+    """And free: nobody owns it afterwards who drives nothing."""
+    code, send = BAD[what]
+
+    async def main() -> None:
+        vm = opener(tools={})
+        run_id = await parked(vm, program(wait_step("w")))
+        head = vm.trace(run_id).head
+        with refused(code):
+            await send(vm, run_id)
+        assert vm.trace(run_id).head == head
+        sound(vm, vm.trace(run_id))
+        trace = await opener(tools={}).resume(run_id, 1)
+        assert trace.status is RunStatus.SUCCESS
+
+    play(main())

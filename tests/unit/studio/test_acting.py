@@ -135,6 +135,55 @@ def test_a_run_is_resumed_with_the_event_that_was_typed(own: Stage) -> None:
     assert step.output == {"amount": 7}
 
 
+THREE = {
+    "name": "three",
+    "steps": [
+        {
+            "id": "all",
+            "type": "parallel",
+            "parallel_steps": [{"id": name, "type": "wait", "event": name} for name in ("one", "two", "six")],
+        }
+    ],
+}
+
+
+def test_an_event_for_what_waits_no_longer_is_no_answer_to_something_else(own: Stage) -> None:
+    """Somebody else has answered it since the page was made."""
+    own.run(lambda vm: vm.run(THREE, trace_id="three"), policy=None)
+    use(own.acting("operator"))
+    page = Page("run", id="three")
+    chosen = next(each for each in page.test.selectbox if each.label == "For")
+    assert chosen.options == ["event at one", "event at two", "event at six"]
+    chosen.set_value(1)
+    next(each for each in page.test.text_area if each.label == "Event, as JSON").set_value('"for two"')
+    own.run(lambda vm: vm.resume("three", "from elsewhere", name="two"), policy=None)
+    page.press("Resume")
+    done(own)
+    waits = frame.library().sight("three").record.waits
+    assert sorted(wait["step"] for wait in waits) == ["one", "six"]
+    chosen = next(each for each in page.test.selectbox if each.label == "For")
+    assert chosen.options == ["event at one", "event at six"]
+    chosen.set_value(1)
+    next(each for each in page.test.text_area if each.label == "Event, as JSON").set_value('"for six"')
+    page.press("Resume")
+    (job,) = done(own)
+    assert (job.state, job.error) == ("done", None)
+    assert [wait["step"] for wait in frame.library().sight("three").record.waits] == ["one"]
+
+
+@pytest.mark.parametrize(
+    "typed", ["{", "[" * 100_000, "NaN", "1e999", "9" * 5_000, '{"a": 1, "a": 2}', '"\\ud800"']
+)
+def test_what_is_no_json_is_said_to_be_none_and_changes_nothing(own: Stage, typed: str) -> None:
+    use(own.acting("operator"))
+    page = Page("run", id="waits")
+    next(each for each in page.test.text_area if each.label == "Event, as JSON").set_value(typed)
+    page.press("Resume")
+    assert [job.state for job in done(own)] in ([], ["failed"])
+    assert frame.library().sight("waits").is_live
+    assert not any(job.unexpected for job in frame.settings().desk.jobs())  # type: ignore[union-attr]
+
+
 def test_a_run_is_cancelled_only_by_whoever_is_sure(own: Stage) -> None:
     use(own.acting("operator"))
     page = Page("run", id="waits").press("Cancel the run")
@@ -224,6 +273,17 @@ def test_an_answer_without_the_tools_is_left_for_a_worker_which_pays_once(bare: 
     assert bare.paid == [DUE]
 
 
+def test_what_was_pressed_twice_is_done_once_and_nothing_has_failed(bare: Stage) -> None:
+    Page("approvals").press("Approve")
+    page = Page("approvals").press("Approve")
+    assert [job.state for job in done(bare)] == ["left", "left"]
+    work(bare)
+    assert bare.paid == [DUE]
+    markup = page.run().markup()
+    assert markup.count("by a worker") == 2
+    assert "DUPLICATE" not in markup
+
+
 def test_what_a_worker_does_not_admit_is_said_on_the_page(bare: Stage) -> None:
     use(bare.acting("operator", "supervisor", id="ana"))  # who started it
     page = Page("approvals").press("Approve")
@@ -273,3 +333,24 @@ def test_private_arguments_are_approved_by_nobody_who_has_not_seen_them_elsewher
     (job,) = done(own)
     assert (job.state, job.error) == ("done", None)
     assert frame.library().sight("asks").trace.status.value == "SUCCESS"
+
+
+def test_arguments_that_are_cut_are_approved_by_nobody_who_has_not_seen_the_rest(own: Stage) -> None:
+    own.policy = {
+        "policy": "long",
+        "tools": ["double"],
+        "rules": [{"id": "look", "tools": ["echo"], "approval": {"roles": ["supervisor"]}}],
+    }
+    long = {
+        "name": "long",
+        "steps": [{"id": "e", "type": "tool", "tool": "echo", "args": {"x": "-" * 30_000}}],
+    }
+    own.run(lambda vm: vm.run(long, trace_id="asks", principal="ana"))
+    use(own.acting("approver", "supervisor"))
+    page = Page("run", id="asks")
+    (yes,) = [each for each in page.test.button if each.label == "Approve"]
+    assert yes.disabled
+    next(each for each in page.test.checkbox if "digest" in each.label).check()
+    page.run().press("Approve")
+    (job,) = done(own)
+    assert (job.state, job.error) == ("done", None)

@@ -9,7 +9,17 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 
-from nano_vm import NanoVMError, Reconciled, ToolContext, ToolSet, tool
+from nano_vm import (
+    ExecutionVM,
+    NanoVMError,
+    ProgramError,
+    ProgramValidator,
+    Reconciled,
+    ToolContext,
+    ToolSet,
+    tool,
+)
+from nano_vm.program import ToolSchema
 from nano_vm.tools.registry import describe
 
 
@@ -127,3 +137,46 @@ def test_bounds_in_annotations_are_part_of_the_schema() -> None:
     assert spec.problems({"amount": 20}) == []
     assert spec.problems({"amount": 500})
     assert spec.schema.description == "Pay a little."
+
+
+PAYING = {"name": "p", "steps": [{"id": "pay", "type": "tool", "tool": "pay", "args": {"amount": "much"}}]}
+
+
+@pytest.mark.parametrize("form", ["list", "iterator", "dict", "set", "schemas"])
+def test_programs_are_checked_with_the_tools_as_the_machine_takes_them(form: str) -> None:
+    def pay(amount: int) -> None: ...
+
+    tools: Any = {
+        "list": [pay],
+        "iterator": iter([pay]),
+        "dict": {"pay": pay},
+        "set": ToolSet({"pay": pay}),
+        "schemas": {"pay": describe(pay).schema},
+    }[form]
+    report = ProgramValidator(PAYING, tools=tools).validate()
+    assert [finding.code for finding in report.errors] == ["BAD_ARGUMENT"]
+
+
+def test_a_schema_and_a_function_may_stand_side_by_side() -> None:
+    def pay(amount: int) -> None: ...
+
+    tools: Any = {"other": ToolSchema(name="other"), "pay": pay}
+    assert [finding.code for finding in ProgramValidator(PAYING, tools=tools).validate().errors] == [
+        "BAD_ARGUMENT"
+    ]
+    del tools["pay"]
+    assert [finding.code for finding in ProgramValidator(PAYING, tools=tools).validate().errors] == [
+        "UNKNOWN_TOOL"
+    ]
+    assert [finding.code for finding in ProgramValidator(PAYING, tools=[]).validate().errors] == [
+        "UNKNOWN_TOOL"
+    ]
+    assert ProgramValidator(PAYING).validate().ok
+
+
+@pytest.mark.parametrize("tools", ["pay", 5, len, [None], ["pay"], {"pay": 1}, {"pay": {"type": "object"}}])
+def test_what_is_no_tool_is_named_as_such(tools: Any) -> None:
+    for make in (ProgramValidator, lambda _, tools: ExecutionVM(tools=tools)):
+        with pytest.raises(ProgramError) as refused:
+            make(PAYING, tools=tools)
+        assert refused.value.code == "TOOL_SIGNATURE"

@@ -16,6 +16,7 @@ import argparse
 from typing import Any
 
 from nano_vm.cli import exits
+from nano_vm.cli.arguments import whole
 from nano_vm.cli.console import Console
 from nano_vm.cli.grounds import grounds
 from nano_vm.cli.outputs import write_whole
@@ -39,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where journals go: memory, sqlite (default: in a file that is removed again), or postgresql://… (in "
         "schemas that are made for it, and dropped)",
     )
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="everything random follows from it")
+    parser.add_argument(
+        "--seed", type=whole, default=1, metavar="N", help="everything random follows from it"
+    )
     parser.add_argument(
         "--dir", metavar="DIR", help="where databases are made (default: a temporary directory)"
     )

@@ -17,6 +17,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from nano_vm.cli import exits
+from nano_vm.cli.arguments import number, whole
 from nano_vm.cli.console import Console
 from nano_vm.cli.grounds import grounds
 from nano_vm.errors import InputError
@@ -43,15 +44,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sqlite (default: in files that are removed again), or postgresql://… (in schemas that are made for it, "
         "and dropped)",
     )
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="everything random follows from it")
     parser.add_argument(
-        "--seeds", type=int, default=100, metavar="N", help="of `simulate`: how many simulations"
+        "--seed", type=whole, default=1, metavar="N", help="everything random follows from it"
     )
     parser.add_argument(
-        "--rate", type=float, default=0.1, help="of `simulate`: the chance of a fault at one moment"
+        "--seeds", type=whole, default=100, metavar="N", help="of `simulate`: how many simulations"
     )
     parser.add_argument(
-        "--events", type=int, default=None, metavar="N", help="repeat until at least this many events"
+        "--rate", type=number, default=0.1, help="of `simulate`: the chance of a fault at one moment"
+    )
+    parser.add_argument(
+        "--events", type=whole, default=None, metavar="N", help="repeat until at least this many events"
     )
     parser.add_argument(
         "--full",
@@ -60,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seconds",
-        type=float,
+        type=number,
         default=None,
         metavar="S",
         help=f"the most time for all together (default: {SECONDS:.0f}; with --full none); of `soak`: how long "

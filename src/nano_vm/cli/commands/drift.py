@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from nano_vm.cli import exits
-from nano_vm.cli.arguments import principal
+from nano_vm.cli.arguments import number, principal, whole
 from nano_vm.cli.baselines import (
     read_archetypes,
     read_baseline,
@@ -64,23 +64,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline-runs",
         metavar="N",
-        type=int,
+        type=whole,
         help="learn from the N oldest runs (default: the older half)",
     )
     parser.add_argument("--save", metavar="FILE", help="write the baseline that was learned")
     parser.add_argument(
         "--false-alarm",
         metavar="P",
-        type=float,
+        type=number,
         default=0.05,
         help="probability of an alarm within the horizon when nothing has changed (default: 0.05)",
     )
-    parser.add_argument("--horizon", metavar="N", type=int, default=1_000, help="runs (default: 1000)")
-    parser.add_argument("--limit", metavar="N", type=int, default=RUNS_MAX, help="look at the N newest runs")
+    parser.add_argument("--horizon", metavar="N", type=whole, default=1_000, help="runs (default: 1000)")
+    parser.add_argument(
+        "--limit", metavar="N", type=whole, default=RUNS_MAX, help="look at the N newest runs"
+    )
     parser.add_argument(
         "--archetypes",
         metavar="N",
-        type=int,
+        type=whole,
         nargs="?",
         const=FAMILIES_MAX,
         help=f"hold runs against those of their own family; at most N families (default: {FAMILIES_MAX})",
@@ -88,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--windows",
         metavar="N",
-        type=int,
+        type=whole,
         nargs="?",
         const=SIZE,
         help=f"also show the measures of every N runs (default: {SIZE})",

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from nano_vm.cli import exits
+from nano_vm.cli.arguments import whole
 from nano_vm.cli.console import Console, printable
 from nano_vm.cli.outputs import write_whole
 from nano_vm.cli.session import Session
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FILE", required=True, help="where to; `-` for standard output"
     )
-    parser.add_argument("--limit", metavar="N", type=int, default=RUNS_MAX, help="the N newest runs")
+    parser.add_argument("--limit", metavar="N", type=whole, default=RUNS_MAX, help="the N newest runs")
 
 
 def execute(args: argparse.Namespace, console: Console) -> int:

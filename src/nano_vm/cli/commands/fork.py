@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 from nano_vm.cli.acting import act
-from nano_vm.cli.arguments import add_tools, assignments
+from nano_vm.cli.arguments import add_tools, assignments, whole
 from nano_vm.cli.console import Console
 from nano_vm.cli.session import Session
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="change a value; JSON if it is JSON, else text",
     )
     parser.add_argument(
-        "--occurrence", metavar="N", type=int, help="which time the run came to the step (the last)"
+        "--occurrence", metavar="N", type=whole, help="which time the run came to the step (the last)"
     )
     parser.add_argument("--trace-id", metavar="ID", help="the id of the new run (default: a new one)")
     add_tools(parser)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nano_vm.cli.arguments import STORE_VARIABLE, add_tools, gateway_store
+from nano_vm.cli.arguments import STORE_VARIABLE, add_tools, gateway_store, whole
 from nano_vm.cli.console import Console, compact, printable
 from nano_vm.errors import InputError
 
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON; see docs/guides/gateway.md")
     parser.add_argument("--host", metavar="HOST", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument(
-        "--port", metavar="PORT", type=int, help="port to listen on (default: 8808; 0: a free one)"
+        "--port", metavar="PORT", type=whole, help="port to listen on (default: 8808; 0: a free one)"
     )
     add_tools(parser)
 

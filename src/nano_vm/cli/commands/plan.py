@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nano_vm.cli import exits
 from nano_vm.cli.acting import interrupted_exit
-from nano_vm.cli.arguments import add_tools
+from nano_vm.cli.arguments import add_tools, number, whole
 from nano_vm.cli.console import Console
 from nano_vm.cli.driving import Interrupted, supervise
 from nano_vm.cli.live import showing
@@ -43,10 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", metavar="FILE", help="write the program there (JSON)")
     parser.add_argument(
-        "--max-steps", metavar="N", type=int, default=100, help="the most steps a run may take (100)"
+        "--max-steps", metavar="N", type=whole, default=100, help="the most steps a run may take (100)"
     )
-    parser.add_argument("--max-tokens", metavar="N", type=int, help="the most tokens a run may use")
-    parser.add_argument("--max-cost-usd", metavar="USD", type=float, help="the most a run may cost")
+    parser.add_argument("--max-tokens", metavar="N", type=whole, help="the most tokens a run may use")
+    parser.add_argument("--max-cost-usd", metavar="USD", type=number, help="the most a run may cost")
     parser.add_argument("--extend", metavar="RUN", help="go on with an interrupted run, and run the plan")
 
 

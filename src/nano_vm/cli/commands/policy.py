@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from nano_vm.cli import exits
-from nano_vm.cli.arguments import json_value, principal
+from nano_vm.cli.arguments import json_value, number, principal, whole
 from nano_vm.cli.console import Console
 from nano_vm.cli.sarif import sarif
 from nano_vm.errors import InputError
@@ -51,10 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="explain: an argument that is private (repeatable)",
     )
     parser.add_argument(
-        "--tokens", metavar="N", type=int, default=0, help="explain: most tokens that the model call takes"
+        "--tokens", metavar="N", type=whole, default=0, help="explain: most tokens that the model call takes"
     )
     parser.add_argument(
-        "--cost-usd", metavar="X", type=float, help="explain: what the model call costs at most"
+        "--cost-usd", metavar="X", type=number, help="explain: what the model call costs at most"
     )
     parser.add_argument(
         "--tools",

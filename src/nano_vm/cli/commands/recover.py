@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from nano_vm.cli import exits
 from nano_vm.cli.acting import interrupted_exit
-from nano_vm.cli.arguments import add_tools
+from nano_vm.cli.arguments import add_tools, number
 from nano_vm.cli.console import Console, printable
 from nano_vm.cli.driving import Interrupted, supervise
 from nano_vm.cli.failures import as_json
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--interval", metavar="SECONDS", type=float, default=1.0, help="pause between looks (default: 1)"
+        "--interval", metavar="SECONDS", type=number, default=1.0, help="pause between looks (default: 1)"
     )
     parser.add_argument(
         "--metrics",
@@ -108,7 +108,7 @@ def _serve(where: str | None, session: Session) -> MetricsServer | None:
     from nano_vm.observe.prometheus import MetricsServer, RunMetrics
 
     host, _, port = where.rpartition(":")
-    if not port.isdecimal() or int(port) > 65_535:
+    if not (port.isascii() and port.isdecimal() and len(port) < 6) or int(port) > 65_535:
         raise InputError(
             "USAGE", f"`{printable(where)}` is no port", help="--metrics 9464, or 127.0.0.1:9464"
         )

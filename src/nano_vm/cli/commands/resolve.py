@@ -13,7 +13,7 @@ import argparse
 from typing import Any
 
 from nano_vm.cli.acting import act
-from nano_vm.cli.arguments import add_tools, json_value
+from nano_vm.cli.arguments import add_tools, json_value, whole
 from nano_vm.cli.console import Console
 from nano_vm.cli.session import Session
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--failed", metavar="MESSAGE", help="it did not happen, and shall count as failed")
     what.add_argument("--repeat", action="store_true", help="it did not happen: do it again")
-    parser.add_argument("--item", metavar="N", type=int, help="which element, inside a map")
+    parser.add_argument("--item", metavar="N", type=whole, help="which element, inside a map")
     add_tools(parser)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from nano_vm.cli.acting import act
 from nano_vm.cli.approving import describe
-from nano_vm.cli.arguments import add_tools, json_value
+from nano_vm.cli.arguments import add_tools, json_value, whole
 from nano_vm.cli.console import Console
 from nano_vm.cli.driving import wait_through
 from nano_vm.cli.session import Session
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--comment", metavar="TEXT", help="kept with the approval or refusal")
     parser.add_argument("--name", metavar="NAME", help="the event's name, when several are waited for")
     parser.add_argument("--step", metavar="STEP", help="the step that waits, when several do")
-    parser.add_argument("--item", metavar="N", type=int, help="which element, when the step of a map waits")
+    parser.add_argument("--item", metavar="N", type=whole, help="which element, when the step of a map waits")
     parser.add_argument("--event-id", metavar="ID", help="identity of the event (default: its content)")
     parser.add_argument("--wait", action="store_true", help="sleep through timers instead of suspending")
     add_tools(parser)

@@ -9,6 +9,7 @@ import argparse
 from typing import Any
 
 from nano_vm.cli import exits
+from nano_vm.cli.arguments import whole
 from nano_vm.cli.console import Console, printable
 from nano_vm.cli.session import Session
 from nano_vm.cli.views import STATUS_STYLES, moment
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--status", choices=[status.value for status in RunStatus], help="only runs in this status"
     )
     parser.add_argument("--program", metavar="NAME", help="only runs of this program")
-    parser.add_argument("--limit", metavar="N", type=int, default=20, help="at most so many (default: 20)")
+    parser.add_argument("--limit", metavar="N", type=whole, default=20, help="at most so many (default: 20)")
 
 
 def execute(args: argparse.Namespace, console: Console) -> int:

@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nano_vm.cli.arguments import add_tools, is_address, principal, shown_store, store_path
+from nano_vm.cli.arguments import add_tools, is_address, principal, shown_store, store_path, whole
 from nano_vm.cli.console import Console
 from nano_vm.errors import InputError
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--port", metavar="PORT", type=int, default=8501, help="(default: 8501; 0: a free one)"
+        "--port", metavar="PORT", type=whole, default=8501, help="(default: 8501; 0: a free one)"
     )
     parser.add_argument("--open", action="store_true", help="open it in the browser")
     parser.add_argument(

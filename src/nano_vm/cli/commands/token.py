@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from nano_vm.cli.arguments import gateway_store
+from nano_vm.cli.arguments import gateway_store, number
 from nano_vm.cli.console import Console, printable
 from nano_vm.errors import InputError
 from nano_vm.gateway import tokens
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", nargs="?", metavar="ID", help="of the token that is revoked")
     parser.add_argument("--label", metavar="TEXT", default="", help="what it is for")
     parser.add_argument(
-        "--days", metavar="N", type=float, default=90.0, help="how long it is valid (default: 90)"
+        "--days", metavar="N", type=number, default=90.0, help="how long it is valid (default: 90)"
     )
 
 

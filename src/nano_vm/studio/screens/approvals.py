@@ -25,7 +25,8 @@ def _list() -> None:
         return
     mine = set((settings().principal or {}).get("roles", ()))
     if mine and st.toggle("Only what I may answer", key="approvals_mine", value=False):
-        found = [one for one in found if not one.roles or mine & set(one.roles)]
+        who = (settings().principal or {}).get("id")
+        found = [one for one in found if not one.missing(mine) and who not in one.not_by]
     more = f", the first {ROWS} are shown" if len(found) > ROWS else ""
     st.caption(f"{len(found)} waiting{more}. An answer covers the action that is shown, and no other.")
     for one in found[:ROWS]:
