@@ -370,9 +370,9 @@ def failures_are_left_out(patch: Patch) -> None:
 def arguments_go_astray(patch: Patch) -> None:
     row = lane._row
 
-    def astray(step: Any) -> Any:
-        kind, act, *rest = row(step)
-        if kind == lane._IS_TOOL:
+    def astray(step: Any, models: bool) -> Any:
+        kind, act, *rest = row(step, models)
+        if kind == lane._IS_CALL:
             return kind, lambda slots: {**act(slots), "value": "of another"}, *rest
         return kind, act, *rest
 
