@@ -428,6 +428,7 @@ class ValuesChanged(_Event, kw_only=True):
     type: ClassVar[str] = "ValuesChanged"
 
     at_ms: Int
+    early: bool | UnsetType = UNSET  # the prefix has one event more, which the values are changed before
     label: Int | UnsetType = UNSET
     names: list[str]
     payload: Any = UNSET

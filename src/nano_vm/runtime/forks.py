@@ -60,7 +60,7 @@ async def fork(
             help="start a new run",
             facts={"run_id": trace_id},
         )
-    cut, decides = _cut(program, trace_id, entries, index, at_step, occurrence)
+    cut, decided_by = _cut(program, trace_id, entries, index, at_step, occurrence)
     changed, payload = _take_changes(engine, program, changes)
     who = principal_of(principal, source.tenant)
     now = engine.clock.now_ms()
@@ -80,7 +80,9 @@ async def fork(
         run.key_id = key_named_in(entries)
     shared = _shared(entries[:cut])
     _adopt_children(record.run_id, shared)
-    early = shared[:-1] if decides and changed and len(shared) > 1 else shared
+    early = shared[:-1] if decided_by and changed and len(shared) > 1 else shared
+    if len(early) < len(shared):
+        _require_own_result(program, shared[-1].event, decided_by, changed)
     start = shared[0].event
     assert type(start) is ev.RunStarted
     start.forked = {"run": trace_id, "seq": len(early), "head": entries[cut - 1].digest}
@@ -91,12 +93,15 @@ async def fork(
     pinned = engine.policy if start.policy is _UNSET else engine.load_policy(start.policy)
     start.policy = _UNSET if pinned is None else pinned.hash
     await engine.govern(run, pinned)
+    if decided_by and changed and len(shared) == 1:
+        early = [_with_inputs(program, shared[0], changed)]
     for part in early:
         _copy(run, part)
     if changed:
         run.record_event(
             ev.ValuesChanged(
                 at_ms=now,
+                early=True if len(early) < len(shared) else _UNSET,
                 names=sorted(changed),
                 payload=changed,
                 principal=_UNSET if who is None else who,
@@ -200,20 +205,46 @@ def _copy(run: Run, part: _Part) -> None:
         run.record_event(event, part.payload)
 
 
+def _with_inputs(program: CompiledProgram, part: _Part, changed: Mapping[str, Any]) -> _Part:
+    """The beginning of a run that begins with a condition: its inputs are changed before it is decided."""
+    inputs = {name: value for name, value in changed.items() if name in program.input_slots}
+    event = part.event
+    event.payload, encoded = canonical.normalize({**event.payload, **inputs})
+    return part._replace(payload=encoded)
+
+
+def _require_own_result(
+    program: CompiledProgram, event: ev.Event, decided_by: Sequence[int], changed: Mapping[str, Any]
+) -> None:
+    """The event that decided a condition can bring another result where it brings one of its own. Nobody's answer is
+    changed: it would stand in the journal as what they said.
+
+    Raises:
+        InputError: VALUE_ANSWERED.
+    """
+    own = event.step if type(event) is ev.StepSucceeded or type(event) is ev.OutcomeResolved else None
+    for index in decided_by:
+        step = program.steps[index]
+        slots = (step.output_slot, step.key_slot, step.error_slot)
+        if step.id != own and any(slot >= 0 and program.slots[slot] in changed for slot in slots):
+            raise InputError(
+                "VALUE_ANSWERED",
+                f"the step is a condition, and what `{step.id}` came to is what decided it",
+                help=f"fork at `{step.id}`, and give it another answer there",
+                facts={"step": step.id},
+            )
+
+
 def _with_changes(program: CompiledProgram, part: _Part, changed: Mapping[str, Any]) -> _Part:
     """The shared event just before a condition, its own result replaced when the changes name it."""
     event = part.event
-    if type(event) not in (ev.StepSucceeded, ev.EventReceived, ev.OutcomeResolved):
+    if type(event) is not ev.StepSucceeded and type(event) is not ev.OutcomeResolved:
         return part
-    index = program.step_index.get(event.step) if event.step is not _UNSET else None
-    if index is None:
-        return part
-    step = program.steps[index]
+    step = program.steps[program.step_index[event.step]]
     for slot in (step.output_slot, step.key_slot):
         if slot >= 0 and program.slots[slot] in changed:
             event.payload, encoded = canonical.normalize(changed[program.slots[slot]])
-            if type(event) is not ev.EventReceived:
-                event.declared = "untrusted"  # nothing vouches for what somebody has changed
+            event.declared = "untrusted"  # nothing vouches for what somebody has changed
             return part._replace(payload=encoded)
     return part
 
@@ -225,18 +256,23 @@ def _cut(
     index: int,
     step_id: str,
     occurrence: int | None,
-) -> tuple[int, bool]:
-    """How many entries come before the step is at work, and whether the last of them decided it (a condition)."""
-    reached: list[tuple[int, bool]] = []
+) -> tuple[int, list[int]]:
+    """How many entries come before the step is at work, and what the last of them settled if it decided the step, a
+    condition."""
+    reached: list[tuple[int, list[int]]] = []
     seen = 0
 
     def look(entry: Entry, event: ev.Event, state: State) -> None:
         nonlocal seen
-        settled = any(result.step == index for result in state.settled)
+        if type(event) is ev.ValuesChanged and event.early is _UNSET and reached[-1:] == [(entry.seq, [])]:
+            # Where this run left another one with values of its own, it came to the step with those.
+            reached[-1] = entry.seq + 1, []
+        settled = [result.step for result in state.settled]
         if state.occurrences[index] > seen:
             seen = state.occurrences[index]
             if occurrence is None or seen == occurrence:
-                reached.append((entry.seq + 1, settled and bool(state.verdicts)))
+                decides = index in settled and bool(state.verdicts)
+                reached.append((entry.seq + 1, settled if decides else []))
 
     fold(program, trace_id, entries, verify=True, on_transition=look)
     if not reached:

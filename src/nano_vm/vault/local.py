@@ -462,7 +462,7 @@ class Vault:
                     self._cabinet.destroy("secrets", handle)
             return
         handle = erasure.target.removeprefix("subject:")
-        known = self._subject(handle)
+        known = self._listed(handle) if handle else None  # nobody knows whose: the keys were never here
         if known is None:
             return
         living = [key_id for key_id in known.keys if key_id not in dead]
@@ -529,15 +529,21 @@ class Vault:
             known = self._subjects[tenant, subject] = self.keys.handle("subject", tenant, name)
         return known
 
-    def _subject(self, handle: str) -> SubjectFile | None:
-        """The keys of a subject that may still be used."""
+    def _listed(self, handle: str) -> SubjectFile | None:
+        """The keys of a subject as they are written down, those that an erasure names included."""
         data = self._cabinet.read("subjects", handle)
         if data is None:
             return None
         try:
-            known = _decode_subject(data)
+            return _decode_subject(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise damaged("a subject's keys cannot be read", handle) from None
+
+    def _subject(self, handle: str) -> SubjectFile | None:
+        """The keys of a subject that may still be used."""
+        known = self._listed(handle)
+        if known is None:
+            return None
         living = [key_id for key_id in known.keys if self.erasures.of_key(key_id) is None]
         return SubjectFile(known.handle, known.tenant, living) if living else None
 
