@@ -111,9 +111,7 @@ def _id_after(run_id: str, number: int) -> str:
     return f"{tenant}{separator}{canonical.digest_value(run_id)}~{number}"
 
 
-def _following(
-    engine: Engine, new_id: str, run_id: str, principal: str | Mapping[str, Any] | None
-) -> Trace:
+def _following(engine: Engine, new_id: str, run_id: str, principal: str | Mapping[str, Any] | None) -> Trace:
     """The trace of the run of that id, which goes on with the other one: an id is anybody's to choose.
 
     Raises:
