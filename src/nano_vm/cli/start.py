@@ -1,4 +1,4 @@
-"""What the `nano-vm` script calls: until the command line is there, Ctrl-C ends the process, and Python says nothing."""
+"""What the `nano-vm` script calls: while the command line is being imported, Ctrl-C just ends the process."""
 
 from __future__ import annotations
 
