@@ -488,6 +488,7 @@ CODES: dict[str, ErrorCode] = {
     "SUBJECT_NOT_FOUND": ErrorCode(C, False, 2, "a data subject of whom the vault has no key"),
     "ERASED": ErrorCode(C, False, 1, "a value that has been erased"),
     "ERASURE_HELD": ErrorCode(C, False, 4, "a legal hold forbids the erasure"),
+    "ERASURE_BEGUN": ErrorCode(C, False, 1, "a legal hold of what is being erased already"),
     # --- usage --------------------------------------------------------------------------------------------
     "USAGE": ErrorCode(C, False, 2, "a command line or call that cannot be understood"),
     "EXTRA_MISSING": ErrorCode(E, False, 1, "an optional dependency is not installed"),

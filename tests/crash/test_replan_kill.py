@@ -31,7 +31,10 @@ def drive(place: Path, crash_at: int = 0) -> int:
 def check(place: Path, killed: int) -> None:
     done = effects(place)
     assert all(count == 1 for count in done.values()), done
-    assert {(run, name) for run, names in replan_programs.EFFECTS.items() for name in names} == set(done)
+    missing = {(run, name) for run, names in replan_programs.EFFECTS.items() for name in names} ^ set(done)
+    assert missing <= (
+        {("old", "B")} if killed else set()
+    )  # an attempt that is repeated counts against `max_steps`
     planned = (place / "planned").read_text().split()
     assert len(planned) <= 1 + killed  # a plan that nobody had begun to run is written again
     assert sum(answers(place).values()) <= 3 + killed
@@ -45,17 +48,17 @@ def check(place: Path, killed: int) -> None:
             vm.verify(trace.trace_id)
 
 
-@pytest.mark.parametrize("share", [3, pytest.param(1_000, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize("part", [None, *(pytest.param(n, marks=pytest.mark.campaign) for n in range(8))])
 def test_a_plan_that_goes_on_with_a_run_repeats_nothing_wherever_it_is_killed(
-    tmp_path: Path, share: int
+    tmp_path: Path, part: int | None
 ) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
     assert drive(whole) == 0
     check(whole, 0)
     total = int((whole / "boundaries").read_text())
-    rng = random.Random(share)
-    for at in sorted(rng.sample(range(1, total + 1), min(share, total))):
+    rng = random.Random(str(part))
+    for at in range(1 + part, total + 1, 8) if part is not None else rng.sample(range(1, total + 1), 3):
         place = tmp_path / f"at{at}"
         place.mkdir()
         killed = 0

@@ -376,6 +376,20 @@ def test_secrets_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         source.open_secret("other", tenant="default", tool="x")
 
 
+def test_a_hold_that_comes_too_late_says_so(store: Path) -> None:
+    """It was put down as if it kept the erasure from being completed."""
+    vault = Vault.beside(store)
+    vault.subject_key("default", "ana")
+    begun = vault.begin_erasure(subject="ana", reason="asked", by=BY)
+    for _ in range(2):
+        with pytest.raises(InputError) as caught:
+            vault.hold(subject="ana", reason="case 17", by=BY)
+        assert (code_of(caught), caught.value.facts["erasure"]) == ("ERASURE_BEGUN", begun.id)
+        begun = vault.destroy_keys(begun)
+    vault.end_erasure(begun)
+    vault.hold(subject="ana", reason="case 17", by=BY)  # of what may come
+
+
 def test_two_processes_agree_on_a_subjects_key(store: Path) -> None:
     code = (
         "import sys; from nano_vm.vault.local import Vault; v = Vault.beside(sys.argv[1]);"
