@@ -167,12 +167,12 @@ async def catch_up(engine: Engine) -> None:
 
 def _has_begun(engine: Engine, keys: ErasableKeys) -> bool:
     """Whether some erasure has got no further than to begin: others may want for what is here."""
-    return any(erasure.stage == BEGUN for erasure in _erasures(engine, keys))
+    return any(erasure.stage == BEGUN for erasure in _erasures(engine, keys.all_erasures()))
 
 
-def _erasures(engine: Engine, keys: ErasableKeys) -> list[Any]:
+def _erasures(engine: Engine, listed: Sequence[Any]) -> list[Any]:
     """Those that the engine can complete: of others than its own tenant it finds no run to stop, to note or to tell."""
-    return [one for one in keys.all_erasures() if engine.tenant in (None, one.tenant)]
+    return [one for one in listed if engine.tenant in (None, one.tenant)]
 
 
 async def catch_up_soon(engine: Engine) -> bool:
@@ -261,15 +261,18 @@ async def replay(engine: Engine, leaves: bool = False) -> list[dict[str, Any]]:
     _adopt(engine, keys, seen.told)
     done = {(run_id, event.erasure) for run_id, event in seen.told}
     receipts, is_all_told = [], True
-    for erasure in _erasures(engine, keys):
+    listed = keys.all_erasures()
+    settled = {erasure.id for erasure in listed[: seen.settled]}
+    for erasure in _erasures(engine, listed):
         names = erasure.keys if erasure.kind != "secret" else [erasure.target]
         runs = {run_id for name in names for run_id in seen.naming.get(name, ())}
-        if erasure.stage != DONE or any((run_id, erasure.id) not in done for run_id in runs):
+        is_new = erasure.id not in settled  # the store may be older than it is, and the mark older still
+        if is_new or erasure.stage != DONE or any((run_id, erasure.id) not in done for run_id in runs):
             erasure, is_told = await _complete_or_leave(engine, erasure, leaves, left)
             is_all_told = is_all_told and is_told
         receipts.append(_receipt(erasure))
     if is_all_told:
-        seen.keep()  # else these entries have to be looked at again: they name the runs
+        seen.keep(len(listed))  # else these entries have to be looked at again: they name the runs
     if left:
         raise left[0]
     return receipts
@@ -298,7 +301,7 @@ async def _replay_around(engine: Engine, keys: ErasableKeys, leaves: bool) -> li
     left: list[InputError] = []
     receipts = [
         _receipt((await _complete_or_leave(engine, erasure, leaves, left))[0])
-        for erasure in _erasures(engine, keys)
+        for erasure in _erasures(engine, keys.all_erasures())
     ]
     if left:
         raise left[0]
