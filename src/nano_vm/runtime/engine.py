@@ -441,6 +441,7 @@ class Engine(Looking):
         Raises:
             NotFoundError: RUN_NOT_FOUND, UNKNOWN_STEP for a step that the run has not come to.
             InputError: UNKNOWN_VALUE, VALUE_ANSWERED, ERASED.
+            RejectedError: GATE for a result that its step may not have; TERMINAL where the run ended as it came there.
         """
         run_id = self.find(trace_id, principal, ACT).run_id
         return await forks.fork(self, run_id, at_step, changes, occurrence, principal, new_trace_id)

@@ -6,16 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nano_vm import canonical
-from nano_vm.errors import InputError, NotFoundError
+from nano_vm.errors import InputError, NotFoundError, RejectedError
 from nano_vm.journal.entry import Entry, is_closed, open_event, open_events, read_facts
 from nano_vm.journal.fold import fold
 from nano_vm.journal.port import RunRecord, qualified
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.decide import child_run_id
-from nano_vm.kernel.state import Phase, State
+from nano_vm.kernel.state import Phase, Stage, State
 from nano_vm.program.compiled import FIRST_FREE_SLOT, CompiledProgram
 from nano_vm.runtime.driver import Run
+from nano_vm.runtime.journaled import defect
 from nano_vm.runtime.recovery import lose_calls
 from nano_vm.runtime.sealing import key_named_in
 
@@ -85,7 +86,12 @@ async def fork(
         _require_own_result(program, shared[-1].event, decided_by, changed)
     start = shared[0].event
     assert type(start) is ev.RunStarted
-    start.forked = {"run": trace_id, "seq": len(early), "head": entries[cut - 1].digest}
+    start.forked = {
+        "run": trace_id,
+        "seq": len(early),
+        "head": entries[cut - 1].digest,
+        **_before(start),
+    }
     start.key = _UNSET
     start.parent = _UNSET
     start.principal = _UNSET if who is None else who
@@ -98,6 +104,13 @@ async def fork(
     for part in early:
         _copy(run, part)
     if changed:
+        if run.state.stage is not Stage.GOING:
+            raise RejectedError(
+                "TERMINAL",
+                f"run {trace_id} ended as it came to `{at_step}`: no value changes that",
+                help="fork it at a step before, or start a new run",
+                facts={"run_id": trace_id},
+            )
         run.record_event(
             ev.ValuesChanged(
                 at_ms=now,
@@ -109,7 +122,7 @@ async def fork(
             payload,
         )
         for part in shared[len(early) :]:
-            _copy(run, _with_changes(program, part, changed))
+            _copy_changed(run, _with_changes(program, part, changed))
     _begin_anew(run, now)
     await run.create()
     if run.state.status.is_terminal:
@@ -203,6 +216,29 @@ def _copy(run: Run, part: _Part) -> None:
         event.label = _UNSET
     if not part.rides or run.record_intent(event) is not None:
         run.record_event(event, part.payload)
+
+
+def _copy_changed(run: Run, part: _Part) -> None:
+    """Raises RejectedError GATE: the step may not have the result that the changes give it."""
+    event = part.event
+    event.verdicts = event.label = _UNSET
+    rejection = run.offer(event, part.payload)
+    if rejection is not None and rejection.code == "GATE":
+        raise RejectedError(
+            "GATE",
+            f"the change is none: {rejection.message}",
+            help="give the step a result that its program admits",
+            facts={"step": event.step},
+        )
+    if rejection is not None:
+        defect(run.record.run_id, event, rejection)
+
+
+def _before(start: ev.RunStarted) -> dict[str, Any]:
+    """The runs that the other one had been forked from, the last one first: children that began there are theirs."""
+    if start.forked is _UNSET:
+        return {}
+    return {"before": [start.forked["run"], *start.forked.get("before", ())]}
 
 
 def _with_inputs(program: CompiledProgram, part: _Part, changed: Mapping[str, Any]) -> _Part:

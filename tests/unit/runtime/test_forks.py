@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from runtime_stage import Counter, Opener, play, program, refused, sound, tool_step, wait_step
 
-from nano_vm import ExecutionVM, NotFoundError, RunStatus, Trace, tool
+from nano_vm import ExecutionVM, MockLLMAdapter, NotFoundError, RunStatus, Trace, tool
 from nano_vm.evidence.bundle import export
 from nano_vm.evidence.verify import verify_bundle
 from nano_vm.kernel.events import PolicyDecided
@@ -371,5 +371,58 @@ def test_an_answer_is_not_changed_behind_a_condition_it_decided(
         fork = await vm.resume(fork.trace_id, {"approved": True}, principal=boss)
         assert fork.path == ["w", "c", "yes"]
         sound(vm, fork)
+
+    play(main())
+
+
+def test_a_change_that_the_steps_gate_does_not_admit_is_refused(opener: Opener) -> None:
+    async def main() -> None:
+        steps = [
+            {"id": "ask", "type": "llm", "prompt": "sure?", "allowed_outputs": ["yes", "no"]},
+            {"id": "c", "type": "condition", "condition": "$ask.output == 'yes'", "then": "big", "otherwise": "small"},
+            tool_step("big", args={"n": 9}, is_terminal=True),
+            tool_step("small", args={"n": 1}, is_terminal=True),
+        ]  # fmt: skip
+        vm = _checking(opener, "irreversible", llm=MockLLMAdapter("no"))
+        source = await vm.run(program(*steps))
+        with refused("GATE"):
+            await vm.fork(source.trace_id, "c", {"ask": "perhaps"})
+        fork = await vm.fork(source.trace_id, "c", {"ask": "yes"})
+        assert fork.path == ["ask", "c", "big"]
+        sound(vm, fork)
+
+    play(main())
+
+
+def test_a_fork_where_the_budget_ended_the_run_changes_nothing(opener: Opener) -> None:
+    async def main() -> None:
+        vm = _checking(opener, "irreversible")
+        a, b, c = (tool_step(name, args={"n": "$n"}) for name in "abc")
+        group = {"id": "g", "type": "parallel", "parallel_steps": [b, c]}
+        source = await vm.run(program(a, group, max_steps=2), {"n": 1})
+        assert source.status is RunStatus.BUDGET_EXCEEDED
+        with refused("TERMINAL"):
+            await vm.fork(source.trace_id, "g", {"n": 2})
+        fork = await vm.fork(source.trace_id, "a", {"n": 2})
+        assert fork.status is RunStatus.BUDGET_EXCEEDED
+        sound(vm, fork)
+
+    play(main())
+
+
+def test_a_child_that_has_ended_is_shared_by_forks_of_forks(opener: Opener) -> None:
+    async def main() -> None:
+        vm = _checking(opener, "irreversible")
+        vm.save_program(program(tool_step("only", args={"n": 1}), name="kid"))
+        steps = [
+            {"id": "call", "type": "call", "program": "kid", "inputs": {}},
+            tool_step("mid", args={"n": "$n"}),
+            tool_step("end", args={"n": "$n"}),
+        ]
+        trace = await vm.run(program(*steps), {"n": 1}, trace_id="f0")
+        for number in (1, 2, 3):
+            trace = await vm.fork(trace.trace_id, "end", {"n": number}, new_trace_id=f"f{number}")
+            assert trace.final_output == number
+            assert _bundled(vm, trace) == [trace.trace_id, "f0/call.1.1"]
 
     play(main())
