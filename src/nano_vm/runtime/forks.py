@@ -209,19 +209,23 @@ def _begin_anew(run: Run, now_ms: int) -> None:
 
 
 def _copy(run: Run, part: _Part) -> None:
-    event = part.event
-    if hasattr(event, "verdicts"):
-        event.verdicts = _UNSET  # they are taken anew, from the values of the fork
-    if hasattr(event, "label"):
-        event.label = _UNSET
+    event = _unjudged(part.event)
     if not part.rides or run.record_intent(event) is not None:
         run.record_event(event, part.payload)
 
 
+def _unjudged(event: Any) -> Any:
+    """Verdicts and labels are taken anew, from the values of the fork."""
+    if hasattr(event, "verdicts"):
+        event.verdicts = _UNSET
+    if hasattr(event, "label"):
+        event.label = _UNSET
+    return event
+
+
 def _copy_changed(run: Run, part: _Part) -> None:
     """Raises RejectedError GATE: the step may not have the result that the changes give it."""
-    event = part.event
-    event.verdicts = event.label = _UNSET
+    event = _unjudged(part.event)
     rejection = run.offer(event, part.payload)
     if rejection is not None and rejection.code == "GATE":
         raise RejectedError(

@@ -375,6 +375,21 @@ def test_an_answer_is_not_changed_behind_a_condition_it_decided(
     play(main())
 
 
+def test_a_condition_behind_a_timer_is_decided_by_the_changed_inputs(opener: Opener) -> None:
+    async def main() -> None:
+        vm = _checking(opener, "irreversible")
+        source = await vm.run(
+            program({"id": "w", "type": "wait", "seconds": 1}, *CHECKED[1:]), {"n": 1}, trace_id="source"
+        )
+        vm.clock.advance(2_000)
+        await vm.recover()
+        fork = await vm.fork(source.trace_id, "c", {"n": 9})
+        assert fork.path == ["w", "c", "big"]
+        sound(vm, fork)
+
+    play(main())
+
+
 def test_a_change_that_the_steps_gate_does_not_admit_is_refused(opener: Opener) -> None:
     async def main() -> None:
         steps = [
