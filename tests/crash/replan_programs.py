@@ -51,8 +51,9 @@ class Plans:
 
 
 async def recovered(vm: ExecutionVM, run_id: str) -> Trace:
-    while vm.trace(run_id).status is RunStatus.RUNNING:
-        await vm.recover()
+    """A run that seems to wait for an outcome may have died as it was about to find it out."""
+    while await vm.recover() or vm.trace(run_id).status is RunStatus.RUNNING:
+        pass
     return vm.trace(run_id)
 
 
