@@ -397,6 +397,9 @@ CODES: dict[str, ErrorCode] = {
     "RESOLUTION": ErrorCode(C, False, 2, "a resolution that does not exist"),
     "CHILD_RUN": ErrorCode(C, False, 2, "a child run addressed instead of its parent"),
     "UNKNOWN_VALUE": ErrorCode(C, False, 2, "a change of a value that the program does not have"),
+    "VALUE_ANSWERED": ErrorCode(
+        C, False, 2, "a fork at a condition that changes the answer, child or group that led to it"
+    ),
     "TOOL_EFFECT": ErrorCode(A, False, 2, "a tool with an unknown effect class"),
     "TOOL_SECRET": ErrorCode(A, False, 2, "a tool that declares a secret parameter it cannot have"),
     "TOOL_SIGNATURE": ErrorCode(A, False, 2, "a tool whose parameters cannot be passed by name"),
@@ -486,6 +489,7 @@ CODES: dict[str, ErrorCode] = {
     "SUBJECT_NOT_FOUND": ErrorCode(C, False, 2, "a data subject of whom the vault has no key"),
     "ERASED": ErrorCode(C, False, 1, "a value that has been erased"),
     "ERASURE_HELD": ErrorCode(C, False, 4, "a legal hold forbids the erasure"),
+    "ERASURE_BEGUN": ErrorCode(C, False, 1, "a legal hold of what is being erased already"),
     # --- usage --------------------------------------------------------------------------------------------
     "USAGE": ErrorCode(C, False, 2, "a command line or call that cannot be understood"),
     "EXTRA_MISSING": ErrorCode(E, False, 1, "an optional dependency is not installed"),

@@ -1,5 +1,5 @@
 """`python -m nano_vm.cli`."""
 
-from nano_vm.cli.main import entrypoint
+from nano_vm.cli.start import entrypoint
 
 entrypoint()

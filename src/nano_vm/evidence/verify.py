@@ -303,7 +303,7 @@ class _Checking:
                 raise _child(child, "the run that its parent saw the end of is missing", entry.seq)
             elif all(part.digest != event.head for part in held[child]):
                 raise _child(child, "it is not the run that its parent saw the end of", entry.seq)
-        families = {run, _forked_from(held[run])}
+        families = {run, *_forked_from(held[run])}
         for child, program_hash in pinned.items():
             if child in held:
                 start = open_events(held[child][0])[0]
@@ -463,10 +463,14 @@ def _claims(claimed: Any, run: str) -> tuple[str, int]:
     return root, size
 
 
-def _forked_from(entries: Sequence[Entry]) -> str | None:
-    """The run whose prefix this one shares, and with it the children that were started there."""
+def _forked_from(entries: Sequence[Entry]) -> list[str]:
+    """The runs whose prefix this one shares, and with it the children that were started there."""
     forked = getattr(open_events(entries[0])[0], "forked", None)
-    return forked.get("run") if isinstance(forked, dict) else None
+    if not isinstance(forked, dict):
+        return []
+    before = forked.get("before")
+    named = [forked.get("run"), *(before if isinstance(before, list) else ())]
+    return [run for run in named if isinstance(run, str)]
 
 
 def _nodes(proof: Sequence[str]) -> tuple[bytes, ...]:

@@ -44,6 +44,9 @@ from nano_vm.program.compiled import (
 from nano_vm.program.labels import SEALED
 
 Notes = dict[str, dict[str, Any]]
+Asks = dict[
+    tuple[str, Any], dict[str, str]
+]  # what approvals were asked of, by step and item: action and nonce
 Take = Callable[[CompiledProgram, State, ev.Event, int], None]
 _MISSING = object()
 
@@ -74,9 +77,7 @@ class Recall:
         self._decisions: list[Any] = []
         self._at = 0
         self._verdicts: list[Any] = []
-        self._asks: dict[
-            tuple[str, Any], dict[str, str]
-        ] = {}  # what approvals were asked of, by step and item
+        self._asks: Asks = {}
         self._read(entries)
         self.program = _wrapped(program, self)
 
@@ -111,24 +112,19 @@ class Recall:
         self._verdicts = list(getattr(events[0], "verdicts", None) or ())
         for asked in events:
             if type(asked) is ev.ApprovalRequested:
-                self._asks[asked.step, asked.item] = {"action": asked.action, "nonce": asked.nonce}
+                _note_asked(self._asks, asked)
         if is_closed(entry, facts):
             event: Any = events[0]
             try:
                 if type(event) is ev.EventReceived:
-                    event.payload = _filled_event(self.original, event, note.get("p"), self._asked(event))
+                    about = _answered(self._asks, event, note.get("p"))
+                    event.payload = _filled_event(self.original, event, note.get("p"), about)
                 else:
                     event.payload = _filled(self.original, event, note.get("p"))
             except (AttributeError, IndexError, KeyError, TypeError, ValueError):
                 # What the journal says was noted is not what anybody notes: it comes from outside, as all of it does.
                 raise _malformed(entry.seq) from None
         return events
-
-    def _asked(self, event: ev.EventReceived) -> dict[str, str]:
-        """What an answer that was taken must have named, where it answers to an action: both are facts."""
-        if event.step is not ev.UNSET:
-            return self._asks.get((event.step, event.item), {})
-        return next(reversed(self._asks.values()), {})
 
     def take(self, take: Take, state: State, event: Any, seq: int) -> None:
         """Apply an event. Where values are sealed and not erased, nothing was noted: then nobody can tell whether the
@@ -423,6 +419,7 @@ def record(program: CompiledProgram, run_id: str, entries: Sequence[Entry]) -> N
     # Events that a wait may take whose output is not private: payload, place.
     kept: list[tuple[Any, str]] = []
     notes: Notes = dict(before._notes)
+    asks: Asks = {}
     for entry in entries:
         facts = read_facts(entry)
         if is_closed(entry, facts):
@@ -432,8 +429,10 @@ def record(program: CompiledProgram, run_id: str, entries: Sequence[Entry]) -> N
         for event in open_events(entry, facts):
             if type(apply(noting, state, event)) is not State:
                 return notes
+            if type(event) is ev.ApprovalRequested:
+                _note_asked(asks, event)
             if facts.key is not None and event.type == facts.type:
-                shape = _shape(program, state, event)
+                shape = _shape(program, state, asks, event)
                 if type(event) is ev.EventReceived:
                     kept.append((event.payload, str(entry.seq)))
             for settled in state.settled if kept else ():
@@ -459,7 +458,34 @@ def _moment(value: Any) -> Any:
         return error.code
 
 
-def _shape(program: CompiledProgram, state: State, event: Any) -> Any:
+def _note_asked(asks: Asks, event: ev.ApprovalRequested) -> None:
+    asks.pop((event.step, event.item), None)  # the latest stands last
+    asks[event.step, event.item] = {"action": event.action, "nonce": event.nonce}
+
+
+def _answered(asks: Asks, event: ev.EventReceived, shape: Any = None) -> dict[str, str]:
+    """What an answer that was taken must have named, where it answers to an action: both are facts of the request.
+    Where nothing else was noted it is the latest that the event may mean."""
+    if type(shape) is list:
+        _, step, *item = shape
+        return asks[step, item[0] if item else ev.UNSET]
+    for (step, place), asked in reversed(asks.items()):
+        if event.step in (ev.UNSET, step) and event.item in (ev.UNSET, place):
+            return asked
+    return {}
+
+
+def _answer(asks: Asks, event: ev.EventReceived) -> Any:
+    """What is noted of an approval: the answer; and what it was about, where another one would be taken for that."""
+    payload: dict[str, Any] = event.payload
+    if payload.get("nonce") not in (None, _answered(asks, event).get("nonce")):
+        for (step, item), asked in asks.items():
+            if asked["nonce"] == payload["nonce"]:
+                return [payload["approved"], step, *(() if item is ev.UNSET else (item,))]
+    return payload["approved"]
+
+
+def _shape(program: CompiledProgram, state: State, asks: Asks, event: Any) -> Any:
     """What the kernel reads of a payload's shape; None when it reads nothing."""
     payload = event.payload
     kind = type(event)
@@ -473,7 +499,7 @@ def _shape(program: CompiledProgram, state: State, event: Any) -> Any:
     if type(payload) is dict and kind in (ev.StepFailed, ev.ModelTurned):
         return _shape_of_talk(program, event, payload)
     if kind is ev.EventReceived and type(payload) is dict and type(payload.get("approved")) is bool:
-        return payload["approved"]
+        return _answer(asks, event)
     if kind is ev.ChildFinished and type(payload) is dict:
         found = payload.get("compensations")
         undone = found if type(found) is list else []
@@ -545,6 +571,8 @@ def _filled(program: CompiledProgram, event: Any, shape: Any) -> Any:
 def _filled_event(
     program: CompiledProgram, event: ev.EventReceived, shape: Any, asked: dict[str, str]
 ) -> Any:
+    if type(shape) is list:
+        return {"approved": shape[0], **asked}
     if type(shape) is bool:
         return {"approved": shape, **asked}
     if type(shape) is dict:

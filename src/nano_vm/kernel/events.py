@@ -61,7 +61,9 @@ class RunStarted(_Event, kw_only=True):
     )
     depth: Int | UnsetType = UNSET  # how deep in a tree of calls; absent at the top
     features: list[str] | UnsetType = UNSET  # named kernel changes this run was made under
-    forked: dict[str, Any] | UnsetType = UNSET  # {"run", "seq", "head"} of the run whose prefix follows
+    forked: dict[str, Any] | UnsetType = (
+        UNSET  # {"run", "seq", "head", "before"?} of the run whose prefix follows
+    )
     key: str | UnsetType = UNSET  # the caller's run idempotency key, digested
     label: Int | UnsetType = UNSET
     labels: dict[str, Int] | UnsetType = UNSET  # of inputs, as the parent had them; trusted ones are left out
@@ -428,6 +430,7 @@ class ValuesChanged(_Event, kw_only=True):
     type: ClassVar[str] = "ValuesChanged"
 
     at_ms: Int
+    early: bool | UnsetType = UNSET  # the prefix has one event more, which the values are changed before
     label: Int | UnsetType = UNSET
     names: list[str]
     payload: Any = UNSET

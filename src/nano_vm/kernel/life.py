@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from msgspec import UNSET as ABSENT
@@ -182,15 +183,17 @@ def run_finished(program: CompiledProgram, state: State, event: ev.RunFinished) 
 
 
 def values_changed(program: CompiledProgram, state: State, event: ev.ValuesChanged) -> Rejection | None:
-    """A fork leaves the shared prefix. What has been reached but not begun is rendered again from the new
-    values.
+    """A fork leaves the shared prefix, or another one did that it shares. What has been reached but not begun is
+    rendered again from the new values.
     """
-    if state.stage is not _GOING or not state.fork_seq or state.seq != state.fork_seq:
+    if state.stage is not _GOING or not state.fork_seq or state.seq > state.fork_seq:
         return Rejection("OUT_OF_ORDER", "values change only where a fork leaves the shared prefix")
     changes = event.payload if type(event.payload) is dict else {}
     slots = {name: slot for slot, name in enumerate(program.slots) if slot >= FIRST_FREE_SLOT}
     if sorted(changes) != event.names or any(name not in slots for name in changes):
         return Rejection("MALFORMED", "the change names a value that the program does not have")
+    if event.early is True and state.seq == state.fork_seq:
+        state.fork_seq += 2  # this one, and the one that it comes before
     if event.at_ms > state.now_ms:
         # Between the prefix and the fork nobody was running this.
         state.suspended_ms += event.at_ms - state.now_ms
@@ -221,19 +224,38 @@ def _changed_labels(program: CompiledProgram, state: State, labels: list[int], c
 
 
 def _reach_again(program: CompiledProgram, state: State, activity: Activity, todo: list[int]) -> None:
+    if _goes_on(program, state, activity):
+        return
     step = program.steps[activity.step]
-    if activity.turns:
-        return  # a conversation goes on from where it is
     if activity.group is not None:
         lanes = lanes_of(program, state, step)
-        begun = activity.group.results or activity.group.errors or activity.group.attempts
-        if not begun and all(_untouched(program, lane) for lane in lanes):
-            for lane in [*lanes, activity]:
-                remove(state, lane)
-            state.steps -= len(lanes)
-            open_group(program, state, step, activity.occurrence, todo)
-    elif activity.phase is Phase.READY or (activity.phase is Phase.WAITING and step.kind is Kind.WAIT):
+        for lane in [*lanes, activity]:
+            remove(state, lane)
+        state.steps -= len(lanes)
+        open_group(program, state, step, activity.occurrence, todo)
+    else:
         prepare(program, state, step, activity, todo)
+
+
+def _goes_on(program: CompiledProgram, state: State, activity: Activity) -> bool:
+    """Whether an activity outside groups has begun, and goes on with the values that it began with."""
+    step = program.steps[activity.step]
+    if activity.turns:
+        return True  # a conversation goes on from where it is
+    if activity.group is not None:
+        begun = activity.group.results or activity.group.errors or activity.group.attempts
+        return bool(begun) or not all(_untouched(program, lane) for lane in lanes_of(program, state, step))
+    waits = activity.phase is Phase.WAITING and step.kind is Kind.WAIT
+    return activity.phase is not Phase.READY and not waits
+
+
+def begun_before(program: CompiledProgram, state: State) -> Iterator[Activity]:
+    """What has begun with the values of before, right after a change of values."""
+    for activity in state.active.values():
+        step = program.steps[activity.step]
+        if step.parent < 0 and _goes_on(program, state, activity):
+            yield activity
+            yield from lanes_of(program, state, step)
 
 
 def _untouched(program: CompiledProgram, lane: Activity) -> bool:

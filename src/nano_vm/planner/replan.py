@@ -16,6 +16,7 @@ from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.state import RunStatus, StepStatus
 from nano_vm.planner.plan import Planner
+from nano_vm.runtime.rights import ACT, START, check_right
 from nano_vm.runtime.starting import TRACE_ID_CHARS_MAX
 
 if TYPE_CHECKING:
@@ -53,9 +54,12 @@ async def replan_on_interrupt(
         PlanRejected: the plan is none; nothing was run.
         InputError: PLAN_SEALED for a run with private or secret values.
         NotFoundError: RUN_NOT_FOUND.
+        CapabilityDeniedError: CAPABILITY_DENIED, for whoever may not act on runs and start them.
     """
-    old = engine.trace(trace_id)
-    record = engine.store.record(trace_id)
+    # Whoever is not let read, act and start is refused before a model is asked or a trace is given away.
+    record = engine.find(trace_id, principal, ACT)
+    check_right(engine.access, principal, START)
+    old = engine.trace(record.run_id, principal=principal)
     if old.status not in INTERRUPTED:
         raise RejectedError(
             "NOT_INTERRUPTED",
@@ -69,7 +73,7 @@ async def replan_on_interrupt(
         )
     new_id = _id_after(record.run_id, number)
     try:
-        return _following(engine, new_id, record.run_id)
+        return _following(engine, new_id, record.run_id, principal)
     except NotFoundError:
         pass
     known = _known(engine, old)
@@ -94,7 +98,7 @@ async def replan_on_interrupt(
     except ConflictError as error:
         if error.code != "RUN_EXISTS":
             raise
-        return _following(engine, new_id, record.run_id)  # somebody was faster
+        return _following(engine, new_id, record.run_id, principal)  # somebody was faster
 
 
 def _id_after(run_id: str, number: int) -> str:
@@ -107,13 +111,13 @@ def _id_after(run_id: str, number: int) -> str:
     return f"{tenant}{separator}{canonical.digest_value(run_id)}~{number}"
 
 
-def _following(engine: Engine, new_id: str, run_id: str) -> Trace:
+def _following(engine: Engine, new_id: str, run_id: str, principal: str | Mapping[str, Any] | None) -> Trace:
     """The trace of the run of that id, which goes on with the other one: an id is anybody's to choose.
 
     Raises:
         NotFoundError: there is no such run. ConflictError: RUN_EXISTS; it is another.
     """
-    named = str((engine.trace(new_id).replanned or {}).get("run", ""))
+    named = str((engine.trace(new_id, principal=principal).replanned or {}).get("run", ""))
     # A tenant may have left its own name out.
     if named.rpartition(TENANT_SEPARATOR)[2] != run_id.rpartition(TENANT_SEPARATOR)[2]:
         raise ConflictError(
@@ -123,7 +127,7 @@ def _following(engine: Engine, new_id: str, run_id: str) -> Trace:
             facts={"run_id": new_id},
         )
     # A fresh one: what has been looked at stays as it was then, and the run may go on.
-    return engine.trace(new_id)
+    return engine.trace(new_id, principal=principal)
 
 
 def _number(trace: Trace) -> int:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nano_vm.journal.entry import Entry
-from nano_vm.kernel.events import Event, PolicyDecided
+from nano_vm.kernel.events import Event, PolicyDecided, ValuesChanged
+from nano_vm.kernel.life import begun_before
 from nano_vm.kernel.state import Settled, State, StepStatus
 from nano_vm.program.compiled import CompiledProgram, CompiledStep, Kind, ModelAction, ToolAction, WaitAction
 
@@ -14,19 +15,42 @@ from nano_vm.program.compiled import CompiledProgram, CompiledStep, Kind, ModelA
 class Progress:
     """The requirements that are met, as `Request.done` has them."""
 
-    __slots__ = ("_done", "_frozen", "_passed", "program")
+    __slots__ = ("_begun", "_done", "_early", "_frozen", "_passed", "program")
 
     def __init__(self, program: CompiledProgram) -> None:
         self.program = program
         self._done: set[str] = set()
         self._frozen: frozenset[str] | None = None
         self._passed: list[int] = []  # looked up when somebody asks
+        self._begun: frozenset[tuple[int, int, int]] = frozenset()  # with values that have been changed since
+        self._early = False  # the next event is of the run that a fork has left
+
+    def follow(self, event: Event, state: State) -> None:
+        """Take note of an event that has been applied."""
+        if type(event) is ValuesChanged:
+            self._forget(event, state)
+            return
+        if self._early:
+            self._early = False
+            self._begun |= {(result.step, result.occurrence, result.item) for result in state.settled}
+        self.note(state.settled)
+
+    def _forget(self, event: ValuesChanged, state: State) -> None:
+        """What was met was met with other values: nothing of it counts, nor what comes of what had begun with them."""
+        self._done.clear()
+        self._passed.clear()
+        self._frozen = None
+        self._early = event.early is True
+        begun = begun_before(self.program, state)
+        self._begun = frozenset((one.step, one.occurrence, one.item) for one in begun)
 
     def note(self, settled: Iterable[Settled]) -> None:
         """Take note of what a transition settled. Only real successes count: no substitute for an answer, no step
         that was passed over, and no approval that was refused."""
         for result in settled:
             if result.status is not StepStatus.SUCCESS or result.substituted:
+                continue
+            if self._begun and (result.step, result.occurrence, result.item) in self._begun:
                 continue
             step = self.program.steps[result.step]
             action = step.action
@@ -70,7 +94,7 @@ class Noting:
         """Nothing is held against it."""
 
     def after(self, entry: Entry, event: Event, state: State) -> None:
-        self.progress.note(state.settled)
+        self.progress.follow(event, state)
 
     def allows(self, event: PolicyDecided, step: CompiledStep, args: Any, state: State) -> bool:
         return True

@@ -47,3 +47,8 @@ class Client:
         price = getattr(self.inner, "price", None)
         found: tuple[float, float] | None = price(model) if price is not None else None
         return found
+
+    def price_known(self, model: str | None) -> tuple[float, float] | None:
+        known = getattr(self.inner, "price_known", None)
+        found: tuple[float, float] | None = known(model) if known is not None else self.price(model)
+        return found

@@ -87,6 +87,9 @@ class ModelCache:
         """The price of a miss."""
         return self._client.price(model)
 
+    def price_known(self, model: str | None) -> tuple[float, float] | None:
+        return self._client.price_known(model)
+
     async def complete(
         self, messages: list[Message], *, model_call: ModelCall | None = None, **params: Any
     ) -> Completion:

@@ -105,6 +105,9 @@ class CassetteRecorder:
     def price(self, model: str | None) -> tuple[float, float] | None:
         return self._client.price(model)
 
+    def price_known(self, model: str | None) -> tuple[float, float] | None:
+        return self._client.price_known(model)
+
     async def complete(
         self, messages: list[Message], *, model_call: ModelCall | None = None, **params: Any
     ) -> Completion:

@@ -209,10 +209,13 @@ class ProviderPool:
         return " | ".join(provider.model or provider.client.default_model for provider in self._providers)
 
     def price(self, model: str | None) -> tuple[float, float] | None:
-        """The worst case: the highest price of any provider that may be asked."""
+        """The worst case: the highest price of any provider that may be asked; None when one of them has no price."""
         prices = [p.client.price(p.model_for(model)) for p in self._providers if p.takes(model)]
-        known = [price for price in prices if price is not None]
-        return (max(price[0] for price in known), max(price[1] for price in known)) if known else None
+        return None if None in prices else _highest(prices)
+
+    def price_known(self, model: str | None) -> tuple[float, float] | None:
+        """The highest price among the providers that have one."""
+        return _highest([p.client.price_known(p.model_for(model)) for p in self._providers if p.takes(model)])
 
     async def complete(
         self, messages: list[Message], *, model_call: ModelCall | None = None, **params: Any
@@ -439,6 +442,11 @@ def _sum(a: Usage, b: Usage) -> Usage:
         completion_tokens=a.completion_tokens + b.completion_tokens,
         cost_usd=round(sum(costs), 13) if costs else None,
     )
+
+
+def _highest(prices: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
+    known = [price for price in prices if price is not None]
+    return (max(price[0] for price in known), max(price[1] for price in known)) if known else None
 
 
 def _copies(messages: list[Message]) -> list[Message]:

@@ -435,11 +435,13 @@ class Engine(Looking):
         `changes` to the values it had there. Steps before it are not repeated.
 
         What the other run had under way there stays its own: of a call in flight the fork has no known outcome (as
-        after a crash), and called programs that had not ended begin anew.
+        after a crash), and called programs that had not ended begin anew. Where values are changed, nothing counts
+        that a policy requires and that was done before.
 
         Raises:
             NotFoundError: RUN_NOT_FOUND, UNKNOWN_STEP for a step that the run has not come to.
-            InputError: UNKNOWN_VALUE, ERASED.
+            InputError: UNKNOWN_VALUE, VALUE_ANSWERED, ERASED.
+            RejectedError: GATE for a result that its step may not have; TERMINAL where the run ended as it came there.
         """
         run_id = self.find(trace_id, principal, ACT).run_id
         return await forks.fork(self, run_id, at_step, changes, occurrence, principal, new_trace_id)
@@ -577,9 +579,13 @@ class Engine(Looking):
         """Before something is written that nobody else could note in time, or could any more."""
         erasure.note_if_erased(self, run, batch)
 
-    def worst_cost(self, request: dict[str, Any], prompt_tokens: int, output_tokens: int) -> int | None:
-        """What a model call may cost at most, in nano-dollars; None when the adapter has no price."""
-        price = getattr(self.llm, "price", None)
+    def worst_cost(
+        self, request: dict[str, Any], prompt_tokens: int, output_tokens: int, *, known: bool = False
+    ) -> int | None:
+        """What a model call may cost at most, in nano-dollars; None when the adapter has no price. `known`: as far as
+        prices are known, when one of several providers has none."""
+        price = getattr(self.llm, "price_known", None) if known else None
+        price = price or getattr(self.llm, "price", None)
         prices: tuple[float, float] | None = price(request.get("model")) if price is not None else None
         if not prices:
             return None

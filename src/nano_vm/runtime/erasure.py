@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nano_vm import canonical
@@ -167,12 +167,12 @@ async def catch_up(engine: Engine) -> None:
 
 def _has_begun(engine: Engine, keys: ErasableKeys) -> bool:
     """Whether some erasure has got no further than to begin: others may want for what is here."""
-    return any(erasure.stage == BEGUN for erasure in _erasures(engine, keys))
+    return any(erasure.stage == BEGUN for erasure in _erasures(engine, keys.all_erasures()))
 
 
-def _erasures(engine: Engine, keys: ErasableKeys) -> list[Any]:
+def _erasures(engine: Engine, listed: Sequence[Any]) -> list[Any]:
     """Those that the engine can complete: of others than its own tenant it finds no run to stop, to note or to tell."""
-    return [one for one in keys.all_erasures() if engine.tenant in (None, one.tenant)]
+    return [one for one in listed if engine.tenant in (None, one.tenant)]
 
 
 async def catch_up_soon(engine: Engine) -> bool:
@@ -258,19 +258,21 @@ async def replay(engine: Engine, leaves: bool = False) -> list[dict[str, Any]]:
         if error.code != "STORE_DAMAGED":
             raise
         return await _replay_around(engine, keys, leaves)
-    for run_id, event in seen.told:
-        _adopt(keys, event, engine.store.record(run_id).tenant, run_id)
+    _adopt(engine, keys, seen.told)
     done = {(run_id, event.erasure) for run_id, event in seen.told}
     receipts, is_all_told = [], True
-    for erasure in _erasures(engine, keys):
+    listed = keys.all_erasures()
+    settled = {erasure.id for erasure in listed[: seen.settled]}
+    for erasure in _erasures(engine, listed):
         names = erasure.keys if erasure.kind != "secret" else [erasure.target]
         runs = {run_id for name in names for run_id in seen.naming.get(name, ())}
-        if erasure.stage != DONE or any((run_id, erasure.id) not in done for run_id in runs):
+        is_new = erasure.id not in settled  # the store may be older than it is, and the mark older still
+        if is_new or erasure.stage != DONE or any((run_id, erasure.id) not in done for run_id in runs):
             erasure, is_told = await _complete_or_leave(engine, erasure, leaves, left)
             is_all_told = is_all_told and is_told
         receipts.append(_receipt(erasure))
     if is_all_told:
-        seen.keep()  # else these entries have to be looked at again: they name the runs
+        seen.keep(len(listed))  # else these entries have to be looked at again: they name the runs
     if left:
         raise left[0]
     return receipts
@@ -290,36 +292,41 @@ async def _complete_or_leave(
 
 async def _replay_around(engine: Engine, keys: ErasableKeys, leaves: bool) -> list[dict[str, Any]]:
     """`replay` where entries cannot be read one after the other: the journals that nothing is wrong with are heeded."""
+    told = []
     for run_id in engine.store.holding(b'"type":"Erased"'):
-        tenant = engine.store.record(run_id).tenant
         for entry in engine.store.read(run_id):
-            if b'"type":"Erased"' not in entry.facts:
-                continue
-            for event in open_events(entry):
-                if type(event) is ev.Erased:
-                    _adopt(keys, event, tenant, run_id)
+            if b'"type":"Erased"' in entry.facts:
+                told += [(run_id, event) for event in open_events(entry) if type(event) is ev.Erased]
+    _adopt(engine, keys, told)
     left: list[InputError] = []
     receipts = [
         _receipt((await _complete_or_leave(engine, erasure, leaves, left))[0])
-        for erasure in _erasures(engine, keys)
+        for erasure in _erasures(engine, keys.all_erasures())
     ]
     if left:
         raise left[0]
     return receipts
 
 
-def _adopt(keys: ErasableKeys, event: ev.Erased, tenant: str, run_id: str) -> None:
-    keys.adopt_erasure(
-        id=event.erasure,
-        tenant=tenant,
-        target="" if event.target is _UNSET else event.target,
-        keys=event.keys,
-        at_ms=event.at_ms,
-        by={} if event.principal is _UNSET else event.principal,
-        reason=event.reason,
-        runs=[run_id],
-        recall={} if event.recall is _UNSET else {run_id: event.recall},
-    )
+def _adopt(engine: Engine, keys: ErasableKeys, told: Iterable[tuple[str, ev.Erased]]) -> None:
+    """Have the list name the erasures that journals tell of, each with all runs that do."""
+    by_erasure: dict[str, dict[str, ev.Erased]] = {}
+    for run_id, event in told:
+        by_erasure.setdefault(event.erasure, {})[run_id] = event
+    for erasure_id, events in by_erasure.items():
+        run_id, event = next(iter(events.items()))
+        recall = {run: each.recall for run, each in events.items() if each.recall is not _UNSET}
+        keys.adopt_erasure(
+            id=erasure_id,
+            tenant=engine.store.record(run_id).tenant,
+            target="" if event.target is _UNSET else event.target,
+            keys=event.keys,
+            at_ms=event.at_ms,
+            by={} if event.principal is _UNSET else event.principal,
+            reason=event.reason,
+            runs=sorted(events),
+            recall=recall,
+        )
 
 
 def erasable(engine: Engine) -> ErasableKeys:

@@ -1,7 +1,8 @@
 """What a store's journals say about erasures: looked through once, and from there on where it was left off.
 
 How far somebody has come is kept beside the keys. It is believed only where the entry that was the last one then is
-still at its place: a store that came back from a back-up, or another one, is looked through from the start.
+still at its place: a store that came back from a back-up, or another one, is looked through from the start. What has
+been erased since then may have been told to runs whose entries are gone again: their place is before the mark.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ _SECRET = b'"vault://secret/'
 
 
 class _Mark(msgspec.Struct, forbid_unknown_fields=True):
-    """The last batch that was read: where it began, how many entries it had, where it ended, the last one's digest."""
+    """The last batch that was read: where it began, how many entries it had, where it ended, the last one's digest; and
+    how many erasures there were then, all of which had been told to whom they concern."""
 
     before: int
     count: int
     cursor: int
     digest: str
+    erasures: int = 0
 
 
 _decode = msgspec.json.Decoder(_Mark).decode
@@ -37,8 +40,9 @@ _decode = msgspec.json.Decoder(_Mark).decode
 class Seen(NamedTuple):
     """What the entries tell that have not been looked at before.
 
-    `told` are the erasures that runs were told of; `naming` has the runs that name a key, or a secret's reference.
-    `keep` notes how far this went: to be called when everything that follows from it has been done.
+    `told` are the erasures that runs were told of; `naming` has the runs that name a key, or a secret's reference, of
+    these entries. Of the first `settled` erasures on the list nothing before them has to be looked at. `keep` notes how
+    far this went: to be called when everything that follows from it has been done.
     """
 
     told: list[tuple[str, ev.Erased]]
@@ -46,9 +50,11 @@ class Seen(NamedTuple):
     keys: ErasableKeys
     name: str
     mark: _Mark | None
+    settled: int
 
-    def keep(self) -> None:
+    def keep(self, erasures: int) -> None:
         if self.mark is not None:
+            self.mark.erasures = erasures
             self.keys.set_mark(self.name, msgspec.json.encode(self.mark))
 
 
@@ -57,7 +63,7 @@ def look_through(store: JournalStore, keys: ErasableKeys) -> Seen:
     tenant = getattr(store, "tenant", None)
     name = "all" if tenant is None else sha256(tenant.encode()).hexdigest()
     cursor, last = _left_off(store, keys, name)
-    seen = Seen([], {}, keys, name, None)
+    seen = Seen([], {}, keys, name, None, 0 if last is None else last.erasures)
     while True:
         before = cursor
         cursor, found = store.tail(before, BATCH)
@@ -67,7 +73,7 @@ def look_through(store: JournalStore, keys: ErasableKeys) -> Seen:
             ):  # a damaged entry is for `verify` to name
                 _note(seen, run_id, entry)
         if found:
-            last = _Mark(before, len(found), cursor, found[-1][1].digest)
+            last = _Mark(before, len(found), cursor, found[-1][1].digest, seen.settled)
         if len(found) < BATCH:
             return seen._replace(mark=last)
 
@@ -90,6 +96,8 @@ def _left_off(store: JournalStore, keys: ErasableKeys, name: str) -> tuple[int, 
     cursor, found = store.tail(mark.before, mark.count)
     if len(found) != mark.count or cursor != mark.cursor or found[-1][1].digest != mark.digest:
         return 0, None
+    if len(keys.all_erasures()) < mark.erasures:
+        return 0, None  # the list has come back from a back-up
     return cursor, mark
 
 

@@ -6,16 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nano_vm import canonical
-from nano_vm.errors import InputError, NotFoundError
+from nano_vm.errors import InputError, NotFoundError, RejectedError
 from nano_vm.journal.entry import Entry, is_closed, open_event, open_events, read_facts
 from nano_vm.journal.fold import fold
 from nano_vm.journal.port import RunRecord, qualified
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.decide import child_run_id
-from nano_vm.kernel.state import Phase, State
+from nano_vm.kernel.state import Phase, Stage, State
 from nano_vm.program.compiled import FIRST_FREE_SLOT, CompiledProgram
 from nano_vm.runtime.driver import Run
+from nano_vm.runtime.journaled import defect
 from nano_vm.runtime.recovery import lose_calls
 from nano_vm.runtime.sealing import key_named_in
 
@@ -60,7 +61,7 @@ async def fork(
             help="start a new run",
             facts={"run_id": trace_id},
         )
-    cut, decides = _cut(program, trace_id, entries, index, at_step, occurrence)
+    cut, decided_by = _cut(program, trace_id, entries, index, at_step, occurrence)
     changed, payload = _take_changes(engine, program, changes)
     who = principal_of(principal, source.tenant)
     now = engine.clock.now_ms()
@@ -80,10 +81,17 @@ async def fork(
         run.key_id = key_named_in(entries)
     shared = _shared(entries[:cut])
     _adopt_children(record.run_id, shared)
-    early = shared[:-1] if decides and changed and len(shared) > 1 else shared
+    early = shared[:-1] if decided_by and changed and len(shared) > 1 else shared
+    if len(early) < len(shared):
+        _require_own_result(program, shared[-1].event, decided_by, changed)
     start = shared[0].event
     assert type(start) is ev.RunStarted
-    start.forked = {"run": trace_id, "seq": len(early), "head": entries[cut - 1].digest}
+    start.forked = {
+        "run": trace_id,
+        "seq": len(early),
+        "head": entries[cut - 1].digest,
+        **_before(start),
+    }
     start.key = _UNSET
     start.parent = _UNSET
     start.principal = _UNSET if who is None else who
@@ -91,12 +99,22 @@ async def fork(
     pinned = engine.policy if start.policy is _UNSET else engine.load_policy(start.policy)
     start.policy = _UNSET if pinned is None else pinned.hash
     await engine.govern(run, pinned)
+    if decided_by and changed and len(shared) == 1:
+        early = [_with_inputs(program, shared[0], changed)]
     for part in early:
         _copy(run, part)
     if changed:
+        if run.state.stage is not Stage.GOING:
+            raise RejectedError(
+                "TERMINAL",
+                f"run {trace_id} ended as it came to `{at_step}`: no value changes that",
+                help="fork it at a step before, or start a new run",
+                facts={"run_id": trace_id},
+            )
         run.record_event(
             ev.ValuesChanged(
                 at_ms=now,
+                early=True if len(early) < len(shared) else _UNSET,
                 names=sorted(changed),
                 payload=changed,
                 principal=_UNSET if who is None else who,
@@ -104,7 +122,7 @@ async def fork(
             payload,
         )
         for part in shared[len(early) :]:
-            _copy(run, _with_changes(program, part, changed))
+            _copy_changed(run, _with_changes(program, part, changed))
     _begin_anew(run, now)
     await run.create()
     if run.state.status.is_terminal:
@@ -191,29 +209,82 @@ def _begin_anew(run: Run, now_ms: int) -> None:
 
 
 def _copy(run: Run, part: _Part) -> None:
-    event = part.event
-    if hasattr(event, "verdicts"):
-        event.verdicts = _UNSET  # they are taken anew, from the values of the fork
-    if hasattr(event, "label"):
-        event.label = _UNSET
+    event = _unjudged(part.event)
     if not part.rides or run.record_intent(event) is not None:
         run.record_event(event, part.payload)
+
+
+def _unjudged(event: Any) -> Any:
+    """Verdicts and labels are taken anew, from the values of the fork."""
+    if hasattr(event, "verdicts"):
+        event.verdicts = _UNSET
+    if hasattr(event, "label"):
+        event.label = _UNSET
+    return event
+
+
+def _copy_changed(run: Run, part: _Part) -> None:
+    """Raises RejectedError GATE: the step may not have the result that the changes give it."""
+    event = _unjudged(part.event)
+    rejection = run.offer(event, part.payload)
+    if rejection is not None and rejection.code == "GATE":
+        raise RejectedError(
+            "GATE",
+            f"the change is none: {rejection.message}",
+            help="give the step a result that its program admits",
+            facts={"step": event.step},
+        )
+    if rejection is not None:
+        defect(run.record.run_id, event, rejection)
+
+
+def _before(start: ev.RunStarted) -> dict[str, Any]:
+    """The runs that the other one had been forked from, the last one first: children that began there are theirs."""
+    if start.forked is _UNSET:
+        return {}
+    return {"before": [start.forked["run"], *start.forked.get("before", ())]}
+
+
+def _with_inputs(program: CompiledProgram, part: _Part, changed: Mapping[str, Any]) -> _Part:
+    """The beginning of a run that begins with a condition: its inputs are changed before it is decided."""
+    inputs = {name: value for name, value in changed.items() if name in program.input_slots}
+    event = part.event
+    event.payload, encoded = canonical.normalize({**event.payload, **inputs})
+    return part._replace(payload=encoded)
+
+
+def _require_own_result(
+    program: CompiledProgram, event: ev.Event, decided_by: Sequence[int], changed: Mapping[str, Any]
+) -> None:
+    """The event that decided a condition can bring another result where it brings one of its own. Nobody's answer is
+    changed: it would stand in the journal as what they said.
+
+    Raises:
+        InputError: VALUE_ANSWERED.
+    """
+    own = event.step if type(event) is ev.StepSucceeded or type(event) is ev.OutcomeResolved else None
+    for index in decided_by:
+        step = program.steps[index]
+        slots = (step.output_slot, step.key_slot, step.error_slot)
+        if step.id != own and any(slot >= 0 and program.slots[slot] in changed for slot in slots):
+            raise InputError(
+                "VALUE_ANSWERED",
+                f"the step is a condition, and what `{step.id}` came to is what decided it",
+                help=f"fork at `{step.id}`, and give it another answer there",
+                facts={"step": step.id},
+            )
 
 
 def _with_changes(program: CompiledProgram, part: _Part, changed: Mapping[str, Any]) -> _Part:
     """The shared event just before a condition, its own result replaced when the changes name it."""
     event = part.event
-    if type(event) not in (ev.StepSucceeded, ev.EventReceived, ev.OutcomeResolved):
+    if type(event) is not ev.StepSucceeded and type(event) is not ev.OutcomeResolved:
         return part
-    index = program.step_index.get(event.step) if event.step is not _UNSET else None
-    if index is None:
-        return part
-    step = program.steps[index]
+    step = program.steps[program.step_index[event.step]]
     for slot in (step.output_slot, step.key_slot):
         if slot >= 0 and program.slots[slot] in changed:
             event.payload, encoded = canonical.normalize(changed[program.slots[slot]])
-            if type(event) is not ev.EventReceived:
-                event.declared = "untrusted"  # nothing vouches for what somebody has changed
+            event.declared = "untrusted"  # nothing vouches for what somebody has changed
             return part._replace(payload=encoded)
     return part
 
@@ -225,18 +296,23 @@ def _cut(
     index: int,
     step_id: str,
     occurrence: int | None,
-) -> tuple[int, bool]:
-    """How many entries come before the step is at work, and whether the last of them decided it (a condition)."""
-    reached: list[tuple[int, bool]] = []
+) -> tuple[int, list[int]]:
+    """How many entries come before the step is at work, and what the last of them settled if it decided the step, a
+    condition."""
+    reached: list[tuple[int, list[int]]] = []
     seen = 0
 
     def look(entry: Entry, event: ev.Event, state: State) -> None:
         nonlocal seen
-        settled = any(result.step == index for result in state.settled)
+        if type(event) is ev.ValuesChanged and event.early is _UNSET and reached[-1:] == [(entry.seq, [])]:
+            # Where this run left another one with values of its own, it came to the step with those.
+            reached[-1] = entry.seq + 1, []
+        settled = [result.step for result in state.settled]
         if state.occurrences[index] > seen:
             seen = state.occurrences[index]
             if occurrence is None or seen == occurrence:
-                reached.append((entry.seq + 1, settled and bool(state.verdicts)))
+                decides = index in settled and bool(state.verdicts)
+                reached.append((entry.seq + 1, settled if decides else []))
 
     fold(program, trace_id, entries, verify=True, on_transition=look)
     if not reached:

@@ -170,7 +170,7 @@ def _model(run: Run, command: CallModel, launches: Launches) -> None:
         limit = reservation.limit
         if state.tokens_max:
             tokens = reservation.tokens
-        cost = reservation.cost_nanousd or 0
+        cost = reservation.budgeted_nanousd
     event = ev.StepStarted(
         at_ms=engine.clock.now_ms(),
         attempt=command.attempt,

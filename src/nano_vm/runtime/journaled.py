@@ -77,8 +77,8 @@ class JournaledRun(msgspec.Struct, eq=False):
             event.verdicts = self.state.verdicts  # type: ignore[union-attr]
         if self.state.label:
             event.label = self.state.label  # type: ignore[union-attr]
-        if self.gate is not None and self.state.settled:
-            self.gate.progress.note(self.state.settled)
+        if self.gate is not None:
+            self.gate.progress.follow(event, self.state)
         if self._open is not None:
             self._seal()
         self._open = event

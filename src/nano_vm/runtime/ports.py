@@ -93,7 +93,9 @@ class ModelClient(Protocol):
     """Anything with `async complete(messages, **params)`; parameters it does not take are not passed.
 
     It returns the text, a `Completion`, or the pair (text, usage dict) of the original. An optional method
-    `price(model) -> (input, output)` in nano-dollars per token lets cost budgets be reserved before the call.
+    `price(model) -> (input, output)` in nano-dollars per token lets cost budgets be reserved before the call. It
+    is None where nobody knows what a call may cost: a policy's limit of cost denies it then. One that stands before
+    several, of which some have a price, may say the highest of these in `price_known(model)`, for the run's own budget.
     `params` may hold `tools`: a list of {"type": "function", "function": {"name", "description", "parameters"}}.
     Then, and only then, the answer may have `tool_calls`.
 

@@ -48,7 +48,7 @@ def load(engine: Engine, run_id: str, fence: int) -> Run:
             run_id,
             entries,
             verify=True,
-            on_transition=lambda entry, event, state: progress.note(state.settled),
+            on_transition=lambda entry, event, state: progress.follow(event, state),
         )
     run = run_from(engine, program, record, state, entries, fence)
     run.gate = gate_of(run)

@@ -30,11 +30,13 @@ MODEL_TOKENS_DEFAULT = (
 
 class Reservation(NamedTuple):
     """`limit`: most tokens of an answer to ask for; `tokens`: those of the prompt and of that answer; `cost_nanousd`:
-    what they may cost, None when nobody knows the price."""
+    what they may cost, None when nobody knows the price; `budgeted_nanousd`: what the run's own budget holds back for
+    them, which is that as far as prices are known."""
 
     limit: int
     tokens: int
     cost_nanousd: int | None
+    budgeted_nanousd: int
 
 
 class Shortage(NamedTuple):
@@ -116,7 +118,9 @@ def worst_case(run: Run, command: CallModel) -> Reservation:
     if state.tokens_max and not command.tokens_max:
         limit = min(limit, state.tokens_max - state.tokens - state.reserved_tokens - prompt)
     output = max(limit, 1)
-    return Reservation(limit, prompt + output, run.engine.worst_cost(command.request, prompt, output))
+    cost = run.engine.worst_cost(command.request, prompt, output)
+    known = cost if cost is not None else run.engine.worst_cost(command.request, prompt, output, known=True)
+    return Reservation(limit, prompt + output, cost, known or 0)
 
 
 def shortage(state: State, reservation: Reservation) -> Shortage | None:
@@ -126,7 +130,7 @@ def shortage(state: State, reservation: Reservation) -> Shortage | None:
     if state.tokens_max and needed > left:
         held = state.reserved_tokens
         return Shortage("tokens", max(left, 0), needed, bool(held) and needed <= left + held)
-    needed = reservation.cost_nanousd or 0
+    needed = reservation.budgeted_nanousd
     left = state.cost_nanousd_max - state.cost_nanousd - state.reserved_cost_nanousd
     if needed and state.cost_nanousd_max and needed > left:
         held = state.reserved_cost_nanousd

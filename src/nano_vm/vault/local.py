@@ -334,10 +334,10 @@ class Vault:
         Raises:
             CapabilityDeniedError: ERASURE_HELD. NotFoundError: SUBJECT_NOT_FOUND, SECRET_NOT_FOUND.
         """
-        handle, target = self._erasable(subject, secret, tenant)
-        for erasure in self.erasures.all():
-            if erasure.target == target and erasure.tenant == tenant and erasure.stage != DONE:
-                return erasure.keys
+        begun = self._begun(subject, secret, tenant)
+        if begun is not None:
+            return begun.keys
+        _, handle = self._target(subject, secret, tenant)
         self._check_hold(handle)
         if secret is not None:
             return [self._require(secret, tenant).key]
@@ -346,10 +346,18 @@ class Vault:
             raise _no_subject()
         return known.keys
 
-    def _erasable(self, subject: Any, secret: str | None, tenant: str) -> tuple[str, str]:
-        """Handle and target."""
+    def _begun(self, subject: Any, secret: str | None, tenant: str) -> Erasure | None:
+        """The erasure of it that has begun and is not done."""
+        target = self._named(subject, secret, tenant)
+        for erasure in self.erasures.all():
+            if erasure.target == target and erasure.tenant == tenant and erasure.stage != DONE:
+                return erasure
+        return None
+
+    def _named(self, subject: Any, secret: str | None, tenant: str) -> str:
+        """As the list of erasures calls it."""
         kind, handle = self._target(subject, secret, tenant)
-        return handle, f"{REFERENCE}{secret}" if kind == "secret" else f"subject:{handle}"
+        return f"{REFERENCE}{secret}" if kind == "secret" else f"subject:{handle}"
 
     def begin_erasure(
         self,
@@ -368,16 +376,15 @@ class Vault:
             CapabilityDeniedError: ERASURE_HELD. NotFoundError: SUBJECT_NOT_FOUND, SECRET_NOT_FOUND.
         """
         with self._cabinet.lock():
-            _, target = self._erasable(subject, secret, tenant)
+            known = self._begun(subject, secret, tenant)
+            if known is not None:
+                return known
             keys = self.check_erasable(subject=subject, secret=secret, tenant=tenant)
-            for erasure in self.erasures.all():
-                if erasure.target == target and erasure.tenant == tenant and erasure.stage != DONE:
-                    return erasure
             begun = Erasure(
                 id="e" + cipher.chance(12).hex(),
                 tenant=tenant,
                 kind="subject" if secret is None else "secret",
-                target=target,
+                target=self._named(subject, secret, tenant),
                 keys=keys,
                 at_ms=_now(at_ms),
                 by=by,
@@ -433,11 +440,15 @@ class Vault:
         return count
 
     def adopt_erasure(self, **fields: Any) -> None:
-        """Take over an erasure that a journal tells of and the list does not: the directory was restored from a back-up
-        that is older than the erasure. Its fields are those of `Erasure`."""
-        if self.erasures.find(fields["id"]) is not None:
-            return
+        """Take over an erasure that journals tell of and the list does not, or not with all these runs: the directory
+        was restored from a back-up that is older than the erasure. Its fields are those of `Erasure`."""
         with self._cabinet.lock():
+            listed = self.erasures.find(fields["id"])
+            if listed is not None:
+                runs = sorted({*listed.runs, *fields["runs"]})
+                if listed.stage == DONE and runs != listed.runs:
+                    self.erasures.write(listed, runs=runs)
+                return
             kinds = [self.keys.stored(key_id) for key_id in fields["keys"]]
             known = next((stored for stored in kinds if stored is not None), None)
             target = fields.pop("target") or (f"subject:{known.handle}" if known is not None else "")
@@ -462,7 +473,7 @@ class Vault:
                     self._cabinet.destroy("secrets", handle)
             return
         handle = erasure.target.removeprefix("subject:")
-        known = self._subject(handle)
+        known = self._listed(handle) if handle else None  # nobody knows whose: the keys were never here
         if known is None:
             return
         living = [key_id for key_id in known.keys if key_id not in dead]
@@ -483,10 +494,23 @@ class Vault:
         by: dict[str, Any],
         at_ms: int | None = None,
     ) -> None:
-        """Forbid the erasure of a subject or secret until it is released."""
+        """Forbid the erasure of a subject or secret until it is released.
+
+        Raises:
+            InputError: ERASURE_BEGUN; what has begun is not stopped.
+        """
         kind, handle = self._target(subject, secret, tenant)
         hold = Hold(handle=handle, tenant=tenant, kind=kind, reason=reason, by=by, at_ms=_now(at_ms))
-        self._cabinet.write("holds", handle, canonical.encode(msgspec.to_builtins(hold)) + b"\n")
+        with self._cabinet.lock():  # no erasure begins between the look and the hold
+            begun = self._begun(subject, secret, tenant)
+            if begun is not None:
+                raise InputError(
+                    "ERASURE_BEGUN",
+                    "the erasure has begun: nothing can be read any more, and it will be completed",
+                    help="hold what is not to be erased before somebody asks for it",
+                    facts={"erasure": begun.id, "at_ms": begun.at_ms},
+                )
+            self._cabinet.write("holds", handle, canonical.encode(msgspec.to_builtins(hold)) + b"\n")
 
     def release(self, *, subject: Any = None, secret: str | None = None, tenant: str = "default") -> bool:
         """Allow the erasure again; False when nothing was held."""
@@ -529,15 +553,21 @@ class Vault:
             known = self._subjects[tenant, subject] = self.keys.handle("subject", tenant, name)
         return known
 
-    def _subject(self, handle: str) -> SubjectFile | None:
-        """The keys of a subject that may still be used."""
+    def _listed(self, handle: str) -> SubjectFile | None:
+        """The keys of a subject as they are written down, those that an erasure names included."""
         data = self._cabinet.read("subjects", handle)
         if data is None:
             return None
         try:
-            known = _decode_subject(data)
+            return _decode_subject(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise damaged("a subject's keys cannot be read", handle) from None
+
+    def _subject(self, handle: str) -> SubjectFile | None:
+        """The keys of a subject that may still be used."""
+        known = self._listed(handle)
+        if known is None:
+            return None
         living = [key_id for key_id in known.keys if self.erasures.of_key(key_id) is None]
         return SubjectFile(known.handle, known.tenant, living) if living else None
 

@@ -199,3 +199,33 @@ def test_a_tenant_sees_its_own_runs_alone(cli: Cli, place: Path, paying: list[st
         refused = cli(*words, "--tenant", "bolt", "--json")
         assert (refused.code, refused.json["error"]["code"]) == (2, "RUN_NOT_FOUND"), words
     assert cli("runs", "--tenant", "no/name").code == 2
+
+
+BY_PROGRAM = """
+policy: by-program
+rules:
+  - {id: ours, tools: [refund], when: $run.program == 'refunds'}
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "decision", "rule", "reason"),
+    [
+        (["--run", '{"program": "refunds"}'], "allow", "ours", "RULE"),
+        (["--run", '{"program": "other"}'], "deny", "default", "DEFAULT"),
+        ([], "deny", "ours", "CONDITION"),  # nobody has said which program it is
+    ],
+)
+def test_what_depends_on_the_run_is_explained(
+    cli: Cli, place: Path, words: list[str], decision: str, rule: str, reason: str
+) -> None:
+    (place / "policy.yaml").write_text(BY_PROGRAM)
+    told = cli("policy", "explain", "policy.yaml", "refund", *words, "--json").json
+    assert (told["decision"], told["rule"], told["reason"]) == (decision, rule, reason)
+
+
+@pytest.mark.parametrize(
+    "run", ["[]", '{"programm": "refunds"}', '{"program": 1}', '{"started_at_ms": true}']
+)
+def test_a_run_is_described_by_what_runs_have(cli: Cli, policy: str, run: str) -> None:
+    assert cli("policy", "explain", policy, "greet", "--run", run).code == 2

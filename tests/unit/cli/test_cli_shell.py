@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -198,3 +199,25 @@ def test_the_demonstration_speaks_to_people(place: Path, process: Cli) -> None:
 
 def test_main_never_raises() -> None:
     assert main(["check", "\0"]) == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize(
+    ("module", "code"), [("nano_vm.cli.arguments", -signal.SIGINT), ("nano_vm.cli.commands.schema", 130)]
+)
+def test_an_interrupt_while_the_command_line_is_brought_in_has_no_traceback(module: str, code: int) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+        "sys.argv = ['nano-vm', 'schema']\n"
+        "import runpy\n"
+        "runpy.run_module('nano_vm.cli', run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=environment()
+    )
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr

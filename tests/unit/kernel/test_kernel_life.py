@@ -161,11 +161,11 @@ def test_a_fork_takes_the_prefix_as_it_was_and_then_its_own_values() -> None:
     assert run.offer(ev.ValuesChanged(at_ms=99_000, names=[], payload={})) == "OUT_OF_ORDER"
 
 
-def test_values_change_nowhere_but_at_the_end_of_the_prefix() -> None:
+def test_values_change_nowhere_but_in_the_prefix_of_a_fork_and_at_its_end() -> None:
     changed = ev.ValuesChanged(at_ms=1, names=["n"], payload={"n": 2})
     assert Drive(ARGS, n=1).start().offer(changed) == "OUT_OF_ORDER"
+    assert fork(ARGS, 1, n=1).begin("a", payload={"n": 1, "run": "r"}).offer(changed) == "OUT_OF_ORDER"
     run = fork(ARGS, 2, n=1)
-    assert run.offer(changed) == "OUT_OF_ORDER"
     run.begin("a", payload={"n": 1, "run": "other"})
     assert run.offer(ev.ValuesChanged(at_ms=1, names=["n", "x"], payload={"n": 2})) == "MALFORMED"
     assert run.offer(ev.ValuesChanged(at_ms=1, names=["zz"], payload={"zz": 2})) == "MALFORMED"

@@ -24,7 +24,7 @@ from nano_vm import (
     tool,
 )
 from nano_vm.cli.main import main
-from nano_vm.errors import CODES, ConflictError, InputError, RejectedError
+from nano_vm.errors import CODES, ConflictError, InputError, NanoVMError, RejectedError
 from nano_vm.policy import load_policy
 from nano_vm.tools.registry import ToolSet
 
@@ -322,6 +322,31 @@ def test_runs_whose_long_ids_end_alike_are_gone_on_with_each_by_its_own(tenant: 
         assert (new.replanned or {})["run"] == old
         assert asyncio.run(replan_on_interrupt(vm, planner, old, "on")).trace_id == new.trace_id
         assert vm.verify(new.trace_id)
+
+
+OPERATOR = {"id": "ana", "roles": ["operator"], "tenant": "acme"}
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"tenant": "other"}, "RUN_NOT_FOUND"),
+        ({"roles": ["viewer"]}, "CAPABILITY_DENIED"),
+        ({"roles": []}, "CAPABILITY_DENIED"),
+    ],
+)
+def test_a_run_is_gone_on_with_by_whoever_may_act_on_it(change: dict[str, Any], code: str) -> None:
+    """Another tenant's values were shown to the planner's model; and what had followed was given to anybody."""
+    vm = ExecutionVM(llm=MockLLMAdapter("no"), tools=TOOLS, access="required")
+    old = interrupted(vm, "old", principal=OPERATOR)
+    model = MockLLMAdapter(json.dumps(NEXT))
+    planner = Planner(model, TOOLS)
+    for asked in (0, 1):  # before it has been gone on with, and after
+        with pytest.raises(NanoVMError) as caught:
+            asyncio.run(replan_on_interrupt(vm, planner, old, "on", principal={**OPERATOR, **change}))
+        assert (caught.value.code, model.call_count) == (code, asked)
+        new = asyncio.run(replan_on_interrupt(vm, planner, old, "on", principal=OPERATOR))
+        assert new.status.value == "SUCCESS"
 
 
 def test_plans_do_not_follow_one_another_for_ever(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from nano_vm import Completion, ExecutionVM, MockLLMAdapter, SqliteStore, ToolCall, Usage
 from nano_vm.errors import InputError, NanoVMError
 from nano_vm.kernel.events import Switch
+from nano_vm.providers.cache import ModelCache
 from nano_vm.providers.faults import ModelError
 from nano_vm.providers.health import Breaker, Health, VolatileMemory, claim_probe, failed, succeeded
 from nano_vm.providers.model_store import ModelStore
@@ -429,12 +432,16 @@ def test_a_program_may_name_a_model_and_each_provider_calls_it_its_own_way() -> 
     assert caught.value.code == "MODEL_REFUSED"
 
 
-def test_the_price_is_the_worst_case() -> None:
-    pool = ProviderPool(
-        [Provider("a", Priced(1.0, "")), Provider("b", Priced(3.0, "")), Provider("c", Priced(None, ""))]
-    )
-    assert pool.price(None) == (3.0, 3.0)
-    assert ProviderPool([Provider("c", Priced(None, ""))]).price(None) is None
+def test_the_price_is_the_worst_case(tmp_path: Path) -> None:
+    priced = [Provider("a", Priced(1.0, "")), Provider("b", Priced(3.0, ""))]
+    unpriced = Provider("c", Priced(None, ""), models={"known": "known"})
+    assert ProviderPool(priced).price(None) == (3.0, 3.0)
+    pool = ProviderPool([*priced, unpriced])
+    assert (pool.price(None), pool.price_known(None)) == (None, (3.0, 3.0))
+    assert pool.price("other") == (3.0, 3.0)  # which the third is not asked for
+    assert ProviderPool([unpriced]).price_known(None) is None
+    with contextlib.closing(ModelStore(tmp_path / "models")) as answers:
+        assert ModelCache(pool, answers).price_known(None) == (3.0, 3.0)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,10 @@ def test_a_file_says_all_that_a_pool_can_be(tmp_path: Path) -> None:
     primary, spare = sorted(pool.status(), key=lambda row: row["name"])
     assert (primary["model"], primary["requests_per_minute"]) == ("large", 60)
     assert primary["usd_per_million_tokens"] == [2.5, 10.0]
-    assert pool.price("small") == (2_500.0, 10_000.0)
+    assert (pool.price_known("small"), pool.price("small")) == (
+        (2_500.0, 10_000.0),
+        None,
+    )  # the spare has none
     assert (spare["name"], spare["usd_per_million_tokens"], spare["circuit"]) == ("spare", None, "CLOSED")
     first = pool.order()[0].client.inner
     assert isinstance(first, OpenAICompatibleAdapter | MockLLMAdapter)

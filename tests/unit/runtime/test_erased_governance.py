@@ -53,21 +53,23 @@ FLOWS: dict[str, tuple[dict[str, Any], int]] = {
 }  # fmt: skip
 
 
-async def two_say(vm: ExecutionVM, trace: Trace, answer: bool) -> Trace:
+async def two_say(vm: ExecutionVM, trace: Trace, answer: bool, names: bool) -> Trace:
+    """`names`: whether the answers name the item that they are about, or the nonce alone."""
     while trace.status is RunStatus.SUSPENDED:
         found = vm.approvals()[0]
+        said = {"approved": answer, "action": found.action, "nonce": found.nonce}
         for who in (EVE, BOB):
             if any(one.nonce == found.nonce for one in vm.approvals()):
-                trace = await vm.approve(
-                    trace.trace_id, answer, step=found.step, item=found.item, principal=who
-                )
+                item = found.item if names else None
+                trace = await vm.resume(trace.trace_id, said, step=found.step, item=item, principal=who)
     return trace
 
 
+@pytest.mark.parametrize("names", [True, False])
 @pytest.mark.parametrize("answer", [True, False])
 @pytest.mark.parametrize("name", FLOWS)
 def test_what_was_decided_about_private_values_still_verifies_when_they_are_gone(
-    name: str, answer: bool
+    name: str, answer: bool, names: bool
 ) -> None:
     flow, n = FLOWS[name]
     calls = [ToolCall(str(at), "act", f'{{"effect": {number}}}') for at, number in enumerate((1, 50, 5000))]
@@ -81,7 +83,7 @@ def test_what_was_decided_about_private_values_still_verifies_when_they_are_gone
         vm = ExecutionVM(
             model, {"act": act, "done": lambda: 1}, MemoryStore(), vault=Vault.in_memory(), policy=POLICY
         )
-        trace = await two_say(vm, await vm.run(flow, {"n": n, "who": "s-1"}, principal=ANA), answer)
+        trace = await two_say(vm, await vm.run(flow, {"n": n, "who": "s-1"}, principal=ANA), answer, names)
         run_id, hashes = trace.trace_id, (trace.trace_hash, trace.outcome_hash)
         decisions = verified(lambda: vm.verify(run_id).steps)
         assert decisions > 0

@@ -845,6 +845,23 @@ def test_a_restored_back_up_brings_nothing_back(place: Place, tmp_path: Path, re
     assert not names & set(receipt["keys"])
 
 
+def test_keys_restored_without_the_list_learn_of_every_run_that_was_told(
+    place: Place, tmp_path: Path
+) -> None:
+    """The receipt named the first of them alone."""
+    for number in range(3):
+        place.vm.run_sync(program(act("a", private=True)), {"who": NAME}, trace_id=f"r{number}")
+    place.close()
+    copy(place.directory / "runs.db.keys", tmp_path / "saved")
+    place.open()
+    receipt = place.erase()
+    place.close()
+    shutil.rmtree(place.directory / "runs.db.keys")
+    shutil.copytree(tmp_path / "saved", place.directory / "runs.db.keys")
+    (again,) = asyncio.run(place.open().replay_erasures())
+    assert (len(receipt["runs"]), again) == (3, receipt)
+
+
 def test_receipts_are_the_same_for_the_same_erasure_and_name_nobody(place: Place) -> None:
     place.run(program(act("a", private=True)))
     receipt = place.erase()

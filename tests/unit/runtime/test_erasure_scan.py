@@ -100,6 +100,27 @@ def test_a_store_that_came_back_is_looked_through_from_the_start(tmp_path: Path,
     restored.store.close()
 
 
+def test_a_store_that_came_back_from_before_an_erasure_and_after_the_mark_is_told_again(
+    tmp_path: Path, key: LocalKey
+) -> None:
+    """The last entry that had been looked at was in the back-up, and the runs of the erasure were before it."""
+    vm = machine(tmp_path, key)
+    live(vm, "s", "r")
+    asyncio.run(vm.recover())
+    vm.store.backup(tmp_path / "copy.db")
+    asyncio.run(vm.erase(subject="s", **ERASURE))
+    vm.store.close()
+    for left in tmp_path.glob("runs.db*"):
+        if not left.is_dir():
+            left.unlink()
+    shutil.copy(tmp_path / "copy.db", tmp_path / "runs.db")
+    restored = machine(tmp_path, key)
+    asyncio.run(restored.recover())
+    assert [event.type for event in restored.trace("r").events][-1] == "Erased"
+    assert restored.verify("r")
+    restored.store.close()
+
+
 def test_keys_that_came_back_learn_what_journals_tell(tmp_path: Path, key: LocalKey) -> None:
     vm = machine(tmp_path, key)
     live(vm, "s", "r")

@@ -223,6 +223,29 @@ def test_a_model_without_a_price_is_denied_where_its_cost_is_limited(opener: Ope
     play(main())
 
 
+def test_a_pool_with_one_provider_without_a_price_is_denied_where_its_cost_is_limited(opener: Opener) -> None:
+    """It was admitted at the price of the others, and then the one without a price was asked."""
+    unpriced, priced = Priced(cost(4.0), price=None), Priced(cost(0.01))
+    pool = ProviderPool([Provider("a", unpriced), Provider("b", priced)])
+
+    async def main() -> None:
+        trace = await ran(opener(llm=pool, policy=limited(max_cost_usd=1)))
+        assert (trace.status, unpriced.asked, priced.asked) == (RunStatus.FAILED, 0, 0)
+        assert decided(trace) == [("deny", "CONDITION", "NO_PRICE", [])]
+
+    play(main())
+
+
+def test_a_runs_own_budget_holds_back_what_is_known_of_a_pools_prices(opener: Opener) -> None:
+    pool = ProviderPool([Provider("a", Priced(cost(0.01), price=None)), Provider("b", Priced(cost(0.01)))])
+
+    async def main() -> None:
+        trace = await ran(opener(llm=pool), {**ASK, "max_cost_usd": 0.05})  # less than the call may take
+        assert trace.status is RunStatus.BUDGET_EXCEEDED
+
+    play(main())
+
+
 @pytest.mark.parametrize("limit", [{"max_tokens": 9_000}, {"max_cost_usd": 5}])
 @pytest.mark.parametrize("price", [None, (0, 1)])
 def test_a_call_that_nobody_is_counted_for_is_denied_and_verifies(

@@ -245,6 +245,36 @@ def test_an_erased_subject_is_gone_and_may_come_back_as_somebody_new(store: Path
     )
 
 
+def test_nothing_is_left_of_an_erased_subject_but_the_list_of_erasures(store: Path) -> None:
+    vault, subjects = Vault.beside(store), store.parent / "runs.db.keys" / "subjects"
+    vault.subject_key("default", "ana")
+    vault.subject_key("default", "bob")
+    (bob,) = {path.name for path in subjects.iterdir()} - {vault.keys.handle("subject", "default", "ana")}
+    vault.destroy_keys(vault.begin_erasure(subject="ana", reason="asked", by=BY))
+    assert [path.name for path in subjects.iterdir()] == [bob]
+
+
+def test_what_was_left_of_a_subject_that_was_erased_before_is_removed(store: Path) -> None:
+    vault, subjects = Vault.beside(store), store.parent / "runs.db.keys" / "subjects"
+    vault.subject_key("default", "ana")
+    (left,) = subjects.iterdir()
+    written = left.read_bytes()
+    vault.end_erasure(vault.destroy_keys(vault.begin_erasure(subject="ana", reason="asked", by=BY)))
+    left.write_bytes(written)
+    Vault.beside(store)
+    assert list(subjects.iterdir()) == []
+
+
+def test_an_erasure_of_keys_that_were_never_here_is_taken_over(store: Path) -> None:
+    """The directory was restored from a back-up that is older than the subject's first value. The vault could not be
+    opened any more, by anybody."""
+    told = {"id": "e1", "tenant": "default", "target": "", "keys": ["k" + "0" * 24], "at_ms": 1, "by": BY}
+    Vault.beside(store).adopt_erasure(**told, reason="asked", runs=["run-1"])
+    vault = Vault.beside(store)
+    assert [(erasure.id, erasure.stage) for erasure in vault.all_erasures()] == [("e1", DONE)]
+    assert vault.is_erased("k" + "0" * 24)
+
+
 def test_a_vault_restored_from_a_back_up_buries_its_dead_again(store: Path) -> None:
     vault = Vault.beside(store)
     key = vault.subject_key("default", "ana")
@@ -344,6 +374,20 @@ def test_secrets_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert source.open_secret("card-token", tenant="default", tool="x") == CARD
     with pytest.raises(NotFoundError):
         source.open_secret("other", tenant="default", tool="x")
+
+
+def test_a_hold_that_comes_too_late_says_so(store: Path) -> None:
+    """It was put down as if it kept the erasure from being completed."""
+    vault = Vault.beside(store)
+    vault.subject_key("default", "ana")
+    begun = vault.begin_erasure(subject="ana", reason="asked", by=BY)
+    for _ in range(2):
+        with pytest.raises(InputError) as caught:
+            vault.hold(subject="ana", reason="case 17", by=BY)
+        assert (code_of(caught), caught.value.facts["erasure"]) == ("ERASURE_BEGUN", begun.id)
+        begun = vault.destroy_keys(begun)
+    vault.end_erasure(begun)
+    vault.hold(subject="ana", reason="case 17", by=BY)  # of what may come
 
 
 def test_two_processes_agree_on_a_subjects_key(store: Path) -> None:

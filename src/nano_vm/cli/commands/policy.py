@@ -37,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--args", metavar="JSON", default="{}", help="explain: the arguments: JSON, @FILE or -"
     )
     parser.add_argument(
+        "--run",
+        metavar="JSON",
+        default="{}",
+        help="explain: what is known of the run: `program`, `program_hash`, `id`, `started_at_ms`",
+    )
+    parser.add_argument(
         "--done",
         metavar="NAME",
         action="append",
@@ -167,7 +173,7 @@ def _explain(args: argparse.Namespace, console: Console) -> int:
         name=name,
         args=given if kind == "tool" else {"model": name, "params": {}, **given},
         principal=None if who is None else {"tenant": "default", **who},
-        run={"id": "", "program": "", "program_hash": "", "started_at_ms": 0},
+        run=_run(args.run),
         done=done,
         private=frozenset(args.private),
         tokens=args.tokens,
@@ -203,6 +209,21 @@ def _explain(args: argparse.Namespace, console: Console) -> int:
         when = f"  when {source}" if source else ""
         console.line(f"  {verdict.rule}: {verdict.decision}, {verdict.outcome}{detail}{when}", "dim")
     return code
+
+
+_OF_A_RUN = {"id": str, "program": str, "program_hash": str, "started_at_ms": int}
+
+
+def _run(given: str) -> dict[str, Any]:
+    """What conditions read as `$run`. What nobody has said is not there: a condition that asks for it denies."""
+    run = json_value(given, "--run")
+    if type(run) is not dict or any(type(value) is not _OF_A_RUN.get(name) for name, value in run.items()):
+        raise InputError(
+            "USAGE",
+            f"--run is an object of {', '.join(_OF_A_RUN)}",
+            help='--run \'{"program": "refund"}\'',
+        )
+    return run
 
 
 _WHY = {
