@@ -15,7 +15,7 @@ from nano_vm.program.compiled import CompiledProgram, CompiledStep, Kind, ModelA
 class Progress:
     """The requirements that are met, as `Request.done` has them."""
 
-    __slots__ = ("_begun", "_done", "_early", "_frozen", "_passed", "program")
+    __slots__ = ("_begun", "_done", "_early", "_frozen", "_over", "_passed", "program")
 
     def __init__(self, program: CompiledProgram) -> None:
         self.program = program
@@ -23,6 +23,7 @@ class Progress:
         self._frozen: frozenset[str] | None = None
         self._passed: list[int] = []  # looked up when somebody asks
         self._begun: frozenset[tuple[int, int, int]] = frozenset()  # with values that have been changed since
+        self._over: set[tuple[int, int, int]] = set()  # of these, the ones that have succeeded
         self._early = False  # the next event is of the run that a fork has left
 
     def follow(self, event: Event, state: State) -> None:
@@ -50,9 +51,11 @@ class Progress:
         for result in settled:
             if result.status is not StepStatus.SUCCESS or result.substituted:
                 continue
-            if self._begun and (result.step, result.occurrence, result.item) in self._begun:
-                continue
             step = self.program.steps[result.step]
+            begun = result.step, result.occurrence, result.item
+            if self._begun and begun in self._begun:
+                self._over.add(begun)
+                continue
             action = step.action
             if step.kind is Kind.CONDITION:
                 continue  # that something was asked is no reason to allow anything
@@ -67,8 +70,19 @@ class Progress:
 
     def passed(self, indexes: Iterable[int]) -> None:
         """Take note of steps of tools and models that have succeeded, by index."""
+        if self._begun:
+            indexes = [index for index in indexes if not self._had_begun(index)]
         self._passed += indexes
         self._frozen = None
+
+    def _had_begun(self, index: int) -> bool:
+        """Whether the success of a step outside groups is that of its occurrence that had begun with other values.
+        There is one at most, and it comes first."""
+        for begun in self._begun - self._over:
+            if begun[0] == index and begun[2] < 0:
+                self._over.add(begun)
+                return True
+        return False
 
     @property
     def done(self) -> frozenset[str]:
