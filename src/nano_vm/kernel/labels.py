@@ -76,8 +76,12 @@ def _is_pinned(paths: list[tuple[str, ...]], path: tuple[str, ...]) -> bool:
 
 
 def pin(state: State, refs: Refs) -> None:
-    """A guard has pinned these values down: until they are bound anew, nobody else's words are in them."""
+    """A guard has pinned these values down: until they are bound anew, nobody else's words are in them. (Of what holds
+    none nothing is noted.)"""
+    labels = state.labels
     for slot, path in refs:
+        if not labels[slot] & UNTRUSTED:  # type: ignore[index]
+            continue
         paths = state.pins.setdefault(slot, [])
         if path not in paths:
             paths.append(path)

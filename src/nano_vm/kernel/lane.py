@@ -360,6 +360,7 @@ def walk(
     left = state.steps_max - state.steps
     # Time in which a run is suspended is not its own; along the lane none is.
     until_ms = state.started_ms + state.suspended_ms + (state.duration_ms_max or _NO_END_MS)
+    adding = rows.adding
     metered = rows.models and bool(state.tokens_max or state.cost_nanousd_max)
     first = second = error = following = 0
     act: Any = None
@@ -380,7 +381,7 @@ def walk(
                     kind, act, first, second, error, following = rows[coming]
                     if kind == _IS_CALL:
                         args = act(slots)
-                        if track is not None and (mixed or coming in rows.adding):
+                        if track is not None and (mixed or coming in adding):
                             mixed = True
                             for slot in rows.sources[coming]:
                                 if labels[slot]:  # type: ignore[index]
@@ -415,7 +416,7 @@ def walk(
                         return
                     occurrences[coming] = passed = occurrences[coming] + 1
                     left -= 1
-                    if track is not None:
+                    if mixed:
                         condition = program.steps[coming].action
                         pin(state, condition.pins_then if verdict else condition.pins_otherwise)  # type: ignore[union-attr]
                     if verdicts is None:

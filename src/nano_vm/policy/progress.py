@@ -23,7 +23,7 @@ class Progress:
         self._frozen: frozenset[str] | None = None
         self._passed: list[int] = []  # looked up when somebody asks
         self._begun: frozenset[tuple[int, int, int]] = frozenset()  # with values that have been changed since
-        self._over: set[tuple[int, int, int]] = set()  # of these, the ones that have succeeded
+        self._over: frozenset[tuple[int, int, int]] = frozenset()  # of these, the ones that have succeeded
         self._early = False  # the next event is of the run that a fork has left
 
     def follow(self, event: Event, state: State) -> None:
@@ -54,7 +54,7 @@ class Progress:
             step = self.program.steps[result.step]
             begun = result.step, result.occurrence, result.item
             if self._begun and begun in self._begun:
-                self._over.add(begun)
+                self._over |= {begun}
                 continue
             action = step.action
             if step.kind is Kind.CONDITION:
@@ -80,7 +80,7 @@ class Progress:
         There is one at most, and it comes first."""
         for begun in self._begun - self._over:
             if begun[0] == index and begun[2] < 0:
-                self._over.add(begun)
+                self._over |= {begun}
                 return True
         return False
 

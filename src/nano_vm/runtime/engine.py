@@ -308,6 +308,8 @@ class Engine(Looking):
                 driven.discard(id(run))
             if run.settled is not None and not run.settled.done():
                 run.settled.set_result(None)
+            if run.gate is not None:
+                run.gate.let_go()
         if run.key_id is not None:
             await erasure.tell_if_erased(self, run)
 

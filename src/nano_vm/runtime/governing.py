@@ -86,9 +86,9 @@ class Gate:
     __slots__ = (
         "_ahead",
         "_cleared",
+        "_models",
         "engine",
         "lane",
-        "models",
         "pinned",
         "progress",
         "run",
@@ -102,7 +102,20 @@ class Gate:
         self._cleared: dict[tuple[int, int], tuple[Policy | None, int]] = {}
         self.lane = LaneRules(self)
         self._ahead: tuple[str, Verdict] | None = None  # a dispatch whose limits have been counted
-        self.models = Reservations(run)
+        self._models: Reservations | None = None
+
+    def let_go(self) -> None:
+        """The run is not driven here any more, and nothing is decided. (What refers to itself is only freed when the
+        garbage collector comes by.)"""
+        del self.run, self.lane
+        self._models = None
+
+    @property
+    def models(self) -> Reservations:
+        """The model calls of the run that limits have counted."""
+        if self._models is None:
+            self._models = Reservations(self.run)
+        return self._models
 
     @property
     def policies(self) -> list[Policy]:

@@ -374,6 +374,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
             leave_together(run, failure)
         else:
             await _leave_in_call(run, plan, value, failure)
+        failure = None  # whose traceback holds this frame
     elif ends_plainly(state):
         ended_ms = now_ms()
         if verdicts:

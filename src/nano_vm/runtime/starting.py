@@ -20,6 +20,7 @@ from nano_vm.program.model import Program
 from nano_vm.runtime import recovery
 from nano_vm.runtime.driver import Run
 from nano_vm.runtime.gates import validator
+from nano_vm.runtime.governing import Gate
 from nano_vm.runtime.labelling import Needs, needs_of, prove_calls, require_keys
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.rights import START, check_right, principal_of
@@ -93,7 +94,10 @@ async def begin(
     run.listener = listener
     policy = engine.policy
     if policy is not None or compiled.approves:
-        await engine.govern(run, policy)
+        if policy is None or engine.is_kept(policy):
+            run.gate = Gate(run, policy)
+        else:
+            await engine.govern(run, policy)
     if who is None and key is None and policy is None and replanned is None and not pinned:
         features = [FEATURE] if needs.labels else _UNSET
         start = ev.RunStarted(at_ms=now, features=features, payload=inputs, program=compiled.hash)

@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -32,18 +33,11 @@ class ToolThreads:
         """Call `function` in a thread, in a copy of the current context, and wait for its result."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        context = contextvars.copy_context()
-
-        def job() -> None:
-            try:
-                result = context.run(function)
-            except BaseException as error:  # handed to the waiting task
-                _post(loop, future, None, error)
-            else:
-                _post(loop, future, result, None)
-
-        self._submit(job)
-        return await future
+        self._submit(partial(_do, loop, future, contextvars.copy_context(), function))
+        try:
+            return await future
+        finally:
+            del future  # the error in it holds this frame
 
     def _submit(self, job: Callable[[], None]) -> None:
         with self._lock:
@@ -72,6 +66,22 @@ class ToolThreads:
             idle, self._idle = self._idle, []
         for inbox in idle:
             inbox.put(None)
+
+
+def _do(
+    loop: asyncio.AbstractEventLoop,
+    future: asyncio.Future[Any],
+    context: contextvars.Context,
+    function: Callable[[], Any],
+) -> None:
+    try:
+        result = context.run(function)
+    except BaseException as error:  # handed to the waiting task
+        _post(loop, future, None, error)
+    else:
+        _post(loop, future, result, None)
+    finally:
+        del future  # as above
 
 
 def _post(

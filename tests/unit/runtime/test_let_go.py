@@ -1,0 +1,87 @@
+"""Nothing of a run that is not driven any more waits for the garbage collector: all of it goes when the last who held
+it does."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from types import TracebackType
+from typing import Any
+
+import pytest
+
+from nano_vm import ExecutionVM, MemoryStore, MockLLMAdapter, tool
+from nano_vm.runtime.driver import Run
+
+
+@tool(effect="keyed")
+async def act(x: int) -> int:
+    return x
+
+
+@tool(effect="keyed")
+def called(x: int, ctx: Any) -> int:
+    return x
+
+
+@tool(effect="irreversible")
+def fail(x: int) -> int:
+    raise ValueError("no")
+
+
+def _tool(name: str, step_id: str = "a") -> dict[str, Any]:
+    return {"id": step_id, "type": "tool", "tool": name, "args": {"x": "$x"}}
+
+
+PROGRAMS: dict[str, list[dict[str, Any]]] = {
+    "tools": [_tool("act"), _tool("called", "b")],
+    "model": [{"id": "m", "type": "llm", "prompt": "Is it $x?"}, _tool("act")],
+    "parallel": [{"id": "p", "type": "parallel", "parallel_steps": [_tool("act"), _tool("called", "b")]}],
+    "wait": [_tool("act"), {"id": "w", "type": "wait", "event": "go"}],
+    "failure": [_tool("act"), _tool("fail", "b")],
+}
+POLICIES: dict[str, Any] = {
+    "free": None,
+    "names": {"policy": "p", "tools": ["*"], "models": ["*"]},
+    "arguments": {
+        "policy": "p",
+        "models": ["*"],
+        "rules": [{"id": "r", "tools": ["*"], "when": "$args.x > 0"}],
+    },
+}
+
+
+@pytest.mark.parametrize("lane", [True, False], ids=["lane", "general"])
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("steps", PROGRAMS.values(), ids=PROGRAMS)
+def test_runs_leave_nothing_for_the_garbage_collector(
+    steps: list[dict[str, Any]], policy: Any, lane: bool
+) -> None:
+    inputs = {"type": "object", "properties": {"x": {"type": "integer"}}}
+    program = {"name": "p", "inputs": inputs, "steps": steps}
+
+    async def main() -> int:
+        vm = ExecutionVM(
+            llm=MockLLMAdapter("yes"), tools=[act, called, fail], store=MemoryStore(), policy=policy
+        )
+        vm.lane = lane
+        async with vm:
+            for _ in range(2):
+                await vm.run(program, {"x": 1})
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(3):
+                    await vm.run(program, {"x": 1})
+                for _ in range(
+                    50
+                ):  # the loop, and the thread of a tool, hold something of the last one a while
+                    await asyncio.sleep(0)
+                    held = sum(type(thing) in (Run, TracebackType) for thing in gc.get_objects())
+                    if not held:
+                        break
+                return held
+            finally:
+                gc.enable()
+
+    assert asyncio.run(main()) == 0
