@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nano_vm import PENDING, ExecutionVM, MemoryStore, ProgramError, SqliteStore, ToolError, tool
+from nano_vm import PENDING, ExecutionVM, MemoryStore, ProgramError, SqliteStore, ToolContext, ToolError, tool
 from nano_vm.kernel.state import snapshot
 
 EFFECTS = ("pure", "idempotent", "keyed", "irreversible")
@@ -105,7 +105,16 @@ def _tools() -> list[Callable[..., Any]]:
         def quick(x: Any) -> Any:
             return [x]
 
-        for function in (add, box, later, fail, strange, pend, named, plain, spoil):
+        async def place(x: Any, ctx: ToolContext) -> Any:
+            if type(x) is dict:
+                x["b"].clear()
+            place = [ctx.trace_id, ctx.step, ctx.occurrence, ctx.item, ctx.attempt, ctx.deadline_ms]
+            return [*place, ctx.idempotency_key[:4], ctx.principal, ctx.cancelled]
+
+        def put(x: int, ctx: ToolContext) -> Any:
+            return [ctx.idempotency_key, ctx.step]
+
+        for function in (add, box, later, fail, strange, pend, named, plain, spoil, place, put):
             declare(f"{function.__name__}_{effect}", effect, function)
         declare(f"quick_{effect}", effect, quick, blocking=False)
 
@@ -117,7 +126,7 @@ def _tools() -> list[Callable[..., Any]]:
 
 
 TOOLS = _tools()
-COMMON = ("add", "box", "later", "spoil", "plain")
+COMMON = ("add", "box", "later", "spoil", "plain", "place", "put")
 RARE = ("fail", "strange", "pend", "named")
 BUDGETS: tuple[dict[str, Any], ...] = (
     {},
@@ -175,10 +184,12 @@ def programs(draw: st.DrawFn, labelled: bool = False, models: bool = False) -> d
 
 def _tool_step(draw: st.DrawFn, values: list[str], labelled: bool) -> dict[str, Any]:
     name = draw(st.sampled_from(COMMON * 5 + RARE + ("guarded",) * 10 * labelled))
+    if labelled and name == "put":
+        name = "plain"  # keys of what is private are the store's own
     value = draw(st.sampled_from(values))
     argument = draw(st.sampled_from([value, value, 1, f"text {value}", {"deep": value}, [value, 1.5], None]))
     step = {"type": "tool", "tool": f"{name}_{draw(st.sampled_from(EFFECTS))}", "args": {"x": argument}}
-    if name in ("plain", "later"):
+    if name in ("plain", "later", "put"):
         step["args"] = {"x": "$x"}
     if draw(st.integers(0, 3)) == 0:
         step["output_key"] = f"v{len(values)}"
@@ -236,8 +247,8 @@ def _group_step(draw: st.DrawFn, values: list[str], name: str, labelled: bool) -
 def _sub_step(draw: st.DrawFn, values: list[str], labelled: bool) -> dict[str, Any]:
     step = _tool_step(draw, values, labelled)
     step.pop("on_failure", None)
-    if step["tool"].startswith("plain"):  # which of several threads is done first is chance
-        step["tool"] = step["tool"].replace("plain", "quick")
+    if step["tool"].startswith(("plain", "put")):  # which of several threads is done first is chance
+        step["tool"] = step["tool"].replace("plain", "quick").replace("put", "quick")
     return step
 
 

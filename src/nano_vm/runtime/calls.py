@@ -173,17 +173,7 @@ class Calls(Outcomes):
                 return spec.function(**arguments)
             return await self.threads.run(lambda: spec.function(**arguments))
         deadline = self.clock.now_ms() + timeout_ms if timeout_ms else None
-        context = ToolContext(
-            key=lambda: action_key(run, command, spec, args),
-            trace_id=run.run_id,
-            step=command.step_id,
-            occurrence=command.occurrence,
-            item=command.item if command.item >= 0 else None,
-            attempt=command.attempt,
-            deadline_ms=deadline,
-            principal=run.principal,
-            has_ended=None if type(command) is Compensate else lambda: run.ending.has_come,
-        )
+        context = context_of(run, command, spec, deadline)
         context.transaction = transaction
         if spec.context_parameter is not None:
             arguments[spec.context_parameter] = context
@@ -464,6 +454,23 @@ async def _coroutine(threads: ToolThreads, spec: ToolSpec, arguments: dict[str, 
     if inline or not spec.blocking:
         return spec.function(**arguments)
     return await threads.run(lambda: spec.function(**arguments))
+
+
+def context_of(
+    run: RunFacts, command: CallTool | Compensate, spec: ToolSpec, deadline_ms: int | None = None
+) -> ToolContext:
+    """What a tool may know about a call."""
+    return ToolContext(
+        key=lambda: action_key(run, command, spec, command.args),
+        trace_id=run.run_id,
+        step=command.step_id,
+        occurrence=command.occurrence,
+        item=command.item if command.item >= 0 else None,
+        attempt=command.attempt,
+        deadline_ms=deadline_ms,
+        principal=run.principal,
+        has_ended=None if type(command) is Compensate else lambda: run.ending.has_come,
+    )
 
 
 def copy_arguments(args: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from nano_vm.kernel.lane import (
 )
 from nano_vm.kernel.limits import PAYLOAD_BYTES_MAX
 from nano_vm.runtime.admission import tainted
-from nano_vm.runtime.calls import copy_arguments
+from nano_vm.runtime.calls import context_of, copy_arguments
 from nano_vm.runtime.failures import is_ours
 from nano_vm.runtime.plans import AWAITED, BLOCKING, BY_PLACE, NOWHERE, Lane, Plan, intents, lane_of, plan_for
 from nano_vm.runtime.threads import ThreadsExhaustedError
@@ -405,10 +405,19 @@ def _call(run: Run, away: threading.Lock | None, plan: Plan, occurrence: int, ar
     if plan.lanes:
         return call_together(run, plan, occurrence, args)
     if not plan.flat:
-        args = copy_arguments(args)
+        args = _given(run, plan, occurrence, args)
     if away is not None:
         return _call_away(run, away, plan.spec.function, args)
     return plan.spec.function(**args)
+
+
+def _given(run: Run, plan: Plan, occurrence: int, args: dict[str, Any]) -> dict[str, Any]:
+    """What a tool is called with: a copy of its arguments, and the context it asks for."""
+    given = copy_arguments(args)
+    if plan.spec.context_parameter is not None:
+        command = plan.command(args, occurrence)
+        given[plan.spec.context_parameter] = context_of(run.facts, command, plan.spec)
+    return given
 
 
 async def _leave_in_call(run: Run, plan: Plan, value: Any, failure: BaseException | None) -> None:

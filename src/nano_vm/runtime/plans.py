@@ -56,10 +56,15 @@ class Plan(msgspec.Struct, frozen=True, eq=False):
     parts: _Parts  # the same as a plain tuple, which is unpacked at once
     untrusted: str  # `steady.success` of an output that is not trusted
     protected: bool  # some of its parameters take trusted values only
-    flat: bool  # arguments without problems hold no object and no array, so the tool needs no copy of them
+    flat: bool  # it is given arguments alone, which, without problems, hold no object and no array: it needs no copy
     way: int  # `AWAITED`; `CALLED`: a plain function that returns at once; `BLOCKING`: one that may not
     lanes: tuple[Any, ...] = ()  # of a group: the plans of its calls; `steady.success` is that of the last
     more: int = 0  # of a group: how many events its calls take beside the success of the last and one intent
+
+    @property
+    def joins(self) -> bool:
+        """Whether it may be called in a group."""
+        return self.way != BLOCKING and not self.protected and self.spec.context_parameter is None
 
     @property
     def last(self) -> Plan:
@@ -155,7 +160,7 @@ def plan_for(known: Lane, index: int, program: CompiledProgram, tools: ToolInvok
 
 
 def _plan(step: CompiledStep, tools: ToolInvoker, tracks: bool) -> Plan | None:
-    """The plan of a step; None when its call needs more than its arguments."""
+    """The plan of a step; None when its call needs more than its arguments and a context."""
     action = step.action
     if type(action) is not ToolAction:
         return None
@@ -164,7 +169,6 @@ def _plan(step: CompiledStep, tools: ToolInvoker, tracks: bool) -> Plan | None:
         spec is None
         or step.timeout_ms
         or not is_call(step)
-        or spec.context_parameter is not None
         or spec.effect == "transactional"
         or spec.schema.output_label is not None
         or spec.secrets
@@ -173,7 +177,7 @@ def _plan(step: CompiledStep, tools: ToolInvoker, tracks: bool) -> Plan | None:
         return None
     intent, intended = intent_of(step.id, spec.effect, 1)
     only, kinds = _only(spec, action)
-    flat = _is_flat(spec)
+    flat = spec.context_parameter is None and _is_flat(spec)
     way = AWAITED if spec.is_async else BLOCKING if spec.blocking else CALLED
     steady = Steady(
         function=spec.function,
@@ -191,7 +195,7 @@ def _plan(step: CompiledStep, tools: ToolInvoker, tracks: bool) -> Plan | None:
 
 def _group(step: CompiledStep, lanes: list[Plan | None]) -> Plan | None:
     """The plan of a group that is called as one; None when some of its calls are not for the lane."""
-    plans = [lane for lane in lanes if lane is not None and lane.way != BLOCKING and not lane.protected]
+    plans = [lane for lane in lanes if lane is not None and lane.joins]
     if len(plans) != len(lanes):
         return None
     last = plans[-1]

@@ -26,7 +26,7 @@ from nano_vm.kernel.together import Lanes, begin_lane, lanes, succeed_lane
 from nano_vm.runtime.calls import copy_arguments
 from nano_vm.runtime.failures import is_ours
 from nano_vm.runtime.outcomes import Outcome
-from nano_vm.runtime.plans import AWAITED, BLOCKING, BY_PLACE, Plan, lane_of, plan_for
+from nano_vm.runtime.plans import AWAITED, BY_PLACE, Plan, lane_of, plan_for
 from nano_vm.runtime.tooling import PENDING
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ async def drive_together(run: Run) -> bool:
     plans, arguments = [], []
     for activity in opened.activities:
         plan = known.plans[activity.step] or plan_for(known, activity.step, run.program, engine.tools)
-        if not plan or plan.way == BLOCKING or plan.protected:
+        if not plan or not plan.joins:
             return False
         plans.append(plan)
         arguments.append(activity.request)
