@@ -269,6 +269,7 @@ class Gateway:
                 step=args.get("step"),
                 item=args.get("item"),
                 action=args.get("action"),
+                nonce=args.get("nonce"),
                 comment=args.get("comment"),
                 principal=principal,
                 event_id=args.get("event_id"),
