@@ -87,7 +87,9 @@ class ModelStore:
 
     def load(self) -> dict[str, Health]:
         """The records by provider."""
-        rows = self._try(lambda con: con.execute("SELECT name, body FROM providers").fetchall())
+        rows = self._try(
+            lambda con: con.execute("SELECT name, body FROM providers WHERE typeof(body) = 'text'").fetchall()
+        )
         if rows is not None:
             self._known = {name: _health(body) for name, body in rows}
         return dict(self._known)
@@ -98,7 +100,9 @@ class ModelStore:
         def work(con: sqlite3.Connection) -> Health:
             con.execute("BEGIN IMMEDIATE")
             try:
-                row = con.execute("SELECT body FROM providers WHERE name = ?", (provider,)).fetchone()
+                row = con.execute(
+                    "SELECT body FROM providers WHERE name = ? AND typeof(body) = 'text'", (provider,)
+                ).fetchone()
                 changed = change(Health() if row is None else _health(row[0]))
                 body = msgspec.json.encode(changed).decode()
                 con.execute(
@@ -130,7 +134,9 @@ class ModelStore:
 
         def work(con: sqlite3.Connection) -> Any:
             row = con.execute(
-                "SELECT body, used_at_ms FROM answers WHERE key = ? AND made_at_ms > ?", (key, made_after_ms)
+                """SELECT body, used_at_ms FROM answers WHERE key = ? AND made_at_ms > ?
+                    AND typeof(body) = 'blob' AND typeof(used_at_ms) = 'integer'""",
+                (key, made_after_ms),
             ).fetchone()
             now = self._now_ms()
             if row is not None and now - row[1] > 60_000:  # to the minute is enough, and saves a write
