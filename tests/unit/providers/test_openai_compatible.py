@@ -121,6 +121,14 @@ def cut(handler: Handler) -> None:
     handler.close_connection = True
 
 
+def refused_and_cut(handler: Handler) -> None:
+    handler.send_response(401)
+    handler.send_header("content-length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"err')
+    handler.close_connection = True
+
+
 def hang_up(handler: Handler) -> None:
     handler.connection.shutdown(socket.SHUT_RDWR)
     handler.close_connection = True
@@ -222,6 +230,11 @@ BAD = [
     (reply({"choices": [{"error": {"code": "boom"}, "message": {"content": "yes"}}]}), "MODEL_HTTP"),
     (reply(gzip.compress(json.dumps(good()).encode()), content_encoding="gzip"), "MODEL_REPLY"),
     (reply(calling(call())), "MODEL_REPLY"),  # nobody offered a tool
+    (reply({"error": {"code": KEY}}, 429), "MODEL_HTTP"),  # the key where a code should be
+    (reply({"error": {"type": KEY[:-2]}}, 400), "MODEL_REFUSED"),
+    (reply({"error": {"type": KEY}}), "MODEL_HTTP"),
+    (refused_and_cut, "MODEL_REFUSED"),
+    (reply(b" " * (BODY_BYTES_MAX + 1), 401), "MODEL_REFUSED"),
     (cut, "MODEL_REPLY"),
     (hang_up, "MODEL_HTTP"),
 ]
@@ -494,6 +507,10 @@ def test_nobody_there_is_an_error() -> None:
     assert caught.value.code == "MODEL_HTTP"
 
 
+def test_a_key_in_place_of_a_model_is_not_told(server: Server) -> None:
+    assert ask(server, reply({**good(), "model": f"m-{KEY}"})).model == "m"
+
+
 def test_one_call_is_one_request_whatever_comes_of_it(server: Server) -> None:
     with pytest.raises(ModelError) as caught:
         ask(server, reply({}, 429, retry_after="7"), reply(good()))
@@ -510,7 +527,16 @@ def test_no_model_is_refused_before_anything_is_sent(server: Server) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "host/v1", "ftp://host", "http://", "http://me:pw@host/v1", "http://host/v1?key=1", "http://h:x/"],
+    [
+        "",
+        "host/v1",
+        "ftp://host",
+        "http://",
+        "http://me:pw@host/v1",
+        "http://host/v1?key=1",
+        "http://h:x/",
+        "http://\u2603.example/v1",
+    ],
 )
 def test_an_address_that_cannot_be_used_is_refused(url: str) -> None:
     with pytest.raises(InputError) as caught:
