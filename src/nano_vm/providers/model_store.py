@@ -35,6 +35,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 CACHE_BYTES_MAX = 256 * 1024 * 1024
 BUSY_TIMEOUT_MS = 2_000
 _SWEEP_EVERY = 256  # writes between two looks at the size
+# Python raises the second when SQLite quotes damaged text in the first.
+_FAILURES = (sqlite3.Error, UnicodeDecodeError)
 _T = TypeVar("_T")
 _decode_health = msgspec.json.Decoder(Health).decode
 
@@ -189,7 +191,7 @@ class ModelStore:
         try:
             with self._lock:
                 return work(self._con)
-        except sqlite3.Error:
+        except _FAILURES:
             return None
 
 
@@ -220,11 +222,12 @@ def _open(path: Path) -> sqlite3.Connection:
         con.execute("PRAGMA journal_mode=WAL")
         _migrate(con, path)
         return con
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         con.close()
         foreign = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_NOTADB
+        named = getattr(error, "sqlite_errorname", "its schema is damaged")
         code, what = (
-            ("STORE_FOREIGN", "is not a database") if foreign else ("STORE_IO", f"cannot be used: {error}")
+            ("STORE_FOREIGN", "is not a database") if foreign else ("STORE_IO", f"cannot be used: {named}")
         )
         raise _unusable(path, code, what) from error
     except BaseException:

@@ -243,6 +243,17 @@ def test_a_file_that_fails_later_fails_nobody(tmp_path: Path) -> None:
     assert store.size() == (0, 0)
 
 
+def test_a_file_whose_schema_is_damaged_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    ModelStore(path).close()
+    data = path.read_bytes()
+    assert data.count(b"CREATE TABLE answers") == 1
+    path.write_bytes(data.replace(b"CREATE TABLE answers", b"CREATE TABL\xd5 answers"))
+    with pytest.raises(StoreError) as refused:
+        ModelStore(path)
+    assert refused.value.code == "STORE_IO"
+
+
 def test_damaged_rows_count_as_missing(tmp_path: Path) -> None:
     with ModelStore(tmp_path / "m") as store:
         cache = ModelCache(MockLLMAdapter("yes"), store)
