@@ -306,6 +306,7 @@ CODES: dict[str, ErrorCode] = {
     "STORE_NEWER": ErrorCode(E, False, 1, "the database was made by a newer nano-vm"),
     "STORE_CLOSED": ErrorCode(C, False, 1, "the store is closed"),
     "STORE_IO": ErrorCode(E, True, 1, "reading or writing the database failed"),
+    "STORE_UNGUARDED": ErrorCode(E, False, 1, "a session in which the guards of the tables are turned off"),
     # --- expressions --------------------------------------------------------------------------------------
     "EXPR_SYNTAX": ErrorCode(A, False, 3, "an expression that does not follow the grammar"),
     "EXPR_CALL": ErrorCode(A, False, 3, "a function or method call in an expression"),
@@ -475,6 +476,7 @@ CODES: dict[str, ErrorCode] = {
     "VAULT_KEY_WRONG": ErrorCode(C, False, 2, "another key-encryption key than the vault's"),
     "VAULT_MISSING": ErrorCode(C, False, 2, "private values or secrets, and no vault to keep them"),
     "VAULT_DAMAGED": ErrorCode(T, False, 5, "a file of the vault was changed"),
+    "VAULT_FOREIGN": ErrorCode(C, False, 2, "the vault of another database"),
     "VAULT_IO": ErrorCode(E, True, 1, "reading or writing the vault failed"),
     "SEAL_BROKEN": ErrorCode(T, False, 5, "a sealed value was changed or moved"),
     "SECRET_ID": ErrorCode(C, False, 2, "an id that a secret cannot have"),

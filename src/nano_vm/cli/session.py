@@ -122,7 +122,7 @@ class Session:
         try:
             self.store = open_store(args, create=create)
             try:
-                self.vault = open_vault(args)
+                self.vault = open_vault(args, getattr(self.store, "identity", None))
             except BaseException:
                 self.store.close()
                 raise

@@ -37,20 +37,23 @@ def require_vault(args: argparse.Namespace) -> Vault:
     return Vault.beside(beside_store(args), key_file=args.key_file)
 
 
-def open_vault(args: argparse.Namespace) -> Vault | None:
+def open_vault(args: argparse.Namespace, store: str | None = None) -> Vault | None:
     """The vault beside the database, where there is one and its key is at hand; else None: then no secret opens, and
-    private values stay sealed.
+    private values stay sealed. `store`: the identity of a database that is not a file beside it: others have its name.
 
     Raises:
-        VaultError: the key is there and cannot be used, or the vault is damaged.
+        VaultError: the key is there and cannot be used, or the vault is damaged, or another database's (VAULT_FOREIGN).
     """
     is_there = os.path.isdir(vault_directory(args))
     has_key = args.key_file is not None or KEY_VARIABLE in os.environ or os.path.exists(key_path(args))
     if not is_there and not has_key:
         return None
     try:
-        return require_vault(args)
+        vault = require_vault(args)
     except VaultError as error:
         if error.code == "VAULT_KEY_MISSING" and args.key_file is None:
             return None
         raise
+    if store is not None:
+        vault.belong(store)
+    return vault

@@ -122,7 +122,7 @@ def arguments(who: Principal, run_id: str, wait: dict[str, Any], answer: Any) ->
             return None
         found["approve"] = content["approved"]
         if wait.get("action"):
-            found["action"] = wait["action"]
+            found |= {"action": wait["action"], "nonce": wait["nonce"]}
         if content.get("comment"):
             found["comment"] = str(content["comment"])[:2_000]
     elif wait["kind"] == "outcome":

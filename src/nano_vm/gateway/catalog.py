@@ -132,6 +132,10 @@ CATALOG: tuple[ToolEntry, ...] = (
                     "type": "string",
                     "description": "With approve: digest of the action you have seen; no other is approved.",
                 },
+                "nonce": {
+                    "type": "string",
+                    "description": "With approve: nonce of the question you have seen; no later one is answered.",
+                },
                 "comment": {
                     "type": "string",
                     "maxLength": 2000,

@@ -33,7 +33,7 @@ from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.model import Program
 from nano_vm.runtime.approvals import PendingApproval, pending
 from nano_vm.runtime.engine import Engine, Progress
-from nano_vm.runtime.gates import validator
+from nano_vm.runtime.gates import faults
 
 if TYPE_CHECKING:
     from nano_vm.gateway.mounts import Mounts
@@ -269,6 +269,7 @@ class Gateway:
                 step=args.get("step"),
                 item=args.get("item"),
                 action=args.get("action"),
+                nonce=args.get("nonce"),
                 comment=args.get("comment"),
                 principal=principal,
                 event_id=args.get("event_id"),
@@ -574,7 +575,7 @@ def _whole(schema: dict[str, Any], args: dict[str, Any]) -> dict[str, Any]:
 def check_arguments(schema: dict[str, Any], args: dict[str, Any]) -> None:
     """Raises InputError GATEWAY_ARGUMENT, naming the first argument that does not fit; VALUE_STRING."""
     try:
-        fault = next(iter(validator(canonical.encode(schema)).iter_errors(args)), None)
+        fault = next(iter(faults(canonical.encode(schema), args)), None)
     except UnicodeEncodeError:  # the validator cannot even say what is wrong with it
         canonical.encode(args)
         raise

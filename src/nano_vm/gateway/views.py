@@ -86,7 +86,7 @@ def _answer_with(run_id: str, wait: dict[str, Any]) -> dict[str, Any] | None:
     if kind == "approval":
         arguments["approve"] = True
         if wait.get("action"):
-            arguments["action"] = wait["action"]
+            arguments |= {"action": wait["action"], "nonce": wait["nonce"]}
     elif kind == "outcome":
         arguments["resolution"] = "succeeded"
         arguments["value"] = None

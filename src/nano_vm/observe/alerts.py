@@ -10,6 +10,7 @@ import json
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -20,13 +21,27 @@ if TYPE_CHECKING:
 
 SECONDS_MAX = 10.0
 TRIES = 3
-_OPENER = urllib.request.build_opener(urllib.request.HTTPHandler, urllib.request.HTTPSHandler)
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """A report that is sent on would arrive nowhere: it would be asked for, not posted."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_Stay)
 
 
 def check_address(address: str) -> str:
     """Raises InputError USAGE for what is no http or https address."""
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(address)
+        usable = parts.port is None or parts.port > 0
+    except ValueError:
+        parts, usable = urlsplit(""), False
+    plain = address.isascii() and address.isprintable() and " " not in address
+    if parts.scheme not in ("http", "https") or not parts.hostname or not usable or not plain:
         raise InputError(
             "USAGE", "an alert goes to an http or https address", help="--alert https://HOST/PATH"
         )
@@ -49,7 +64,7 @@ def post(address: str, document: dict[str, Any]) -> None:
             with error:
                 what = f"status {error.code}"
             final = error.code < 500
-        except OSError as error:
+        except (OSError, HTTPException, UnicodeError) as error:
             what, final = type(error).__name__, False
         if final or not left:
             raise RuntimeFault(

@@ -20,16 +20,17 @@ from nano_vm.observe.measures import (
     transition_entropy,
     violation_rate,
 )
-from nano_vm.observe.trajectory import Trajectory
+from nano_vm.observe.trajectory import Count, Trajectory
 
 FORMAT = 1
 SMOOTHING = 0.5  # what every possible move counts as having been seen, and one that nobody thought of
 VARIANTS_MAX = 50  # paths that are kept, the most frequent ones
 STATES_MAX = 100_000
+_HELD = "held"  # in how many rows each move stands; no part of what is kept
 FILE_BYTES_MAX = 64 * 1024 * 1024
 
 
-class Baseline(msgspec.Struct, kw_only=True):
+class Baseline(msgspec.Struct, kw_only=True, dict=True):
     """Counts of moves over healthy runs of one program.
 
     Attributes:
@@ -41,11 +42,11 @@ class Baseline(msgspec.Struct, kw_only=True):
 
     program: str = ""
     name: str = ""
-    runs: int = 0
-    successes: int = 0
-    counts: dict[str, dict[str, int]] = {}
+    runs: Count = 0
+    successes: Count = 0
+    counts: dict[str, dict[str, Count]] = {}
     possible: dict[str, list[str]] = {}
-    variants: list[tuple[list[str], int]] = []
+    variants: list[tuple[list[str], Count]] = []
     scores: list[float] = []
     lengths: list[float] = []
     measures: dict[str, list[float]] = {}
@@ -62,8 +63,11 @@ class Baseline(msgspec.Struct, kw_only=True):
         return (seen.get(following, 0) + SMOOTHING) / (total + SMOOTHING * (known + 1))
 
     def _vocabulary(self) -> int:
-        rows = [*self.counts.values(), *self.possible.values()]
-        return len({following for row in rows for following in row})
+        held = self.__dict__.get(_HELD)
+        if held is None:
+            rows = [*self.counts.values(), *self.possible.values()]
+            held = self.__dict__[_HELD] = Counter(following for row in rows for following in row)
+        return len(held)
 
     def surprisal(self, trajectory: Trajectory) -> float:
         """Mean surprisal in bits per move: the mean of -log2 P(next | present) over the path, its end included."""
@@ -77,11 +81,17 @@ class Baseline(msgspec.Struct, kw_only=True):
     def _count(self, trajectory: Trajectory, times: int) -> None:
         self.runs += times
         self.successes += times * (trajectory.status in ("", "SUCCESS"))
+        held: Counter[str] | None = self.__dict__.get(_HELD)
         for state, following in trajectory.pairs():
             row = self.counts.setdefault(state, {})
+            before = len(row)
             row[following] = row.get(following, 0) + times
             if not row[following]:
                 del row[following]
+            if held is not None and len(row) != before:
+                held[following] += len(row) - before
+                if not held[following]:
+                    del held[following]
 
     def without(self, trajectory: Trajectory) -> _Without:
         """This baseline as if that run had not been seen; to be used as a context."""

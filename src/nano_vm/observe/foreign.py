@@ -10,7 +10,7 @@ import msgspec
 
 from nano_vm import canonical
 from nano_vm.errors import InputError
-from nano_vm.observe.trajectory import MOVES_MAX, Move, Trajectory
+from nano_vm.observe.trajectory import COUNT_MAX, MOVES_MAX, Move, Trajectory
 
 NAME_CHARS_MAX = 200
 
@@ -45,11 +45,16 @@ def move_of(
     return Move(
         activity=name[:NAME_CHARS_MAX],
         kind=kind,
-        started_at_ms=max(began, 0),
-        finished_at_ms=max(ended, 0),
+        started_at_ms=count_of(began),
+        finished_at_ms=count_of(ended),
         failed=failed,
-        tokens=max(tokens, 0),
+        tokens=count_of(tokens),
     )
+
+
+def count_of(number: int) -> int:
+    """What counts something, as near to the number as that can be."""
+    return min(max(number, 0), COUNT_MAX)
 
 
 def trajectory_of(

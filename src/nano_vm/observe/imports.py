@@ -6,6 +6,8 @@ that shape is an error that names the place. Arguments of calls are kept as dige
 
 from __future__ import annotations
 
+import gzip
+import io
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -42,20 +44,17 @@ def read(form: str, data: bytes) -> list[Trajectory]:
         raise bad(f"the file is larger than {FILE_BYTES_MAX} bytes")
     try:
         return reader(data)
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise bad(f"it is not what {form} writes ({type(error).__name__})") from None
 
 
 def _opened(data: bytes) -> bytes:
     """What is in a gzip file, as far as it may be read."""
-    opener = zlib.decompressobj(wbits=31)
     try:
-        plain = opener.decompress(data, FILE_BYTES_MAX + 1)
-    except zlib.error:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as opener:  # of as many members as it has
+            return opener.read(FILE_BYTES_MAX + 1)
+    except (OSError, EOFError, zlib.error):
         raise bad("it is no whole gzip file") from None
-    if len(plain) <= FILE_BYTES_MAX and not opener.eof:
-        raise bad("it is no whole gzip file")
-    return plain
 
 
 # --- OpenTelemetry --------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from xml.parsers import expat
 
 import msgspec
 
-from nano_vm.observe.foreign import bad, instant, move_of, trajectory_of
+from nano_vm.observe.foreign import bad, count_of, instant, move_of, trajectory_of
 from nano_vm.observe.trajectory import Move, Trajectory
 
 # What XES's lifecycle says of an activity that is not over.
@@ -110,7 +110,7 @@ def _xes_trajectory(
             int(event.get("nanovm:tokens", 0)),
         )
         cost = int(event.get("nanovm:cost_nanousd", 0))
-        moves.append(msgspec.structs.replace(move, cost_nanousd=max(cost, 0)) if cost else move)
+        moves.append(msgspec.structs.replace(move, cost_nanousd=count_of(cost)) if cost else move)
     made = trajectory_of(
         facts.get("concept:name", number),
         facts.get("nanovm:source", "xes"),
@@ -126,7 +126,7 @@ def _xes_trajectory(
 
 
 def _count(facts: dict[str, str], name: str) -> int:
-    return max(int(facts.get(f"nanovm:{name}", 0)), 0)
+    return count_of(int(facts.get(f"nanovm:{name}", 0)))
 
 
 def ocel(data: bytes) -> list[Trajectory]:
@@ -167,7 +167,7 @@ def _ocel_trajectory(
             str(facts.get("failed", "")).lower() == "true",
             int(facts.get("tokens", 0)),
         )
-        moves.append(msgspec.structs.replace(move, cost_nanousd=max(int(facts.get("cost_nanousd", 0)), 0)))
+        moves.append(msgspec.structs.replace(move, cost_nanousd=count_of(int(facts.get("cost_nanousd", 0)))))
     facts = _named(case)
     related = (objects.get(str(relation["objectId"])) for relation in case.get("relationships") or ())
     program = next((found for found in related if found is not None and found["type"] == "program"), None)

@@ -7,7 +7,7 @@ show; a condition is one move.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -21,6 +21,8 @@ from nano_vm.kernel.state import State
 from nano_vm.observe.graph import END, START, successors
 from nano_vm.program.compiled import CompiledProgram, ToolAction
 
+COUNT_MAX = 2**53 - 1
+Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]  # of what is read from a file: measures divide by it
 MOVES_MAX = 100_000  # of one trajectory; what comes after is left out and `cut` says so
 
 
@@ -30,11 +32,11 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
 
     activity: str
     kind: str = ""
-    started_at_ms: int = 0
-    finished_at_ms: int = 0
+    started_at_ms: Count = 0
+    finished_at_ms: Count = 0
     failed: bool = False
-    tokens: int = 0
-    cost_nanousd: int = 0
+    tokens: Count = 0
+    cost_nanousd: Count = 0
 
 
 class Trajectory(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,13 +56,13 @@ class Trajectory(msgspec.Struct, frozen=True, kw_only=True):
     program: str = ""
     name: str = ""
     status: str = ""
-    started_at_ms: int = 0
-    finished_at_ms: int = 0
+    started_at_ms: Count = 0
+    finished_at_ms: Count = 0
     moves: tuple[Move, ...] = ()
     actions: tuple[str, ...] = ()
-    rollbacks: int = 0
-    violations: int = 0
-    transitions: int = 0
+    rollbacks: Count = 0
+    violations: Count = 0
+    transitions: Count = 0
     graph: dict[str, tuple[str, ...]] = {}
     cut: bool = False
 

@@ -7,7 +7,6 @@ nothing wrong with it; otherwise `PlanRejected` carries everything that they fou
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -26,13 +25,13 @@ from nano_vm.program.fields import STEP_TYPES
 from nano_vm.program.model import Program
 from nano_vm.program.tool_schema import ToolSchema
 from nano_vm.runtime.completions import completion_of
+from nano_vm.runtime.gates import unfenced
 from nano_vm.runtime.ports import Completion, ModelClient, ToolInvoker
 
 INTENT_CHARS_MAX = 20_000
 PLAN_CHARS_MAX = 256 * 1024
 STEP_TYPES_PLANNED = tuple(kind for kind in STEP_TYPES if kind != "call")
 PLAN_FILE = "plan"  # what findings call it
-_FENCE = re.compile(r"\A\s*```[A-Za-z0-9_-]*\s*\n(.*)\n\s*```\s*\Z", re.DOTALL)
 _T = TypeVar("_T")
 
 
@@ -158,8 +157,7 @@ class Planner:
         text = completion.text
         if len(text) > PLAN_CHARS_MAX:
             raise PlanRejected("PLAN_REJECTED", f"the plan is longer than {PLAN_CHARS_MAX} characters")
-        fenced = _FENCE.match(text)
-        document = documents.from_json(fenced.group(1) if fenced else text, PLAN_FILE)
+        document = documents.from_json(unfenced(text), PLAN_FILE)
         data = document.data
         if isinstance(data, dict):
             data = {**self._budgets, **data}

@@ -236,7 +236,7 @@ def _read(path: Path) -> list[_Call]:
         raise _unusable(path, "is not a tape", line=1)
     calls = []
     for number, line in enumerate(lines[1:], 2):
-        if not line:
+        if not line or line == lines[0]:  # two processes may have begun the tape at once
             continue
         try:
             call = _decode(line)
@@ -245,6 +245,8 @@ def _read(path: Path) -> list[_Call]:
             raise _unusable(path, what, line=number) from None
         if (call.answer is None) == (call.failure is None):
             raise _unusable(path, "has a call with neither an answer nor a failure, or both", line=number)
+        if request_key(call.messages, call.params, None) != call.digest:
+            raise _unusable(path, "has an answer to another request here", line=number)
         calls.append(call)
     return calls
 

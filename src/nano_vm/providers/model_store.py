@@ -35,6 +35,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 CACHE_BYTES_MAX = 256 * 1024 * 1024
 BUSY_TIMEOUT_MS = 2_000
 _SWEEP_EVERY = 256  # writes between two looks at the size
+# Python raises the second when SQLite quotes damaged text in the first.
+_FAILURES = (sqlite3.Error, UnicodeDecodeError)
 _T = TypeVar("_T")
 _decode_health = msgspec.json.Decoder(Health).decode
 
@@ -87,7 +89,9 @@ class ModelStore:
 
     def load(self) -> dict[str, Health]:
         """The records by provider."""
-        rows = self._try(lambda con: con.execute("SELECT name, body FROM providers").fetchall())
+        rows = self._try(
+            lambda con: con.execute("SELECT name, body FROM providers WHERE typeof(body) = 'text'").fetchall()
+        )
         if rows is not None:
             self._known = {name: _health(body) for name, body in rows}
         return dict(self._known)
@@ -98,7 +102,9 @@ class ModelStore:
         def work(con: sqlite3.Connection) -> Health:
             con.execute("BEGIN IMMEDIATE")
             try:
-                row = con.execute("SELECT body FROM providers WHERE name = ?", (provider,)).fetchone()
+                row = con.execute(
+                    "SELECT body FROM providers WHERE name = ? AND typeof(body) = 'text'", (provider,)
+                ).fetchone()
                 changed = change(Health() if row is None else _health(row[0]))
                 body = msgspec.json.encode(changed).decode()
                 con.execute(
@@ -130,7 +136,9 @@ class ModelStore:
 
         def work(con: sqlite3.Connection) -> Any:
             row = con.execute(
-                "SELECT body, used_at_ms FROM answers WHERE key = ? AND made_at_ms > ?", (key, made_after_ms)
+                """SELECT body, used_at_ms FROM answers WHERE key = ? AND made_at_ms > ?
+                    AND typeof(body) = 'blob' AND typeof(used_at_ms) = 'integer'""",
+                (key, made_after_ms),
             ).fetchone()
             now = self._now_ms()
             if row is not None and now - row[1] > 60_000:  # to the minute is enough, and saves a write
@@ -183,7 +191,7 @@ class ModelStore:
         try:
             with self._lock:
                 return work(self._con)
-        except sqlite3.Error:
+        except _FAILURES:
             return None
 
 
@@ -214,11 +222,12 @@ def _open(path: Path) -> sqlite3.Connection:
         con.execute("PRAGMA journal_mode=WAL")
         _migrate(con, path)
         return con
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         con.close()
         foreign = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_NOTADB
+        named = getattr(error, "sqlite_errorname", "its schema is damaged")
         code, what = (
-            ("STORE_FOREIGN", "is not a database") if foreign else ("STORE_IO", f"cannot be used: {error}")
+            ("STORE_FOREIGN", "is not a database") if foreign else ("STORE_IO", f"cannot be used: {named}")
         )
         raise _unusable(path, code, what) from error
     except BaseException:

@@ -39,6 +39,7 @@ __all__ = ["BODY_BYTES_MAX", "ModelError", "OpenAICompatibleAdapter"]
 
 KEEPALIVE_S = 2.0  # below what servers allow, so that they do not close a connection just as it is used again
 CALLS_PER_CLIENT = 16
+ECHO_CHARS_MIN = 8
 _RESERVED = ("messages", "model", "stream", "stream_options", "n")
 _KEY = re.compile(r"[!-~]+\Z")  # what a header can carry
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
@@ -79,13 +80,14 @@ class OpenAICompatibleAdapter:
     ) -> None:
         _require_httpx()
         self._host = host_of(base_url)
-        self._url = base_url.rstrip("/") + "/chat/completions"
+        self._url = _sendable(base_url.rstrip("/") + "/chat/completions")
         if api_key is not None and not _KEY.match(api_key):
             raise InputError(
                 "USAGE", "the API key has characters that no key has", help="look for line breaks in it"
             )
         self._model = model
         self._headers = _headers(headers or {}, api_key)
+        self._secrets = [value for value in (api_key, *(headers or {}).values()) if value and len(value) >= 4]
         self._timeout = timeout_seconds
         self._idle = idle_timeout_seconds
         self._stream = stream
@@ -133,8 +135,13 @@ class OpenAICompatibleAdapter:
             raise self._error(ReplyFault("MODEL_REFUSED", what)) from None
         try:
             answer = await self._post(encoded, offered=bool(params.get("tools")))
+            problem = None
         except ReplyFault as fault:
-            raise self._error(fault, model) from None
+            problem = fault
+        if problem is not None:
+            raise self._error(problem, model)  # not from it: it holds the endpoint's own words
+        if answer.model is not None and self._is_secret(answer.model):
+            answer = answer._replace(model=None)
         return answer.completion(usage_of(answer.tokens, self._prices.get(model)), model)
 
     async def aclose(self) -> None:
@@ -156,7 +163,10 @@ class OpenAICompatibleAdapter:
                 connections.client.stream("POST", self._url, content=body, headers=self._headers) as response,
             ):
                 if response.status_code != 200:
-                    data = await self._body(response)
+                    try:
+                        data = await self._body(response)
+                    except (httpx.HTTPError, httpx.StreamError, ReplyFault):
+                        data = b""  # its status says what it means
                     raise status_fault(response.status_code, data, response.headers.get("retry-after"))
                 began = True
                 if response.headers.get("content-encoding", "identity").lower() != "identity":
@@ -227,13 +237,24 @@ class OpenAICompatibleAdapter:
     # --- the reply --------------------------------------------------------------------------------------------
 
     def _error(self, fault: ReplyFault, model: str = "") -> ModelError:
+        what, facts = fault.what, {"host": self._host, **fault.facts}
+        reason = facts.get("reason")
+        if reason is not None and self._is_secret(reason):
+            what = what.replace(f" ({reason})", "")
+            del facts["reason"]
         return ModelError(
             fault.code,
-            f"model endpoint `{self._host}`: {fault.what}",
+            f"model endpoint `{self._host}`: {what}",
             help=fault.help,
-            facts={"host": self._host, **fault.facts},
+            facts=facts,
             usage=None if fault.tokens is None else usage_of(fault.tokens, self._prices.get(model)),
             lost=fault.lost,
+        )
+
+    def _is_secret(self, word: str) -> bool:
+        """Whether an endpoint gives back the key, or a good part of it, where its answers have a word of their own."""
+        return any(
+            secret in word or (len(word) >= ECHO_CHARS_MIN and word in secret) for secret in self._secrets
         )
 
 
@@ -258,6 +279,19 @@ def _headers(further: Mapping[str, str], key: str | None) -> dict[str, str]:
             raise InputError("USAGE", "a header cannot be sent", help="names and values are plain ASCII")
         headers[name.lower()] = value
     return headers
+
+
+def _sendable(url: str) -> str:
+    """The address. Raises InputError USAGE for one that nothing can be sent to."""
+    import httpx
+
+    try:
+        httpx.URL(url)
+    except httpx.InvalidURL:
+        raise InputError(
+            "USAGE", "the model's address is not an http(s) URL", help="https://HOST/v1"
+        ) from None
+    return url
 
 
 def host_of(url: str) -> str:

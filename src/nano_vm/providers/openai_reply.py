@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import msgspec
 
+from nano_vm.runtime.completions import COST_USD_MAX, TOKENS_MAX
 from nano_vm.runtime.ports import Completion, ToolCall, Usage
 
 BODY_BYTES_MAX = 8 * 1024 * 1024
@@ -20,6 +21,10 @@ NAME_CHARS_MAX = 256
 ARGUMENTS_CHARS_MAX = 1024 * 1024
 RETRY_SECONDS_MAX = 30
 RETRIED_STATUS = frozenset({408, 409, 425, 429})
+# How endpoints call an answer that is no whole one.
+_CUT = frozenset({"length", "max_tokens", "model_length"})
+_WITHHELD = frozenset({"content_filter", "safety"})
+_BROKEN_OFF = frozenset({"error", "abort", "cancelled", "insufficient_system_resource"})
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 _COUNTS = ("prompt_tokens", "completion_tokens")
 
@@ -103,11 +108,16 @@ def read_completion(reply: Any, *, offered: bool) -> Answer:
 
 
 def _answer(content: Any, calls: Any, finish: Any, tokens: Tokens, named: Any, offered: bool) -> Answer:
-    if finish == "length":
+    if finish is not None and not isinstance(finish, str):
+        raise ReplyFault("MODEL_REPLY", "the finish reason is no text", tokens=tokens)
+    finish = (finish or "").lower()
+    if finish in _BROKEN_OFF:
+        raise ReplyFault("MODEL_REPLY", f"the answer broke off ({finish})", tokens=tokens)
+    if finish in _CUT:
         raise ReplyFault(
             "MODEL_TRUNCATED", "the answer was cut at the token limit", help="raise max_tokens", tokens=tokens
         )
-    if finish == "content_filter":
+    if finish in _WITHHELD:
         raise ReplyFault("MODEL_REFUSED", "the endpoint withheld the answer", tokens=tokens)
     proposed = _tool_calls(calls, tokens)
     if proposed and not offered:
@@ -179,13 +189,13 @@ def read_tokens(given: Any) -> Tokens:
     if isinstance(details, dict) and details.get("cached_tokens") is not None:
         cached = min(_count(details["cached_tokens"], "cached_tokens"), prompt)
     cost: Any = given.get("cost")
-    stated = type(cost) in (int, float) and cost >= 0
+    stated = type(cost) in (int, float) and 0 <= cost <= COST_USD_MAX
     return Tokens(prompt, completion, cached, float(cost) if stated else None)
 
 
 def _count(value: Any, name: str) -> int:
     count = value or 0
-    if type(count) is not int or count < 0:
+    if type(count) is not int or not 0 <= count <= TOKENS_MAX:
         raise ReplyFault("MODEL_REPLY", f"`{name}` is not a number of tokens")
     return count
 
@@ -246,7 +256,7 @@ class StreamReader:
 
     def __init__(self, *, offered: bool) -> None:
         self._offered = offered
-        self._rest = b""
+        self._rest: list[bytes] = []  # of a line whose end has not come
         self._event: list[bytes] = []
         self._texts: list[str] = []
         self._calls: dict[int, dict[str, Any]] = {}
@@ -265,16 +275,20 @@ class StreamReader:
         self._size += len(chunk)
         if self._size > BODY_BYTES_MAX:
             raise ReplyFault("MODEL_REPLY", f"the answer is larger than {BODY_BYTES_MAX} bytes")
-        lines = (self._rest + chunk).split(b"\n") if self._rest else chunk.split(b"\n")
-        self._rest = lines.pop()
-        for line in lines:
-            self._line(line.rstrip(b"\r"))
+        ended, newline, rest = chunk.rpartition(b"\n")
+        if newline:
+            lines = b"".join((*self._rest, ended)).split(b"\n")
+            self._rest.clear()
+            for line in lines:
+                self._line(line.rstrip(b"\r"))
+        if rest:
+            self._rest.append(rest)
 
     def answer(self) -> Answer:
         """The completion, when the stream is over."""
         if self._rest:
-            self._line(self._rest.rstrip(b"\r"))
-            self._rest = b""
+            self._line(b"".join(self._rest).rstrip(b"\r"))
+            self._rest.clear()
         self._line(b"")
         tokens = self._tokens or Tokens()
         if self._finish is None:

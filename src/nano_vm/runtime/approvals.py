@@ -56,6 +56,11 @@ def pending(engine: Looking, record: RunRecord) -> list[PendingApproval]:
     return [_pending(engine, record, place) for place in _places(engine, record)]
 
 
+def meant_by(engine: Looking, record: RunRecord, said: Said) -> list[PendingApproval]:
+    """What of it somebody may mean."""
+    return [_pending(engine, record, place) for place in _meant(engine, record, said)]
+
+
 def _pending(engine: Looking, record: RunRecord, place: Place) -> PendingApproval:
     wait = place.wait
     roles = tuple(wait.get("approvers", ()))
@@ -146,23 +151,14 @@ _QUESTIONS_AND_ANSWERS = (ev.ApprovalRequested.type, ev.EventReceived.type)
 
 
 async def approve(
-    engine: Engine,
-    trace_id: str,
-    approved: bool,
-    step: str | None,
-    item: int | None,
-    action: str | None,
-    comment: str | None,
-    principal: str | Mapping[str, Any] | None,
-    event_id: str | None,
+    engine: Engine, trace_id: str, said: Said, principal: str | Mapping[str, Any] | None
 ) -> Trace:
     """See `Engine.approve`."""
     from nano_vm.runtime import control
 
-    record = engine.store.record(trace_id)
-    said = Said(approved, comment, step, item, action, None, event_id)
+    record = engine.find(trace_id, principal, APPROVE)
     letter = _letter(engine, record, said, principal_of(principal, record.tenant))
-    return await control.deliver_event(engine, trace_id, letter)
+    return await control.deliver_event(engine, record.run_id, letter)
 
 
 async def leave_answer(
@@ -173,6 +169,7 @@ async def leave_answer(
     step: str | None = None,
     item: int | None = None,
     action: str | None = None,
+    nonce: str | None = None,
     comment: str | None = None,
     principal: str | Mapping[str, Any] | None = None,
 ) -> str:
@@ -184,7 +181,7 @@ async def leave_answer(
     from nano_vm.runtime import control
 
     record = engine.find(trace_id, principal, APPROVE)
-    said = Said(approved, comment, step, item, action, None, None)
+    said = Said(approved, comment, step, item, action, nonce, None)
     letter = _letter(engine, record, said, principal_of(principal, record.tenant))
     return await control.leave_letter(engine, record.run_id, letter)
 
@@ -199,7 +196,8 @@ def _letter(
     def written(data: dict[str, Any], step: str | None, item: int | None) -> dict[str, Any]:
         return control.event_letter(data, said.event_id, None, step, item, principal, approves=True)
 
-    for what, given in (("step", said.step), ("action", said.action), ("comment", said.comment)):
+    for what in ("step", "action", "nonce", "comment"):
+        given = getattr(said, what)
         if given is not None and type(given) is not str:
             raise InputError("EVENT_TEXT", f"the {what} is no text", help="give a text")
     data: dict[str, Any] = {"approved": said.approved}
@@ -208,7 +206,7 @@ def _letter(
     wait = before = None
     if said.event_id is not None:
         before = said_before(engine, record.run_id, said, principal)
-    if before is None:
+    if before is None and said.anew:
         wait = _asked(engine, record, said)
     if said.event_id is None and (wait is None or wait.get("nonce")):
         asked = said if wait is None else said._replace(nonce=wait["nonce"])
@@ -216,28 +214,57 @@ def _letter(
     if before is not None:
         return {**written(data, said.step, said.item), **before}
     if wait is not None:
+        _refuse_unclear(engine, record, said, principal)
         if wait.get("action"):
             data |= {"action": wait["action"], "nonce": wait["nonce"]}
         return written(data, wait["step"], wait.get("item"))
-    if said.action is not None:
-        data |= {"action": said.action, "nonce": ""}  # gone: the run refuses it, and keeps that it was sent
+    if said.action is not None or said.nonce is not None or not said.anew:
+        # Gone: the run refuses it, and keeps that it was sent.
+        data |= {"action": said.action or "", "nonce": said.nonce or ""}
     return written(data, said.step, said.item)
+
+
+def _refuse_unclear(engine: Engine, record: RunRecord, said: Said, principal: dict[str, Any] | None) -> None:
+    """Who names an action that they have answered before, and that is asked for once more, may be repeating the old
+    answer or giving a new one: only a nonce or an id tells.
+
+    Raises:
+        RejectedError: AMBIGUOUS.
+    """
+    if not said.action or said.nonce is not None or said.event_id is not None:
+        return
+    if said_before(engine, record.run_id, said, principal) is not None:
+        raise RejectedError(
+            "AMBIGUOUS",
+            f"run {record.run_id} asks again for an action that was answered before",
+            help="name the nonce of the question that is meant: it is listed with what waits for an approval",
+            facts={"run_id": record.run_id, "action": said.action},
+        )
 
 
 def _asked(engine: Looking, record: RunRecord, said: Said) -> dict[str, Any] | None:
     """The wait that is meant, with the way to it. Raises RejectedError AMBIGUOUS."""
-    found = [
+    found = _meant(engine, record, said)
+    if len(found) > 1:
+        raise several(record.run_id, [place.way for place in found])
+    return found[0].named if found else None
+
+
+def several(run_id: str, ways: list[str]) -> RejectedError:
+    names = ", ".join(f"`{way}`" for way in ways)
+    return RejectedError(
+        "AMBIGUOUS",
+        f"run {run_id} waits for several approvals: {names}",
+        help="name the step, and inside a map the item",
+        facts={"run_id": run_id},
+    )
+
+
+def _meant(engine: Looking, record: RunRecord, said: Said) -> list[Place]:
+    return [
         place
         for place in _places(engine, record)
         if meant(said.step, said.item, place.way, place.wait.get("item"), place.element)
         and said.action in (None, place.wait.get("action", ""))
+        and said.nonce in (None, place.wait.get("nonce", ""))
     ]
-    if len(found) > 1:
-        names = ", ".join(f"`{place.way}`" for place in found)
-        raise RejectedError(
-            "AMBIGUOUS",
-            f"run {record.run_id} waits for several approvals: {names}",
-            help="name the step, and inside a map the item",
-            facts={"run_id": record.run_id},
-        )
-    return found[0].named if found else None

@@ -51,14 +51,8 @@ from nano_vm.runtime.ports import (
     ToolInvoker,
     ToolSpec,
 )
-from nano_vm.runtime.rights import (
-    ACT,
-    APPROVE,
-    READ,
-    check_right,
-    may,
-    principal_of,
-)
+from nano_vm.runtime.repetition import Said
+from nano_vm.runtime.rights import ACT, APPROVE, READ, check_right, may, principal_of
 from nano_vm.runtime.sealing import keyed_content
 from nano_vm.runtime.starting import begin
 from nano_vm.runtime.system import SystemClock, SystemEntropy
@@ -357,6 +351,7 @@ class Engine(Looking):
         step: str | None = None,
         item: int | None = None,
         action: str | None = None,
+        nonce: str | None = None,
         comment: str | None = None,
         principal: str | Mapping[str, Any] | None = None,
         event_id: str | None = None,
@@ -368,7 +363,9 @@ class Engine(Looking):
             step, item: which approval is meant, when there are several; for a called program's `call/step`,
                 where a map calls `call[0]/step`.
             action: digest of the action that was seen: when the run has come to ask for another one since, the
-                approval is refused (APPROVAL_VOID).
+                approval is refused (APPROVAL_VOID). One that the same approver has answered alike before, and that is
+                asked for again, takes the nonce or an event id besides (AMBIGUOUS).
+            nonce: that of the question that was seen: the approval serves no later question about the same action.
             comment: kept with the answer.
             principal: who approves; needs the roles that are asked for.
 
@@ -376,10 +373,8 @@ class Engine(Looking):
             RejectedError: NOT_APPROVER, SELF_APPROVAL, APPROVAL_VOID, APPROVAL_EXPIRED, NOT_WAITING, …: the refusal
             is journaled.
         """
-        run_id = self.find(trace_id, principal, APPROVE).run_id
-        return await approvals.approve(
-            self, run_id, approved, step, item, action, comment, principal, event_id
-        )
+        said = Said(approved, comment, step, item, action, nonce, event_id)
+        return await approvals.approve(self, trace_id, said, principal)
 
     async def cancel(
         self, trace_id: str, reason: str = "", *, principal: str | Mapping[str, Any] | None = None

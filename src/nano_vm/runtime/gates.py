@@ -20,7 +20,9 @@ from nano_vm.program.compiled import ModelAction
 TEXT_BYTES_MAX = 1024 * 1024
 FEEDBACK_CHARS_MAX = 2_000
 
-_FENCE = re.compile(r"\A\s*```[A-Za-z0-9_-]*\s*\n(.*)\n\s*```\s*\Z", re.DOTALL)
+EXPLAINED_BYTES_MAX = 16 * 1024  # of larger values the first fault alone is told: each element may have one
+
+_LANGUAGE = re.compile(r"[A-Za-z0-9_-]*\Z")
 
 
 class GateResult(msgspec.Struct, frozen=True):
@@ -59,10 +61,9 @@ def _among(action: ModelAction, text: str) -> GateResult:
 
 
 def _structured(schema: dict[str, Any] | bool, text: str) -> GateResult:
-    fenced = _FENCE.match(text)
     try:
         value = json.loads(
-            fenced.group(1) if fenced else text,
+            unfenced(text),
             parse_constant=_refuse_constant,
             object_pairs_hook=_refuse_duplicates,
         )
@@ -72,13 +73,27 @@ def _structured(schema: dict[str, Any] | bool, text: str) -> GateResult:
         value, _ = canonical.normalize(value)
     except InputError as error:
         return GateResult(problem=error.message)
-    faults = [
-        f"at /{'/'.join(str(part) for part in fault.instance_path)}: {fault.message}"
-        for fault in validator(canonical.encode(schema)).iter_errors(value)
+    problems = [
+        f"at /{'/'.join(str(part) for part in fault.instance_path)}: {fault.message[:FEEDBACK_CHARS_MAX]}"
+        for fault in faults(canonical.encode(schema), value)
     ]
-    if faults:
-        return GateResult(problem="; ".join(faults)[:FEEDBACK_CHARS_MAX])
+    if problems:
+        return GateResult(problem="; ".join(problems)[:FEEDBACK_CHARS_MAX])
     return GateResult(value)
+
+
+def unfenced(text: str) -> str:
+    """What stands between the lines of a Markdown fence, where that is all of the text. Takes time in proportion to its
+    length, whatever a model has written."""
+    stripped = text.strip()
+    if not stripped.startswith("```") or not stripped.endswith("```"):
+        return text
+    first, newline, rest = stripped[3:].partition("\n")
+    inside = rest[:-3]
+    body = inside.rstrip()
+    if not newline or not _LANGUAGE.match(first.rstrip()) or "\n" not in inside[len(body) :]:
+        return text
+    return body
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -98,6 +113,19 @@ def validator(schema: bytes) -> Any:
     """A compiled JSON Schema 2020-12 validator for the schema with these canonical bytes. Remote references are
     not fetched."""
     return jsonschema_rs.Draft202012Validator(canonical.decode(schema))
+
+
+def faults(schema: bytes, value: Any) -> list[Any]:
+    """What is wrong with a value: all of it, or the first fault of a large one. Each has `message`, `instance_path` and
+    `kind`."""
+    check = validator(schema)
+    try:
+        check.validate(value)
+        return []
+    except jsonschema_rs.ValidationError as fault:
+        first = fault
+    small = len(canonical.encode(value)) <= EXPLAINED_BYTES_MAX
+    return list(check.iter_errors(value)) if small else [first]
 
 
 def feedback(text: str, problem: str) -> list[dict[str, str]]:

@@ -162,7 +162,8 @@ def _id(principal: Mapping[str, Any] | None) -> str | None:
 
 
 class Said(NamedTuple):
-    """What somebody says to an approval: what of it is None may be anything."""
+    """What somebody says to an approval: what of it is None may be anything. One that is not said `anew` is a
+    repetition or nothing."""
 
     approved: bool
     comment: str | None
@@ -171,6 +172,7 @@ class Said(NamedTuple):
     action: str | None
     nonce: str | None
     event_id: str | None
+    anew: bool = True
 
 
 def said_before(

@@ -19,7 +19,7 @@ from nano_vm.program.compiled import SLOT_PRINCIPAL, CompiledProgram
 from nano_vm.program.model import Program
 from nano_vm.runtime import recovery
 from nano_vm.runtime.driver import Run
-from nano_vm.runtime.gates import validator
+from nano_vm.runtime.gates import faults
 from nano_vm.runtime.governing import Gate
 from nano_vm.runtime.labelling import Needs, needs_of, prove_calls, require_keys
 from nano_vm.runtime.patience import patiently
@@ -235,7 +235,7 @@ def take_inputs(program: CompiledProgram, context: Mapping[str, Any] | None) -> 
                 help=f"it declares: {', '.join(program.input_slots) or 'none'}",
                 facts={"input": name},
             )
-    for fault in validator(canonical.encode(schema)).iter_errors(inputs):
+    for fault in faults(canonical.encode(schema), inputs):
         pointer = "/" + "/".join(str(part) for part in fault.instance_path)
         raise InputError(
             "INPUT_INVALID",

@@ -31,7 +31,17 @@ from nano_vm.journal.port import (
 _KNOWN_MAX = 100_000
 # What stores have beside the port, and the engine asks for.
 _BESIDE_THE_PORT = frozenset(
-    {"alone", "await_expected", "compact", "driven", "expect", "expect_no_more", "path", "volatile"}
+    {
+        "alone",
+        "await_expected",
+        "compact",
+        "driven",
+        "expect",
+        "expect_no_more",
+        "identity",
+        "path",
+        "volatile",
+    }
 )
 
 

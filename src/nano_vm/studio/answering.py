@@ -61,6 +61,7 @@ def _answer(found: PendingApproval, approved: bool, comment: str | None) -> None
             step=found.step,
             item=found.item,
             action=found.action or None,  # the one that was on the page: no other is approved
+            nonce=found.nonce or None,
             comment=comment,
             principal=desk.principal,
         )
@@ -73,6 +74,7 @@ def _answer(found: PendingApproval, approved: bool, comment: str | None) -> None
             step=found.step,
             item=found.item,
             action=found.action or None,
+            nonce=found.nonce or None,
             comment=comment,
             principal=desk.principal,
         )

@@ -22,7 +22,7 @@ from nano_vm import canonical
 from nano_vm.errors import ProgramError
 from nano_vm.program.labels import DECLARED
 from nano_vm.program.tool_schema import ToolSchema
-from nano_vm.runtime.gates import validator
+from nano_vm.runtime.gates import faults
 from nano_vm.runtime.ports import ToolSpec
 from nano_vm.runtime.tooling import EFFECTS, Secret, ToolContext
 
@@ -461,7 +461,7 @@ def argument_checker(parameters: dict[str, Any]) -> Callable[[dict[str, Any]], l
     def explain(args: dict[str, Any]) -> list[str]:
         return [
             f"`{'.'.join(str(part) for part in fault.instance_path) or 'args'}`: {fault.message}"
-            for fault in validator(encoded).iter_errors(args)
+            for fault in faults(encoded, args)
         ]
 
     if not _is_flat(parameters):

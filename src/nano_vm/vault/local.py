@@ -21,6 +21,7 @@ from nano_vm.vault.kek import KeyWrapper, LocalKey, key_from_environment, keys_f
 from nano_vm.vault.keys import Keys, damaged, subject_name
 
 REFERENCE = "vault://secret/"
+_STORE = "store"  # the mark that says which one it is
 VALUE_CHARS_MIN = 4  # of a shorter secret nothing could be told apart from other text
 VALUE_CHARS_MAX = 64 * 1024
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z").match
@@ -462,6 +463,25 @@ class Vault:
 
     def set_mark(self, name: str, mark: bytes) -> None:
         self._cabinet.write("marks", name, mark)
+
+    def belong(self, store: str) -> None:
+        """Keep the keys of one store and no other: its identity is put down when it is first told.
+
+        Raises:
+            VaultError: VAULT_FOREIGN when it is that of another store.
+        """
+        identity = store.encode()
+        if self._cabinet.read("marks", _STORE) is None:
+            with self._cabinet.lock():
+                if self._cabinet.read("marks", _STORE) is None:
+                    self._cabinet.write("marks", _STORE, identity)
+        if self._cabinet.read("marks", _STORE) != identity:
+            raise VaultError(
+                "VAULT_FOREIGN",
+                "the vault keeps the keys of another database, which has the same name",
+                help="work with each from a directory of its own; where the other one is gone for good, remove "
+                f"the file `marks/{_STORE}` of the vault",
+            )
 
     def _forget(self, erasure: Erasure) -> None:
         """Remove what names destroyed keys: the secret's ciphertext, the subject's list."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from nano_vm.cli.approving import describe
+from nano_vm.runtime.approvals import PendingApproval
 from unit.cli.conftest import Cli
 
 POLICY = """
@@ -144,6 +148,50 @@ def test_what_waits_for_an_approval_is_listed_and_approved_as_it_was_seen(
     assert (place / "effects.txt").read_text() == "ann\n"
     assert cli("verify", run_id).code == 0
     assert "nothing waits" in cli("approvals").out
+
+
+def test_only_what_was_shown_is_approved(
+    cli: Cli, process: Cli, place: Path, paying: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "paying.yaml").write_text(
+        PAYING + "  - {id: more, type: tool, tool: greet, args: {name: bea}}\n"
+    )
+    run_id = cli(*paying, "--json").json["trace_id"]
+
+    def described(found: PendingApproval) -> Iterator[str]:
+        yield from describe(found)
+        bob = ["--as", "bob", "--role", "boss", "--tools", "tools.py"]
+        assert process("resume", run_id, "--approve", *bob).code == 6  # it asks for the next one now
+
+    monkeypatch.setattr("nano_vm.cli.commands.resume.describe", described)
+    eve = ["--as", "eve", "--role", "boss", "--tools", "tools.py", "--json"]
+    refused = cli("resume", run_id, "--approve", *eve)
+    assert (refused.code, refused.json["error"]["code"]) == (1, "NOT_WAITING")
+    assert (place / "effects.txt").read_text() == "ann\n"
+
+
+def test_what_comes_to_wait_after_nothing_was_shown_is_not_approved(
+    cli: Cli, place: Path, paying: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = cli(*paying, "--json").json["trace_id"]
+    monkeypatch.setattr("nano_vm.cli.commands.resume.meant_by", lambda *_: [])
+    eve = ["--as", "eve", "--role", "boss", "--tools", "tools.py", "--json"]
+    refused = cli("resume", run_id, "--approve", *eve)
+    assert (refused.code, refused.json["error"]["code"]) == (4, "APPROVAL_VOID")
+    assert not (place / "effects.txt").exists()
+
+
+def test_the_command_that_is_listed_approves_once(cli: Cli, place: Path, paying: list[str]) -> None:
+    (place / "paying.yaml").write_text(
+        PAYING + "  - {id: more, type: tool, tool: greet, args: {name: $name}}\n"
+    )
+    run_id = cli(*paying, "--json").json["trace_id"]
+    (line,) = (line for line in cli("approvals", run_id).out.splitlines() if line.startswith("  approve"))
+    words = shlex.split(line.replace("YOU", "eve").replace("FILE", "tools.py"))
+    words = [*words[words.index("resume") :], "--json"]
+    assert (cli(*words).code, cli(*words).code) == (6, 6)
+    (found,) = cli("approvals", "--json").json["approvals"]
+    assert (found["step"], (place / "effects.txt").read_text()) == ("more", "ann\n")
 
 
 def test_a_denied_action_ends_with_its_own_exit_code(cli: Cli, place: Path, paying: list[str]) -> None:

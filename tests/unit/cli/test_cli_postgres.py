@@ -6,6 +6,7 @@ import json
 import shlex
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from nano_vm.stores.postgres.connection import Address
@@ -109,3 +110,23 @@ def test_names_that_no_file_can_have_are_told_apart() -> None:
     names = {Address(f"postgresql://ana@db/{name}").database for name in ("a%2Fb", "a%20b", "a_b")}
     assert len(names) == 3
     assert all("/" not in name for name in names)
+
+
+def test_a_vault_serves_one_database_of_its_name(cli: Cli, place: Path, address: str) -> None:
+    assert cli("vault", "init", "--store", address).code == 0
+    for store in (address, address):
+        assert cli(*RUN, "--store", store).code == 6
+    with psycopg.connect(address, autocommit=True) as con:  # another server, say, has one of the same name
+        schema = con.execute("SELECT current_schema()::text").fetchone()
+        assert schema is not None
+        con.execute(f"DROP SCHEMA {schema[0]} CASCADE; CREATE SCHEMA {schema[0]}".encode())
+    for store in ((address,), (address, "--tenant", "shop")):
+        done = cli(*RUN, "--store", *store, "--json")
+        assert (done.code, done.json["error"]["code"]) == (2, "VAULT_FOREIGN")
+
+
+def test_doctor_tells_of_sessions_in_which_guards_are_off(cli: Cli, address: str) -> None:
+    assert cli(*RUN, "--store", address).code == 6
+    done = cli("doctor", "--store", f"{address}%20-csession_replication_role%3Dreplica", "--json")
+    assert done.code == 1
+    assert any("STORE_UNGUARDED" in finding["text"] for finding in done.json["findings"])

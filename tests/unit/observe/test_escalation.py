@@ -238,7 +238,17 @@ def receiver(*statuses: int) -> Iterator[tuple[str, list[Any]]]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             came.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(left.pop(0) if left else 204)
+            status = left.pop(0) if left else 204
+            if status == 0:  # what is there speaks something else
+                self.wfile.write(b"SSH-2.0-x\r\n")
+                self.close_connection = True
+                return
+            self.send_response(status)
+            self.send_header("location", "/elsewhere")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.send_response(204)
             self.end_headers()
 
         def log_message(self, *_: Any) -> None:
@@ -269,7 +279,7 @@ def test_an_alert_arrives_over_http_and_no_run_waits_for_it() -> None:
     assert came[-1]["evidence"][0]["to"] == "charge"
 
 
-@pytest.mark.parametrize("statuses", [(404,), (500, 502, 503)])
+@pytest.mark.parametrize("statuses", [(404,), (500, 502, 503), (302,), (307,), (0, 0, 0)])
 def test_an_alert_that_does_not_arrive_is_kept_and_its_address_is_not_told(statuses: tuple[int, ...]) -> None:
     vm = machine()
     report = DriftMonitor(learn_baseline(healthy(vm, 40))).report()
@@ -288,7 +298,20 @@ def test_an_alert_that_does_not_arrive_is_kept_and_its_address_is_not_told(statu
     assert [one.code for one in gone.failures] == ["ALERT_FAILED"]
 
 
-@pytest.mark.parametrize("address", ["", "file:///etc/passwd", "ftp://host/x", "http://", "host"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "file:///etc/passwd",
+        "ftp://host/x",
+        "http://",
+        "host",
+        "http://[::1",
+        "http://host:99999/x",
+        "http://host/a b",
+        "http://h\u00f6st/x",
+    ],
+)
 def test_an_alert_goes_to_http_addresses_alone(address: str) -> None:
     with pytest.raises(InputError) as refused:
         WebhookAlert(address)

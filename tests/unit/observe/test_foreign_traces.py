@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from nano_vm.cli.main import main
 from nano_vm.observe import imports, measures
 from nano_vm.observe.analyzer import metrics_of
 from nano_vm.observe.baseline import learn
+from nano_vm.observe.foreign import move_of, trajectory_of
 from unit.runtime.runtime_stage import refused
 
 
@@ -189,3 +191,49 @@ def test_measuring_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["measure", str(tmp_path / "none"), "--from", "openai", "--json"]) == 1
     with refused("USAGE"):
         imports.read("nothing", b"")
+
+
+def test_a_compressed_file_is_read_to_its_end() -> None:
+    one = gzip.compress(lines({"id": "a", "messages": []}))
+    two = gzip.compress(lines({"id": "b", "messages": []}))
+    assert [run.id for run in imports.read("openai", one + two)] == ["a", "b"]
+    for damaged in (one + two[:-3], one + b"more", one[:-1]):
+        with refused("BAD_EVENT_LOG"):
+            imports.read("openai", damaged)
+
+
+def test_an_element_where_no_log_is_is_no_log() -> None:
+    with refused("BAD_EVENT_LOG"):
+        imports.read("xes", b"<trace><a><event/></a></trace>")
+
+
+def test_numbers_that_count_nothing_are_refused_or_as_near_as_can_be() -> None:
+    for name in ("violations", "rollbacks", "transitions"):
+        for number in (10**400, -1):
+            run = json.dumps({"id": "a", "source": "x", "moves": [{"activity": "b"}], name: number})
+            with refused("BAD_EVENT_LOG"):
+                imports.read("jsonl", run.encode())
+    number = "9" * 400
+    log = f"""<log><trace><string key="concept:name" value="a"/><int key="nanovm:rollbacks" value="{number}"/>
+        <event><string key="concept:name" value="b"/><int key="nanovm:tokens" value="{number}"/></event>
+        </trace></log>"""
+    (run,) = imports.read("xes", log.encode())
+    assert run.moves[0].tokens == 2**53 - 1
+    assert metrics_of(run, learn([run]))["rollback_density"] == 2**53 - 1
+
+
+def test_moves_that_nobody_has_heard_of_are_counted_once_for_all() -> None:
+    class Watched(dict[str, dict[str, int]]):
+        looks = 0
+
+        def values(self) -> Any:
+            self.looks += 1
+            return super().values()
+
+    baseline = learn([trajectory_of("a", "x", [move_of("b", "tool")])])
+    baseline.counts = watched = Watched(baseline.counts)
+    strange = trajectory_of("s", "x", [move_of(f"strange{n}", "tool") for n in range(100)])
+    before = baseline.surprisal(strange)
+    baseline.add(strange)
+    assert baseline.surprisal(strange) < before
+    assert watched.looks <= 1

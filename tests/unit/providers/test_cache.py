@@ -243,6 +243,17 @@ def test_a_file_that_fails_later_fails_nobody(tmp_path: Path) -> None:
     assert store.size() == (0, 0)
 
 
+def test_a_file_whose_schema_is_damaged_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    ModelStore(path).close()
+    data = path.read_bytes()
+    assert data.count(b"CREATE TABLE answers") == 1
+    path.write_bytes(data.replace(b"CREATE TABLE answers", b"CREATE TABL\xd5 answers"))
+    with pytest.raises(StoreError) as refused:
+        ModelStore(path)
+    assert refused.value.code == "STORE_IO"
+
+
 def test_damaged_rows_count_as_missing(tmp_path: Path) -> None:
     with ModelStore(tmp_path / "m") as store:
         cache = ModelCache(MockLLMAdapter("yes"), store)
@@ -252,9 +263,15 @@ def test_damaged_rows_count_as_missing(tmp_path: Path) -> None:
         for body in (b"{", b'{"text": 7}', b"\xff", b'{"text": "yes", "more": 1}'):
             con.execute("UPDATE answers SET body = ?", (body,))
             assert not ask(cache).cached
+        for column, value in (("body", "text"), ("body", 7), ("used_at_ms", "now")):
+            con.execute(f"UPDATE answers SET {column} = ?", (value,))
+            assert not ask(cache).cached
         con.execute("UPDATE providers SET body = '{}x'")
-        con.close()
         assert store.load() == {"a": Health()}
+        con.execute("UPDATE providers SET body = x'7b22ff223a317d'")
+        assert store.load() == {}
+        assert store.update("a", lambda known: Health(calls=known.calls + 1)).calls == 1
+        con.close()
 
 
 def test_many_processes_may_count_in_one_record(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from nano_vm import Completion, ExecutionVM, MockLLMAdapter, Provider, ProviderPool, ToolCall, Usage
 from nano_vm.cli.main import main
 from nano_vm.errors import InputError
+from nano_vm.providers.cache import request_key
 from nano_vm.providers.cassette import CassettePlayer, CassetteRecorder, PlayedFailure
 from nano_vm.providers.faults import ModelError
 from nano_vm.runtime.ports import ModelCall
@@ -85,7 +86,7 @@ def test_private_requests_are_not_recorded(tmp_path: Path) -> None:
 
 
 HEADER = '{"cassette":1}\n'
-CALL = '{"digest":"sha256:x","answer":{"text":"a"}}'
+CALL = f'{{"digest":"{request_key([], {}, None)}","answer":{{"text":"a"}}}}'
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,7 @@ CALL = '{"digest":"sha256:x","answer":{"text":"a"}}'
         (HEADER + CALL[:-5], 2),
         (HEADER + CALL + "\n" + "[]\n", 3),
         (HEADER + '{"digest":"x"}\n', 2),
+        (HEADER + CALL.replace('"answer"', '"params":{"model":"other"},"answer"') + "\n", 2),
         (HEADER + '{"digest":"x","answer":{},"failure":{"code":"X"}}\n', 2),
         (HEADER + '{"digest":"x","answer":{"text":7}}\n', 2),
         (HEADER + '{"digest":"x","answer":{},"more":1}\n', 2),
@@ -181,3 +183,9 @@ def test_a_tape_serves_a_vm(tmp_path: Path) -> None:
     program = {"name": "p", "steps": [{"id": "ask", "type": "llm", "prompt": "well?"}]}
     first = ExecutionVM(llm=CassetteRecorder(MockLLMAdapter("fine"), tape)).run_sync(program)
     assert ExecutionVM(llm=CassettePlayer(tape)).run_sync(program).trace_hash == first.trace_hash
+
+
+def test_a_tape_that_two_processes_begin_at_once_plays(tmp_path: Path) -> None:
+    tape = tmp_path / "tape.jsonl"
+    tape.write_text(HEADER + HEADER + CALL + "\n")
+    assert CassettePlayer(tape).left == 1

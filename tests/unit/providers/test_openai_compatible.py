@@ -19,6 +19,7 @@ import pytest
 
 from nano_vm.errors import CODES, InputError
 from nano_vm.providers.openai_compatible import BODY_BYTES_MAX, ModelError, OpenAICompatibleAdapter
+from nano_vm.providers.openai_reply import StreamReader
 from nano_vm.runtime.ports import Completion, ToolCall, Usage
 
 KEY = "sk-very-secret-key"
@@ -120,6 +121,14 @@ def cut(handler: Handler) -> None:
     handler.close_connection = True
 
 
+def refused_and_cut(handler: Handler) -> None:
+    handler.send_response(401)
+    handler.send_header("content-length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"err')
+    handler.close_connection = True
+
+
 def hang_up(handler: Handler) -> None:
     handler.connection.shutdown(socket.SHUT_RDWR)
     handler.close_connection = True
@@ -207,7 +216,12 @@ BAD = [
     (reply({**good(), "usage": [1]}), "MODEL_REPLY"),
     (reply({**good(), "usage": {"prompt_tokens": "many"}}), "MODEL_REPLY"),
     (reply({**good(), "usage": {"prompt_tokens": -5}}), "MODEL_REPLY"),
+    (reply({**good(), "usage": {"prompt_tokens": 10**30}}), "MODEL_REPLY"),
     (reply(good(finish_reason="length")), "MODEL_TRUNCATED"),
+    (reply(good(finish_reason="MAX_TOKENS")), "MODEL_TRUNCATED"),
+    (reply(good(finish_reason="error")), "MODEL_REPLY"),  # half an answer looks like a whole one
+    (reply(good(finish_reason="insufficient_system_resource")), "MODEL_REPLY"),
+    (reply(good(finish_reason=["stop"])), "MODEL_REPLY"),
     (reply(good(finish_reason="content_filter")), "MODEL_REFUSED"),
     (reply(b" " * (BODY_BYTES_MAX + 1)), "MODEL_REPLY"),
     (reply({"error": {"code": 429, "message": f"slow down {KEY}"}}), "MODEL_HTTP"),
@@ -216,6 +230,11 @@ BAD = [
     (reply({"choices": [{"error": {"code": "boom"}, "message": {"content": "yes"}}]}), "MODEL_HTTP"),
     (reply(gzip.compress(json.dumps(good()).encode()), content_encoding="gzip"), "MODEL_REPLY"),
     (reply(calling(call())), "MODEL_REPLY"),  # nobody offered a tool
+    (reply({"error": {"code": KEY}}, 429), "MODEL_HTTP"),  # the key where a code should be
+    (reply({"error": {"type": KEY[:-2]}}, 400), "MODEL_REFUSED"),
+    (reply({"error": {"type": KEY}}), "MODEL_HTTP"),
+    (refused_and_cut, "MODEL_REFUSED"),
+    (reply(b" " * (BODY_BYTES_MAX + 1), 401), "MODEL_REFUSED"),
     (cut, "MODEL_REPLY"),
     (hang_up, "MODEL_HTTP"),
 ]
@@ -346,6 +365,7 @@ BAD_STREAMS = [
     ([DONE], "MODEL_REPLY"),
     ([event({"content": "yes"}, "length")], "MODEL_TRUNCATED"),
     ([event({"content": "yes"}, "content_filter")], "MODEL_REFUSED"),
+    ([event({"content": "ye"}, "abort")], "MODEL_REPLY"),
     ([event({"content": "y"}), b'data: {"error": {"code": 503, "message": "gone"}}\n\n'], "MODEL_HTTP"),
     ([event({"content": "y"}), b'data: {"error": {"code": 400}}\n\n'], "MODEL_REFUSED"),
     ([b"data: {cut\n\n"], "MODEL_REPLY"),
@@ -365,6 +385,15 @@ BAD_STREAMS = [
     ([b"<html>" * 10], "MODEL_REPLY"),
     ([b":" * (1024 * 1024)] * 9, "MODEL_REPLY"),
 ]
+
+
+def test_a_line_may_come_byte_by_byte_however_long_it_is() -> None:
+    reader = StreamReader(offered=False)
+    words = "word " * 400_000
+    for byte in event({"content": words}, "stop") + DONE:
+        reader.feed(bytes((byte,)))
+    assert reader.done
+    assert reader.answer().text == words
 
 
 @pytest.mark.parametrize(("parts", "code"), BAD_STREAMS)
@@ -449,6 +478,13 @@ def test_a_reply_that_names_no_tokens_has_not_said_that_it_was_free(server: Serv
     assert told == [None, pytest.approx(14e-6), None, 0]
 
 
+@pytest.mark.parametrize("cost", [10**400, 1e300, -1, "much", True], ids=lambda cost: str(cost)[:6])
+def test_a_cost_that_cannot_be_is_not_known(server: Server, cost: Any) -> None:
+    usage = {"prompt_tokens": 11, "completion_tokens": 3, "cost": cost}
+    found = ask(server, reply({**good(), "usage": usage}))
+    assert found.usage == Usage(prompt_tokens=11, completion_tokens=3)
+
+
 def test_what_a_cut_answer_has_cost_is_known(server: Server) -> None:
     with pytest.raises(ModelError) as caught:
         ask(server, reply(good(finish_reason="length")))
@@ -471,6 +507,10 @@ def test_nobody_there_is_an_error() -> None:
     assert caught.value.code == "MODEL_HTTP"
 
 
+def test_a_key_in_place_of_a_model_is_not_told(server: Server) -> None:
+    assert ask(server, reply({**good(), "model": f"m-{KEY}"})).model == "m"
+
+
 def test_one_call_is_one_request_whatever_comes_of_it(server: Server) -> None:
     with pytest.raises(ModelError) as caught:
         ask(server, reply({}, 429, retry_after="7"), reply(good()))
@@ -487,7 +527,16 @@ def test_no_model_is_refused_before_anything_is_sent(server: Server) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "host/v1", "ftp://host", "http://", "http://me:pw@host/v1", "http://host/v1?key=1", "http://h:x/"],
+    [
+        "",
+        "host/v1",
+        "ftp://host",
+        "http://",
+        "http://me:pw@host/v1",
+        "http://host/v1?key=1",
+        "http://h:x/",
+        "http://\u2603.example/v1",
+    ],
 )
 def test_an_address_that_cannot_be_used_is_refused(url: str) -> None:
     with pytest.raises(InputError) as caught:

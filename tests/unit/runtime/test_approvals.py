@@ -934,3 +934,35 @@ def test_whoever_approves_an_action_approves_nothing_else(opener: Opener, step: 
         sound(vm, trace)
 
     play(main())
+
+
+def test_who_names_an_action_that_is_asked_for_again_says_which_question_is_meant(opener: Opener) -> None:
+    count = Counter()
+    flow = program(
+        tool_step("a", args={"effect": "$n"}),
+        {"id": "more", "type": "condition", "condition": "$a.output == 7", "then": "a", "otherwise": "end"},
+        tool_step("end", args={"effect": 0}),
+        max_steps=7,
+    )
+
+    async def main() -> None:
+        vm = machine(opener, count)
+        run_id = await asked(vm, flow)
+        (first,) = vm.approvals()
+        await vm.approve(run_id, action=first.action, principal=EVE)
+        (second,) = vm.approvals()
+        assert (second.action, second.nonce != first.nonce) == (first.action, True)
+        # It may be the first answer, sent again.
+        with refused("AMBIGUOUS"):
+            await vm.approve(run_id, action=first.action, principal=EVE)
+        await vm.approve(run_id, action=first.action, nonce=first.nonce, principal=EVE)
+        assert count.effects == [7]
+        with refused("APPROVAL_VOID"):
+            await vm.approve(run_id, action=first.action, nonce=first.nonce, principal=BOB)
+        trace = await vm.approve(run_id, action=second.action, nonce=second.nonce, principal=EVE)
+        assert count.effects == [7, 7]
+        trace = await vm.approve(run_id, action=second.action, event_id="third", principal=EVE)
+        assert count.effects == [7, 7, 7]
+        sound(vm, trace)
+
+    play(main())

@@ -61,6 +61,34 @@ def test_there_has_to_be_a_database_unless_one_is_made(url: str) -> None:
     PostgresStore(url, create=False).close()
 
 
+def test_a_session_without_guards_is_refused(url: str) -> None:
+    PostgresStore(url).close()
+    with refusal("STORE_UNGUARDED"):
+        PostgresStore(f"{url}%20-csession_replication_role%3Dreplica")
+    PostgresStore(f"{url}%20-csession_replication_role%3Dlocal").close()
+
+
+def test_a_session_that_is_made_anew_without_guards_is_refused(
+    url: str, sql: psycopg.Connection[Any]
+) -> None:
+    user = sql.execute("SELECT quote_ident(current_user)").fetchone()
+    assert user is not None
+    with PostgresStore(url) as store:
+        draft = written(store)
+        sql.execute(f"ALTER ROLE {user[0]} SET session_replication_role = replica".encode())
+        try:
+            sql.execute(
+                """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                    WHERE application_name = 'nano-vm' AND pid <> pg_backend_pid()"""
+            )
+            with refusal("STORE_UNGUARDED"):
+                store.record("r1")
+            with refusal("STORE_UNGUARDED"):
+                settle(store.append("r1", draft.record.fence, draft.entries(1)))
+        finally:
+            sql.execute(f"ALTER ROLE {user[0]} RESET session_replication_role".encode())
+
+
 def test_many_that_open_an_empty_database_at_once_make_one_schema(url: str) -> None:
     opened: list[PostgresStore] = []
     failed: list[BaseException] = []

@@ -36,7 +36,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
                 console.line(line)
             words = ["resume", one.run_id, "--step", one.step]
             words += [] if one.item is None else ["--item", str(one.item)]
-            words += ["--action", one.action] if one.action else []
+            words += ["--action", one.action, "--nonce", one.nonce] if one.action else []
             role = one.roles[0] if one.roles else "ROLE"
             line = command(args, *words, "--approve")
             console.line(f"  approve   {line} --principal YOU --role {role} --tools FILE")

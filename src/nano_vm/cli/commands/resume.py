@@ -4,7 +4,8 @@
   nano-vm resume ID --deny --comment "too much" --principal ana --role supervisor
   nano-vm resume ID --name payment_settled --event '{"amount": 250}'
 
-An approval is of the action that is shown, and of no other. `nano-vm approvals` lists what waits for one.
+An approval is of the action that is shown, and of no other. `nano-vm approvals` lists what waits for one. With --nonce
+it serves no later question about the same action: a command that is repeated approves nothing twice.
 The same event (by --event-id, else by its content) is answered alike when it is sent again.
 exit codes: as for run; 1 or 4 when the run does not take the event
 """
@@ -22,7 +23,8 @@ from nano_vm.cli.driving import wait_through
 from nano_vm.cli.session import Session
 from nano_vm.errors import InputError
 from nano_vm.journal.trace import Trace
-from nano_vm.runtime.approvals import pending
+from nano_vm.runtime.approvals import approve, meant_by, several
+from nano_vm.runtime.repetition import Said
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--approve", action="store_true", help="approve what is shown")
     what.add_argument("--deny", action="store_true", help="refuse it")
     parser.add_argument("--action", metavar="DIGEST", help="the action you have seen: no other is approved")
+    parser.add_argument(
+        "--nonce", metavar="NONCE", help="the question you have seen: no later one is answered"
+    )
     parser.add_argument("--comment", metavar="TEXT", help="kept with the approval or refusal")
     parser.add_argument("--name", metavar="NAME", help="the event's name, when several are waited for")
     parser.add_argument("--step", metavar="STEP", help="the step that waits, when several do")
@@ -46,10 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace, console: Console) -> int:
     data: Any = None
     answers = args.approve or args.deny
-    if not answers and (args.action or args.comment):
-        raise InputError(
-            "USAGE", "--action and --comment belong to an answer", help="add --approve or --deny"
-        )
+    if not answers and (args.action or args.nonce or args.comment):
+        what = "--action, --nonce and --comment belong to an answer"
+        raise InputError("USAGE", what, help="add --approve or --deny")
     if answers:
         if args.name is not None:
             raise InputError("USAGE", "an approval has no --name", help="name the step with --step")
@@ -60,33 +64,38 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     with Session(args, drives=True) as session:
         session.require_run(args.run_id)
         if answers:
-            show_asked(session, console)
-            return act(session, console, args.run_id, lambda: _answer(session))
+            said = show_asked(session, console)
+            return act(session, console, args.run_id, lambda: _answer(session, said))
         return act(session, console, args.run_id, lambda: _resume(session, data))
 
 
-def show_asked(session: Session, console: Console) -> None:
-    """Say what exactly is answered, before it is."""
-    args = session.args
-    for found in pending(session.engine, session.store.record(args.run_id)):
-        if args.step in (None, found.step) and args.item in (None, found.item):
-            for line in describe(found):
-                console.note(line)
+def show_asked(session: Session, console: Console) -> Said:
+    """Say what exactly is answered, before it is. What comes to wait meanwhile is not.
 
-
-async def _answer(session: Session) -> Trace:
+    Raises:
+        RejectedError: AMBIGUOUS.
+    """
     args = session.args
-    trace = await session.engine.approve(
-        args.run_id,
-        bool(args.approve),
-        step=args.step,
-        item=args.item,
-        action=args.action,
-        comment=args.comment,
-        principal=session.principal,
-        event_id=args.event_id,
+    said = Said(
+        bool(args.approve), args.comment, args.step, args.item, args.action, args.nonce, args.event_id
     )
-    return await wait_through(session, trace) if args.wait else trace
+    asked = meant_by(session.engine, session.store.record(args.run_id), said)
+    for found in asked:
+        for line in describe(found):
+            console.note(line)
+    if said.action is not None or said.nonce is not None:
+        return said  # seen elsewhere
+    if len(asked) > 1 and said.event_id is None:
+        raise several(args.run_id, [found.step for found in asked])
+    if len(asked) != 1:
+        return said._replace(anew=bool(asked))  # nothing was shown that could be answered
+    (found,) = asked
+    return said._replace(step=found.step, item=found.item, action=found.action, nonce=found.nonce)
+
+
+async def _answer(session: Session, said: Said) -> Trace:
+    trace = await approve(session.engine, session.args.run_id, said, session.principal)
+    return await wait_through(session, trace) if session.args.wait else trace
 
 
 async def _resume(session: Session, data: Any) -> Trace:

@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 import psycopg
 from psycopg import conninfo, pq
 
-from nano_vm.errors import InputError
+from nano_vm.errors import InputError, StoreError
 from nano_vm.stores.postgres.errors import FAILURES, translate, translated
 
 A = TypeVar("A")
@@ -29,6 +29,7 @@ _UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.02, 0.5
 _ATTEMPTS = 5  # of what another transaction stood in the way of, or a session was lost under
 _CONFLICTS = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
+_ROLE = "current_setting('session_replication_role')"  # triggers do not fire in that of a replica
 _SINCE = "extract(epoch FROM backend_start)::text"  # a process number may be given again
 _SELF = f"pg_backend_pid(), (SELECT {_SINCE} FROM pg_stat_activity WHERE pid = pg_backend_pid())"
 _END = (
@@ -127,11 +128,19 @@ class PostgresConnection:
             sets = ", ".join(
                 f"set_config('{name}', '{value}', false)" for name, value in self._settings.items()
             )
-            row = raw.execute(f"SELECT {sets}, {_SELF}".encode()).fetchone()
+            row = raw.execute(f"SELECT {sets}, {_ROLE}, {_SELF}".encode()).fetchone()
+            assert row is not None
+            if row[-3] == "replica":
+                raise StoreError(
+                    "STORE_UNGUARDED",
+                    f"a session in `{self._address.name}` has the guards of our tables turned off",
+                    help="session_replication_role is `replica`: take that out of the address (PGOPTIONS), or ALTER "
+                    "ROLE, or DATABASE, … RESET session_replication_role",
+                    facts={"path": self._address.name},
+                )
         except BaseException:
             raw.close()
             raise
-        assert row is not None
         return raw, (row[-2], row[-1])
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Any:

@@ -53,7 +53,8 @@ class PostgresJournalStore(SqlStore):
 
     Raises:
         InputError: USAGE, STORE_NOT_FOUND.
-        StoreError: STORE_NEWER, STORE_DAMAGED, STORE_READ_ONLY, STORE_LOCKED, STORE_FULL, STORE_IO.
+        StoreError: STORE_NEWER, STORE_DAMAGED, STORE_READ_ONLY, STORE_LOCKED, STORE_FULL, STORE_IO,
+            STORE_UNGUARDED for a session in which triggers do not fire.
 
     A worker that lost its lease cannot append (SPEC §6): see `fence`. Owners of this machine and user are provably
     dead when they are; of others only the lease tells. In a process forked from the one that opened the store,
@@ -92,6 +93,7 @@ class PostgresJournalStore(SqlStore):
 
             first = another()
             number = open_database(first, address, create=create)
+            self.identity = f"{number:x}"  # also of what is restored from a back-up
             super().__init__(OwnerLock(lock_directory(number)), PostgresReader(first, number))
             name = self._lock.name
             self._writer = Writer(another(), address.name, name, number)
