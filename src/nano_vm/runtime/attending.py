@@ -147,14 +147,16 @@ def child_command(run: Run, activity: Activity) -> StartChild:
 
 def stop_child(run: Run, key: int, launches: Launches) -> None:
     activity = run.state.active.get(key)
-    if activity is None:
-        return
+    if activity is None or activity.phase not in (Phase.STARTED, Phase.CHILD_WAITING):
+        return  # it has ended meanwhile, and what is there now is another attempt
     command = child_command(run, activity)
     if command.child not in run.stopping:
         run.engine.stop_child(run, command.child)
-        launched = any(type(other) is StartChild and other.child == command.child for other, _, _ in launches)
-        if not launched and (key, activity.attempt) not in run.tasks:
-            launches.append((command, None, 0))
+    elif activity.phase is Phase.CHILD_WAITING:
+        return  # it knows, and cannot end before somebody says what became of its calls
+    launched = any(type(other) is StartChild and other.child == command.child for other, _, _ in launches)
+    if not launched and (key, activity.attempt) not in run.tasks:
+        launches.append((command, None, 0))
 
 
 def _dues_inside(wait: dict[str, Any]) -> Iterator[int]:

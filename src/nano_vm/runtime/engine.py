@@ -297,7 +297,10 @@ class Engine(Looking):
             else:
                 await self.turns.drive(run)
         finally:
-            del self.live[run_id]
+            if (
+                self.live.get(run_id) is run
+            ):  # else its lease had run out, and it has been taken up here once more
+                del self.live[run_id]
             if self.groups:
                 driven.discard(id(run))
             if run.settled is not None and not run.settled.done():

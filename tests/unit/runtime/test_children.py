@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 from runtime_stage import Counter, Opener, kinds, play, program, refused, sound, tool_step, wait_step
 
-from nano_vm import ExecutionVM, MockLLMAdapter, RunStatus
+from nano_vm import ExecutionVM, MockLLMAdapter, NotFoundError, RunStatus
 from nano_vm.journal.port import RunQuery
 from nano_vm.stores.memory import MemoryStore
 from nano_vm.testing.clock import VirtualClock
@@ -240,6 +242,86 @@ def test_a_child_that_takes_too_long_is_cancelled(opener: Opener, clock: Virtual
         sound(vm, trace)
 
     play(main())
+
+
+@pytest.mark.parametrize("again", ["after a pause", "in a loop"])
+def test_time_that_is_up_just_as_the_child_has_failed_stops_no_other_one(
+    opener: Opener, clock: VirtualClock, again: str
+) -> None:
+    count = Counter()
+
+    async def act() -> str:
+        count("act")
+        if count.count("act") == 1:
+            raise ValueError
+        return "second"
+
+    vm = with_child(opener(tools=[act]), tool_step("x"))
+    run_child = vm.run_child
+
+    async def just_in_time(parent: Any, command: Any) -> Any:
+        outcome = await run_child(parent, command)
+        if command.child.endswith("call.1.1"):
+            clock.advance(60_000)
+        return outcome
+
+    vm.run_child = just_in_time  # type: ignore[method-assign]
+    step = call(timeout_seconds=60, is_terminal=True)
+    others = []
+    if again == "in a loop":
+        step["on_failure"] = "once_more"
+        others.append({"id": "once_more", "type": "condition", "condition": "true", "then": "call"})
+    else:
+        step["on_error"] = "retry"
+
+    async def main() -> None:
+        trace = await vm.run(program(step, *others, max_steps=9), trace_id="r")
+        while trace.status is RunStatus.SUSPENDED:
+            clock.advance(2_000)
+            (trace,) = await vm.recover()
+        assert (trace.status, trace.final_output) == (RunStatus.SUCCESS, "second")
+        second = "r/call.1.2" if again == "after a pause" else "r/call.2.1"
+        assert sorted(children(vm, "r")) == ["r/call.1.1", second]
+        sound(vm, trace)
+
+    play(main())
+
+
+def test_a_run_may_end_while_a_child_that_took_too_long_cannot(opener: Opener, clock: VirtualClock) -> None:
+    async def main() -> None:
+        gate = asyncio.Event()
+
+        async def fail() -> None:
+            await gate.wait()
+            raise ValueError
+
+        async def lose() -> None:
+            raise ConnectionError
+
+        vm = with_child(opener(tools=[fail, lose]), tool_step("x", "lose"), name="lost")
+        with_child(vm, tool_step("x", "fail"), name="failing")
+        steps = [call("a", "failing", depends_on=[]), call("b", "lost", timeout_seconds=60, depends_on=[])]
+        running = asyncio.create_task(vm.run(program(*steps), trace_id="r"))
+        await _until(lambda: vm.trace("r/b.1.1").status is RunStatus.SUSPENDED)
+        clock.advance(60_000)
+        await _until(lambda: "RunCancelled" in kinds(vm.trace("r/b.1.1")))
+        gate.set()
+        trace = await running
+        assert (trace.status, [wait.kind for wait in trace.waiting]) == (RunStatus.SUSPENDED, ["child"])
+        trace = await vm.resolve("r", "b/x", "failed")
+        assert (trace.status, trace.error["step"]) == (RunStatus.FAILED, "a")
+        assert vm.trace("r/b.1.1").status is RunStatus.CANCELLED
+        sound(vm, trace)
+
+    play(main())
+
+
+async def _until(holds: Callable[[], Any]) -> None:
+    while True:
+        with contextlib.suppress(NotFoundError):
+            if holds():
+                return
+        await asyncio.sleep(0)
 
 
 def test_a_childs_failure_is_the_calls_failure_and_may_be_retried(opener: Opener) -> None:

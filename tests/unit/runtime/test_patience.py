@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from nano_vm import ExecutionVM, SqliteStore
-from nano_vm.errors import StoreError
+from nano_vm.errors import ConflictError, StoreError
+from nano_vm.journal.port import LEASE_MS
 from nano_vm.runtime import recovery
 from nano_vm.runtime.patience import patiently
+from nano_vm.testing.clock import VirtualClock
 
 
 def _locked(calls: list[int], until: int, **facts: str) -> None:
@@ -77,3 +79,35 @@ def test_a_database_that_stays_locked_refuses_a_run_and_a_resume(tmp_path: Path)
             other.execute("ROLLBACK")
         assert asyncio.run(vm.resume("waits", {"n": 1})).status == "SUCCESS"
         assert waiting.status == "SUSPENDED"
+
+
+def test_a_run_whose_lease_ran_out_while_it_was_taken_up_is_driven_by_the_last_to_take_it(
+    tmp_path: Path,
+) -> None:
+    calls: list[str] = []
+
+    async def act() -> None:
+        calls.append("act")
+        await asyncio.sleep(0)
+
+    steps = [{"id": "w", "type": "wait", "seconds": 1}, {"id": "a", "type": "tool", "tool": "act"}]
+
+    async def main() -> None:
+        clock = VirtualClock(auto=False)
+        vm = ExecutionVM(
+            tools=[act], store=SqliteStore(tmp_path / "runs.db", durability="normal"), clock=clock
+        )
+        async with vm:
+            await vm.run({"name": "p", "steps": steps}, trace_id="r")
+            first = await recovery.take_over(vm, "r")
+            clock.advance(LEASE_MS)
+            second = await recovery.take_over(vm, "r")
+            assert first is not None
+            assert second is not None
+            lost, done = await asyncio.gather(vm.drive(first), vm.drive(second), return_exceptions=True)
+            assert isinstance(lost, ConflictError)
+            assert (lost.code, done, calls, vm.live) == ("LEASE_LOST", None, ["act"], {})
+            assert vm.trace("r").status.value == "SUCCESS"
+            vm.verify("r")
+
+    asyncio.run(main())
