@@ -87,12 +87,15 @@ def child_suspended(program: CompiledProgram, state: State, event: ChildSuspende
     if type(found) is Rejection:
         return found
     assert type(found) is Activity
-    if found.phase is _CHILD_WAITING and found.waits == event.waits:
+    late = 0 < found.due_ms <= event.at_ms
+    if found.phase is _CHILD_WAITING and found.waits == event.waits and not late:
         return Rejection("DUPLICATE", f"the child of `{event.step}` waits for just this already")
     if not event.waits:
         return Rejection("MALFORMED", f"the child of `{event.step}` waits for nothing")
     advance_clock(state, event.at_ms)
     found.waits = event.waits
+    if late:  # it is to end now, and no timer has to say so again
+        found.stopping, found.due_ms = True, 0
     set_phase(state, found, _CHILD_WAITING)
     return None
 

@@ -316,6 +316,27 @@ def test_a_run_may_end_while_a_child_that_took_too_long_cannot(opener: Opener, c
     play(main())
 
 
+def test_a_child_that_cannot_end_in_time_is_told_so_once(opener: Opener, clock: VirtualClock) -> None:
+    async def lose() -> None:
+        raise ConnectionError
+
+    async def main() -> None:
+        vm = with_child(opener(tools=[lose]), tool_step("x", "lose"))
+        await vm.run(program(call(timeout_seconds=60, on_timeout="fallback", fallback="late")), trace_id="r")
+        clock.advance(60_000)
+        assert [trace.trace_id for trace in await vm.recover()] == ["r"]
+        clock.advance(60_000)
+        assert await vm.recover() == []  # nobody looks after it before somebody says what became of the call
+        sound(vm, vm.trace("r"))
+        other = opener(tools=[lose])
+        trace = await other.resolve("r", "call/x", "succeeded", 1)
+        assert (trace.status, trace.final_output) == (RunStatus.SUCCESS, "late")
+        assert other.trace("r/call.1.1").status is RunStatus.CANCELLED
+        sound(other, trace)
+
+    play(main())
+
+
 async def _until(holds: Callable[[], Any]) -> None:
     while True:
         with contextlib.suppress(NotFoundError):
