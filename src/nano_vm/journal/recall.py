@@ -503,10 +503,17 @@ def _shape(program: CompiledProgram, state: State, asks: Asks, event: Any) -> An
     if kind is ev.ChildFinished and type(payload) is dict:
         found = payload.get("compensations")
         undone = found if type(found) is list else []
-        shape = {"undo": [{name: value for name, value in undo.items() if name != "args"} for undo in undone]}
+        shape = {"undo": [_open_undo(undo) for undo in undone]}
         label = 0 if event.output_label is ev.UNSET else event.output_label
         return shape if label & SEALED else {**shape, "output": payload.get("output")}
     return None
+
+
+def _open_undo(undo: dict[str, Any]) -> dict[str, Any]:
+    """How a child's step is undone, with what is neither private nor secret of it: policies have decided about that."""
+    if not undo.get("label", 0) & SEALED:
+        return undo
+    return {name: value for name, value in undo.items() if name != "args"}
 
 
 def _open_value(state: State, slot: int | None, value: Any) -> Any:
@@ -557,7 +564,7 @@ def _filled(program: CompiledProgram, event: Any, shape: Any) -> Any:
         return {name: ERASED if value is None else value[0] for name, value in known.items()}
     if kind is ev.ChildFinished:
         known = shape or {}
-        undone = [{**undo, "args": ERASED} for undo in known.get("undo", ())]
+        undone = [{"args": ERASED, **undo} for undo in known.get("undo", ())]
         return {"output": known.get("output", ERASED), "compensations": undone, "message": ERASED}
     if kind in (ev.StepFailed, ev.ModelTurned):
         return _filled_talk(event, shape or {})

@@ -99,6 +99,50 @@ def test_what_was_decided_about_private_values_still_verifies_when_they_are_gone
     play(main())
 
 
+def test_what_was_decided_about_undoing_a_child_still_verifies_when_its_private_output_is_gone() -> None:
+    """The arguments of one compensation are private, those of the other are not, and both came with the output."""
+    undo = {"tool": "back", "args": {"effect": "$b.output"}}
+    kept = {"tool": "back", "args": {"effect": 1}}
+    steps = [
+        tool_step("b", args={"effect": "$n"}, compensate=undo),
+        tool_step("c", args={"effect": 2}, compensate=kept),
+        tool_step("d", args={"effect": "$n"}),
+    ]
+    failing = {"final_status": "FAILED", "is_terminal": True}
+    calling = {"id": "call", "type": "call", "program": "child", "inputs": {"n": "$n", "who": "$who"}}
+    flow = program(calling, tool_step("end", args={"effect": 0}, **failing), **PRIVATE)
+
+    @tool(effect="keyed", blocking=False)
+    def act(effect: int) -> int:
+        return effect
+
+    async def main() -> None:
+        vm = ExecutionVM(
+            None,
+            {"act": act, "back": act},
+            MemoryStore(),
+            vault=Vault.in_memory(),
+            policy={
+                "policy": "p",
+                "tools": ["act"],
+                "rules": [{"id": "r", "tools": ["back"], "when": "$args.effect < 9"}],
+            },
+        )
+        vm.save_program(program(*steps, name="child", **PRIVATE))
+        trace = await vm.run(flow, {"n": 7, "who": "s-1"}, principal=ANA)
+        run_id = trace.trace_id
+        assert [event.step for event in trace.events if event.type == "CompensationSucceeded"] == [
+            "call/c",
+            "call/b",
+        ]
+        assert verify_bundle(export(vm.store, run_id, opened=vm.read).data).receipt["status"] == "FAILED"
+        await vm.erase(subject="s-1", reason="asked", by=ANA)
+        assert verified(lambda: vm.verify(run_id).steps) == 2  # `end`, and the undoing of `c`
+        assert verify_bundle(export(vm.store, run_id, opened=vm.read).data).receipt["status"] == "FAILED"
+
+    play(main())
+
+
 def verified(steps: Callable[[], Any]) -> int:
     """How many decisions were made again."""
     told = dict(steps())
