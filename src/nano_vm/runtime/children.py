@@ -13,7 +13,6 @@ from nano_vm.errors import (
     ConflictError,
     NanoVMError,
     NotFoundError,
-    RuntimeFault,
     StoreError,
     VerificationError,
 )
@@ -56,23 +55,22 @@ async def _begin_or_take_up(engine: Engine, parent: Run, command: StartChild) ->
     try:
         record = engine.store.record(command.child)
     except NotFoundError:
-        if command.child in parent.stopping:
-            return _refused(
-                engine, command, RuntimeFault("CANCELLED", "the parent is ending"), RunStatus.CANCELLED
-            )
+        # Also one that is only to be stopped: what exists can be begun by nobody else, who has not heard of that yet.
         try:
             return await _create(engine, parent, command)
         except NanoVMError as error:
-            if isinstance(error, ConflictError | StoreError | VerificationError):
+            if not isinstance(error, ConflictError | StoreError | VerificationError):
+                return _refused(engine, command, error)
+            if error.code != "RUN_EXISTS":
                 raise
-            return _refused(engine, command, error)
+        record = engine.store.record(command.child)
     if record.parent != parent.record.run_id:
         # Nothing that somebody put there may pass for the result of a child.
         message = f"run `{command.child}` exists and is not a child of this run"
         return _refused(engine, command, ConflictError("RUN_EXISTS", message))
     taken = await recovery.take_over(engine, command.child)
     if taken is None:
-        raise ConflictError("LEASE_LOST", f"the child {command.child} is being driven by another worker")
+        raise _lease_lost(command.child)
     _deliver(engine, taken, parent.letters.pop(command.child, []))
     return taken
 
@@ -124,7 +122,25 @@ async def _create(engine: Engine, parent: Run, command: StartChild) -> Run:
         payload,
     )
     await run.create()
+    if not _is_held(engine, parent):
+        await run.abandon()  # it is for whoever has taken the parent over
+        raise _lease_lost(parent.record.run_id)
     return run
+
+
+def _is_held(engine: Engine, run: Run) -> bool:
+    """Whether a run that is driven here has not been taken over by somebody else."""
+    try:
+        record = engine.store.record(run.record.run_id)
+    except NotFoundError:
+        return True  # it lives in memory, and nobody has seen it
+    return (record.owner, record.fence) == (engine.store.owner, run.fence)
+
+
+def _lease_lost(run_id: str) -> ConflictError:
+    return ConflictError(
+        "LEASE_LOST", f"run {run_id} is being driven by another worker", facts={"run_id": run_id}
+    )
 
 
 def _deliver(engine: Engine, run: Run, letters: list[Letter]) -> None:
@@ -228,11 +244,9 @@ def _output(run: Run) -> Any:
     return found
 
 
-def _refused(
-    engine: Engine, command: StartChild, error: NanoVMError, status: RunStatus = RunStatus.FAILED
-) -> Outcome:
+def _refused(engine: Engine, command: StartChild, error: NanoVMError) -> Outcome:
     """The child could not be started at all."""
-    message = f"{status.value} {error.code}: {error.message}"
+    message = f"{RunStatus.FAILED.value} {error.code}: {error.message}"
     details: dict[str, Any] = {"output": None, "compensations": [], "message": message}
     return Outcome(
         ev.ChildFinished(
@@ -242,7 +256,7 @@ def _refused(
             item=command.item if command.item >= 0 else _UNSET,
             occurrence=command.occurrence,
             payload=details,
-            status=status.value,
+            status=RunStatus.FAILED.value,
             step=command.step_id,
             steps=0,
         ),

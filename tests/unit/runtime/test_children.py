@@ -12,7 +12,9 @@ import pytest
 from runtime_stage import Counter, Opener, kinds, play, program, refused, sound, tool_step, wait_step
 
 from nano_vm import ExecutionVM, MockLLMAdapter, NotFoundError, RunStatus
-from nano_vm.journal.port import RunQuery
+from nano_vm.evidence.bundle import export
+from nano_vm.evidence.verify import verify_bundle
+from nano_vm.journal.port import LEASE_MS, RunQuery
 from nano_vm.stores.memory import MemoryStore
 from nano_vm.testing.clock import VirtualClock
 
@@ -312,6 +314,45 @@ def test_a_run_may_end_while_a_child_that_took_too_long_cannot(opener: Opener, c
         assert (trace.status, trace.error["step"]) == (RunStatus.FAILED, "a")
         assert vm.trace("r/b.1.1").status is RunStatus.CANCELLED
         sound(vm, trace)
+
+    play(main())
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_who_has_lost_a_run_begins_none_of_its_children(
+    opener: Opener, clock: VirtualClock, cancelled: bool
+) -> None:
+    count = Counter()
+
+    async def act() -> None:
+        count("act")
+
+    async def main() -> None:
+        slow, other = opener(tools=[act]), opener(tools=[act])
+        with_child(slow, tool_step("x"), wait_step("w"))
+        govern, claims = slow.govern, []
+
+        async def too_slow(run: Any, pinned: Any) -> None:
+            await govern(run, pinned)
+            clock.advance(LEASE_MS)
+            if cancelled:
+                assert (await other.cancel("r")).status is RunStatus.CANCELLED
+            else:
+                claims.append(other.store.claim("r", clock.now_ms()))
+
+        slow.govern = too_slow  # type: ignore[method-assign]
+        with refused("LEASE_LOST"):
+            await slow.run(program(call()), trace_id="r")
+        assert count.effects == []
+        if not cancelled:
+            other.store.release("r", claims[0])
+            (trace,) = await other.recover()
+            assert (trace.status, count.effects) == (RunStatus.SUSPENDED, ["act"])
+        expected = RunStatus.CANCELLED if cancelled else RunStatus.SUSPENDED
+        assert other.trace("r/call.1.1").status is expected
+        for run_id in ("r", "r/call.1.1"):
+            sound(other, other.trace(run_id))
+        verify_bundle(export(other.store, "r").data)
 
     play(main())
 
