@@ -29,7 +29,8 @@ class Progress:
     def follow(self, event: Event, state: State) -> None:
         """Take note of an event that has been applied."""
         if type(event) is ValuesChanged:
-            self._forget(event, state)
+            if event.names:
+                self._forget(event, state)
             return
         if self._early:
             self._early = False

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from nano_vm import canonical
 from nano_vm.errors import InputError, NotFoundError, RejectedError
 from nano_vm.journal.entry import Entry, is_closed, open_event, open_events, read_facts
@@ -13,7 +15,8 @@ from nano_vm.journal.port import RunRecord, qualified
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.decide import child_run_id
-from nano_vm.kernel.state import Phase, Stage, State
+from nano_vm.kernel.state import Phase, Rejection, Stage, State, restore, snapshot
+from nano_vm.kernel.transition import apply
 from nano_vm.program.compiled import FIRST_FREE_SLOT, CompiledProgram
 from nano_vm.runtime.driver import Run
 from nano_vm.runtime.journaled import defect
@@ -39,8 +42,9 @@ async def fork(
 ) -> Trace:
     """See `Engine.fork`.
 
-    A step is entered by the entry before it: everything up to that entry is shared. When `at_step` is a condition, it
-    was evaluated by that entry; then the changes come before it, so that they bear on the verdict.
+    A step is entered by the entry before it: everything up to that entry is shared. What settles as it is entered - a
+    condition, a map over nothing, a step whose arguments cannot be made - was decided by that entry; then the changes
+    come before it, so that they bear on it. Where it is the start of the run, its inputs are the changed ones.
     """
     from nano_vm.runtime.rights import principal_of
     from nano_vm.runtime.starting import check_names
@@ -103,26 +107,27 @@ async def fork(
         early = [_with_inputs(program, shared[0], changed)]
     for part in early:
         _copy(run, part)
-    if changed:
-        if run.state.stage is not Stage.GOING:
-            raise RejectedError(
-                "TERMINAL",
-                f"run {trace_id} ended as it came to `{at_step}`: no value changes that",
-                help="fork it at a step before, or start a new run",
-                facts={"run_id": trace_id},
-            )
-        run.record_event(
-            ev.ValuesChanged(
-                at_ms=now,
-                early=True if len(early) < len(shared) else _UNSET,
-                names=sorted(changed),
-                payload=changed,
-                principal=_UNSET if who is None else who,
-            ),
-            payload,
+    if changed and run.state.stage is not Stage.GOING:
+        raise RejectedError(
+            "TERMINAL",
+            f"run {trace_id} ended as it came to `{at_step}`: no value changes that",
+            help="fork it at a step before, or start a new run",
+            facts={"run_id": trace_id},
         )
-        for part in shared[len(early) :]:
-            _copy_changed(run, _with_changes(program, part, changed))
+    # Time between the two is nobody's, as it is when values are changed: it does not count as duration.
+    if changed or (run.state.duration_ms_max and run.state.stage is Stage.GOING):
+        change = ev.ValuesChanged(
+            at_ms=now,
+            names=sorted(changed),
+            payload=changed,
+            principal=_UNSET if who is None else who,
+        )
+        later = [_with_changes(program, part, changed) for part in shared[len(early) :]]
+        later = [part for part in later if _still_comes(run, change, part)]
+        change.early = True if later else _UNSET
+        run.record_event(change, payload)
+        for part in later:
+            _copy(run, part)
     _begin_anew(run, now)
     await run.create()
     if run.state.status.is_terminal:
@@ -223,19 +228,29 @@ def _unjudged(event: Any) -> Any:
     return event
 
 
-def _copy_changed(run: Run, part: _Part) -> None:
-    """Raises RejectedError GATE: the step may not have the result that the changes give it."""
+def _still_comes(run: Run, change: ev.ValuesChanged, part: _Part) -> bool:
+    """Whether the event that decided the step comes after the changes as well. A wait may have another time then, or
+    accept other events: the fork waits once more.
+
+    Raises:
+        RejectedError: GATE: the step may not have the result that the changes give it.
+    """
+    trial = restore(snapshot(run.state))
     event = _unjudged(part.event)
-    rejection = run.offer(event, part.payload)
-    if rejection is not None and rejection.code == "GATE":
+    for each in (msgspec.structs.replace(change, early=True), event):
+        rejection = apply(run.program, trial, each)
+    if type(rejection) is not Rejection:
+        return True
+    if type(event) is ev.TimerFired or type(event) is ev.EventReceived:
+        return False
+    if rejection.code == "GATE":
         raise RejectedError(
             "GATE",
             f"the change is none: {rejection.message}",
             help="give the step a result that its program admits",
             facts={"step": event.step},
         )
-    if rejection is not None:
-        defect(run.record.run_id, event, rejection)
+    defect(run.record.run_id, event, rejection)
 
 
 def _before(start: ev.RunStarted) -> dict[str, Any]:
@@ -246,7 +261,7 @@ def _before(start: ev.RunStarted) -> dict[str, Any]:
 
 
 def _with_inputs(program: CompiledProgram, part: _Part, changed: Mapping[str, Any]) -> _Part:
-    """The beginning of a run that begins with a condition: its inputs are changed before it is decided."""
+    """The beginning of a run whose first step was decided as it was entered: its inputs are changed before that."""
     inputs = {name: value for name, value in changed.items() if name in program.input_slots}
     event = part.event
     event.payload, encoded = canonical.normalize({**event.payload, **inputs})
@@ -256,7 +271,7 @@ def _with_inputs(program: CompiledProgram, part: _Part, changed: Mapping[str, An
 def _require_own_result(
     program: CompiledProgram, event: ev.Event, decided_by: Sequence[int], changed: Mapping[str, Any]
 ) -> None:
-    """The event that decided a condition can bring another result where it brings one of its own. Nobody's answer is
+    """The event that decided the step can bring another result where it brings one of its own. Nobody's answer is
     changed: it would stand in the journal as what they said.
 
     Raises:
@@ -269,14 +284,14 @@ def _require_own_result(
         if step.id != own and any(slot >= 0 and program.slots[slot] in changed for slot in slots):
             raise InputError(
                 "VALUE_ANSWERED",
-                f"the step is a condition, and what `{step.id}` came to is what decided it",
+                f"what `{step.id}` came to had decided the step as it was entered",
                 help=f"fork at `{step.id}`, and give it another answer there",
                 facts={"step": step.id},
             )
 
 
 def _with_changes(program: CompiledProgram, part: _Part, changed: Mapping[str, Any]) -> _Part:
-    """The shared event just before a condition, its own result replaced when the changes name it."""
+    """The shared event that decided the step, its own result replaced when the changes name it."""
     event = part.event
     if type(event) is not ev.StepSucceeded and type(event) is not ev.OutcomeResolved:
         return part
@@ -297,8 +312,8 @@ def _cut(
     step_id: str,
     occurrence: int | None,
 ) -> tuple[int, list[int]]:
-    """How many entries come before the step is at work, and what the last of them settled if it decided the step, a
-    condition."""
+    """How many entries come before the step is at work, and what the last of them settled if it decided what came of
+    the step: a condition, a map over nothing, a call whose arguments cannot be made."""
     reached: list[tuple[int, list[int]]] = []
     seen = 0
 
@@ -307,11 +322,14 @@ def _cut(
         if type(event) is ev.ValuesChanged and event.early is _UNSET and reached[-1:] == [(entry.seq, [])]:
             # Where this run left another one with values of its own, it came to the step with those.
             reached[-1] = entry.seq + 1, []
-        settled = [result.step for result in state.settled]
         if state.occurrences[index] > seen:
             seen = state.occurrences[index]
             if occurrence is None or seen == occurrence:
-                decides = index in settled and bool(state.verdicts)
+                # (That of a lane settles with its group.)
+                decides = state.stage is not Stage.GOING or any(
+                    result.step == index and result.occurrence == seen for result in state.settled
+                )
+                settled = [result.step for result in state.settled]
                 reached.append((entry.seq + 1, settled if decides else []))
 
     fold(program, trace_id, entries, verify=True, on_transition=look)

@@ -13,6 +13,7 @@ from nano_vm import ExecutionVM, MockLLMAdapter, NotFoundError, RunStatus, Trace
 from nano_vm.evidence.bundle import export
 from nano_vm.evidence.verify import verify_bundle
 from nano_vm.kernel.events import PolicyDecided
+from nano_vm.testing.clock import VirtualClock
 
 
 def test_a_fork_shares_the_prefix_and_repeats_nothing(opener: Opener) -> None:
@@ -409,18 +410,17 @@ def test_a_change_that_the_steps_gate_does_not_admit_is_refused(opener: Opener) 
     play(main())
 
 
-def test_a_fork_where_the_budget_ended_the_run_changes_nothing(opener: Opener) -> None:
+def test_a_fork_where_the_budget_ended_the_run_ends_there_as_well_whatever_is_changed(opener: Opener) -> None:
     async def main() -> None:
         vm = _checking(opener, "irreversible")
         a, b, c = (tool_step(name, args={"n": "$n"}) for name in "abc")
         group = {"id": "g", "type": "parallel", "parallel_steps": [b, c]}
         source = await vm.run(program(a, group, max_steps=2), {"n": 1})
         assert source.status is RunStatus.BUDGET_EXCEEDED
-        with refused("TERMINAL"):
-            await vm.fork(source.trace_id, "g", {"n": 2})
-        fork = await vm.fork(source.trace_id, "a", {"n": 2})
-        assert fork.status is RunStatus.BUDGET_EXCEEDED
-        sound(vm, fork)
+        for at_step in ("g", "a"):
+            fork = await vm.fork(source.trace_id, at_step, {"n": 2})
+            assert fork.status is RunStatus.BUDGET_EXCEEDED
+            sound(vm, fork)
 
     play(main())
 
@@ -439,5 +439,170 @@ def test_a_child_that_has_ended_is_shared_by_forks_of_forks(opener: Opener) -> N
             trace = await vm.fork(trace.trace_id, "end", {"n": number}, new_trace_id=f"f{number}")
             assert trace.final_output == number
             assert _bundled(vm, trace) == [trace.trace_id, "f0/call.1.1"]
+
+    play(main())
+
+
+# --- what the changes reach -------------------------------------------------------------------------------------
+
+
+def _chain(*names: str) -> list[dict[str, Any]]:
+    """Steps each of which is given what the one before it has yielded, and the first one `n`."""
+    given = ["$n", *(f"${name}.output" for name in names)]
+    return [tool_step(name, args={"name": name, "n": n}) for name, n in zip(names, given, strict=False)]
+
+
+def test_a_fork_of_a_fork_takes_the_changes_of_both_along(opener: Opener) -> None:
+    count = Counter()
+
+    def act(name: str, n: int) -> int:
+        count(name)
+        return n + 1
+
+    vm = opener(tools={"act": act})
+
+    async def main() -> None:
+        source = await vm.run(program(*_chain("a", "b", "c", "d")), {"n": 1})
+        fork = await vm.fork(source.trace_id, "b", {"a.output": 10})
+        again = await vm.fork(fork.trace_id, "d", {"c.output": 100})
+        plain = await vm.fork(again.trace_id, "d")
+        early = await vm.fork(again.trace_id, "b", {"a.output": 20})  # before the first change was made
+        made = (source, fork, again, plain, early)
+        assert [trace.final_output for trace in made] == [5, 13, 101, 101, 23]
+        assert plain.trace_hash == again.trace_hash
+        assert "".join(count.effects) == "abcd" + "bcd" + "d" + "d" + "bcd"
+        for trace in made:
+            sound(vm, trace)
+            verify_bundle(export(vm.store, trace.trace_id).data)
+
+    play(main())
+
+
+_BIG = {"id": "c", "type": "condition", "condition": "$n > 5", "then": "big"}
+_SMALL = tool_step("small", args={"n": 0}, is_terminal=True)
+_MAP = {"id": "m", "type": "map", "over": "$a.output", "step": tool_step("each", args={"n": "$item"})}
+_SETTLED_AT_ONCE: dict[str, tuple[list[dict[str, Any]], Any, str, dict[str, Any], list[str]]] = {
+    "a condition before anything else": (
+        [_BIG | {"otherwise": "small"}, tool_step("big", args={"n": 1}, is_terminal=True), _SMALL],
+        1,
+        "c",
+        {"n": 9},
+        ["c", "big"],
+    ),
+    "a condition that ended the run": (
+        [_BIG, tool_step("big", args={"n": 1})],
+        1,
+        "c",
+        {"n": 9},
+        ["c", "big"],
+    ),
+    "a map over nothing": (
+        [tool_step("a", args={"n": "$n"}), _MAP],
+        [],
+        "m",
+        {"a.output": [4]},
+        ["a", "each", "m"],
+    ),
+    "arguments that cannot be made": (
+        [tool_step("a", args={"n": "$n"}), tool_step("b", args={"n": "$a.output.id"})],
+        {},
+        "b",
+        {"a.output": {"id": 5}},
+        ["a", "b"],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", _SETTLED_AT_ONCE)
+def test_changes_bear_on_what_settled_as_it_was_entered(opener: Opener, what: str) -> None:
+    steps, n, at_step, changes, path = _SETTLED_AT_ONCE[what]
+    vm = opener(tools={"act": lambda n: n})
+
+    async def main() -> None:
+        source = await vm.run(program(*steps), {"n": n})
+        fork = await vm.fork(source.trace_id, at_step, changes)
+        assert (fork.status, fork.path) == (RunStatus.SUCCESS, path)
+        again = await vm.fork(fork.trace_id, at_step, changes)
+        assert again.trace_hash == fork.trace_hash
+        for trace in (source, fork, again):
+            sound(vm, trace)
+            verify_bundle(export(vm.store, trace.trace_id).data)
+
+    play(main())
+
+
+def test_a_later_turn_of_a_loop_is_come_to_whatever_is_changed(opener: Opener) -> None:
+    steps = [
+        tool_step("a", args={"n": "$n"}),
+        {"id": "c", "type": "condition", "condition": "$a.output > 5", "then": "end", "otherwise": "a"},
+        tool_step("end", args={"n": "$a.output"}),
+    ]
+    vm = opener(tools={"act": lambda n: n})
+
+    async def main() -> None:
+        source = await vm.run(program(*steps, max_steps=7), {"n": 1})
+        assert source.status is RunStatus.BUDGET_EXCEEDED
+        fork = await vm.fork(source.trace_id, "a", {"a.output": 9, "n": 8}, occurrence=2)
+        assert (fork.path, fork.final_output) == (["a", "c", "a", "c", "end"], 8)
+        sound(vm, fork)
+
+    play(main())
+
+
+_WAITS: dict[str, dict[str, Any]] = {
+    "a timer": {"id": "w", "type": "wait", "seconds": "$n"},
+    "an event": wait_step("w", accept="$event.n == $n"),
+    "a group": {"id": "w", "type": "parallel", "timeout_seconds": 5, "on_timeout": "fallback", "fallback": 1}
+    | {"parallel_steps": [wait_step("late", event="late")]},
+}
+
+
+@pytest.mark.parametrize("what", _WAITS)
+def test_a_wait_that_would_not_have_ended_with_the_changes_is_waited_for_again(
+    opener: Opener, clock: VirtualClock, what: str
+) -> None:
+    steps = [
+        _WAITS[what],
+        _BIG | {"otherwise": "small"},
+        tool_step("big", args={"n": "$n"}, is_terminal=True),
+        _SMALL,
+    ]
+    vm = opener(tools={"act": lambda n: n})
+
+    async def go_on(trace: Trace, n: int) -> Trace:
+        assert [wait.step for wait in trace.waiting] == ["late" if what == "a group" else "w"]
+        if what == "an event":
+            return await vm.resume(trace.trace_id, {"n": n})
+        clock.advance(n * 1_000)
+        return (await vm.recover())[0]
+
+    async def main() -> None:
+        source = await go_on(await vm.run(program(*steps), {"n": 5}), 5)
+        assert source.path[-1] == "small"
+        fork = await vm.fork(source.trace_id, "c", {"n": 60})
+        assert fork.status is RunStatus.SUSPENDED
+        sound(vm, fork)
+        fork = await go_on(fork, 60)
+        assert (fork.path[-1], fork.final_output) == ("big", 60)
+        sound(vm, fork)
+
+    play(main())
+
+
+@pytest.mark.parametrize("changes", [None, {"b.output": 2}])
+def test_the_time_between_a_run_and_its_fork_is_no_duration(
+    opener: Opener, clock: VirtualClock, changes: dict[str, Any] | None
+) -> None:
+    vm = opener(tools={"act": lambda name, n: n})
+
+    async def main() -> None:
+        source = await vm.run(program(*_chain("a", "b", "c", "d"), max_duration_seconds=9), {"n": 1})
+        clock.advance(86_400_000)
+        fork = await vm.fork(source.trace_id, "c", changes)
+        assert (fork.status, fork.final_output) == (RunStatus.SUCCESS, 2 if changes else 1)
+        again = await vm.fork(fork.trace_id, "d")
+        assert again.status is RunStatus.SUCCESS
+        for trace in (fork, again):
+            sound(vm, trace)
 
     play(main())
