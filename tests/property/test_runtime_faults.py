@@ -27,6 +27,7 @@ class World:
         self.moment = 0
         self.done: Counter[tuple[str, str]] = Counter()
         self.store = MemoryStore()
+        self.store.volatile = False  # what it has outlives the process here
         self._append = self.store.append
         self.store.append = self.append  # type: ignore[method-assign]
 
