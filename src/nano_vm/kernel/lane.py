@@ -157,8 +157,10 @@ class Rows(dict[int, Row]):
         self.adding = frozenset(
             step.index for step in program.steps if step.adds
         )  # what labels its own output
+        budgets = program.budgets
+        self.bounded = bool(budgets.tokens_max or budgets.cost_nanousd_max or budgets.duration_ms_max)
         # Whether runs of the program may take the lane from their start.
-        self.begins = not (program.is_dag or program.budgets.stalled_steps_max)
+        self.begins = not (program.is_dag or budgets.stalled_steps_max)
 
     def __missing__(self, index: int) -> Row:
         step = self._steps[index]
@@ -287,7 +289,10 @@ def open_run(program: CompiledProgram, state: State, event: RunStarted, rows: Ro
     state.governed = bool(state.policy) or program.approves
     state.started_ms = state.now_ms = event.at_ms
     state.slots = first_slots(program, state, event)
-    set_budgets(program, state)
+    if rows.bounded:
+        set_budgets(program, state)
+    else:
+        state.steps_max = program.budgets.steps_max
     state.occurrences = [0] * len(program.steps)
     state.stage = _GOING
     return True
@@ -362,6 +367,7 @@ def walk(
     until_ms = state.started_ms + state.suspended_ms + (state.duration_ms_max or _NO_END_MS)
     adding = rows.adding
     metered = rows.models and bool(state.tokens_max or state.cost_nanousd_max)
+    bounded = metered or bool(state.duration_ms_max)
     first = second = error = following = 0
     act: Any = None
     args: Any
@@ -451,7 +457,7 @@ def walk(
                     del pins[error]
             verdicts = None
             coming = following
-            if now_ms > until_ms or (metered and _is_spent(state)):
+            if bounded and (now_ms > until_ms or (metered and _is_spent(state))):
                 return
     except NanoVMError:
         pass  # a reference or a condition: the general functions come upon it again, and fail the step or the run
