@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from broken_engines import repeat_blindly
 
 import postgres_server
 from nano_vm import Program
@@ -50,14 +51,7 @@ def test_no_promise_is_broken_in_many_rounds(name: str) -> None:
 
 def test_a_broken_engine_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every process of the scenario runs an engine that repeats unknown outcomes blindly."""
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "sitecustomize.py").write_text(
-        "from nano_vm.runtime import intents\n"
-        "from nano_vm.runtime.tooling import EFFECTS\n"
-        "intents.REPEATABLE = frozenset(EFFECTS)\n"
-    )
-    monkeypatch.syspath_prepend(str(broken))
+    repeat_blindly(tmp_path, monkeypatch)
     figures = Figures(name="timeout_drift")
     run_round(named("timeout_drift"), tmp_path / "place", 1, figures)
     assert any(violation.startswith("P4: hanging `slow`") for violation in figures.violations)
@@ -118,14 +112,7 @@ def test_no_promise_is_broken_in_many_rounds_over_postgres(name: str) -> None:
 
 
 def test_a_broken_engine_is_noticed_over_postgres(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "sitecustomize.py").write_text(
-        "from nano_vm.runtime import intents\n"
-        "from nano_vm.runtime.tooling import EFFECTS\n"
-        "intents.REPEATABLE = frozenset(EFFECTS)\n"
-    )
-    monkeypatch.syspath_prepend(str(broken))
+    repeat_blindly(tmp_path, monkeypatch)
     figures = Figures(name="timeout_drift")
     grounds = Schemas(postgres_server.server(), "chaos")
     run_round(named("timeout_drift"), tmp_path / "place", 1, figures, grounds=grounds)

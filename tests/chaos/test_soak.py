@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from broken_engines import repeat_blindly
 
 import postgres_server
 from nano_vm.cli.main import main
@@ -37,14 +38,7 @@ def test_a_short_soak_over_postgres(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_broken_engine_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "sitecustomize.py").write_text(
-        "from nano_vm.runtime import intents\n"
-        "from nano_vm.runtime.tooling import EFFECTS\n"
-        "intents.REPEATABLE = frozenset(EFFECTS)\n"
-    )
-    monkeypatch.syspath_prepend(str(broken))
+    repeat_blindly(tmp_path, monkeypatch)
     report = soak(3, directory=tmp_path)
     assert any(violation.startswith("P4: hanging `slow`") for violation in report.violations)
 

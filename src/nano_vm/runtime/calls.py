@@ -273,15 +273,7 @@ class Calls(Outcomes):
     async def reconcile(self, run: RunFacts, command: Reconcile, spec: ToolSpec) -> Outcome | None:
         """Ask the tool's `reconcile` function what happened; None when it does not know either."""
         assert spec.reconcile is not None
-        context = ToolContext(
-            key=lambda: action_key(run, command, spec, command.args),
-            trace_id=run.run_id,
-            step=command.step_id,
-            occurrence=command.occurrence,
-            item=command.item if command.item >= 0 else None,
-            attempt=command.attempt,
-            principal=run.principal,
-        )
+        context = context_of(run, command, spec)
         arguments = for_tool(command.args, spec.schema.parameters)
         opened = Opened() if spec.secrets else None
         function = spec.reconcile
@@ -457,9 +449,9 @@ async def _coroutine(threads: ToolThreads, spec: ToolSpec, arguments: dict[str, 
 
 
 def context_of(
-    run: RunFacts, command: CallTool | Compensate, spec: ToolSpec, deadline_ms: int | None = None
+    run: RunFacts, command: CallTool | Compensate | Reconcile, spec: ToolSpec, deadline_ms: int | None = None
 ) -> ToolContext:
-    """What a tool may know about a call."""
+    """What a tool, or its `reconcile` function, may know about a call. Only a step's own call ends with its run."""
     return ToolContext(
         key=lambda: action_key(run, command, spec, command.args),
         trace_id=run.run_id,
@@ -469,7 +461,7 @@ def context_of(
         attempt=command.attempt,
         deadline_ms=deadline_ms,
         principal=run.principal,
-        has_ended=None if type(command) is Compensate else lambda: run.ending.has_come,
+        has_ended=(lambda: run.ending.has_come) if type(command) is CallTool else None,
     )
 
 

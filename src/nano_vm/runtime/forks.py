@@ -114,20 +114,10 @@ async def fork(
             help="fork it at a step before, or start a new run",
             facts={"run_id": trace_id},
         )
-    # Time between the two is nobody's, as it is when values are changed: it does not count as duration.
-    if changed or (run.state.duration_ms_max and run.state.stage is Stage.GOING):
-        change = ev.ValuesChanged(
-            at_ms=now,
-            names=sorted(changed),
-            payload=changed,
-            principal=_UNSET if who is None else who,
-        )
-        later = [_with_changes(program, part, changed) for part in shared[len(early) :]]
-        later = [part for part in later if _still_comes(run, change, part)]
-        change.early = True if later else _UNSET
-        run.record_event(change, payload)
-        for part in later:
-            _copy(run, part)
+    change = ev.ValuesChanged(
+        at_ms=now, names=sorted(changed), payload=changed, principal=_UNSET if who is None else who
+    )
+    _leave(run, change, payload, shared[len(early) :])
     _begin_anew(run, now)
     await run.create()
     if run.state.status.is_terminal:
@@ -135,6 +125,24 @@ async def fork(
     else:
         await engine.drive(run)
     return engine.trace_of(run)
+
+
+def _leave(run: Run, change: ev.ValuesChanged, payload: bytes, decided: Sequence[_Part]) -> None:
+    """Leave the other run: with other values, which come before the event that `decided` the step, if one did.
+
+    Raises:
+        RejectedError: as `_still_comes`.
+    """
+    changed = change.payload
+    # Time between the two is nobody's, as it is when values are changed: it does not count as duration.
+    if not changed and not (run.state.duration_ms_max and run.state.stage is Stage.GOING):
+        return
+    later = [_with_changes(run.program, part, changed) for part in decided]
+    later = [part for part in later if _still_comes(run, change, part)]
+    change.early = True if later else _UNSET
+    run.record_event(change, payload)
+    for part in later:
+        _copy(run, part)
 
 
 def _take_changes(
