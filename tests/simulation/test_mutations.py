@@ -230,7 +230,7 @@ def another_tool_is_called(patch: Patch) -> None:
 
 def errors_have_no_names(patch: Patch) -> None:
 
-    def clumsy(engine: Any, run_id: str, fence: int) -> Any:
+    def clumsy(engine: Any, run_id: str, fence: int, known: Any = None) -> Any:
         raise KeyError(run_id)
 
     patch.setattr("nano_vm.runtime.recovery.load", clumsy)

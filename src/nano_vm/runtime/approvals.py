@@ -158,7 +158,7 @@ async def approve(
 
     record = engine.find(trace_id, principal, APPROVE)
     letter = _letter(engine, record, said, principal_of(principal, record.tenant))
-    return await control.deliver_event(engine, record.run_id, letter)
+    return await control.deliver_event(engine, record, letter)
 
 
 async def leave_answer(

@@ -34,7 +34,7 @@ ERASURE = "erasure"  # the reason of the cancellations that an erasure makes
 
 async def resume(
     engine: Engine,
-    trace_id: str,
+    record: RunRecord,
     data: Any,
     event_id: str | None,
     name: str | None,
@@ -46,12 +46,12 @@ async def resume(
 ) -> Trace:
     """See `Engine.resume`. With `approves` nothing takes it but what waits for an approval."""
     letter = event_letter(data, event_id, name, step, item, principal, approves)
-    return await deliver_event(engine, trace_id, letter)
+    return await deliver_event(engine, record, letter)
 
 
-async def deliver_event(engine: Engine, trace_id: str, letter: dict[str, Any]) -> Trace:
+async def deliver_event(engine: Engine, record: RunRecord, letter: dict[str, Any]) -> Trace:
     """`resume` with a letter that is written."""
-    return await _deliver(engine, trace_id, "event", letter)
+    return await _deliver(engine, record.run_id, "event", letter, known=record)
 
 
 def event_letter(
@@ -202,8 +202,10 @@ async def _deliver(
     kind: str,
     letter: dict[str, Any],
     require: Callable[[Engine, str], None] | None = None,
+    known: RunRecord | None = None,
 ) -> Trace:
-    """Bring a letter to whoever owns the run: a driver here, nobody (then we take it over), or another process."""
+    """Bring a letter to whoever owns the run: a driver here, nobody (then we take it over), or another process.
+    `known`: the run's record, where the caller has just read it."""
     from nano_vm.runtime import recovery
 
     mail_id: str | None = None
@@ -216,8 +218,8 @@ async def _deliver(
                 except RunLeft:
                     await asyncio.sleep(0)
                     continue
-            record = engine.store.record(trace_id)
-            _refuse_child(record)
+            known = known or engine.store.record(trace_id)
+            _refuse_child(known)
         else:
             answer = engine.store.answered(trace_id, mail_id)
             if answer is not None:
@@ -226,7 +228,7 @@ async def _deliver(
                 await until_settled(engine, trace_id, require)
                 return engine.trace(trace_id)
         engine.refuse_closed()  # whoever takes the run up reads what has been posted
-        run = await recovery.take_over(engine, trace_id, require)
+        run = await recovery.take_over(engine, trace_id, require, known)
         if run is not None and mail_id is None:
             try:
                 return await _to_parked(engine, run, kind, letter)

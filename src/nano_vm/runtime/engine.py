@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -128,10 +129,12 @@ class Engine(Looking):
         self.append_plain = getattr(store, "append_plain", None)
         self.draining = False
         self.background: set[asyncio.Task[Any]] = set()  # kept from being collected
-        self.keeper = Keeper(self)
+        # No cycle: an engine that nobody uses any more goes at once, with all it has.
+        own = weakref.proxy(self)
+        self.keeper = Keeper(own)
         self.listeners: list[Listener] = []
         self.spare: Waiting | None = None  # for the next group of calls
-        self.pausing = Pausing(self)
+        self.pausing = Pausing(own)
         self.lane = True  # off in the tests that compare it with the general path
         self._id_ms, self._id_time = -1, ""  # what the ids of runs that begin in this millisecond begin with
         if policy is not None:
@@ -342,9 +345,7 @@ class Engine(Looking):
         who = principal_of(principal, record.tenant)
         # What was waited for a moment ago was an approval: who may answer nothing else is held to that on arrival.
         approves = not may(self.access, principal, ACT)
-        return await control.resume(
-            self, record.run_id, event, event_id, name, step, item, who, approves=approves
-        )
+        return await control.resume(self, record, event, event_id, name, step, item, who, approves=approves)
 
     async def approve(
         self,

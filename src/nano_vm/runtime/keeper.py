@@ -4,6 +4,7 @@ others is looked for."""
 from __future__ import annotations
 
 import asyncio
+import weakref
 from typing import TYPE_CHECKING
 
 from nano_vm.errors import NanoVMError
@@ -29,9 +30,9 @@ class Keeper:
         if loop not in self._looks:
             for other in [known for known in self._looks if known.is_closed()]:
                 self._looks.pop(other, None)
-            self._looks[loop] = loop.call_later(LOOK_SECONDS, self._look, loop)
+            self._looks[loop] = loop.call_later(LOOK_SECONDS, _look, weakref.ref(self), loop)
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def look(self, loop: asyncio.AbstractEventLoop) -> None:
         self._looks.pop(loop, None)
         engine = self._engine
         runs = [run for run in list(engine.live.values()) if run.loop is loop]
@@ -58,3 +59,11 @@ class Keeper:
             if not loop.is_closed():
                 handle.cancel()
         self._looks.clear()
+
+
+def _look(kept: weakref.ref[Keeper], loop: asyncio.AbstractEventLoop) -> None:
+    """The look that is due. The loop holds on to no engine for it: one that nobody uses any more goes at once, with all
+    it has, instead of waiting for its next look - and, grown old by then, for the collector of garbage."""
+    keeper = kept()
+    if keeper is not None:
+        keeper.look(loop)

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from nano_vm.errors import ConflictError, NanoVMError, RejectedError, RuntimeFault
 from nano_vm.journal.entry import Chain, Entry, is_closed, read_facts
 from nano_vm.journal.fold import fold
@@ -31,9 +33,17 @@ _FEW = 32  # entries that are folded one by one sooner than their stretches are 
 RECOVERIES_MAX = 32  # runs that one `recover` drives at once
 
 
-def load(engine: Engine, run_id: str, fence: int) -> Run:
-    """A run as its journal tells it. The journal is verified on the way: nothing is built on changed evidence."""
-    record = engine.store.record(run_id)
+def load(engine: Engine, run_id: str, fence: int, known: RunRecord | None = None) -> Run:
+    """A run as its journal tells it. The journal is verified on the way: nothing is built on changed evidence.
+
+    `known` is the run's record as it was read before: it still holds where nobody owned the run then, and whoever took
+    it next, with this fence, is us. Only owners change records.
+    """
+    holds = known is not None and known.owner is None and known.fence + 1 == fence
+    if known is None or not holds:
+        record = engine.store.record(run_id)
+    else:
+        record = replace(known, owner=engine.store.owner, fence=fence)
     program = engine.load_program(record.program_hash)
     entries = engine.read(run_id)
     _require_readable(run_id, entries)
@@ -106,10 +116,13 @@ def run_from(
 
 
 async def take_over(
-    engine: Engine, run_id: str, require: Callable[[Engine, str], None] | None = None
+    engine: Engine,
+    run_id: str,
+    require: Callable[[Engine, str], None] | None = None,
+    known: RunRecord | None = None,
 ) -> Run | None:
     """Become the owner of a run and load it; None while a live owner has it. What `require` raises once nobody else
-    has it leaves it untouched.
+    has it leaves it untouched. `known`: its record, where the caller has just read it.
 
     A run that was RUNNING had an owner who is gone: what it had in flight is an unknown outcome now. The adoption is
     journaled at once, so that a late append of the old owner collides with it.
@@ -126,7 +139,7 @@ async def take_over(
     try:
         if require is not None:
             require(engine, run_id)
-        run = load(engine, run_id, held)
+        run = load(engine, run_id, held, known)
         if not run.state.status.is_terminal:
             await adopt(engine, run)
     except BaseException:

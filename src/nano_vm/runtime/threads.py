@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
@@ -22,24 +23,45 @@ class ThreadsExhaustedError(RuntimeError):
 
 
 class ToolThreads:
-    """Runs blocking calls, each in a thread of its own while it lasts."""
+    """Runs blocking calls, each in a thread of its own while it lasts. Idle threads end when this is closed, and when
+    nobody has it any more."""
 
     def __init__(self) -> None:
-        self._idle: list[SimpleQueue[Callable[[], None] | None]] = []
-        self._lock = threading.Lock()
-        self._count = 0
+        self._pool: _Pool | None = None
 
     async def run(self, function: Callable[[], Any]) -> Any:
-        """Call `function` in a thread, in a copy of the current context, and wait for its result."""
+        """Call `function` in a thread, in a copy of the current context, and wait for its result.
+
+        Raises: what `function` raises, and ThreadsExhaustedError.
+        """
+        if self._pool is None:
+            self._pool = _Pool()
+            weakref.finalize(self, self._pool.close).atexit = False
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        self._submit(partial(_do, loop, future, contextvars.copy_context(), function))
+        self._pool.submit(partial(_do, loop, future, contextvars.copy_context(), function))
         try:
             return await future
         finally:
             del future  # the error in it holds this frame
 
-    def _submit(self, job: Callable[[], None]) -> None:
+    def close(self) -> None:
+        """Let idle threads end; busy ones end with their call or with the process."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+
+
+class _Pool:
+    """The threads of one `ToolThreads`, which know this and not their owner: they would keep it for good."""
+
+    def __init__(self) -> None:
+        self._idle: list[SimpleQueue[Callable[[], None] | None]] = []
+        self._lock = threading.Lock()
+        self._count = 0
+        self._closed = False
+
+    def submit(self, job: Callable[[], None]) -> None:
         with self._lock:
             if self._idle:
                 self._idle.pop().put(job)
@@ -56,13 +78,13 @@ class ToolThreads:
             job()
             del job
             with self._lock:
+                if self._closed:
+                    return
                 self._idle.append(inbox)
-        with self._lock:
-            self._count -= 1
 
     def close(self) -> None:
-        """Let idle threads end; busy ones end with their call or with the process."""
         with self._lock:
+            self._closed = True
             idle, self._idle = self._idle, []
         for inbox in idle:
             inbox.put(None)

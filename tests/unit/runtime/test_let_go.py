@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
+import weakref
 from types import TracebackType
 from typing import Any
 
@@ -90,3 +92,45 @@ def test_runs_leave_nothing_for_the_garbage_collector(
                 gc.enable()
 
     assert asyncio.run(main()) == 0
+
+
+@pytest.mark.parametrize("steps", PROGRAMS.values(), ids=PROGRAMS)
+def test_an_engine_that_nobody_uses_any_more_goes_at_once(steps: list[dict[str, Any]]) -> None:
+    program = {"name": "p", "steps": steps}
+
+    async def main() -> object:
+        vm = ExecutionVM(llm=MockLLMAdapter("yes"), tools=[act, called, fail], store=MemoryStore())
+        await vm.run(program, {"x": 1})
+        gone = weakref.ref(vm)
+        gc.disable()
+        try:
+            del vm
+            for _ in range(100_000):  # the thread of a tool holds something of the last one a while
+                if gone() is None:
+                    break
+                await asyncio.sleep(0)
+            return gone()  # the look that its run has asked for is still to come
+        finally:
+            gc.enable()
+
+    assert asyncio.run(main()) is None
+
+
+def test_the_threads_of_an_engine_that_nobody_uses_any_more_end() -> None:
+    def tool_threads() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "nano-vm-tool"}
+
+    async def main() -> set[threading.Thread]:
+        before, made = tool_threads(), set()
+        for _ in range(3):
+            vm = ExecutionVM(tools=[called], store=MemoryStore())
+            vm.lane = False
+            await vm.run({"name": "p", "steps": [_tool("called")]}, {"x": 1})
+            made |= tool_threads() - before
+        return made
+
+    made = asyncio.run(main())
+    assert len(made) == 3
+    for thread in made:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in made)
