@@ -22,7 +22,7 @@ from nano_vm.journal import replay
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import ending, flow, groups, lane, outside, settle, transition
 from nano_vm.kernel import events as ev
-from nano_vm.program.compiled import ConditionAction, ParallelAction
+from nano_vm.program.compiled import CompiledStep, ConditionAction, Kind, ParallelAction
 from nano_vm.runtime import calls, children, compilations, erasure, governing, intents
 from nano_vm.runtime.journaled import JournaledRun
 from nano_vm.runtime.tooling import EFFECTS
@@ -398,6 +398,53 @@ def children_that_were_let_go_are_said_to_wait(patch: Patch) -> None:
     patch.setattr(children, "run_child", hasty)
 
 
+def answers_from_outside_go_astray(patch: Patch) -> None:
+    """A tool that answers by an event answers what nobody has sent."""
+    patch.setattr(outside, "event_output", lambda action, letter: {"number": -1, "approved": True})
+
+
+def failures_are_told_wrongly(patch: Patch) -> None:
+    no_lane(patch)
+    fail = settle.fail_for_good
+
+    def wrong(program: Any, state: Any, step: Any, *rest: Any) -> None:
+        fail(program, state, step, *rest)
+        if step.error_slot >= 0 and type(state.slots[step.error_slot]) is dict:
+            state.slots[step.error_slot] = {**state.slots[step.error_slot], "type": "OTHER"}
+
+    patch.setattr(settle, "fail_for_good", wrong)
+
+
+def ends_are_misnamed(patch: Patch) -> None:
+    no_lane(patch)
+    end_here = settle.end_here
+
+    def misnamed(program: Any, state: Any, step: Any) -> None:
+        end_here(program, state, msgspec.structs.replace(step, outcome="another"))
+
+    patch.setattr(settle, "end_here", misnamed)
+
+
+def runs_succeed_before_their_end(patch: Patch) -> None:
+    def hasty(**fields: Any) -> Any:
+        ends = fields["is_terminal"] or (fields["kind"] is Kind.TOOL and fields["parent"] < 0)
+        return CompiledStep(**{**fields, "is_terminal": ends})
+
+    patch.setattr(lower, "CompiledStep", hasty)
+    patch.setattr(compilations, "_compiled", {})
+
+
+def repetitions_cost_no_step(patch: Patch) -> None:
+    repeat = transition._repeat
+
+    def free(program: Any, state: Any, *rest: Any) -> None:
+        steps = state.steps
+        repeat(program, state, *rest)
+        state.steps = steps
+
+    patch.setattr(transition, "_repeat", free)
+
+
 def bundles_are_cut_short(patch: Patch) -> None:
     patch.setattr(bundle, "_portable", lambda entries: entries[:1])
 
@@ -415,6 +462,13 @@ ASKS = {
     "steps": [
         {"id": "ask", "type": "llm", "prompt": "Say something about $x."},
         {"id": "act", "type": "tool", "tool": "act_keyed", "args": {"value": "about $ask.output"}},
+    ],
+}
+LATER = {
+    "name": "later",
+    "steps": [
+        {"id": "ask", "type": "tool", "tool": "act_pending", "args": {"value": "$x"}},
+        {"id": "act", "type": "tool", "tool": "act_keyed", "args": {"value": "number $ask.output.number"}},
     ],
 }
 USUAL: dict[str, Any] = {"rate": 0.12}
@@ -439,6 +493,8 @@ OFTEN: dict[Callable[[Patch], None], dict[str, Any]] = {
         "called": [CALLED],
     },
     bundles_are_cut_short: {"only": {"verify"}, "rate": 0.9},
+    answers_from_outside_go_astray: {"rate": 0, "program": LATER},
+    failures_are_told_wrongly: {"only": {"refused"}, "rate": 0.3},
 }
 # Those that only few seeds notice, and the first that does: found by looking through them, and tried first.
 NOTICED: dict[Callable[[Patch], None], int] = {
@@ -483,6 +539,11 @@ MUTANTS: list[tuple[Callable[[Patch], None], set[str]]] = [
     (a_new_policy_is_not_looked_at, {"P9"}),
     (children_that_were_let_go_are_said_to_wait, {"P10"}),
     (bundles_are_cut_short, {"P5"}),
+    (answers_from_outside_go_astray, {"P1"}),
+    (failures_are_told_wrongly, {"P1"}),
+    (ends_are_misnamed, {"P1"}),
+    (runs_succeed_before_their_end, {"P1"}),
+    (repetitions_cost_no_step, {"P10"}),
 ]
 
 

@@ -30,6 +30,7 @@ from nano_vm.runtime.sealing import open_entries
 from nano_vm.runtime.tooling import ToolContext
 from nano_vm.testing.arguments import Arguments
 from nano_vm.testing.edges import Edges
+from nano_vm.testing.endings import Endings
 from nano_vm.testing.failures import Failures
 from nano_vm.testing.invariants import broken_invariant
 from nano_vm.testing.policies import Opinion
@@ -65,6 +66,7 @@ class _Run:
         self.program = program
         self.source = source
         self.edges = Edges(source)
+        self.endings = Endings(source)
         self.failures = Failures(source)
         self.arguments = Arguments(source)
         self.state = State(run=run_id)
@@ -163,7 +165,11 @@ class Checkers(Watcher):
             self.broken("P1", run_id, f"{event.type} after the end")
         if state.stage is Stage.ENDED and run.ended_at < 0:
             run.ended_at = len(run.entries)
-        wrong = run.edges.broken_by(event, [(s.step, s) for s in state.settled], run.program)
+        settled = [(one.step, one) for one in state.settled]
+        wrong = run.edges.broken_by(event, settled, run.program)
+        ending = run.endings.broken_by(event, settled, run.program)
+        if ending is not None:
+            self.broken(ending[0], run_id, ending[1])
         if wrong is None:
             wrong = run.failures.broken_by(event, run.program, state)
         if wrong is not None:

@@ -38,6 +38,7 @@ from nano_vm.testing.privacy import Privacy
 from nano_vm.testing.process import Process, adopt_tasks
 from nano_vm.testing.programs import child_program, neighbour_program, random_program
 from nano_vm.testing.vaults import SharedCabinet, WatchedCabinet, is_available, seeded, vault_on
+from nano_vm.testing.wider import widen
 from nano_vm.testing.world import HOSTILE, SURE, VOUCHED, Model, World
 
 RUN = "run"
@@ -94,6 +95,13 @@ def _is_plain(seed: int) -> bool:
     return random.Random(f"plain {seed}").random() < 0.3
 
 
+def _written(seed: int, private: bool) -> dict[str, Any]:
+    """The random program of a seed; four of ten that are not plain have more of the language in them."""
+    program = random_program(random.Random(seed), private=private, plain=_is_plain(seed))
+    draw = random.Random(f"wider {seed}")
+    return widen(draw, program) if not _is_plain(seed) and draw.random() < 0.4 else program
+
+
 class Simulation:
     """One program, one plan of faults, checked after every transition.
 
@@ -138,11 +146,7 @@ class Simulation:
         self._draw = random.Random(f"outside {seed}")
         self._own = program is not None
         private = is_available() and database is None if private is None else private
-        self.program = (
-            dict(program)
-            if program is not None
-            else random_program(random.Random(seed), private=private, plain=_is_plain(seed))
-        )
+        self.program = dict(program) if program is not None else _written(seed, private)
         self._called = [dict(one) for one in called] if program is not None else [child_program()]
         self.subject = f"person {random.Random(f'subject {seed}').getrandbits(64):016x}"
         self.context = dict(context) if context is not None else self._drawn_context()
