@@ -130,6 +130,7 @@ class Engine(Looking):
         self.background: set[asyncio.Task[Any]] = set()  # kept from being collected
         self.keeper = Keeper(self)
         self.listeners: list[Listener] = []
+        self.companions: set[Engine] = set()  # that drive runs on this one's behalf with another model
         self.spare: Waiting | None = None  # for the next group of calls
         self.pausing = Pausing(self)
         self.lane = True  # off in the tests that compare it with the general path
@@ -624,6 +625,7 @@ class Engine(Looking):
     async def drain(self, grace_seconds: float = 30.0) -> None:
         """What `close` does, except that the store stays open to be read."""
         self.draining = True
+        await asyncio.gather(*(other.drain(grace_seconds) for other in self.companions))
         waiting: list[asyncio.Task[None]] = []
         loop = asyncio.get_running_loop()
         for run in list(self.live.values()):
