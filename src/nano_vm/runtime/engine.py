@@ -33,6 +33,15 @@ from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.model import Program
 from nano_vm.runtime import approvals, children, control, erasure, forks, governing, recovery
 from nano_vm.runtime.appearing import Appearances
+from nano_vm.runtime.arguments import (
+    check_callable,
+    check_count,
+    check_mapping,
+    check_part,
+    check_replanned,
+    check_text,
+    check_trace_id,
+)
 from nano_vm.runtime.calls import Calls, action_key
 from nano_vm.runtime.driver import Run
 from nano_vm.runtime.journaled import JournaledRun
@@ -91,6 +100,9 @@ class Engine(Looking):
             are taken up here have to be allowed by it as well as by their own.
         access: "required": whoever acts has to be named and to hold a role that allows it; "open": whoever holds none
             of the roles in `nano_vm.runtime.rights` may do everything.
+
+    Raises:
+        InputError: USAGE for a part that is none. PolicyError: the policy cannot be accepted.
     """
 
     def __init__(
@@ -108,6 +120,13 @@ class Engine(Looking):
         policy: PolicySource | None = None,
         access: str = "open",
     ) -> None:
+        check_part("llm", llm, "complete", 'llm=MockLLMAdapter("yes")')
+        check_part("store", store, "record", 'store=SqliteStore("runs.db")')
+        check_part("clock", clock, "now_ms", "leave it out")
+        check_part("entropy", entropy, "salt", "leave it out")
+        check_part("vault", keys, "subject_key", 'vault=Vault.beside("runs.db")')
+        check_part("secrets", secrets, "open_secret", 'vault=Vault.beside("runs.db")')
+        check_count("max_concurrent_runs", max_concurrent_runs)
         super().__init__(tools, store, clock or SystemClock(), keys, access)
         self.secrets = secrets
         self.make_keys = make_keys
@@ -193,6 +212,9 @@ class Engine(Looking):
             ProgramError: the program cannot be run. InputError: the context does not fit. ConflictError: KEY_CONFLICT
             or RUN_EXISTS. StoreError: the journal cannot be written; nothing is lost.
         """
+        if listener is not None or replanned is not None:
+            check_callable("listener", listener)
+            check_replanned(replanned)
         run = await begin(
             self, program, context, idempotency_key, trace_id, principal, tenant, listener, replanned, True
         )
@@ -414,12 +436,18 @@ class Engine(Looking):
 
         A run that cannot be taken up never keeps others from it: `on_error(run id, error)` is told; without it the
         first error is raised when all the others are done.
+
+        Raises:
+            InputError: USAGE for a limit that is no whole number, an `on_error` that is no function.
         """
+        check_count("limit", limit)
+        check_callable("on_error", on_error)
         return await recovery.recover(self, limit, on_error)
 
     async def take_up(self, trace_id: str) -> Trace | None:
         """Drive one run on that nobody drives: what was in flight is settled, due timers fire. None when somebody else
-        drives it."""
+        drives it. Raises NotFoundError RUN_NOT_FOUND."""
+        check_trace_id(trace_id)
         return await recovery.take_up(self, trace_id)
 
     async def fork(
@@ -441,9 +469,14 @@ class Engine(Looking):
 
         Raises:
             NotFoundError: RUN_NOT_FOUND, UNKNOWN_STEP for a step that the run has not come to.
-            InputError: UNKNOWN_VALUE, VALUE_ANSWERED, ERASED.
+            InputError: UNKNOWN_VALUE, VALUE_ANSWERED, ERASED; USAGE for a step that is no text, changes that are no
+                object of values by name, an occurrence that is no whole number.
             RejectedError: GATE for a result that its step may not have; TERMINAL where the run ended as it came there.
         """
+        check_text("at_step", at_step)
+        check_mapping("changes", changes, 'changes={"amount": 5}')
+        if occurrence is not None:
+            check_count("occurrence", occurrence)
         run_id = self.find(trace_id, principal, ACT).run_id
         return await forks.fork(self, run_id, at_step, changes, occurrence, principal, new_trace_id)
 
@@ -476,8 +509,9 @@ class Engine(Looking):
         Raises:
             CapabilityDeniedError: ERASURE_HELD; CAPABILITY_DENIED, also for what is another tenant's than that of `by`.
             NotFoundError: SUBJECT_NOT_FOUND, SECRET_NOT_FOUND, RUN_NOT_FOUND.
-            RuntimeFault: NO_KEYS.
+            RuntimeFault: NO_KEYS. InputError: USAGE.
         """
+        check_text("secret", secret)
         return await erasure.erase(
             self, subject=subject, secret=secret, run=run, reason=reason, by=by, tenant=tenant
         )
