@@ -34,8 +34,8 @@ def read(form: str, data: bytes) -> list[Trajectory]:
 
     Args:
         form: one of `READERS`.
-        data: of at most `FILE_BYTES_MAX` bytes. Where they are compressed (gzip) they unfold into no more than that, and
-            into at most `GZIP_RATIO_MAX` times their size or `GZIP_BYTES_FREE`, whichever is more.
+        data: of at most `FILE_BYTES_MAX` bytes. Where they are compressed (gzip) they unfold into no more than that,
+            and into at most `GZIP_RATIO_MAX` times their size or `GZIP_BYTES_FREE`, whichever is more.
 
     Raises:
         InputError: USAGE for an unknown form, BAD_EVENT_LOG.

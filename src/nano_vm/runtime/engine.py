@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from functools import partial, wraps
+from typing import Any, TypeVar, cast
 
 import msgspec
 
 from nano_vm import canonical
-from nano_vm.errors import ConflictError, NanoVMError, RuntimeFault
+from nano_vm.errors import ConflictError, NanoVMError, RuntimeFault, StoreError
 from nano_vm.journal.entry import Chain, Entry
 from nano_vm.journal.port import (
     DEFAULT_TENANT,
@@ -70,7 +70,28 @@ from nano_vm.runtime.together import Waiting
 from nano_vm.runtime.turns import Turns
 
 _T = TypeVar("_T")
+_Ask = TypeVar("_Ask", bound=Callable[..., Coroutine[Any, Any, Any]])
+_E = TypeVar("_E", bound="Engine")
 _UNSET = ev.UNSET
+
+
+_SHUT_DOWN = "the engine has been closed"
+
+
+def _in_flight(method: _Ask) -> _Ask:
+    """A call that finds the store closed because its engine was closed meanwhile says so: SHUTTING_DOWN, which another
+    engine may be asked after, and not the STORE_CLOSED of somebody who has closed a store too early."""
+
+    @wraps(method)
+    async def asked(self: Engine, *args: Any, **options: Any) -> Any:
+        try:
+            return await method(self, *args, **options)
+        except StoreError as error:
+            if error.code != "STORE_CLOSED" or not self.draining:
+                raise
+            raise RuntimeFault("SHUTTING_DOWN", _SHUT_DOWN, help="ask another one") from error
+
+    return cast(_Ask, asked)
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -180,6 +201,7 @@ class Engine(Looking):
 
     # --- running ----------------------------------------------------------------------------------------------
 
+    @_in_flight
     async def run(
         self,
         program: Program | Mapping[str, Any],
@@ -247,6 +269,7 @@ class Engine(Looking):
         finally:
             self.calls.inline_sync = False
 
+    @_in_flight
     async def start(
         self,
         program: Program | Mapping[str, Any],
@@ -335,6 +358,7 @@ class Engine(Looking):
 
     # --- acting on runs (each in a module of its own) ----------------------------------------------------------
 
+    @_in_flight
     async def resume(
         self,
         trace_id: str,
@@ -369,6 +393,7 @@ class Engine(Looking):
             self, record.run_id, event, event_id, name, step, item, who, approves=approves
         )
 
+    @_in_flight
     async def approve(
         self,
         trace_id: str,
@@ -402,6 +427,7 @@ class Engine(Looking):
         said = Said(approved, comment, step, item, action, nonce, event_id)
         return await approvals.approve(self, trace_id, said, principal)
 
+    @_in_flight
     async def cancel(
         self, trace_id: str, reason: str = "", *, principal: str | Mapping[str, Any] | None = None
     ) -> Trace:
@@ -409,6 +435,7 @@ class Engine(Looking):
         record = self.find(trace_id, principal, ACT)
         return await control.cancel(self, record.run_id, reason, principal_of(principal, record.tenant))
 
+    @_in_flight
     async def resolve(
         self,
         trace_id: str,
@@ -425,10 +452,12 @@ class Engine(Looking):
         who = principal_of(principal, record.tenant)
         return await control.resolve(self, record.run_id, step, resolution, value, item, who)
 
+    @_in_flight
     async def step(self, trace_id: str, *, principal: str | Mapping[str, Any] | None = None) -> Trace:
         """Take one step of a run that nobody drives: one outcome, and what follows from it at once."""
         return await recovery.step(self, self.find(trace_id, principal, ACT).run_id)
 
+    @_in_flight
     async def recover(
         self, *, limit: int = 100, on_error: Callable[[str, Exception], None] | None = None
     ) -> list[Trace]:
@@ -444,12 +473,14 @@ class Engine(Looking):
         check_callable("on_error", on_error)
         return await recovery.recover(self, limit, on_error)
 
+    @_in_flight
     async def take_up(self, trace_id: str) -> Trace | None:
         """Drive one run on that nobody drives: what was in flight is settled, due timers fire. None when somebody else
         drives it. Raises NotFoundError RUN_NOT_FOUND."""
         check_trace_id(trace_id)
         return await recovery.take_up(self, trace_id)
 
+    @_in_flight
     async def fork(
         self,
         trace_id: str,
@@ -480,6 +511,7 @@ class Engine(Looking):
         run_id = self.find(trace_id, principal, ACT).run_id
         return await forks.fork(self, run_id, at_step, changes, occurrence, principal, new_trace_id)
 
+    @_in_flight
     async def erase(
         self,
         *,
@@ -516,11 +548,13 @@ class Engine(Looking):
             self, subject=subject, secret=secret, run=run, reason=reason, by=by, tenant=tenant
         )
 
+    @_in_flight
     async def replay_erasures(self) -> list[dict[str, Any]]:
         """Erase again what a restored back-up has brought back, and complete what a crash has cut, at once: what cannot
         be undone for want of tools is named by its run. Returns the receipts of all erasures; none without a vault."""
         return [] if self.keys is None else await erasure.replay(self)
 
+    @_in_flight
     async def complete_erasures(self, *, soon: bool = False) -> bool:
         """What is left to be done of erasures: after a crash, after a back-up was restored, where somebody drove a run
         on. It is asked for at little cost: an engine that has looked once looks again only while something is left,
@@ -542,6 +576,7 @@ class Engine(Looking):
         await erasure.catch_up(self)
         return True
 
+    @_in_flight
     async def pause(
         self,
         program: str,
@@ -558,6 +593,7 @@ class Engine(Looking):
         """
         return await patiently(lambda: self.pausing.mark(program, True, reason, by, tenant))
 
+    @_in_flight
     async def lift_pause(
         self,
         program: str,
@@ -576,7 +612,7 @@ class Engine(Looking):
             RuntimeFault: SHUTTING_DOWN.
         """
         if self.draining:
-            raise RuntimeFault("SHUTTING_DOWN", "the engine has been closed", help="ask another one")
+            raise RuntimeFault("SHUTTING_DOWN", _SHUT_DOWN, help="ask another one")
 
     def refuse_paused(self, program: CompiledProgram, tenant: str) -> None:
         """Raises CapabilityDeniedError PROGRAM_PAUSED when no run of it may begin."""
@@ -682,7 +718,6 @@ class Engine(Looking):
         await self.close()
 
 
-_E = TypeVar("_E", bound=Engine)
 _VARIANT = {
     digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"
 }  # two bits of an RFC 9562 id are fixed
