@@ -174,9 +174,11 @@ def test_a_store_is_opened_while_the_server_restarts() -> None:
     for _ in range(3):
         restarting = threading.Thread(target=kill_the_server)
         restarting.start()
-        while restarting.is_alive():
-            PostgresStore(url, busy_timeout_ms=PATIENCE_MS).close()
-        restarting.join()
+        try:
+            while restarting.is_alive():
+                PostgresStore(url, busy_timeout_ms=PATIENCE_MS).close()
+        finally:
+            restarting.join()
 
 
 def test_a_store_that_cannot_be_reached_is_said_to_be_so_when_patience_is_over() -> None:
