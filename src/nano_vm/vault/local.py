@@ -498,6 +498,11 @@ class Vault:
     def set_mark(self, name: str, mark: bytes) -> None:
         self._cabinet.write("marks", name, mark)
 
+    @property
+    def is_marked(self) -> bool:
+        """Whether it is the vault of some store already; see `belong`."""
+        return self._cabinet.read("marks", _STORE) is not None
+
     def belong(self, store: str) -> None:
         """Keep the keys of one store and no other: its identity is put down when it is first told.
 
