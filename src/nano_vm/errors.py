@@ -442,6 +442,7 @@ CODES: dict[str, ErrorCode] = {
     "CASSETTE_MISS": ErrorCode(C, False, 1, "a tape of model calls has no answer to a request"),
     "PLAN_REJECTED": ErrorCode(A, False, 3, "a model's plan did not become a program"),
     "PLAN_LIMIT": ErrorCode(A, False, 3, "a plan is larger, or may cost more, than plans may"),
+    "PLAN_FAILED": ErrorCode(E, True, 1, "the model that was asked for a plan did not answer"),
     "PLAN_FORBIDDEN": ErrorCode(A, False, 3, "a plan says what is not for plans to say"),
     "PLAN_INPUT": ErrorCode(A, False, 3, "a plan wants an input that the run is not given"),
     "PLAN_PROTECTED": ErrorCode(A, False, 3, "a plan chooses the value of a protected parameter"),

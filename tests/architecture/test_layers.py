@@ -31,6 +31,7 @@ USES_IDENTITY = {
     "canonical.py",
     "program/yaml_text.py",
     "program/json_text.py",
+    "program/schema_steps.py",
 }
 NOW = {
     "now",

@@ -7,6 +7,8 @@ import contextlib
 import os
 import random
 import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,3 +165,24 @@ def test_a_session_that_is_lost_under_a_tool_is_no_failure_of_the_tool() -> None
 async def decline(store: PostgresStore) -> None:
     async with store.transaction():
         raise ValueError("too dear")
+
+
+def test_a_store_is_opened_while_the_server_restarts() -> None:
+    """It failed at once, where every other call would have tried again."""
+    url = postgres_server.fresh_url()
+    PostgresStore(url, busy_timeout_ms=PATIENCE_MS).close()
+    for _ in range(3):
+        restarting = threading.Thread(target=kill_the_server)
+        restarting.start()
+        try:
+            while restarting.is_alive():
+                PostgresStore(url, busy_timeout_ms=PATIENCE_MS).close()
+        finally:
+            restarting.join()
+
+
+def test_a_store_that_cannot_be_reached_is_said_to_be_so_when_patience_is_over() -> None:
+    began = time.monotonic()
+    with refusal("STORE_IO"):
+        PostgresStore("postgresql://localhost:1/none", busy_timeout_ms=300)
+    assert 0.1 < time.monotonic() - began < 30

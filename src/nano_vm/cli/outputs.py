@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -36,10 +37,24 @@ def write_whole(path: str, parts: Iterable[bytes]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, target)
+        _sync_directory(os.path.dirname(target))
     except BaseException:
         if os.path.exists(partial):
             os.unlink(partial)
         raise
+
+
+def _sync_directory(directory: str) -> None:
+    """The name has to survive a power loss as well as the contents. A directory that cannot be opened, or a file system
+    that does not sync any, keeps nothing from being written: the file is whole either way."""
+    if os.name != "posix":
+        return
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _mode_of(path: str) -> int | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nano_vm.cli.arguments import beside_store
-from nano_vm.errors import VaultError
+from nano_vm.cli.arguments import beside_store, is_address, store_path
+from nano_vm.errors import InputError, VaultError
 
 if TYPE_CHECKING:
     from nano_vm.vault.local import Vault
@@ -35,6 +36,29 @@ def require_vault(args: argparse.Namespace) -> Vault:
     from nano_vm.vault.local import Vault
 
     return Vault.beside(beside_store(args), key_file=args.key_file)
+
+
+def own_vault(args: argparse.Namespace) -> Vault:
+    """`require_vault`, of the database that the command names: one that is no file may have the name of another one. A
+    vault that belongs to none yet may be worked with before the database has tables.
+
+    Raises:
+        VaultError: VAULT_FOREIGN, and as `require_vault`. StoreError, InputError: whose it is cannot be found out.
+    """
+    vault = require_vault(args)
+    if not is_address(store_path(args)):
+        return vault
+    from nano_vm.cli.session import open_store
+
+    try:
+        with contextlib.closing(open_store(args)) as store:
+            identity = str(getattr(store, "identity", ""))
+    except InputError as error:
+        if error.code != "STORE_NOT_FOUND" or vault.is_marked:
+            raise
+        return vault
+    vault.belong(identity)
+    return vault
 
 
 def open_vault(args: argparse.Namespace, store: str | None = None) -> Vault | None:

@@ -13,6 +13,7 @@ import jsonschema_rs
 from nano_vm.program.diagnostic import did_you_mean, quote
 from nano_vm.program.document import join
 from nano_vm.program.labels import DECLARED
+from nano_vm.program.schema_steps import TOO_MANY_STEPS, Steps
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
@@ -227,6 +228,8 @@ def _refuse(uri: str) -> NoReturn:
 
 def violations(schema: Any, value: Any) -> list[tuple[str, str]]:
     """Returns pointer (into `value`) and message for everything in which a literal violates a schema."""
+    if Steps(schema).exceeds(value):
+        return [("", TOO_MANY_STEPS)]
     found = []
     for error in validator(schema).iter_errors(value):
         found.append(("".join(join("", part) for part in error.instance_path), _message(error)))

@@ -21,6 +21,10 @@ from nano_vm.observe.process_logs import ocel, xes
 from nano_vm.observe.trajectory import Trajectory
 
 FILE_BYTES_MAX = 256 * 1024 * 1024
+# What is read takes many times its size in memory, so a file may not be much smaller than what it unfolds into: event
+# logs, which repeat themselves most, are packed to a thirtieth or so.
+GZIP_RATIO_MAX = 100
+GZIP_BYTES_FREE = 16 * 1024 * 1024  # that any file may unfold into
 MODEL = "(model)"  # the activity of a model that answers
 _GZIP = b"\x1f\x8b"
 
@@ -30,7 +34,8 @@ def read(form: str, data: bytes) -> list[Trajectory]:
 
     Args:
         form: one of `READERS`.
-        data: of at most `FILE_BYTES_MAX` bytes, also when they are compressed (gzip).
+        data: of at most `FILE_BYTES_MAX` bytes. Where they are compressed (gzip) they unfold into no more than that,
+            and into at most `GZIP_RATIO_MAX` times their size or `GZIP_BYTES_FREE`, whichever is more.
 
     Raises:
         InputError: USAGE for an unknown form, BAD_EVENT_LOG.
@@ -49,12 +54,22 @@ def read(form: str, data: bytes) -> list[Trajectory]:
 
 
 def _opened(data: bytes) -> bytes:
-    """What is in a gzip file, as far as it may be read."""
+    """What is in a gzip file, as far as it may be read; no more of it is unfolded."""
+    most = min(FILE_BYTES_MAX, max(GZIP_BYTES_FREE, GZIP_RATIO_MAX * len(data)))
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as opener:  # of as many members as it has
-            return opener.read(FILE_BYTES_MAX + 1)
+            opened = opener.read(most + 1)
     except (OSError, EOFError, zlib.error):
         raise bad("it is no whole gzip file") from None
+    if len(opened) > most:
+        name = "FILE_BYTES_MAX" if most == FILE_BYTES_MAX else "GZIP_RATIO_MAX"
+        raise InputError(
+            "BAD_EVENT_LOG",
+            f"the file of {len(data)} bytes unfolds into more than {most} ({name})",
+            help="unpack it and read what is in it, or read it in parts",
+            facts={"limit": name, "bytes_max": most},
+        )
+    return opened
 
 
 # --- OpenTelemetry --------------------------------------------------------------------------------------------

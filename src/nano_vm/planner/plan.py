@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from nano_vm import canonical
 from nano_vm.compiler import Report
 from nano_vm.errors import InputError, NanoVMError, RuntimeFault
+from nano_vm.planner.asking import Asker
 from nano_vm.planner.prompt import system_prompt
 from nano_vm.planner.rules import FORBIDDEN, PlanRules
 from nano_vm.policy.check import check
@@ -24,15 +25,16 @@ from nano_vm.program.diagnostic import ERROR, Diagnostic, sort
 from nano_vm.program.fields import STEP_TYPES
 from nano_vm.program.model import Program
 from nano_vm.program.tool_schema import ToolSchema
-from nano_vm.runtime.completions import completion_of
 from nano_vm.runtime.gates import unfenced
 from nano_vm.runtime.ports import Completion, ModelClient, ToolInvoker
+
+if TYPE_CHECKING:
+    from nano_vm.runtime.engine import Engine
 
 INTENT_CHARS_MAX = 20_000
 PLAN_CHARS_MAX = 256 * 1024
 STEP_TYPES_PLANNED = tuple(kind for kind in STEP_TYPES if kind != "call")
 PLAN_FILE = "plan"  # what findings call it
-_T = TypeVar("_T")
 
 
 class PlanRejected(NanoVMError):
@@ -59,6 +61,8 @@ class Planner:
         steps_max: how many steps a plan may have.
         max_steps, max_tokens, max_cost_usd, max_duration_seconds: the most its budgets may be; what a plan does not
             say is put in.
+        call_max_tokens, call_max_cost_usd: what the planner's own call may take at most, prompt and answer, held before
+            it as a run's budgets are; needs an engine (`generate(…, vm=vm)`). None for no limit.
 
     Example:
         planner = Planner(llm, vm.tools)
@@ -79,6 +83,8 @@ class Planner:
         max_tokens: int | None = None,
         max_cost_usd: float | None = None,
         max_duration_seconds: float | None = None,
+        call_max_tokens: int | None = None,
+        call_max_cost_usd: float | None = None,
     ) -> None:
         unknown = sorted(set(step_types) - set(STEP_TYPES))
         if unknown or not step_types:
@@ -87,7 +93,8 @@ class Planner:
         self.last: Completion | None = None  # the last plan's completion: its text, usage and model
         self._tools = tools
         self._policy = policy
-        self._params = {**(params or {}), **({} if model is None else {"model": model})}
+        asked = {**(params or {}), **({} if model is None else {"model": model})}
+        self._asker = Asker(llm, asked, policy, call_max_tokens, call_max_cost_usd)
         self._types = tuple(step_types)
         self._steps_max = steps_max
         limits = {
@@ -106,19 +113,33 @@ class Planner:
         *,
         inputs: Mapping[str, Any] | None = None,
         done: Mapping[str, Any] | None = None,
+        vm: Engine | None = None,
+        principal: str | Mapping[str, Any] | None = None,
+        tenant: str | None = None,
     ) -> Program:
         """One program for one intent, in exactly one model call.
+
+        With `vm` that call is a run of its own in the engine's store, of the program `planning`: the engine's policy
+        and the planner's both have to allow it, their limits by principal, day and so on count it before it is made,
+        and what it took is on record (spec/policy.md, "Plans"). Without `vm` nothing is recorded, and a policy that
+        limits the model denies it.
 
         Args:
             intent: what is to be done, in words; data, not rules.
             inputs: name -> JSON Schema of what the run will be given (`{}` for anything). None when nothing is known:
                 then the plan may declare what it needs.
             done: facts for the model about what has happened before; JSON data.
+            vm: the engine to ask in.
+            principal, tenant: who asks, as for `vm.run`; with `vm` only.
 
         Raises:
             PlanRejected: PLAN_REJECTED; nothing was run.
             InputError: USAGE for an intent that is empty or too long.
-            Exception: whatever the client raises.
+            CapabilityDeniedError: CAPABILITY_DENIED; a policy does not allow the model, a limit is reached, or the
+                principal may not start runs. RejectedError: BUDGET_EXCEEDED; the call may take more than
+                `call_max_tokens` or `call_max_cost_usd`. In both cases no model was asked.
+            RuntimeFault: PLAN_FAILED; the model did not answer (with `vm`). SHUTTING_DOWN.
+            Exception: without `vm`, whatever the client raises.
         """
         if not isinstance(intent, str) or not intent.strip() or len(intent) > INTENT_CHARS_MAX:
             help = f"1 to {INTENT_CHARS_MAX} characters"
@@ -133,7 +154,10 @@ class Planner:
             else f"{intent}\n\nWhat has happened before:\n{canonical.encode(done).decode()}"
         )
         messages = [{"role": "system", "content": system}, {"role": "user", "content": task}]
-        self.last = completion = completion_of(await self.llm.complete(messages, **self._params))
+        if vm is None:
+            self.last = completion = await self._asker.ask(messages)
+        else:
+            self.last = completion = await self._asker.ask_in(vm, messages, principal, tenant)
         return self._admit(completion, tools, inputs)
 
     def generate_sync(self, intent: str, **options: Any) -> Program:

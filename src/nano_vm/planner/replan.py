@@ -54,7 +54,8 @@ async def replan_on_interrupt(
         PlanRejected: the plan is none; nothing was run.
         InputError: PLAN_SEALED for a run with private or secret values.
         NotFoundError: RUN_NOT_FOUND.
-        CapabilityDeniedError: CAPABILITY_DENIED, for whoever may not act on runs and start them.
+        CapabilityDeniedError: CAPABILITY_DENIED, for whoever may not act on runs and start them, and where the policy
+            does not allow the planner's call. RejectedError, RuntimeFault: as `Planner.generate`.
     """
     # Whoever is not let read, act and start is refused before a model is asked or a trace is given away.
     record = engine.find(trace_id, principal, ACT)
@@ -83,7 +84,14 @@ async def replan_on_interrupt(
         "steps": [{"id": step.id, "status": step.status.value} for step in old.steps],
         "values": known,
     }
-    program = await planner.generate(intent, inputs={name: {} for name in known}, done=done)
+    program = await planner.generate(
+        intent,
+        inputs={name: {} for name in known},
+        done=done,
+        vm=engine,
+        principal=principal,
+        tenant=record.tenant,
+    )
     needed = engine.compile(program)[1].input_slots
     replanned = {"head": old.head, "number": number, "program": old.program_hash, "run": trace_id}
     try:

@@ -9,18 +9,30 @@ from __future__ import annotations
 from typing import Any
 
 DEPTH_MAX = 32
+STEPS_MAX = 10_000  # parts that are looked at, each as often as a reference leads to it
 _REFS = ("#/$defs/", "#/definitions/")
 
 
 def is_closed(schema: Any) -> bool:
     """Whether a JSON Schema (2020-12) admits closed values only."""
-    return _closed(schema, schema, 0)
+    return _closed(schema, _Root(schema), 0)
 
 
-def _closed(schema: Any, root: Any, depth: int) -> bool:
+class _Root:
+    """A schema, and how many of its parts may still be looked at."""
+
+    __slots__ = ("left", "schema")
+
+    def __init__(self, schema: Any) -> None:
+        self.schema = schema
+        self.left = STEPS_MAX
+
+
+def _closed(schema: Any, root: _Root, depth: int) -> bool:
     if schema is False:
         return True  # admits nothing
-    if not isinstance(schema, dict) or depth > DEPTH_MAX:
+    root.left -= 1
+    if not isinstance(schema, dict) or depth > DEPTH_MAX or root.left < 0:
         return False
     # Whatever else a schema asks for only narrows what one closed part of it leaves.
     if "const" in schema or isinstance(schema.get("enum"), list):
@@ -31,7 +43,7 @@ def _closed(schema: Any, root: Any, depth: int) -> bool:
         options = schema.get(name)
         if isinstance(options, list) and options and all(_closed(one, root, depth + 1) for one in options):
             return True
-    if "$ref" in schema and _closed(_target(schema["$ref"], root), root, depth + 1):
+    if "$ref" in schema and _closed(_target(schema["$ref"], root.schema), root, depth + 1):
         return True
     types = schema.get("type")
     if isinstance(types, str):
@@ -43,7 +55,7 @@ def _closed(schema: Any, root: Any, depth: int) -> bool:
     )
 
 
-def _any_closed(schemas: Any, root: Any, depth: int) -> bool:
+def _any_closed(schemas: Any, root: _Root, depth: int) -> bool:
     return isinstance(schemas, list) and any(_closed(one, root, depth + 1) for one in schemas)
 
 
@@ -55,7 +67,7 @@ def _target(ref: Any, root: Any) -> Any:
     return None
 
 
-def _type_closed(name: Any, schema: dict[str, Any], root: Any, depth: int) -> bool:
+def _type_closed(name: Any, schema: dict[str, Any], root: _Root, depth: int) -> bool:
     if name in ("boolean", "null"):
         return True
     if name in ("integer", "number"):

@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import math
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from functools import partial, wraps
+from typing import Any, TypeVar, cast
 
 import msgspec
 
 from nano_vm import canonical
-from nano_vm.errors import ConflictError, NanoVMError, RuntimeFault
+from nano_vm.errors import ConflictError, NanoVMError, RuntimeFault, StoreError
 from nano_vm.journal.entry import Chain, Entry
 from nano_vm.journal.port import (
     DEFAULT_TENANT,
@@ -34,6 +34,15 @@ from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.model import Program
 from nano_vm.runtime import approvals, children, control, erasure, forks, governing, recovery
 from nano_vm.runtime.appearing import Appearances
+from nano_vm.runtime.arguments import (
+    check_callable,
+    check_count,
+    check_mapping,
+    check_part,
+    check_replanned,
+    check_text,
+    check_trace_id,
+)
 from nano_vm.runtime.calls import Calls, action_key
 from nano_vm.runtime.driver import Run
 from nano_vm.runtime.journaled import JournaledRun
@@ -62,7 +71,28 @@ from nano_vm.runtime.together import Waiting
 from nano_vm.runtime.turns import Turns
 
 _T = TypeVar("_T")
+_Ask = TypeVar("_Ask", bound=Callable[..., Coroutine[Any, Any, Any]])
+_E = TypeVar("_E", bound="Engine")
 _UNSET = ev.UNSET
+
+
+_SHUT_DOWN = "the engine has been closed"
+
+
+def _in_flight(method: _Ask) -> _Ask:
+    """A call that finds the store closed because its engine was closed meanwhile says so: SHUTTING_DOWN, which another
+    engine may be asked after, and not the STORE_CLOSED of somebody who has closed a store too early."""
+
+    @wraps(method)
+    async def asked(self: Engine, *args: Any, **options: Any) -> Any:
+        try:
+            return await method(self, *args, **options)
+        except StoreError as error:
+            if error.code != "STORE_CLOSED" or not self.draining:
+                raise
+            raise RuntimeFault("SHUTTING_DOWN", _SHUT_DOWN, help="ask another one") from error
+
+    return cast(_Ask, asked)
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -92,6 +122,9 @@ class Engine(Looking):
             are taken up here have to be allowed by it as well as by their own.
         access: "required": whoever acts has to be named and to hold a role that allows it; "open": whoever holds none
             of the roles in `nano_vm.runtime.rights` may do everything.
+
+    Raises:
+        InputError: USAGE for a part that is none. PolicyError: the policy cannot be accepted.
     """
 
     def __init__(
@@ -109,6 +142,13 @@ class Engine(Looking):
         policy: PolicySource | None = None,
         access: str = "open",
     ) -> None:
+        check_part("llm", llm, "complete", 'llm=MockLLMAdapter("yes")')
+        check_part("store", store, "record", 'store=SqliteStore("runs.db")')
+        check_part("clock", clock, "now_ms", "leave it out")
+        check_part("entropy", entropy, "salt", "leave it out")
+        check_part("vault", keys, "subject_key", 'vault=Vault.beside("runs.db")')
+        check_part("secrets", secrets, "open_secret", 'vault=Vault.beside("runs.db")')
+        check_count("max_concurrent_runs", max_concurrent_runs)
         super().__init__(tools, store, clock or SystemClock(), keys, access)
         self.secrets = secrets
         self.make_keys = make_keys
@@ -133,6 +173,7 @@ class Engine(Looking):
         own = weakref.proxy(self)
         self.keeper = Keeper(own)
         self.listeners: list[Listener] = []
+        self.companions: set[Engine] = set()  # that drive runs on this one's behalf with another model
         self.spare: Waiting | None = None  # for the next group of calls
         self.pausing = Pausing(own)
         self.lane = True  # off in the tests that compare it with the general path
@@ -163,6 +204,7 @@ class Engine(Looking):
 
     # --- running ----------------------------------------------------------------------------------------------
 
+    @_in_flight
     async def run(
         self,
         program: Program | Mapping[str, Any],
@@ -195,6 +237,9 @@ class Engine(Looking):
             ProgramError: the program cannot be run. InputError: the context does not fit. ConflictError: KEY_CONFLICT
             or RUN_EXISTS. StoreError: the journal cannot be written; nothing is lost.
         """
+        if listener is not None or replanned is not None:
+            check_callable("listener", listener)
+            check_replanned(replanned)
         run = await begin(
             self, program, context, idempotency_key, trace_id, principal, tenant, listener, replanned, True
         )
@@ -227,6 +272,7 @@ class Engine(Looking):
         finally:
             self.calls.inline_sync = False
 
+    @_in_flight
     async def start(
         self,
         program: Program | Mapping[str, Any],
@@ -315,6 +361,7 @@ class Engine(Looking):
 
     # --- acting on runs (each in a module of its own) ----------------------------------------------------------
 
+    @_in_flight
     async def resume(
         self,
         trace_id: str,
@@ -347,6 +394,7 @@ class Engine(Looking):
         approves = not may(self.access, principal, ACT)
         return await control.resume(self, record, event, event_id, name, step, item, who, approves=approves)
 
+    @_in_flight
     async def approve(
         self,
         trace_id: str,
@@ -380,6 +428,7 @@ class Engine(Looking):
         said = Said(approved, comment, step, item, action, nonce, event_id)
         return await approvals.approve(self, trace_id, said, principal)
 
+    @_in_flight
     async def cancel(
         self, trace_id: str, reason: str = "", *, principal: str | Mapping[str, Any] | None = None
     ) -> Trace:
@@ -387,6 +436,7 @@ class Engine(Looking):
         record = self.find(trace_id, principal, ACT)
         return await control.cancel(self, record.run_id, reason, principal_of(principal, record.tenant))
 
+    @_in_flight
     async def resolve(
         self,
         trace_id: str,
@@ -403,10 +453,12 @@ class Engine(Looking):
         who = principal_of(principal, record.tenant)
         return await control.resolve(self, record.run_id, step, resolution, value, item, who)
 
+    @_in_flight
     async def step(self, trace_id: str, *, principal: str | Mapping[str, Any] | None = None) -> Trace:
         """Take one step of a run that nobody drives: one outcome, and what follows from it at once."""
         return await recovery.step(self, self.find(trace_id, principal, ACT).run_id)
 
+    @_in_flight
     async def recover(
         self, *, limit: int = 100, on_error: Callable[[str, Exception], None] | None = None
     ) -> list[Trace]:
@@ -414,14 +466,22 @@ class Engine(Looking):
 
         A run that cannot be taken up never keeps others from it: `on_error(run id, error)` is told; without it the
         first error is raised when all the others are done.
+
+        Raises:
+            InputError: USAGE for a limit that is no whole number, an `on_error` that is no function.
         """
+        check_count("limit", limit)
+        check_callable("on_error", on_error)
         return await recovery.recover(self, limit, on_error)
 
+    @_in_flight
     async def take_up(self, trace_id: str) -> Trace | None:
         """Drive one run on that nobody drives: what was in flight is settled, due timers fire. None when somebody else
-        drives it."""
+        drives it. Raises NotFoundError RUN_NOT_FOUND."""
+        check_trace_id(trace_id)
         return await recovery.take_up(self, trace_id)
 
+    @_in_flight
     async def fork(
         self,
         trace_id: str,
@@ -441,12 +501,18 @@ class Engine(Looking):
 
         Raises:
             NotFoundError: RUN_NOT_FOUND, UNKNOWN_STEP for a step that the run has not come to.
-            InputError: UNKNOWN_VALUE, VALUE_ANSWERED, ERASED.
+            InputError: UNKNOWN_VALUE, VALUE_ANSWERED, ERASED; USAGE for a step that is no text, changes that are no
+                object of values by name, an occurrence that is no whole number.
             RejectedError: GATE for a result that its step may not have; TERMINAL where the run ended as it came there.
         """
+        check_text("at_step", at_step)
+        check_mapping("changes", changes, 'changes={"amount": 5}')
+        if occurrence is not None:
+            check_count("occurrence", occurrence)
         run_id = self.find(trace_id, principal, ACT).run_id
         return await forks.fork(self, run_id, at_step, changes, occurrence, principal, new_trace_id)
 
+    @_in_flight
     async def erase(
         self,
         *,
@@ -476,17 +542,20 @@ class Engine(Looking):
         Raises:
             CapabilityDeniedError: ERASURE_HELD; CAPABILITY_DENIED, also for what is another tenant's than that of `by`.
             NotFoundError: SUBJECT_NOT_FOUND, SECRET_NOT_FOUND, RUN_NOT_FOUND.
-            RuntimeFault: NO_KEYS.
+            RuntimeFault: NO_KEYS. InputError: USAGE.
         """
+        check_text("secret", secret)
         return await erasure.erase(
             self, subject=subject, secret=secret, run=run, reason=reason, by=by, tenant=tenant
         )
 
+    @_in_flight
     async def replay_erasures(self) -> list[dict[str, Any]]:
         """Erase again what a restored back-up has brought back, and complete what a crash has cut, at once: what cannot
         be undone for want of tools is named by its run. Returns the receipts of all erasures; none without a vault."""
         return [] if self.keys is None else await erasure.replay(self)
 
+    @_in_flight
     async def complete_erasures(self, *, soon: bool = False) -> bool:
         """What is left to be done of erasures: after a crash, after a back-up was restored, where somebody drove a run
         on. It is asked for at little cost: an engine that has looked once looks again only while something is left,
@@ -508,6 +577,7 @@ class Engine(Looking):
         await erasure.catch_up(self)
         return True
 
+    @_in_flight
     async def pause(
         self,
         program: str,
@@ -524,6 +594,7 @@ class Engine(Looking):
         """
         return await patiently(lambda: self.pausing.mark(program, True, reason, by, tenant))
 
+    @_in_flight
     async def lift_pause(
         self,
         program: str,
@@ -542,7 +613,7 @@ class Engine(Looking):
             RuntimeFault: SHUTTING_DOWN.
         """
         if self.draining:
-            raise RuntimeFault("SHUTTING_DOWN", "the engine has been closed", help="ask another one")
+            raise RuntimeFault("SHUTTING_DOWN", _SHUT_DOWN, help="ask another one")
 
     def refuse_paused(self, program: CompiledProgram, tenant: str) -> None:
         """Raises CapabilityDeniedError PROGRAM_PAUSED when no run of it may begin."""
@@ -625,6 +696,7 @@ class Engine(Looking):
     async def drain(self, grace_seconds: float = 30.0) -> None:
         """What `close` does, except that the store stays open to be read."""
         self.draining = True
+        await asyncio.gather(*(other.drain(grace_seconds) for other in self.companions))
         waiting: list[asyncio.Task[None]] = []
         loop = asyncio.get_running_loop()
         for run in list(self.live.values()):
@@ -647,7 +719,6 @@ class Engine(Looking):
         await self.close()
 
 
-_E = TypeVar("_E", bound=Engine)
 _VARIANT = {
     digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"
 }  # two bits of an RFC 9562 id are fixed

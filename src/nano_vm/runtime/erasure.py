@@ -2,9 +2,11 @@
 
 The order is what makes it survive a crash at any point:
 
-1. runs of the subject that have not ended are cancelled, while their values can still be read: what must be undone is;
-2. the erasure is written to the list beside the keys - from here on nothing opens with them, whatever happens, and
-   nothing begins under them; runs that came meanwhile are cancelled;
+1. the erasure is written to the list beside the keys, unless a legal hold is there: from here on none is taken, and the
+   erasure is completed, whatever happens. Runs of the subject that have not ended are cancelled, while their values can
+   still be read: what must be undone is;
+2. the list says that it has begun - from here on nothing opens with the keys, and nothing begins under them; runs that
+   came meanwhile are cancelled;
 3. what each journal needs to be folded without the values is noted (`nano_vm.journal.recall`);
 4. an `Erased` entry is appended to each concerned run;
 5. the keys are destroyed, and the notes kept with the list, for runs that could not be told and for back-ups;
@@ -55,9 +57,10 @@ if TYPE_CHECKING:
     from nano_vm.runtime.engine import Engine
 
 _UNSET = ev.UNSET
-BEGUN, DESTROYED, DONE = "begun", "destroyed", "done"
+ANNOUNCED, BEGUN, DESTROYED, DONE = "stopping", "begun", "destroyed", "done"
 REFERENCE = "vault://secret/"
 UNDO_WAIT_MS = 60 * 60 * 1000  # how long after its beginning an erasure waits for tools that undo
+STOP_WAIT_MS = 5 * 60 * 1000  # after this, whoever stops the runs of an announced erasure is taken to be gone
 SOON_S = 1.0  # how long those who look for runs to drive wait for an erasure that may wait for one itself
 
 
@@ -91,20 +94,21 @@ async def erase(
     if who is None:
         raise InputError("PRINCIPAL", "an erasure is somebody's", help="by={'id': 'ana'}, or --principal ana")
     secret = secret.removeprefix(REFERENCE) if secret is not None else None
-    dead = keys.check_erasable(subject=subject, secret=secret, tenant=whose)
-    if secret is None:
-        await _stop_runs(engine, dead, who)
-    engine.erasing += 1
+    # From here on it is decided: a legal hold that comes later is refused, and nothing was cancelled for one before.
+    erasure = keys.announce_erasure(
+        subject=subject, secret=secret, tenant=whose, reason=reason, by=who, at_ms=engine.clock.now_ms()
+    )
     try:
-        erasure = keys.begin_erasure(
-            subject=subject, secret=secret, tenant=whose, reason=reason, by=who, at_ms=engine.clock.now_ms()
-        )
-        erasure, _ = await complete(engine, erasure)
+        if secret is None and erasure.stage == ANNOUNCED:
+            await _stop_runs(engine, erasure.keys, who)
+        engine.erasing += 1
+        try:
+            erasure, _ = await complete(engine, erasure)
+        finally:
+            engine.erasing -= 1
     except BaseException:
-        engine.erasures_replayed = False  # it may have begun
+        engine.erasures_replayed = False  # it goes on
         raise
-    finally:
-        engine.erasing -= 1
     return _receipt(erasure)
 
 
@@ -166,8 +170,12 @@ async def catch_up(engine: Engine) -> None:
 
 
 def _has_begun(engine: Engine, keys: ErasableKeys) -> bool:
-    """Whether some erasure has got no further than to begin: others may want for what is here."""
-    return any(erasure.stage == BEGUN for erasure in _erasures(engine, keys.all_erasures()))
+    """Whether some erasure has got no further than to begin: others may want for what is here, or be gone."""
+    now = engine.clock.now_ms()
+    return any(
+        one.stage == BEGUN or (one.stage == ANNOUNCED and abs(now - one.at_ms) > STOP_WAIT_MS)
+        for one in _erasures(engine, keys.all_erasures())
+    )
 
 
 def _erasures(engine: Engine, listed: Sequence[Any]) -> list[Any]:
@@ -213,6 +221,7 @@ async def complete(engine: Engine, erasure: Any, leaves: bool = False) -> tuple[
 
 async def _complete(engine: Engine, erasure: Any, leaves: bool) -> tuple[Any, bool]:
     keys = erasable(engine)
+    erasure = keys.begin_announced(erasure)
     told: set[str] = set(erasure.runs)
     if erasure.stage == BEGUN and erasure.kind != "secret":
         # Somebody may drive runs that had their key, and were not there yet when the others were stopped. Nobody gets

@@ -56,7 +56,11 @@ async def fork(
     engine.refuse_paused(program, source.tenant)
     index = program.step_index.get(at_step)
     if index is None or program.steps[index].parent >= 0:
-        raise NotFoundError("UNKNOWN_STEP", f"the program `{program.name}` has no top-level step `{at_step}`")
+        raise NotFoundError(
+            "UNKNOWN_STEP",
+            f"the program `{program.name}` has no top-level step `{at_step}`",
+            help=f"steps: {', '.join(step.id for step in program.steps if step.parent < 0)}",
+        )
     entries = engine.read(trace_id)
     if any(is_closed(entry, read_facts(entry)) for entry in entries if not entry.salt):
         raise InputError(

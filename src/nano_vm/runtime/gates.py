@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jsonschema_rs
 import msgspec
@@ -16,6 +16,7 @@ import msgspec
 from nano_vm import canonical
 from nano_vm.errors import InputError
 from nano_vm.program.compiled import ModelAction
+from nano_vm.program.schema_steps import TOO_MANY_STEPS, Steps
 
 TEXT_BYTES_MAX = 1024 * 1024
 FEEDBACK_CHARS_MAX = 2_000
@@ -109,16 +110,32 @@ def _refuse_constant(name: str) -> Any:
 
 
 @lru_cache(maxsize=1024)
-def validator(schema: bytes) -> Any:
-    """A compiled JSON Schema 2020-12 validator for the schema with these canonical bytes. Remote references are
-    not fetched."""
-    return jsonschema_rs.Draft202012Validator(canonical.decode(schema))
+def validator(schema: bytes) -> tuple[Any, Steps | None]:
+    """A compiled JSON Schema 2020-12 validator for the schema with these canonical bytes, and what counts its steps
+    where they have to be counted. Remote references are not fetched."""
+    decoded = canonical.decode(schema)
+    steps = Steps(decoded)
+    return jsonschema_rs.Draft202012Validator(decoded), steps if steps.counts else None
+
+
+class _Kind(NamedTuple):
+    name: str
+
+
+class _TooManySteps(NamedTuple):
+    """A fault that stands for all that nobody will look for."""
+
+    message: str = TOO_MANY_STEPS
+    instance_path: tuple[str | int, ...] = ()
+    kind: _Kind = _Kind("SCHEMA_STEPS_MAX")
 
 
 def faults(schema: bytes, value: Any) -> list[Any]:
     """What is wrong with a value: all of it, or the first fault of a large one. Each has `message`, `instance_path` and
-    `kind`."""
-    check = validator(schema)
+    `kind`. Where the schema's references make more of the value than `SCHEMA_STEPS_MAX` allows, that is its fault."""
+    check, steps = validator(schema)
+    if steps is not None and steps.exceeds(value):
+        return [_TooManySteps()]
     try:
         check.validate(value)
         return []

@@ -13,6 +13,7 @@ from nano_vm.journal.replay import Verified
 from nano_vm.journal.trace import Trace
 from nano_vm.runtime import approvals, verifying
 from nano_vm.runtime.approvals import PendingApproval
+from nano_vm.runtime.arguments import check_count, check_text, check_trace_id
 from nano_vm.runtime.labelling import needs_of
 from nano_vm.runtime.library import Library
 from nano_vm.runtime.ports import Clock, SubjectKeys, ToolInvoker
@@ -62,7 +63,9 @@ class Looking(Library):
 
         Raises:
             CapabilityDeniedError: CAPABILITY_DENIED. NotFoundError: RUN_NOT_FOUND, also for other tenants' runs.
+            InputError: TRACE_ID for what is no text.
         """
+        check_trace_id(trace_id)
         check_right(self.access, principal, right)
         tenant = self.whose(principal, tenant)
         return self.store.record(trace_id if tenant is None else qualified(trace_id, tenant), tenant)
@@ -74,6 +77,7 @@ class Looking(Library):
 
     def trace(self, trace_id: str, *, principal: str | Mapping[str, Any] | None = None) -> Trace:
         """The trace of a stored run. Raises NotFoundError RUN_NOT_FOUND."""
+        check_trace_id(trace_id)
         if self.volatile:
             for live in [run for run_id, run in self.live.items() if run_id.endswith(trace_id)]:
                 with live.hold:
@@ -111,7 +115,10 @@ class Looking(Library):
         limit: int = 100,
         principal: str | Mapping[str, Any] | None = None,
     ) -> list[RunRecord]:
-        """Records of top-level runs, newest first."""
+        """Records of top-level runs, newest first. Raises InputError USAGE for filters that are none."""
+        check_text("status", status)
+        check_text("program", program)
+        check_count("limit", limit)
         check_right(self.access, principal, READ)
         tenant = self.whose(principal, tenant)
         return self.store.records(
@@ -138,7 +145,9 @@ class Looking(Library):
         limit: int = 1_000,
         principal: str | Mapping[str, Any] | None = None,
     ) -> list[PendingApproval]:
-        """Everything that waits for somebody's approval, of the newest `limit` suspended runs."""
+        """Everything that waits for somebody's approval, of the newest `limit` suspended runs. Raises InputError USAGE
+        for a limit that is none."""
+        check_count("limit", limit)
         check_right(self.access, principal, READ)
         return approvals.all_pending(self, self.whose(principal, tenant), limit)
 

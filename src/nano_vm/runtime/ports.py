@@ -174,8 +174,8 @@ class SubjectKeys(Protocol):
 
 
 class ErasableKeys(SubjectKeys, Protocol):
-    """Keys that can be destroyed. An erasure goes through the stages begun, destroyed, done; it is any object with the
-    fields of `nano_vm.vault.erasures.Erasure`."""
+    """Keys that can be destroyed. An erasure goes through the stages stopping, begun, destroyed, done; it is any object
+    with the fields of `nano_vm.vault.erasures.Erasure`."""
 
     def check_erasable(
         self, *, subject: Any = None, secret: str | None = None, tenant: str = "default"
@@ -192,6 +192,21 @@ class ErasableKeys(SubjectKeys, Protocol):
         by: dict[str, Any],
         at_ms: int | None = None,
     ) -> Any: ...
+
+    def announce_erasure(
+        self,
+        *,
+        subject: Any = None,
+        secret: str | None = None,
+        tenant: str = "default",
+        reason: str,
+        by: dict[str, Any],
+        at_ms: int | None = None,
+    ) -> Any:
+        """Decide against legal holds, atomically, that it is erased; its keys open until `begin_announced`."""
+
+    def begin_announced(self, erasure: Any) -> Any:
+        """From now on nothing opens with its keys. One that has come further is given back as it is."""
 
     def destroy_keys(
         self, erasure: Any, runs: Sequence[str] = (), recall: dict[str, Any] | None = None

@@ -133,9 +133,8 @@ def _event(letter: dict[str, Any]) -> ev.EventReceived:
 
 
 def has_come_to(engine: Engine, run_id: str, way: str) -> bool:
-    """Whether a way, as in `call/step`, leads through what the run has called to a step of it."""
-    if "/" not in way:
-        return False
+    """Whether a way, as in `call/step`, leads through what the run has called to a step of it; so does the bare name of
+    such a step, as it does for the event that the step waits for."""
     for child in children(engine, run_id):
         inner = inward({"step": way}, child.step, child.item)
         if inner is None:

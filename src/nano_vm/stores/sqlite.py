@@ -29,7 +29,7 @@ from nano_vm.stores.sql_store import SqlStore
 from nano_vm.stores.sqlite_errors import FAILURES, translate
 from nano_vm.stores.sqlite_group import GroupCommit
 from nano_vm.stores.sqlite_reader import SqliteReader
-from nano_vm.stores.sqlite_schema import connect, open_database
+from nano_vm.stores.sqlite_schema import connect, open_database, sync_directory
 from nano_vm.stores.sqlite_tool import tool_transaction
 from nano_vm.stores.sqlite_writer import Writer
 from nano_vm.stores.turnstile import Turnstile, inside_tool, refuse_inside
@@ -222,6 +222,7 @@ class SqliteJournalStore(SqlStore):
                     copy.execute("PRAGMA synchronous=FULL")
                     source.backup(copy, pages=-1)
                 os.link(partial, target)  # unlike a rename, never replaces a file
+                sync_directory(target.parent)
         except FileExistsError:
             raise StoreError(
                 "STORE_IO", f"the back-up `{target}` exists already", help="name a new file"

@@ -75,7 +75,7 @@ def open_database(path: Path, *, busy_timeout_ms: int) -> sqlite3.Connection:
         if version < VERSION:
             _migrate(con, path)
             if is_new:
-                _sync_directory(path.parent)
+                sync_directory(path.parent)
         _check_size(con, path)
         return con
     except BaseException as error:
@@ -242,7 +242,7 @@ def _explain(error: Failure, path: Path) -> NanoVMError:
     return translate(error, path)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """The name of a new file must survive a power loss as well as its contents."""
     if os.name != "posix":
         return

@@ -1,8 +1,9 @@
 """The list of erasures: which keys are to be destroyed, written down before any is, and never taken back.
 
 It lies beside the keys, one JSON object a line, each naming the digest of the line before. An erasure goes through
-three stages - begun, destroyed, done - and whoever opens the vault after a crash finds where it stopped. A key that the
-list names is dead, whatever a back-up brings back.
+the stages begun, destroyed, done - and whoever opens the vault after a crash finds where it stopped. A key that the
+list names is dead, whatever a back-up brings back - but for one stage before these: while its subject's runs are being
+stopped, what must be undone can still be read. From that stage on the erasure is decided: no legal hold is taken.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from nano_vm import canonical
 from nano_vm.errors import VaultError
 from nano_vm.vault.cabinet import Cabinet
 
-BEGUN, DESTROYED, DONE = "begun", "destroyed", "done"
+STOPPING, BEGUN, DESTROYED, DONE = "stopping", "begun", "destroyed", "done"
 
 
 class Erasure(msgspec.Struct, forbid_unknown_fields=True):
@@ -60,7 +61,7 @@ class Erasures:
         return list(self._known.values())
 
     def of_key(self, key_id: str) -> Erasure | None:
-        """The erasure that names a key."""
+        """The erasure that a key is dead by."""
         self._refresh()
         return self._keys.get(key_id)
 
@@ -95,7 +96,7 @@ class Erasures:
                 raise _damaged()
             head = canonical.digest(line)
             known[erasure.id] = erasure
-            for key_id in erasure.keys:
+            for key_id in erasure.keys if erasure.stage != STOPPING else ():
                 keys[key_id] = erasure
         self._known, self._keys, self._head, self._stamp = known, keys, head, stamp
 

@@ -16,7 +16,7 @@ from nano_vm import canonical
 from nano_vm.errors import CapabilityDeniedError, InputError, NotFoundError, VaultError
 from nano_vm.vault import cipher
 from nano_vm.vault.cabinet import Cabinet, DirectoryCabinet, MemoryCabinet
-from nano_vm.vault.erasures import BEGUN, DESTROYED, DONE, Erasure, Erasures
+from nano_vm.vault.erasures import BEGUN, DESTROYED, DONE, STOPPING, Erasure, Erasures
 from nano_vm.vault.kek import KeyWrapper, LocalKey, key_from_environment, keys_from_file
 from nano_vm.vault.keys import Keys, damaged, subject_name
 
@@ -376,7 +376,28 @@ class Vault:
         Raises:
             CapabilityDeniedError: ERASURE_HELD. NotFoundError: SUBJECT_NOT_FOUND, SECRET_NOT_FOUND.
         """
+        target = {"subject": subject, "secret": secret, "tenant": tenant}
         with self._cabinet.lock():
+            return self.begin_announced(self.announce_erasure(**target, reason=reason, by=by, at_ms=at_ms))
+
+    def announce_erasure(
+        self,
+        *,
+        subject: Any = None,
+        secret: str | None = None,
+        tenant: str = "default",
+        reason: str,
+        by: dict[str, Any],
+        at_ms: int | None = None,
+    ) -> Erasure:
+        """Decide that a subject, or a secret, is erased, and write it down: from now on no legal hold of it is taken,
+        and whoever recovers completes it. Its keys open what they did until `begin_announced`, so that runs can be
+        stopped and undone first. Where an erasure of the same target is not done, it is that one.
+
+        Raises:
+            CapabilityDeniedError: ERASURE_HELD. NotFoundError: SUBJECT_NOT_FOUND, SECRET_NOT_FOUND.
+        """
+        with self._cabinet.lock():  # no hold comes between the look and the line
             known = self._begun(subject, secret, tenant)
             if known is not None:
                 return known
@@ -390,8 +411,21 @@ class Vault:
                 at_ms=_now(at_ms),
                 by=by,
                 reason=reason,
+                stage=STOPPING,
             )
             return self.erasures.write(begun)
+
+    def begin_announced(self, erasure: Erasure) -> Erasure:
+        """From now on nothing opens with the keys of an announced erasure: those that it names, and those that its
+        subject has got since. One that has come further stays as it is."""
+        with self._cabinet.lock():
+            known = self.erasures.find(erasure.id) or erasure
+            if known.stage != STOPPING:
+                return known
+            listed = self._listed(known.target.removeprefix("subject:")) if known.kind == "subject" else None
+            newer = [] if listed is None else [key_id for key_id in listed.keys if key_id not in known.keys]
+            newer = [key_id for key_id in newer if self.erasures.of_key(key_id) is None]
+            return self.erasures.write(known, stage=BEGUN, keys=[*known.keys, *newer])
 
     def destroy_keys(
         self, erasure: Erasure, runs: Sequence[str] = (), recall: dict[str, Any] | None = None
@@ -432,7 +466,7 @@ class Vault:
         """Destroy again what a back-up has brought back: keys of erasures that had destroyed them. Returns how many."""
         count = 0
         for erasure in self.erasures.all():
-            if erasure.stage == BEGUN:
+            if erasure.stage in (STOPPING, BEGUN):
                 continue
             for key_id in erasure.keys:
                 if self._cabinet.has("keys", key_id):
@@ -463,6 +497,11 @@ class Vault:
 
     def set_mark(self, name: str, mark: bytes) -> None:
         self._cabinet.write("marks", name, mark)
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether it is the vault of some store already; see `belong`."""
+        return self._cabinet.read("marks", _STORE) is not None
 
     def belong(self, store: str) -> None:
         """Keep the keys of one store and no other: its identity is put down when it is first told.
@@ -526,7 +565,7 @@ class Vault:
             if begun is not None:
                 raise InputError(
                     "ERASURE_BEGUN",
-                    "the erasure has begun: nothing can be read any more, and it will be completed",
+                    "the erasure has begun, and will be completed",
                     help="hold what is not to be erased before somebody asks for it",
                     facts={"erasure": begun.id, "at_ms": begun.at_ms},
                 )

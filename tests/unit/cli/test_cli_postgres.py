@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from nano_vm.stores.postgres import PostgresStore
 from nano_vm.stores.postgres.connection import Address
 from postgres_server import fresh_url
 from unit.cli.conftest import RUN, Cli, Done, effects
@@ -123,6 +125,37 @@ def test_a_vault_serves_one_database_of_its_name(cli: Cli, place: Path, address:
     for store in ((address,), (address, "--tenant", "shop")):
         done = cli(*RUN, "--store", *store, "--json")
         assert (done.code, done.json["error"]["code"]) == (2, "VAULT_FOREIGN")
+
+
+def test_the_commands_of_a_vault_look_whose_it_is_as_runs_do(
+    cli: Cli, place: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A secret was kept, and a person held, in the vault of another database."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("4111"))
+    assert cli("vault", "init", "--store", address).code == 0
+    assert cli("vault", "put", "early", "--store", address).code == 0  # there are no tables yet, and no mark
+    assert cli(*RUN, "--store", address).code == 6
+    assert cli("vault", "list", "--store", address).code == 0
+    with psycopg.connect(address, autocommit=True) as con:
+        schema = con.execute("SELECT current_schema()::text").fetchone()
+        assert schema is not None
+        con.execute(f"DROP SCHEMA {schema[0]} CASCADE; CREATE SCHEMA {schema[0]}".encode())
+    commands = (
+        ("put", "card"),
+        ("list",),
+        ("rotate", "early"),
+        ("rotate", "--kek"),
+        ("hold", "early", "--reason", "case 7"),
+        ("release", "early"),
+        ("erase", "early", "--reason", "asked", "--as", "ana"),
+    )
+    for words in commands[:-1]:  # nothing says whose it is
+        done = cli("vault", *words, "--store", address, "--json")
+        assert (done.code, done.json["error"]["code"]) == (2, "STORE_NOT_FOUND")
+    PostgresStore(address).close()
+    for words in commands:
+        done = cli("vault", *words, "--store", address, "--json")
+        assert (done.code, done.json["error"]["code"]) == (2, "VAULT_FOREIGN"), words
 
 
 def test_doctor_tells_of_sessions_in_which_guards_are_off(cli: Cli, address: str) -> None:

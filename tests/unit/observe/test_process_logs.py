@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nano_vm import InputError
 from nano_vm.cli.main import main
 from nano_vm.observe import eventlog, imports
 from nano_vm.observe.analyzer import metrics_of
@@ -128,6 +129,16 @@ def test_a_time_without_a_zone_is_the_same_everywhere() -> None:
 def test_a_compressed_log_is_read() -> None:
     [run] = imports.read("xes", gzip.compress(log(event("a"))))
     assert run.path == ["a"]
+
+
+def test_a_small_file_does_not_unfold_into_gigabytes() -> None:
+    """A hundred kilobytes of empty lists were read into gigabytes."""
+    bomb = gzip.compress(b'{"messages": [' + b"[]," * 10_000_000 + b"[]]}")
+    assert len(bomb) < 100_000
+    with pytest.raises(InputError) as caught:
+        imports.read("openai", bomb)
+    assert (caught.value.code, caught.value.facts["limit"]) == ("BAD_EVENT_LOG", "GZIP_RATIO_MAX")
+    assert "GZIP_RATIO_MAX" in caught.value.message
 
 
 def test_more_than_may_be_read_is_refused_also_compressed(monkeypatch: pytest.MonkeyPatch) -> None:

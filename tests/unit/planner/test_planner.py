@@ -46,7 +46,7 @@ def drop() -> str:
 
 
 TOOLS = ToolSet({"look": look, "pay": pay, "drop": drop})
-POLICY = load_policy({"policy": "p", "tools": ["look", "pay", "nosuch"]})
+POLICY = load_policy({"policy": "p", "tools": ["look", "pay", "nosuch"], "models": ["default"]})
 GOOD: dict[str, Any] = {
     "name": "look_up",
     "max_steps": 5,
@@ -385,7 +385,7 @@ def test_a_rejected_plan_runs_nothing(tmp_path: Path) -> None:
     vm.run_sync(LOOP, {"order_id": "A-1"}, trace_id="old")
     with pytest.raises(PlanRejected):
         asyncio.run(replan_on_interrupt(vm, Planner(MockLLMAdapter("{}"), TOOLS), "old", "on"))
-    assert [record.run_id for record in vm.runs()] == ["old"]
+    assert [record.program_name for record in vm.runs()] == ["planning", "loop"]
 
 
 # --- the command line ---------------------------------------------------------------------------------------------

@@ -562,8 +562,7 @@ def test_the_same_event_again_to_a_called_program_is_answered_alike(
         machine = opener(tools={}) if fresh else vm
         again = await machine.resume(run_id, {"n": 1}, step=named, name="go")
         assert (again.status, journals(vm, run_id)) == (first.status, stands)
-        gone = "UNKNOWN_STEP" if named == "w" else "NOT_WAITING"  # the run itself has no step of that name
-        with refused(gone if then == "waits on" else "TERMINAL"):
+        with refused("NOT_WAITING" if then == "waits on" else "TERMINAL"):
             await machine.resume(run_id, {"n": 2}, step=named, name="go")
         assert {key for key, head in journals(vm, run_id).items() if stands[key] != head} == {run_id}
         for each in stands:

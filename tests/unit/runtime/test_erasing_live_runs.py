@@ -440,15 +440,15 @@ def test_a_run_that_is_written_while_nobody_sees_it_yet_ends_at_once(
             driving = asyncio.create_task(vm.run(TALKING, {"who": NAME}, **names))
             await _turns(turns)
             # Another process does not see what is being written here.
-            begin, hides = _vault(other).begin_erasure, False
+            begin, hides = _vault(other).begin_announced, False
 
-            def begun(**fields: Any) -> Any:
+            def begun(erasure: Any) -> Any:
                 nonlocal hides
                 hides = len(other.runs()) == 1
-                return begin(**fields)
+                return begin(erasure)
 
             with monkeypatch.context() as patch, _seeing_only(monkeypatch, other, "before", lambda: hides):
-                patch.setattr(_vault(other), "begin_erasure", begun)
+                patch.setattr(_vault(other), "begin_announced", begun)
                 await _erase(other)
             (ended,) = await asyncio.gather(driving, return_exceptions=True)
             assert ended.code == "ERASED" if isinstance(ended, BaseException) else ended.status == "CANCELLED"

@@ -16,6 +16,9 @@ from runtime_stage import Opener, play, program, refused, sound, tool_step
 from nano_vm import (
     Completion,
     ExecutionVM,
+    MockLLMAdapter,
+    ModelCache,
+    ModelStore,
     NotFoundError,
     Provider,
     ProviderPool,
@@ -28,6 +31,7 @@ from nano_vm import (
 )
 from nano_vm.kernel.events import PolicyDecided
 from nano_vm.providers.faults import ModelError
+from nano_vm.providers.pool_file import load_pool
 from nano_vm.testing.clock import VirtualClock
 from nano_vm.vault.local import Vault
 
@@ -231,6 +235,32 @@ def test_a_pool_with_one_provider_without_a_price_is_denied_where_its_cost_is_li
     async def main() -> None:
         trace = await ran(opener(llm=pool, policy=limited(max_cost_usd=1)))
         assert (trace.status, unpriced.asked, priced.asked) == (RunStatus.FAILED, 0, 0)
+        assert decided(trace) == [("deny", "CONDITION", "NO_PRICE", [])]
+
+    play(main())
+
+
+@pytest.mark.parametrize("through", ["pool", "cache"])
+def test_a_pool_with_a_named_provider_is_denied_where_cost_is_limited(
+    opener: Opener, tmp_path: Path, through: str
+) -> None:
+    """What a file says with `use:` has the price that its adapter has, and most have none."""
+    file = tmp_path / "pool.yaml"
+    file.write_text(
+        "providers:\n"
+        "  - {name: a, url: 'http://127.0.0.1:9/v1', model: m, price: {input: 1, output: 1}}\n"
+        "  - {name: b, use: 'mock:yes'}\n"
+    )
+    model = MockLLMAdapter("yes")
+    pool: Any = load_pool(file, named=lambda spec: model)
+    assert pool.price(None) is None
+    assert pool.price_known(None) is not None
+    llm = pool if through == "pool" else ModelCache(pool, ModelStore(tmp_path / "models"))
+
+    async def main() -> None:
+        trace = await ran(opener(llm=llm, policy=limited(max_cost_usd=5)))
+        assert (trace.status, model.call_count) == (RunStatus.FAILED, 0)
+        assert trace.switch_events == []  # the one with a price was not asked either
         assert decided(trace) == [("deny", "CONDITION", "NO_PRICE", [])]
 
     play(main())

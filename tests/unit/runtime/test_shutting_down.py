@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nano_vm import ExecutionVM, NanoVMError, RunStatus
+from nano_vm import ExecutionVM, NanoVMError, RunStatus, SqliteStore
 from nano_vm.journal.port import RunQuery
 from nano_vm.testing.clock import VirtualClock
 from unit.runtime.runtime_stage import (
@@ -168,6 +169,62 @@ def test_what_is_asked_in_the_meantime_happens_or_is_refused(opener: Opener, ask
     while not play(main(turns)):
         turns += 1
     assert turns > 0
+
+
+@pytest.mark.parametrize(
+    "ask", ["run", "again", "resume", "cancel", "resolve", "approve", "fork", "take_up", "recover"]
+)
+def test_a_call_in_flight_when_the_engine_is_closed_is_told_so(tmp_path: Path, ask: str) -> None:
+    """Its store was closed under it, and it said so: as if whoever had asked had closed a store too early."""
+
+    async def main(turns: int) -> bool:
+        may_go = asyncio.Event()
+
+        async def later() -> int:
+            await may_go.wait()
+            return 1
+
+        def engine() -> ExecutionVM:
+            return ExecutionVM(
+                tools=[later], store=SqliteStore(tmp_path / f"{turns}.db", durability="normal")
+            )
+
+        vm, other = engine(), engine()
+        slow = program(tool_step("a", "later"))
+        await vm.run(WAITS, trace_id="w")
+        await vm.start(slow, trace_id="new")
+        driven = asyncio.create_task(other.run(slow, trace_id="r", idempotency_key="k"))  # by another process
+        while not other.live:
+            await asyncio.sleep(0)
+        asking: Any = asyncio.create_task(
+            {
+                "run": lambda: vm.run(slow, trace_id="mine"),
+                "again": lambda: vm.run(slow, idempotency_key="k"),
+                "resume": lambda: vm.resume("w", {"x": 1}),
+                "cancel": lambda: vm.cancel("r"),
+                "resolve": lambda: vm.resolve("r", "a", "succeeded"),
+                "approve": lambda: vm.approve("r", step="a"),
+                "fork": lambda: vm.fork("w", "w"),
+                "take_up": lambda: vm.take_up("new"),
+                "recover": lambda: vm.recover(),
+            }[ask]()
+        )
+        for _ in range(turns):
+            await asyncio.sleep(0.001)
+        over = asking.done()
+        await vm.close(0.01)
+        may_go.set()
+        (told,) = await asyncio.gather(asking, return_exceptions=True)
+        if isinstance(told, BaseException):
+            assert isinstance(told, NanoVMError)
+            assert told.code in ("SHUTTING_DOWN", "NOT_WAITING"), told
+        await driven
+        await other.close()
+        return over
+
+    for turns in range(0, 30, 3):
+        if play(main(turns)):
+            break
 
 
 def _due(waits: Any) -> bool:

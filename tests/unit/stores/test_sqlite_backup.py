@@ -1,8 +1,11 @@
 """A back-up is the database of one moment, and becomes the database again."""
 
 import asyncio
+import os
 import shutil
 from pathlib import Path
+
+import pytest
 
 from nano_vm.stores.sqlite import SqliteStore
 from nano_vm.testing.store_conformance import Draft, refusal, settle
@@ -63,3 +66,23 @@ def test_writers_go_on_during_a_backup(tmp_path: Path) -> None:
             found = copy.read("r1")
             assert found == whole[: len(found)]
             assert len(found) % 2 == 1  # appends of two, whole
+
+
+def test_a_backup_is_told_to_be_there_when_its_name_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file was synced and its directory was not: a power loss could take the name."""
+    place = tmp_path / "elsewhere"
+    place.mkdir()
+    synced: list[bool] = []
+    sync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        if os.path.samestat(os.fstat(descriptor), os.stat(place)):
+            synced.append((place / "backup.db").exists())
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    with SqliteStore(tmp_path / "journal.db") as store:
+        store.backup(place / "backup.db")
+    assert synced[-1:] == [True]

@@ -5,7 +5,10 @@
 
 --extend takes up a run that is BUDGET_EXCEEDED or STALLED: the plan is run at once, as a run of its own.
 
-exit codes: 0 a program, 2 usage, 3 the plan was rejected (every finding is shown) · --extend: as for run
+The call is a run of the program `planning`: limits of a policy count it, and `nano-vm runs` lists what it took.
+
+exit codes: 0 a program, 1 the model did not answer, 2 usage, 3 the plan was rejected (every finding is shown), 4
+denied by policy · --extend: as for run
 """
 
 from __future__ import annotations
@@ -72,7 +75,9 @@ def execute(args: argparse.Namespace, console: Console) -> int:
             if args.extend is not None:
                 return _extend(args, console, session, planner, intent)
             inputs: dict[str, Any] | None = {name: {} for name in args.input} or None
-            program = planner.generate_sync(intent, inputs=inputs)
+            program = planner.generate_sync(
+                intent, inputs=inputs, vm=session.engine, principal=session.principal, tenant=args.tenant
+            )
         except PlanRejected as rejected:
             return _rejected(console, rejected)
     document = program.to_dict()

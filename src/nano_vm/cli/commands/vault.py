@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from nano_vm.cli import exits
 from nano_vm.cli.arguments import add_global, principal
 from nano_vm.cli.console import Console, printable
-from nano_vm.cli.vaults import KEY_VARIABLE, key_path, require_vault, vault_directory
+from nano_vm.cli.vaults import KEY_VARIABLE, key_path, own_vault, require_vault, vault_directory
 from nano_vm.cli.views import moment
 from nano_vm.errors import InputError, VaultError
 
@@ -74,7 +74,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         from nano_vm.cli.commands.erase import erase_secret
 
         return erase_secret(args, console)
-    vault = require_vault(args)
+    vault = own_vault(args)
     if args.action == "put":
         reference = vault.put(args.id, _value(args.id), tenant=args.tenant, tools=args.tool)
         console.line(f"kept as {reference}")
@@ -181,6 +181,7 @@ def _rotate_kek(args: argparse.Namespace, console: Console) -> int:
     path = key_path(args)
     beside = next_key_file(path)
     keys_from_file(path)  # before anything is made
+    own_vault(args)
     cabinet = DirectoryCabinet(vault_directory(args))
     with cabinet.lock():  # of two rotations at once the second begins where the first has ended
         old, *begun = keys_from_file(path)

@@ -291,14 +291,10 @@ class PostgresConnection:
             self.raw.close()
 
 
-def session(
-    address: Address, settings: dict[str, str], patience_ms: int, *, patient: bool = False
-) -> PostgresConnection:
-    """A session. `patient`: a server that cannot be reached was there before, and is tried again. Raises StoreError,
-    and InputError USAGE."""
+def session(address: Address, settings: dict[str, str], patience_ms: int) -> PostgresConnection:
+    """A session. A server that cannot be reached may be about to start again, and is tried for `patience_ms`. Raises
+    StoreError, and InputError USAGE."""
     with translated(address.name):
-        if not patient:
-            return PostgresConnection(address, settings, patience_ms)
         return _persist(lambda _: PostgresConnection(address, settings, patience_ms), patience_ms)
 
 

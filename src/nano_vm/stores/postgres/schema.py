@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import secrets
 
-import psycopg
-
 from nano_vm.errors import InputError, StoreError
 from nano_vm.stores.postgres.connection import Address, PostgresConnection
-from nano_vm.stores.postgres.errors import translate
 from nano_vm.stores.postgres.locks import MIGRATION, number_of
 from nano_vm.stores.postgres.migrations import MIGRATIONS, VERSION
 
@@ -19,17 +16,14 @@ def open_database(con: PostgresConnection, address: Address, *, create: bool) ->
     """Make sure that the first schema of the search path holds our tables in their present version; the number that
     tells this store from any other.
 
-    Many processes may do this at the same time: the schema appears in one transaction.
+    Many processes may do this at the same time: the schema appears in one transaction. A session that is lost meanwhile
+    is made anew, for as long as the connection has patience.
 
     Raises:
         InputError: STORE_NOT_FOUND, without `create`, when there are no tables of ours.
         StoreError: STORE_NEWER, STORE_DAMAGED, STORE_READ_ONLY, STORE_IO.
     """
-    try:
-        return _open(con, address, create=create)
-    except psycopg.Error as error:
-        con.undo()
-        raise translate(error, address.name) from error
+    return con.again(lambda: _open(con, address, create=create))
 
 
 def _open(con: PostgresConnection, address: Address, *, create: bool) -> int:

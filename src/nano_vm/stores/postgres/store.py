@@ -82,12 +82,11 @@ class PostgresJournalStore(SqlStore):
             # A process that is stopped in the middle of a commit keeps nobody waiting for ever.
             "idle_in_transaction_session_timeout": str(max(60_000, busy_timeout_ms)),
         }
-        connect = functools.partial(session, address, settings, busy_timeout_ms)
-        self._connect = functools.partial(connect, patient=True)
+        self._connect = functools.partial(session, address, settings, busy_timeout_ms)
         with contextlib.ExitStack() as opened:
 
             def another() -> PostgresConnection:
-                con = connect()
+                con = self._connect()
                 opened.callback(con.close)
                 return con
 
