@@ -40,6 +40,7 @@ from nano_vm.testing.clock import VirtualClock
 ROUNDS = 5
 POLICY = {"policy": "p", "rules": [{"id": "some", "tools": ["look"], "when": "$args.n >= 0"}]}
 ITEMS, LANES = 8, 4
+ALONE = ("waits", "timers")  # made by the kernel, without an engine
 # What a turn of the loop is, beside the condition that ends it: its steps, where the count is read, and how many
 # entries it takes.
 CALL: dict[str, Any] = {"type": "tool", "tool": "look", "args": {"n": "$n"}}
@@ -209,31 +210,33 @@ def best(work: Callable[[], object], rounds: int = ROUNDS) -> float:
     return found
 
 
-def measure(entries: int, words: int, kind: str, rounds: int = ROUNDS) -> dict[str, float]:
-    """Times in seconds: `single`, `each` (bare passes), `verify`, `bundle` (0: none); and `bytes`, `entries`."""
-    made, governed = program(entries, kind), kind == "governed"
+def journal_of(entries: int, words: int, kind: str) -> tuple[ExecutionVM, CompiledProgram, list[Entry]]:
+    """A journal of the kind, its program, and the engine whose store it is in, but for waits and timers."""
+    made, at_hand = program(entries, kind), tools(kind, words)
     answer = "It was looked at and found in order; " * words
-    at_hand = tools(kind, words)
     vm = ExecutionVM(
         llm=MockLLMAdapter(answer, usage={"prompt_tokens": 3, "completion_tokens": 9 * words}),
         tools=at_hand,
         store=MemoryStore(),
-        policy=POLICY if governed else None,
+        policy=POLICY if kind == "governed" else None,
         clock=VirtualClock(),
     )
-    alone = kind in ("waits", "timers")
-    if alone:
+    if kind in ALONE:
         compiled = vm.load_program(vm.save_program(made))
-        journal = by_kernel(compiled, at_hand[0])
-    else:
-        compiled, journal = asyncio.run(by_engine(vm, made, kind))
+        return vm, compiled, by_kernel(compiled, at_hand[0])
+    return vm, *asyncio.run(by_engine(vm, made, kind))
+
+
+def measure(entries: int, words: int, kind: str, rounds: int = ROUNDS) -> dict[str, float]:
+    """Times in seconds: `single`, `each` (bare passes), `verify`, `bundle` (0: none); and `bytes`, `entries`."""
+    vm, compiled, journal = journal_of(entries, words, kind)
     texts = [entry.facts for entry in journal]
     texts += [entry.salt + entry.payload for entry in journal if entry.payload is not None]
     whole = b"".join(texts)
-    data = b"" if alone or kind == "call" else export(vm.store, read_facts(journal[0]).run).data
+    data = b"" if kind in {*ALONE, "call"} else export(vm.store, read_facts(journal[0]).run).data
 
     def verify() -> None:
-        watchers = (Recheck(compiled, vm.load_policy),) if governed else ()
+        watchers = (Recheck(compiled, vm.load_policy),) if kind == "governed" else ()
         verify_run(compiled, None, journal, watchers=watchers)
 
     def each() -> None:
