@@ -23,12 +23,12 @@ from nano_vm.journal.entry import (
     open_events,
     read_facts,
 )
-from nano_vm.journal.plain import LAST as _LAST
+from nano_vm.journal.plain import LAST
 from nano_vm.kernel.events import Event
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 _BEGIN, _THEN, _NEXT_RIDER = b'{"event":', b',"then":[{"event":', b'},{"event":'
-_SUCCESS = _LAST.encode()
+SUCCEEDED = LAST.encode()  # how the entry of a success ends
 _AFTER_RIDERS, _AFTER_BODY = b'],"type":"', b'},"type":"'
 # By how an entry of a type ends, and by how a rider does: how its event is read.
 _USUAL = {usual[3]: usual for usual in USUAL.values()}
@@ -170,7 +170,7 @@ def read_riders(tail: bytes) -> list[Event]:
     """What rides with a success, from all that follows the number of its entry; nothing for what is not usual."""
     events: list[Event] = []
     try:
-        if tail.endswith(_SUCCESS) and _take_riders(tail, len(tail) - len(_SUCCESS), events):
+        if tail.endswith(SUCCEEDED) and _take_riders(tail, len(tail) - len(SUCCEEDED), events):
             return events
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         pass

@@ -23,7 +23,7 @@ from nano_vm.journal.ledger import Ledger
 from nano_vm.journal.plain import AT, END, HEAD, LAST, encode_verdicts, success_of
 from nano_vm.journal.reading import ChainReader, is_number, read_riders, write_rider
 from nano_vm.kernel.activity import release_reservation
-from nano_vm.kernel.events import Event, PolicyDecided, StepStarted, StepSucceeded
+from nano_vm.kernel.events import Event, PolicyDecided, StepStarted
 from nano_vm.kernel.lane import Rows, Track, begin, is_plain, is_plain_model, lane, walk
 from nano_vm.kernel.state import Activity, Phase, Settled, State
 from nano_vm.program.compiled import CompiledProgram, CompiledStep, Kind, ToolAction
@@ -165,43 +165,12 @@ class Stretch:
     def is_open(self) -> bool:
         return self._walk is not None
 
-    def take(self, events: Sequence[Event]) -> tuple[int, list[Any]]:
-        """Take what is plain of an entry's events.
-
-        Returns:
-            how many of the events were taken, from the first, and the verdicts that the first of them led to. When it
-            is fewer than all the stretch is over, and `state` is as of the last event taken.
-        """
-        event = events[0]
-        if not self._fits(event):
-            self.leave()
-            return 0, []
-        assert self._walk is not None
-        assert type(event) is StepSucceeded
-        value = None if event.payload is UNSET else event.payload
-        taken = (value, event.at_ms, 1 + self._started + self._decided)
-        self._started = self._decided = False
-        passed = [self._index]
-        try:
-            self._index, self._occurrence, _, verdicts = self._walk.send(taken)
-        except StopIteration:
-            self._walk = None
-            self._pass(passed)
-            return 1, self._state.verdicts
-        self._pass(passed)
-        plain = is_plain(self._program.steps[self._index])
-        if plain and len(events) == 2 and self._begins(events[1]):
-            return 2, verdicts or []
-        if not plain or len(events) > 1:
-            self.leave()
-        return 1, verdicts or []
-
     def read(
         self, entries: Sequence[Entry], stop: int, reader: ChainReader, ledger: Ledger | None
     ) -> Left | None:
         """Take the entries that come next, as far as each is a plain success and the intent of what follows it, or a
         plain success alone. Nothing of them is parsed but the payload: their bytes are compared with what they have to
-        be. The first that is anything else is for `reader.take` and `take`.
+        be. The first that is anything else is for `reader.take`.
 
         Args:
             entries: all of the journal.
@@ -539,44 +508,6 @@ class Stretch:
                 _reserve(state, self._activity, *self._reserved)
             if self._decided or self._started:
                 state.now_ms = max(state.now_ms, self._least_ms)
-
-    def _fits(self, event: Event) -> bool:
-        """Whether this is the success that the lane waits for, and says nothing more."""
-        if type(event) is not StepSucceeded or event.at_ms < self._least_ms:
-            return False
-        if not is_plain(self._program.steps[self._index]):
-            return False  # what a model has spent is taken from its bytes
-        if self._decided is not bool(self._state.policy):
-            return False
-        plain = StepSucceeded(
-            at_ms=event.at_ms,
-            attempt=1,
-            label=UNSET if self._track is None else self._track.coming or UNSET,
-            occurrence=self._occurrence,
-            payload=event.payload,
-            pure=UNSET if self._started else True,
-            step=self._program.steps[self._index].id,
-            verdicts=event.verdicts,
-        )
-        return event == plain
-
-    def _begins(self, event: Event) -> bool:
-        """Whether this is the plain intent of what the lane has come to, and nothing has to be decided before it; then
-        it is taken."""
-        if type(event) is not StepStarted or event.effect is UNSET or self._state.policy:
-            return False
-        effect, at_ms = event.effect, event.at_ms
-        if event != StepStarted(
-            at_ms=at_ms,
-            attempt=1,
-            effect=effect,
-            label=UNSET if self._track is None else self._track.together or UNSET,
-            occurrence=self._occurrence,
-            step=self._program.steps[self._index].id,
-        ):
-            return False
-        self._started, self._effect, self._least_ms = True, effect, at_ms
-        return True
 
 
 def _reserve(state: State, activity: Activity, tokens: int, cost_nanousd: int) -> None:
