@@ -7,6 +7,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from hashlib import sha256
+from itertools import permutations
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ from nano_vm.errors import RuntimeFault, VerificationError
 from nano_vm.journal.entry import RIDER_TYPES, Chain, Entry, open_events
 from nano_vm.journal.ledger import Ledger
 from nano_vm.journal.replay import verify_run
-from nano_vm.kernel.events import UNSET, PolicyDecided, StepStarted
+from nano_vm.kernel.events import UNSET, PolicyDecided, StepStarted, StepSucceeded
 from nano_vm.kernel.state import snapshot
 from nano_vm.policy import load_policy
 from nano_vm.policy.model import Policy
@@ -310,6 +311,116 @@ def test_no_change_to_what_a_model_said_or_took_goes_unnoticed(
                 told.add((found[0], found[1].get("code")))
     assert ("REPLAY_MISMATCH", "GATE") in told
     assert (("REPLAY_MISMATCH", "OVER_BUDGET") in told) is bool(budgets)
+
+
+LANES: dict[str, Any] = {
+    "name": "p",
+    "inputs": {"type": "object", "properties": {"x": {"type": "integer", "label": "trusted"}}},
+    "steps": [
+        {
+            "id": "all",
+            "type": "parallel",
+            "parallel_steps": [
+                {"id": "a", "type": "tool", "tool": "add_keyed", "args": {"x": "$x"}, "output_key": "first"},
+                {"id": "b", "type": "tool", "tool": "box_irreversible", "args": {"x": "$x"}},
+                {"id": "c", "type": "tool", "tool": "add_pure", "args": {"x": "$x"}},
+                {
+                    "id": "e",
+                    "type": "tool",
+                    "tool": "add_keyed",
+                    "args": {"x": 2},
+                    "compensate": {"tool": "add_keyed", "args": {"x": "$x"}},
+                },
+                {"id": "d", "type": "tool", "tool": "quick_keyed", "args": {"x": 7}},
+                {"id": "m", "type": "llm", "prompt": "What?", "allowed_outputs": ["yes"]},
+            ],
+        },
+        {"id": "list", "type": "tool", "tool": "quick_pure", "args": {"x": "$first"}},
+        {
+            "id": "each",
+            "type": "map",
+            "over": [1, 2, 3, "$d.output"],
+            "step": {
+                "id": "one",
+                "type": "tool",
+                "tool": "add_idempotent",
+                "args": {"x": "$item"},
+                "on_error": "retry",
+            },
+        },
+        {"id": "more", "type": "condition", "condition": "$x == 1", "then": "some"},
+        {
+            "id": "some",
+            "type": "map",
+            "over": [1, 2, 3, 4],
+            "max_concurrency": 2,
+            "step": {"id": "two", "type": "tool", "tool": "add_keyed", "args": {"x": "$index"}},
+        },
+        {"id": "end", "type": "tool", "tool": "add_keyed", "args": {"x": "$x"}, "is_terminal": True},
+    ],
+}
+LANES_ALLOWED = {"policy": "p", "tools": ["*"], "models": ["*"]}
+
+
+@pytest.mark.parametrize("policy", [None, LANES_ALLOWED], ids=["free", "governed"])
+@pytest.mark.parametrize("labelled", [False, True], ids=["plain", "labelled"])
+def test_no_change_to_what_lanes_have_yielded_goes_unnoticed(labelled: bool, policy: Any) -> None:
+    program = json.loads(json.dumps(LANES))
+    if labelled:
+        program["inputs"]["properties"]["x"]["label"] = "untrusted"
+        program["steps"][0]["parallel_steps"][4]["tool"] = "guarded_keyed"
+    made = journal(program, 1, policy, ["yes"])
+    assert made is not None
+    compiled, entries = made
+    rules = None if policy is None else load_policy(policy)
+    parts = parts_of(entries)
+    told = set()
+
+    def look(changed: list[Part]) -> None:
+        forged = sealed(changed)
+        found = outcome(compiled, forged, True, rules)
+        assert found == outcome(compiled, forged, False, rules)
+        assert results(compiled, forged, True) == results(compiled, forged, False)
+        told.add((found[0], found[1].get("code")) if type(found[0]) is str else "taken")
+
+    for place, (event, salt, payload, then) in enumerate(parts):
+        look(parts[: place + 1])
+        look(parts[:place] + parts[place + 1 :])
+        look([*parts[:place], parts[place], *parts[place:]])
+        if place and type(event) is type(parts[place - 1][0]):
+            look([*parts[: place - 1], parts[place], parts[place - 1], *parts[place + 1 :]])
+        others: list[Part] = [(event, salt, other, then) for other in (b"null", b"1.0", b'{"a":[]}')]
+        for rider, each in enumerate([event, *then]):
+            for name in [name for name in FIELDS if name in each.__struct_fields__]:
+                for value in (
+                    *FIELDS[name],
+                    *{"item": (UNSET, 1, 9), "step": ("e", "one", "m")}.get(name, ()),
+                ):
+                    changed = [event, *then]
+                    changed[rider] = msgspec.structs.replace(each, **{name: value})
+                    others.append((changed[0], salt, payload, changed[1:]))
+        for other in others:
+            if payload is not None or other[2] is payload:
+                look([*parts[:place], other, *parts[place + 1 :]])
+    assert "taken" in told
+    assert len(told) >= 5
+
+
+def test_lanes_finish_in_any_order() -> None:
+    made = journal(LANES, 1, None, ["yes"])
+    assert made is not None
+    compiled, entries = made
+    parts = parts_of(entries)
+    starts = [
+        place for place, part in enumerate(parts) if type(part[0]) is StepSucceeded and part[0].step == "one"
+    ]
+    first, last = starts[0], starts[-1]
+    assert last - first == 3
+    for order in permutations(parts[first:last]):
+        changed = sealed([*parts[:first], *order, *parts[last:]])
+        assert outcome(compiled, changed, True)[0] == outcome(compiled, entries, True)[0]
+        assert outcome(compiled, changed, True) == outcome(compiled, changed, False)
+        assert results(compiled, changed, True) == results(compiled, changed, False)
 
 
 @pytest.mark.parametrize(

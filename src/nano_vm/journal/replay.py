@@ -12,6 +12,7 @@ from nano_vm import canonical
 from nano_vm.errors import InputError, VerificationError
 from nano_vm.journal.entry import GENESIS, Entry, is_closed, open_event, read_facts
 from nano_vm.journal.fold import OnTransition, check_verdicts, take
+from nano_vm.journal.lanes import Lanes
 from nano_vm.journal.ledger import Ledger
 from nano_vm.journal.port import RunRecord
 from nano_vm.journal.reading import SUCCEEDED, ChainReader
@@ -214,6 +215,7 @@ class _Replay:
         self.learnt = Learnt(self.program, run_id)
         self.claimed = claimed
         self.state = State(run=run_id)
+        self.lanes = Lanes(self.program, self.state, watchers, ledger)
         self.then: Standing | None = None
         self.length = 0
         self.ended = 0
@@ -223,13 +225,23 @@ class _Replay:
         length = len(entries)
         while reader.length < length:
             entry = entries[reader.length]
-            if (
-                not entry.facts.endswith(SUCCEEDED)
-                or not self._goes_plainly()
-                or not self.read(entries, reader)
-            ):
+            if not entry.facts.endswith(SUCCEEDED) or not self._read_successes(entries, reader):
                 self.take(entry, reader.take(entry))
         self.leave_stretch()
+
+    def _read_successes(self, entries: Sequence[Entry], reader: ChainReader) -> bool:
+        """Take the next entries by their bytes, as far as they are plain successes; False when it takes none."""
+        if self.is_between and self.lanes.are_open():
+            before = reader.length
+            self.lanes.read(entries, self._stop(entries), reader)
+            if reader.length > before:
+                self._count(reader.length - before)
+            return reader.length > before
+        return self._goes_plainly() and self.read(entries, reader)
+
+    def _stop(self, entries: Sequence[Entry]) -> int:
+        """How far may be read at once: the record is held against how the run stood after what it claims."""
+        return self.claimed if self.length < self.claimed < len(entries) else len(entries)
 
     def _goes_plainly(self) -> bool:
         """Whether a plain stretch is open or can be opened here."""
@@ -241,8 +253,7 @@ class _Replay:
     def read(self, entries: Sequence[Entry], reader: ChainReader) -> bool:
         """Take the next entries by their bytes, as far as the stretch goes; False when it takes none."""
         stretch: Stretch = self.stretch  # type: ignore[assignment]
-        stop = self.claimed if self.length < self.claimed < len(entries) else len(entries)
-        left = stretch.read(entries, stop, reader, self.ledger)
+        left = stretch.read(entries, self._stop(entries), reader, self.ledger)
         taken = reader.length - self.length
         if not taken:
             return False
