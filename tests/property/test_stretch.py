@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nano_vm import Completion, ExecutionVM, MemoryStore, ProgramError, Usage
+from nano_vm import Completion, ExecutionVM, MemoryStore, ProgramError, Usage, tool
 from nano_vm.errors import RuntimeFault, VerificationError
 from nano_vm.journal.entry import RIDER_TYPES, Chain, Entry, open_events
 from nano_vm.journal.ledger import Ledger
@@ -90,13 +90,24 @@ class Talker:
         return Completion(text=self.answers[self.given % len(self.answers)], usage=usage, model=name)
 
 
+COUNTED = [0]
+
+
+@tool(name="count_keyed", effect="keyed")
+async def count_keyed(x: int) -> int:
+    COUNTED[0] += 1
+    return COUNTED[0]
+
+
 def journal(
     program: dict[str, Any], x: int, policy: Any = None, answers: list[str] | None = None
 ) -> tuple[CompiledProgram, list[Entry]] | None:
+    COUNTED[0] = 0
+
     async def play() -> tuple[CompiledProgram, list[Entry]]:
         vm = ExecutionVM(
             llm=Talker(answers) if answers else None,
-            tools=TOOLS,
+            tools=[*TOOLS, count_keyed],
             store=MemoryStore(),
             clock=StillClock(),
             entropy=CountedEntropy(),
@@ -311,6 +322,59 @@ def test_no_change_to_what_a_model_said_or_took_goes_unnoticed(
                 told.add((found[0], found[1].get("code")))
     assert ("REPLAY_MISMATCH", "GATE") in told
     assert (("REPLAY_MISMATCH", "OVER_BUDGET") in told) is bool(budgets)
+
+
+LOOP_OF_MODELS: dict[str, Any] = {
+    "name": "p",
+    "inputs": {"type": "object", "properties": {"x": {"type": "integer"}}},
+    "max_steps": 40,
+    "steps": [
+        {"id": "d", "type": "tool", "tool": "count_keyed", "args": {"x": "$x"}},
+        {"id": "a", "type": "llm", "prompt": "What? $x"},
+        {"id": "c", "type": "condition", "condition": "$d.output < 5", "then": "d", "otherwise": "b"},
+        {"id": "b", "type": "llm", "prompt": "So? $x", "is_terminal": True},
+    ],
+}
+
+
+@pytest.mark.parametrize("budgets", [{}, {"max_tokens": 19_000, "max_cost_usd": 9.5}], ids=["free", "budget"])
+def test_no_change_to_what_a_model_says_again_and_again_goes_unnoticed(budgets: dict[str, Any]) -> None:
+    """Answers and intents are expected to be as the last ones of the step were."""
+    made = journal({**LOOP_OF_MODELS, **budgets}, 1, None, ["yes", "no"])
+    assert made is not None
+    compiled, entries = made
+    parts = parts_of(entries)
+    assert len(parts) > 10
+    for place, (event, salt, payload, then) in enumerate(parts[3:], 3):
+        others: list[Part] = [(event, salt, payload, [])]
+        for rider, each in enumerate([event, *then]):
+            for name in [name for name in FIELDS if name in each.__struct_fields__]:
+                for value in FIELDS[name]:
+                    changed = [event, *then]
+                    changed[rider] = msgspec.structs.replace(each, **{name: value})
+                    others.append((changed[0], salt, payload, changed[1:]))
+        for other in others:
+            forged = sealed([*parts[:place], other, *parts[place + 1 :]])
+            assert outcome(compiled, forged, True) == outcome(compiled, forged, False)
+            assert results(compiled, forged, True) == results(compiled, forged, False)
+
+
+def test_a_success_that_nothing_has_decided_about_is_refused() -> None:
+    steps = [{"id": f"s{i}", "type": "tool", "tool": "add_pure", "args": {"x": "$x"}} for i in range(4)]
+    inputs = {"type": "object", "properties": {"x": {"type": "integer"}}}
+    made = journal({"name": "p", "inputs": inputs, "steps": steps}, 1, POLICIES[0])
+    assert made is not None
+    compiled, entries = made
+    parts = parts_of(entries)
+    refused = 0
+    for place, (event, salt, payload, then) in enumerate(parts):
+        if any(type(rider) is PolicyDecided for rider in then):
+            forged = sealed([*parts[:place], (event, salt, payload, []), *parts[place + 1 :]])
+            found = outcome(compiled, forged, True, load_policy(POLICIES[0]))
+            assert found == outcome(compiled, forged, False, load_policy(POLICIES[0]))
+            assert (found[0], found[1]["code"], found[1]["seq"]) == ("REPLAY_MISMATCH", "POLICY", place + 1)
+            refused += 1
+    assert refused == 3
 
 
 LANES: dict[str, Any] = {

@@ -13,7 +13,7 @@ from nano_vm import canonical
 from nano_vm.errors import VerificationError
 from nano_vm.journal.entry import Chain, Entry, open_event
 from nano_vm.journal.fold import check_verdicts
-from nano_vm.journal.reading import ChainReader
+from nano_vm.journal.reading import ChainReader, read_riders
 from nano_vm.kernel import events as ev
 from unit.journal.journal_runs import refund_run, ridden_refund, ridden_saga, saga_run, wide_run
 
@@ -69,6 +69,7 @@ def written_otherwise(facts: bytes) -> Iterator[bytes]:
     for word, other in ((b"true", b"1"), (b"true", b"null"), (b"false", b"0"), (b"paid", b"\xff")):
         yield facts.replace(word, other)
     yield facts.replace(b'"type":"Step', b'"type":"Stop')
+    yield re.sub(rb'("event":\{.*?"occurrence":\d+,)', rb'\1"payload":1,', facts, count=1)
     yield facts + b" "
     yield facts[:-1]
 
@@ -146,3 +147,11 @@ def test_deep_objects_and_fractions_are_for_the_careful_way() -> None:
         usual, careful = both(Chain("run").seal(received, b"", None), [])
         assert usual is None
         assert (type(careful) is list) is is_evidence
+
+
+def test_what_rides_and_cannot_be_read_is_nothing_usual() -> None:
+    begin, end = b',"then":[{"event":', b',"type":"StepStarted"}],"type":"StepSucceeded"}'
+    body = b'{"at_ms":1,"attempt":1,"occurrence":1,"step":"pay"}'
+    assert read_riders(begin + body + end) == [ev.StepStarted(**AT)]
+    assert read_riders(begin + body.replace(b"1,", b"x,") + end) == []
+    assert read_riders(begin + body + end.replace(b"Succeeded", b"Failed")) == []
