@@ -99,6 +99,11 @@ async def count_keyed(x: int) -> int:
     return COUNTED[0]
 
 
+@tool(name="said_keyed", effect="keyed", output_label="untrusted")
+async def said_keyed(x: int) -> int:
+    return x
+
+
 def journal(
     program: dict[str, Any], x: int, policy: Any = None, answers: list[str] | None = None
 ) -> tuple[CompiledProgram, list[Entry]] | None:
@@ -107,7 +112,7 @@ def journal(
     async def play() -> tuple[CompiledProgram, list[Entry]]:
         vm = ExecutionVM(
             llm=Talker(answers) if answers else None,
-            tools=[*TOOLS, count_keyed],
+            tools=[*TOOLS, count_keyed, said_keyed],
             store=MemoryStore(),
             clock=StillClock(),
             entropy=CountedEntropy(),
@@ -454,6 +459,9 @@ def test_no_change_to_what_lanes_have_yielded_goes_unnoticed(labelled: bool, pol
         if place and type(event) is type(parts[place - 1][0]):
             look([*parts[: place - 1], parts[place], parts[place - 1], *parts[place + 1 :]])
         others: list[Part] = [(event, salt, other, then) for other in (b"null", b"1.0", b'{"a":[]}')]
+        others.append((event, salt, payload, []))
+        if getattr(event, "verdicts", UNSET) is not UNSET:
+            others.append((msgspec.structs.replace(event, verdicts=UNSET), salt, payload, []))
         for rider, each in enumerate([event, *then]):
             for name in [name for name in FIELDS if name in each.__struct_fields__]:
                 for value in (
@@ -468,6 +476,61 @@ def test_no_change_to_what_lanes_have_yielded_goes_unnoticed(labelled: bool, pol
                 look([*parts[:place], other, *parts[place + 1 :]])
     assert "taken" in told
     assert len(told) >= 5
+
+
+def test_a_lane_is_told_from_what_is_beside_it() -> None:
+    """Its payload, its salt, its digest, and how it is written."""
+    made = journal(LANES, 1, None, ["yes"])
+    assert made is not None
+    compiled, entries = made
+    for place, entry in enumerate(entries):
+        if entry.payload is None:
+            continue
+        others = [
+            Entry(entry.seq, entry.digest, entry.facts, entry.salt, b"77"),
+            Entry(entry.seq, entry.digest, entry.facts, b"\xff" * 16, entry.payload),
+            Entry(entry.seq, entry.digest, entry.facts, entry.salt + b"7", entry.payload),
+            Entry(entry.seq, "sha256:" + "7" * 64, entry.facts, entry.salt, entry.payload),
+            Entry(entry.seq + 1, entry.digest, entry.facts, entry.salt, entry.payload),
+        ]
+        for facts in (
+            entry.facts[:1] + b" " + entry.facts[1:],
+            entry.facts.replace(b'"event":{', b'"event": {', 1),
+        ):
+            others.append(
+                Entry(entry.seq, f"sha256:{sha256(facts).hexdigest()}", facts, entry.salt, entry.payload)
+            )
+        for other in others:
+            forged = [*entries[:place], other, *entries[place + 1 :]]
+            found = outcome(compiled, forged, True)
+            assert type(found[0]) is str
+            assert found[1]["seq"] == place
+            assert found == outcome(compiled, forged, False)
+
+
+def test_a_lane_whose_output_is_not_trusted_says_so() -> None:
+    lanes = [
+        {"id": name, "type": "tool", "tool": used, "args": {"x": "$x"}}
+        for name, used in (("a", "said_keyed"), ("b", "add_keyed"), ("c", "add_keyed"))
+    ]
+    inputs = {"type": "object", "properties": {"x": {"type": "integer", "label": "trusted"}}}
+    steps = [
+        {"id": "all", "type": "parallel", "parallel_steps": lanes},
+        {"id": "end", "type": "tool", "tool": "guarded_keyed", "args": {"x": "$b.output"}},
+    ]
+    made = journal({"name": "p", "inputs": inputs, "steps": steps}, 1)
+    assert made is not None
+    compiled, entries = made
+    parts = parts_of(entries)
+    place = next(n for n, part in enumerate(parts) if type(part[0]) is StepSucceeded and part[0].step == "a")
+    event, salt, payload, then = parts[place]
+    assert event.label == 1
+    for value in (UNSET, 1, 2):
+        other = msgspec.structs.replace(event, label=value), salt, payload, then
+        forged = sealed([*parts[:place], other, *parts[place + 1 :]])
+        found = outcome(compiled, forged, True)
+        assert found == outcome(compiled, forged, False)
+        assert (type(found[0]) is bytes) is (value == 1)
 
 
 def test_lanes_finish_in_any_order() -> None:
