@@ -7,7 +7,7 @@ import rfc8785
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nano_vm.canonical import INT_MAX, decode, encode, is_canonical, normalize
+from nano_vm.canonical import INT_MAX, decode, decode_canonical, encode, is_canonical, is_simple, normalize
 from nano_vm.errors import InputError
 
 # Astral characters beside U+E000-U+FFFF are where code point order and UTF-16 order part.
@@ -62,6 +62,25 @@ def test_what_was_encoded_is_read_back_and_encodes_to_the_same_bytes(value):
     data = encode(value)
     assert encode(decode(data)) == data
     assert is_canonical(data)
+    assert repr(decode_canonical(data)) == repr(decode(data))
+
+
+@given(
+    VALUES,
+    st.sampled_from([b" %b", b"[%b]", b'{"a":%b,"a":%b}', b'{"b":%b,"a":%b}', b"%b0", b"%be1", b"%b.5"]),
+)
+@settings(max_examples=300)
+def test_what_is_decoded_as_canonical_is(value, form):
+    data = encode(value)
+    data = form.replace(b"%b", data)
+    try:
+        found = decode_canonical(data)
+    except InputError:
+        assert not is_canonical(data)
+        assert not is_simple(data)
+    else:
+        assert is_canonical(data)
+        assert repr(found) == repr(decode(data))
 
 
 @given(VALUES)

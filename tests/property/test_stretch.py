@@ -7,6 +7,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from hashlib import sha256
+from itertools import permutations
 from typing import Any
 
 import msgspec
@@ -14,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nano_vm import Completion, ExecutionVM, MemoryStore, ProgramError, Usage
+from nano_vm import Completion, ExecutionVM, MemoryStore, ProgramError, Usage, tool
 from nano_vm.errors import RuntimeFault, VerificationError
 from nano_vm.journal.entry import RIDER_TYPES, Chain, Entry, open_events
 from nano_vm.journal.ledger import Ledger
 from nano_vm.journal.replay import verify_run
-from nano_vm.kernel.events import UNSET, PolicyDecided, StepStarted
+from nano_vm.kernel.events import UNSET, PolicyDecided, StepStarted, StepSucceeded
 from nano_vm.kernel.state import snapshot
 from nano_vm.policy import load_policy
 from nano_vm.policy.model import Policy
@@ -89,13 +90,29 @@ class Talker:
         return Completion(text=self.answers[self.given % len(self.answers)], usage=usage, model=name)
 
 
+COUNTED = [0]
+
+
+@tool(name="count_keyed", effect="keyed")
+async def count_keyed(x: int) -> int:
+    COUNTED[0] += 1
+    return COUNTED[0]
+
+
+@tool(name="said_keyed", effect="keyed", output_label="untrusted")
+async def said_keyed(x: int) -> int:
+    return x
+
+
 def journal(
     program: dict[str, Any], x: int, policy: Any = None, answers: list[str] | None = None
 ) -> tuple[CompiledProgram, list[Entry]] | None:
+    COUNTED[0] = 0
+
     async def play() -> tuple[CompiledProgram, list[Entry]]:
         vm = ExecutionVM(
             llm=Talker(answers) if answers else None,
-            tools=TOOLS,
+            tools=[*TOOLS, count_keyed, said_keyed],
             store=MemoryStore(),
             clock=StillClock(),
             entropy=CountedEntropy(),
@@ -310,6 +327,227 @@ def test_no_change_to_what_a_model_said_or_took_goes_unnoticed(
                 told.add((found[0], found[1].get("code")))
     assert ("REPLAY_MISMATCH", "GATE") in told
     assert (("REPLAY_MISMATCH", "OVER_BUDGET") in told) is bool(budgets)
+
+
+LOOP_OF_MODELS: dict[str, Any] = {
+    "name": "p",
+    "inputs": {"type": "object", "properties": {"x": {"type": "integer"}}},
+    "max_steps": 40,
+    "steps": [
+        {"id": "d", "type": "tool", "tool": "count_keyed", "args": {"x": "$x"}},
+        {"id": "a", "type": "llm", "prompt": "What? $x"},
+        {"id": "c", "type": "condition", "condition": "$d.output < 5", "then": "d", "otherwise": "b"},
+        {"id": "b", "type": "llm", "prompt": "So? $x", "is_terminal": True},
+    ],
+}
+
+
+@pytest.mark.parametrize("budgets", [{}, {"max_tokens": 19_000, "max_cost_usd": 9.5}], ids=["free", "budget"])
+def test_no_change_to_what_a_model_says_again_and_again_goes_unnoticed(budgets: dict[str, Any]) -> None:
+    """Answers and intents are expected to be as the last ones of the step were."""
+    made = journal({**LOOP_OF_MODELS, **budgets}, 1, None, ["yes", "no"])
+    assert made is not None
+    compiled, entries = made
+    parts = parts_of(entries)
+    assert len(parts) > 10
+    for place, (event, salt, payload, then) in enumerate(parts[3:], 3):
+        others: list[Part] = [(event, salt, payload, [])]
+        for rider, each in enumerate([event, *then]):
+            for name in [name for name in FIELDS if name in each.__struct_fields__]:
+                for value in FIELDS[name]:
+                    changed = [event, *then]
+                    changed[rider] = msgspec.structs.replace(each, **{name: value})
+                    others.append((changed[0], salt, payload, changed[1:]))
+        for other in others:
+            forged = sealed([*parts[:place], other, *parts[place + 1 :]])
+            assert outcome(compiled, forged, True) == outcome(compiled, forged, False)
+            assert results(compiled, forged, True) == results(compiled, forged, False)
+
+
+def test_a_success_that_nothing_has_decided_about_is_refused() -> None:
+    steps = [{"id": f"s{i}", "type": "tool", "tool": "add_pure", "args": {"x": "$x"}} for i in range(4)]
+    inputs = {"type": "object", "properties": {"x": {"type": "integer"}}}
+    made = journal({"name": "p", "inputs": inputs, "steps": steps}, 1, POLICIES[0])
+    assert made is not None
+    compiled, entries = made
+    parts = parts_of(entries)
+    refused = 0
+    for place, (event, salt, payload, then) in enumerate(parts):
+        if any(type(rider) is PolicyDecided for rider in then):
+            forged = sealed([*parts[:place], (event, salt, payload, []), *parts[place + 1 :]])
+            found = outcome(compiled, forged, True, load_policy(POLICIES[0]))
+            assert found == outcome(compiled, forged, False, load_policy(POLICIES[0]))
+            assert (found[0], found[1]["code"], found[1]["seq"]) == ("REPLAY_MISMATCH", "POLICY", place + 1)
+            refused += 1
+    assert refused == 3
+
+
+LANES: dict[str, Any] = {
+    "name": "p",
+    "inputs": {"type": "object", "properties": {"x": {"type": "integer", "label": "trusted"}}},
+    "steps": [
+        {
+            "id": "all",
+            "type": "parallel",
+            "parallel_steps": [
+                {"id": "a", "type": "tool", "tool": "add_keyed", "args": {"x": "$x"}, "output_key": "first"},
+                {"id": "b", "type": "tool", "tool": "box_irreversible", "args": {"x": "$x"}},
+                {"id": "c", "type": "tool", "tool": "add_pure", "args": {"x": "$x"}},
+                {
+                    "id": "e",
+                    "type": "tool",
+                    "tool": "add_keyed",
+                    "args": {"x": 2},
+                    "compensate": {"tool": "add_keyed", "args": {"x": "$x"}},
+                },
+                {"id": "d", "type": "tool", "tool": "quick_keyed", "args": {"x": 7}},
+                {"id": "m", "type": "llm", "prompt": "What?", "allowed_outputs": ["yes"]},
+            ],
+        },
+        {"id": "list", "type": "tool", "tool": "quick_pure", "args": {"x": "$first"}},
+        {
+            "id": "each",
+            "type": "map",
+            "over": [1, 2, 3, "$d.output"],
+            "step": {
+                "id": "one",
+                "type": "tool",
+                "tool": "add_idempotent",
+                "args": {"x": "$item"},
+                "on_error": "retry",
+            },
+        },
+        {"id": "more", "type": "condition", "condition": "$x == 1", "then": "some"},
+        {
+            "id": "some",
+            "type": "map",
+            "over": [1, 2, 3, 4],
+            "max_concurrency": 2,
+            "step": {"id": "two", "type": "tool", "tool": "add_keyed", "args": {"x": "$index"}},
+        },
+        {"id": "end", "type": "tool", "tool": "add_keyed", "args": {"x": "$x"}, "is_terminal": True},
+    ],
+}
+LANES_ALLOWED = {"policy": "p", "tools": ["*"], "models": ["*"]}
+
+
+@pytest.mark.parametrize("policy", [None, LANES_ALLOWED], ids=["free", "governed"])
+@pytest.mark.parametrize("labelled", [False, True], ids=["plain", "labelled"])
+def test_no_change_to_what_lanes_have_yielded_goes_unnoticed(labelled: bool, policy: Any) -> None:
+    program = json.loads(json.dumps(LANES))
+    if labelled:
+        program["inputs"]["properties"]["x"]["label"] = "untrusted"
+        program["steps"][0]["parallel_steps"][4]["tool"] = "guarded_keyed"
+    made = journal(program, 1, policy, ["yes"])
+    assert made is not None
+    compiled, entries = made
+    rules = None if policy is None else load_policy(policy)
+    parts = parts_of(entries)
+    told = set()
+
+    def look(changed: list[Part]) -> None:
+        forged = sealed(changed)
+        found = outcome(compiled, forged, True, rules)
+        assert found == outcome(compiled, forged, False, rules)
+        assert results(compiled, forged, True) == results(compiled, forged, False)
+        told.add((found[0], found[1].get("code")) if type(found[0]) is str else "taken")
+
+    for place, (event, salt, payload, then) in enumerate(parts):
+        look(parts[: place + 1])
+        look(parts[:place] + parts[place + 1 :])
+        look([*parts[:place], parts[place], *parts[place:]])
+        if place and type(event) is type(parts[place - 1][0]):
+            look([*parts[: place - 1], parts[place], parts[place - 1], *parts[place + 1 :]])
+        others: list[Part] = [(event, salt, other, then) for other in (b"null", b"1.0", b'{"a":[]}')]
+        others.append((event, salt, payload, []))
+        if getattr(event, "verdicts", UNSET) is not UNSET:
+            others.append((msgspec.structs.replace(event, verdicts=UNSET), salt, payload, []))
+        for rider, each in enumerate([event, *then]):
+            for name in [name for name in FIELDS if name in each.__struct_fields__]:
+                for value in (
+                    *FIELDS[name],
+                    *{"item": (UNSET, 1, 9), "step": ("e", "one", "m")}.get(name, ()),
+                ):
+                    changed = [event, *then]
+                    changed[rider] = msgspec.structs.replace(each, **{name: value})
+                    others.append((changed[0], salt, payload, changed[1:]))
+        for other in others:
+            if payload is not None or other[2] is payload:
+                look([*parts[:place], other, *parts[place + 1 :]])
+    assert "taken" in told
+    assert len(told) >= 5
+
+
+def test_a_lane_is_told_from_what_is_beside_it() -> None:
+    """Its payload, its salt, its digest, and how it is written."""
+    made = journal(LANES, 1, None, ["yes"])
+    assert made is not None
+    compiled, entries = made
+    for place, entry in enumerate(entries):
+        if entry.payload is None:
+            continue
+        others = [
+            Entry(entry.seq, entry.digest, entry.facts, entry.salt, b"77"),
+            Entry(entry.seq, entry.digest, entry.facts, b"\xff" * 16, entry.payload),
+            Entry(entry.seq, entry.digest, entry.facts, entry.salt + b"7", entry.payload),
+            Entry(entry.seq, "sha256:" + "7" * 64, entry.facts, entry.salt, entry.payload),
+            Entry(entry.seq + 1, entry.digest, entry.facts, entry.salt, entry.payload),
+        ]
+        for facts in (
+            entry.facts[:1] + b" " + entry.facts[1:],
+            entry.facts.replace(b'"event":{', b'"event": {', 1),
+        ):
+            others.append(
+                Entry(entry.seq, f"sha256:{sha256(facts).hexdigest()}", facts, entry.salt, entry.payload)
+            )
+        for other in others:
+            forged = [*entries[:place], other, *entries[place + 1 :]]
+            found = outcome(compiled, forged, True)
+            assert type(found[0]) is str
+            assert found[1]["seq"] == place
+            assert found == outcome(compiled, forged, False)
+
+
+def test_a_lane_whose_output_is_not_trusted_says_so() -> None:
+    lanes = [
+        {"id": name, "type": "tool", "tool": used, "args": {"x": "$x"}}
+        for name, used in (("a", "said_keyed"), ("b", "add_keyed"), ("c", "add_keyed"))
+    ]
+    inputs = {"type": "object", "properties": {"x": {"type": "integer", "label": "trusted"}}}
+    steps = [
+        {"id": "all", "type": "parallel", "parallel_steps": lanes},
+        {"id": "end", "type": "tool", "tool": "guarded_keyed", "args": {"x": "$b.output"}},
+    ]
+    made = journal({"name": "p", "inputs": inputs, "steps": steps}, 1)
+    assert made is not None
+    compiled, entries = made
+    parts = parts_of(entries)
+    place = next(n for n, part in enumerate(parts) if type(part[0]) is StepSucceeded and part[0].step == "a")
+    event, salt, payload, then = parts[place]
+    assert event.label == 1
+    for value in (UNSET, 1, 2):
+        other = msgspec.structs.replace(event, label=value), salt, payload, then
+        forged = sealed([*parts[:place], other, *parts[place + 1 :]])
+        found = outcome(compiled, forged, True)
+        assert found == outcome(compiled, forged, False)
+        assert (type(found[0]) is bytes) is (value == 1)
+
+
+def test_lanes_finish_in_any_order() -> None:
+    made = journal(LANES, 1, None, ["yes"])
+    assert made is not None
+    compiled, entries = made
+    parts = parts_of(entries)
+    starts = [
+        place for place, part in enumerate(parts) if type(part[0]) is StepSucceeded and part[0].step == "one"
+    ]
+    first, last = starts[0], starts[-1]
+    assert last - first == 3
+    for order in permutations(parts[first:last]):
+        changed = sealed([*parts[:first], *order, *parts[last:]])
+        assert outcome(compiled, changed, True)[0] == outcome(compiled, entries, True)[0]
+        assert outcome(compiled, changed, True) == outcome(compiled, changed, False)
+        assert results(compiled, changed, True) == results(compiled, changed, False)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,12 @@ from nano_vm.canonical import (
     DEPTH_MAX,
     INT_MAX,
     decode,
+    decode_canonical,
     digest,
     digest_value,
     encode,
     is_canonical,
+    is_simple,
     normalize,
 )
 from nano_vm.errors import InputError
@@ -203,10 +205,23 @@ def test_bytes_that_are_not_json_are_refused(data, code):
 
 
 @pytest.mark.parametrize(
-    "data", [b'{"b":1,"a":2}', b" 1", b"1.0", b"9007199254740993", b'{"a":1,"a":2}', b'"\\u0041"']
+    "data",
+    [
+        b'{"b":1,"a":2}',
+        b" 1",
+        b"1.0",
+        b"9007199254740993",
+        b'{"a":1,"a":2}',
+        b'"\\u0041"',
+        b"1e30",
+        b"[1e22]",
+    ],
 )
 def test_json_that_is_not_canonical_is_recognised(data):
     assert not is_canonical(data)
+    assert not is_simple(data)
+    with pytest.raises(InputError):
+        decode_canonical(data)
     assert is_canonical(encode(decode(data)))
 
 

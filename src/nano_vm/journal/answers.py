@@ -26,6 +26,21 @@ _INTENT = re.compile(
 ).match
 
 
+_FIRST = b',"attempt":1,'
+_START = len(_FIRST)
+_PAID = re.compile(rb',"attempt":1,"cost_nanousd":%b,' % _NUMBER).match
+_LAST = re.compile(rb'(?:,"tokens_in":%b)?(?:,"tokens_out":%b)?' % (_NUMBER, _NUMBER)).match
+
+
+class Manner(msgspec.Struct, frozen=True, gc=False):
+    """How a step's model has named itself and what it was asked, between what its answer cost and its tokens: as it is
+    written, but for the number of the occurrence."""
+
+    format: bytes
+    model: bytes | None
+    provider: bytes | None
+
+
 class Answer(msgspec.Struct, frozen=True, gc=False):
     """What a success says of a model's answer: where its members end, and what it took."""
 
@@ -64,6 +79,41 @@ def read_answer(facts: bytes, place: int, step_id: str, occurrence: int, label: 
         provider,
         cached is not None,
     )
+
+
+def read_alike(facts: bytes, place: int, occurrence: int, manner: Manner) -> Answer | None:
+    """`read_answer` of one that was paid for, or cost nothing, in the manner of an earlier answer. None for others."""
+    start = manner.format % occurrence
+    cost = 0
+    if not facts.startswith(start, place):
+        found = _PAID(facts, place)
+        if found is None or not facts.startswith(start[_START:], found.end()):
+            return None
+        cost, place = int(found[1]), found.end() - _START
+    spent = _LAST(facts, place + len(start))
+    tokens_in, tokens_out = spent.groups()  # type: ignore[union-attr]
+    return Answer(
+        spent.end(),  # type: ignore[union-attr]
+        cost,
+        int(tokens_in) if tokens_in else 0,
+        int(tokens_out) if tokens_out else 0,
+        manner.model,
+        manner.provider,
+        False,
+    )
+
+
+def manner_of(facts: bytes, place: int, occurrence: int, answer: Answer) -> Manner | None:
+    """In what manner this answer is written, which `read_answer` has read there; None for one out of a cache."""
+    if answer.is_cached:
+        return None
+    paid = _PAID(facts, place)
+    begin = place + _START if paid is None else paid.end()
+    step = facts.find(b'"step":"', begin) + len(b'"step":"')
+    # (Names hold no quotation marks.)
+    named = facts[begin : facts.find(b'"', step) + 1].replace(b"%", b"%%")
+    before, after = named.split(b'"occurrence":%d,' % occurrence, 1)
+    return Manner(b'%b%b"occurrence":%%d,%b' % (_FIRST, before, after), answer.model, answer.provider)
 
 
 def read_intent(facts: bytes, place: int, step_id: str, occurrence: int, label: int) -> Intent | None:

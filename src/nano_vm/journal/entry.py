@@ -93,9 +93,10 @@ _READERS: dict[str, _Reader] = {
     for name, kind in EVENT_TYPES.items()
 }
 # Facts of these types may hold objects whose keys come from outside, which a plain encoder would leave in
-# their order.
+# their order, or numbers that it would leave as they are.
 _OBJECTS = (
     "budgets",
+    "counts",
     "decided",
     "forked",
     "labels",
@@ -113,13 +114,12 @@ _SHAPES: dict[Any, tuple[bool, bool]] = {
     )
     for kind in EVENT_TYPES.values()
 }
-# What a `ChainReader` reads the usual way: how, whether there may be a payload, and how the facts end.
+# How a `ChainReader` reads events: how they are decoded, whether there may be a payload and such facts, and how the
+# entry ends.
 USUAL = {
-    name: (reader.decode, reader.payload, b',"type":"%b"}' % name.encode())
+    name: (reader.decode, reader.payload, _SHAPES[EVENT_TYPES[name]][1], b',"type":"%b"}' % name.encode())
     for name, reader in _READERS.items()
-    if not _SHAPES[EVENT_TYPES[name]][1]
 }
-USUAL_RIDERS = {name: USUAL[name][0] for name in RIDER_TYPES if name in USUAL}
 
 
 _NUMBERS = tuple(map(str, range(256)))

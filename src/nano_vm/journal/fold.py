@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import msgspec
 from msgspec import UNSET
 
 from nano_vm.errors import VerificationError
@@ -19,6 +20,8 @@ from nano_vm.kernel.events import Event
 from nano_vm.kernel.state import Rejection, State
 from nano_vm.kernel.transition import apply
 from nano_vm.program.compiled import CompiledProgram
+
+_encode = msgspec.json.Encoder().encode
 
 OnTransition: TypeAlias = Callable[[Entry, Event, State], None]
 
@@ -121,7 +124,10 @@ def check_verdicts(event: Event, verdicts: list[Any], seq: int) -> None:
     """
     # Events of types that cannot lead to a condition have no such field; UNSET says that none was asked.
     recorded = getattr(event, "verdicts", None)
-    if (recorded or verdicts) and recorded is not None and recorded != verdicts:
+    if recorded is None or not (recorded or verdicts):
+        return
+    # They are compared as they are written: 1 and 1.0 and true are equal.
+    if recorded is UNSET or _encode(recorded) != _encode(verdicts):
         raise VerificationError(
             "REPLAY_MISMATCH",
             f"entry {seq}: the conditions come out otherwise than recorded",

@@ -201,6 +201,10 @@ class Ledger:
         settled = Settled(step.index, occurrence, -1, _SUCCESS, value, "", 1, entered_ms, False)
         self._settle(settled, at_ms, state)
 
+    def settle(self, settled: Settled, state: State) -> None:
+        """`record` of the success of a tool that took no tokens, in a lane."""
+        self._settle(settled, state.now_ms, state)
+
     def decide(self, verdicts: list[Any], at_ms: int, state: State | None) -> None:
         """`record` of the conditions that followed; with the `state` of a run that has gone on beyond them, of what
         else has settled."""

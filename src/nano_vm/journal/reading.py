@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from hashlib import sha256
 
 import msgspec
@@ -12,23 +11,28 @@ from nano_vm import canonical
 from nano_vm.errors import InputError
 from nano_vm.journal.entry import (
     GENESIS,
+    RIDER_TYPES,
     SALT_BYTES,
     USUAL,
-    USUAL_RIDERS,
     Chain,
     Entry,
     Facts,
-    Rider,
     broken,
-    decode_facts,
     is_closed,
     malformed,
     open_events,
     read_facts,
 )
+from nano_vm.journal.plain import LAST
 from nano_vm.kernel.events import Event
 
-_encode = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder(order="deterministic").encode
+_BEGIN, _THEN, _NEXT_RIDER = b'{"event":', b',"then":[{"event":', b'},{"event":'
+SUCCEEDED = LAST.encode()  # how the entry of a success ends
+_AFTER_RIDERS, _AFTER_BODY = b'],"type":"', b'},"type":"'
+# By how an entry of a type ends, and by how a rider does: how its event is read.
+_USUAL = {usual[3]: usual for usual in USUAL.values()}
+_RIDERS = {USUAL[name][3][:-1]: USUAL[name] for name in RIDER_TYPES}
 
 
 def verify_entry(entry: Entry, run: str, prev: str, seq: int | None = None) -> Facts:
@@ -92,39 +96,44 @@ class ChainReader:
         return events
 
     def _usual(self, entry: Entry) -> list[Event] | None:
-        written, payload, salt = entry.facts, entry.payload, entry.salt
-        try:
-            facts = decode_facts(written)
-            decode, has_payload, end = USUAL[facts.type]
-            event = decode(facts.event)
-            body = _encode(event)
-            if payload is None:
-                if facts.commitment is not None or salt:
-                    return None
-                begin = b'{"event":%b' % body
-            else:
-                # A payload that stands among the facts is in `body`, and would be taken for this one.
-                if not has_payload or event.payload is not UNSET or len(salt) != SALT_BYTES:
-                    return None
-                event.payload = value = canonical.decode(payload)
-                if canonical.encode(value) != payload:
-                    return None
-                commitment = sha256(salt + payload).hexdigest()
-                begin = b'{"commitment":"sha256:%b","event":%b' % (commitment.encode(), body)
-            events: list[Event] = [event]
-            then = _usual_riders(facts.then, events) if facts.then else b""
-        except (KeyError, InputError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        """The events of an entry that is as the next one has to be; None where anything is not, or is unusual.
+
+        The entry is cut where what links it to the one before stands. Nothing but the events in it is decoded, and what
+        they are encoded to is compared: with what stands around them, that is every byte.
+        """
+        written, payload, salt, seq = entry.facts, entry.payload, entry.salt, self.length
+        link = b'},"prev":"%b%b%d' % (self.head.encode(), self.place, seq)
+        cut = written.find(link) + 1
+        tail = written[cut - 1 + len(link) :]
+        usual = _USUAL.get(tail) or _USUAL.get(tail[tail.rfind(_AFTER_RIDERS) + 1 :])
+        if not cut or usual is None or entry.seq != seq:
             return None
-        seq, digest = self.length, entry.digest
-        whole = b'%b,"prev":"%b","run":%b,"seq":%d%b%b' % (
-            begin,
-            self.head.encode(),
-            self._run,
-            seq,
-            then,
-            end,
-        )
-        if written != whole or entry.seq != seq or digest != "sha256:" + sha256(written).hexdigest():
+        decode, has_payload, nests, end = usual
+        if payload is None:
+            begin = _BEGIN
+            if salt:
+                return None
+        elif has_payload and len(salt) == SALT_BYTES:
+            begin = b'{"commitment":"sha256:%b","event":' % sha256(salt + payload).hexdigest().encode()
+        else:
+            return None
+        if entry.digest != "sha256:" + sha256(written).hexdigest() or not written.startswith(begin):
+            return None
+        body = written[len(begin) : cut]
+        try:
+            event = decode(body)
+            if _encode(event) != body or (nests and not _is_simple(body)):
+                return None
+            if has_payload:
+                # One that stands among the facts is in `body`, and would be taken for this one.
+                if event.payload is not UNSET:
+                    return None
+                if payload is not None:
+                    event.payload = canonical.decode_canonical(payload)
+            events: list[Event] = [event]
+            if len(tail) != len(end) and not _take_riders(tail, len(tail) - len(end), events):
+                return None
+        except (InputError, msgspec.DecodeError, UnicodeError, RecursionError):
             return None
         return events
 
@@ -141,7 +150,7 @@ class ChainReader:
             else:
                 same = sealed == entry and (entry.payload is None or canonical.is_canonical(entry.payload))
             # What an event holds from outside may be anything: nested deeper than values are, for one.
-            same = same and (facts.type in USUAL or canonical.is_canonical(entry.facts))
+            same = same and canonical.is_canonical(entry.facts)
         except InputError:
             same = False
         if not same:
@@ -149,8 +158,6 @@ class ChainReader:
         return [event, *then]
 
 
-_RIDERS = re.compile(rb',"then":(\[.*\]),"type":"StepSucceeded"\}').fullmatch
-_decode_riders = msgspec.json.Decoder(list[Rider]).decode
 _AT_DIGITS_MAX = 15  # of numbers that every JSON reader reads alike
 
 
@@ -161,31 +168,45 @@ def is_number(digits: bytes) -> bool:
 
 def read_riders(tail: bytes) -> list[Event]:
     """What rides with a success, from all that follows the number of its entry; nothing for what is not usual."""
-    found = _RIDERS(tail)
     events: list[Event] = []
-    if found is not None:
-        try:
-            _usual_riders(_decode_riders(found[1]), events)
-        except (KeyError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return []
-    return events
+    try:
+        if tail.endswith(SUCCEEDED) and _take_riders(tail, len(tail) - len(SUCCEEDED), events):
+            return events
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        pass
+    return []
+
+
+def _take_riders(tail: bytes, end: int, events: list[Event]) -> bool:
+    """Add what rides with an event, from the bytes between the number of the entry and `end`, where its type stands;
+    False for what is not written as it has to be. Raises what decoding raises."""
+    if not tail.startswith(_THEN) or not tail.endswith(b"}]", 0, end):
+        return False
+    # Within a text there is no quotation mark as it stands here, and riders hold no objects: at anything else than
+    # between two riders this cuts what cannot be decoded.
+    for rider in tail[len(_THEN) : end - 2].split(_NEXT_RIDER):
+        cut = rider.rfind(_AFTER_BODY) + 1
+        usual, body = _RIDERS.get(rider[cut:]), rider[:cut]
+        if usual is None:
+            return False
+        event = usual[0](body)
+        if _encode(event) != body or (usual[2] and not _is_simple(body)):
+            return False
+        if usual[1] and event.payload is not UNSET:
+            return False
+        events.append(event)
+    return True
+
+
+def _is_simple(body: bytes) -> bool:
+    """Whether an event that encodes to this may be taken for canonical: what comes from outside can have its names in
+    any order, and hold anything."""
+    return (body.find(b"{", 1) < 0 and body.find(b"[", 1) < 0) or canonical.is_simple(body)
 
 
 def write_rider(event: Event) -> bytes:
     """An event that rides with another as it has to be written."""
     return b'{"event":%b,"type":"%b"}' % (_encode(event), event.type.encode())
-
-
-def _usual_riders(riders: list[Rider], events: list[Event]) -> bytes:
-    """The member `then` as it has to be written; adds its events. Raises KeyError for what is not usual."""
-    parts = []
-    for rider in riders:
-        event = USUAL_RIDERS[rider.type](rider.event)
-        if getattr(event, "payload", UNSET) is not UNSET:
-            raise KeyError
-        parts.append(write_rider(event))
-        events.append(event)
-    return b',"then":[%b]' % b",".join(parts)
 
 
 def verify_shown(entry: Entry, run: str) -> Facts:

@@ -12,17 +12,19 @@ from nano_vm import canonical
 from nano_vm.errors import InputError, VerificationError
 from nano_vm.journal.entry import GENESIS, Entry, is_closed, open_event, read_facts
 from nano_vm.journal.fold import OnTransition, check_verdicts, take
+from nano_vm.journal.lanes import Lanes
 from nano_vm.journal.ledger import Ledger
 from nano_vm.journal.port import RunRecord
-from nano_vm.journal.reading import ChainReader
+from nano_vm.journal.reading import SUCCEEDED, ChainReader
 from nano_vm.journal.recall import Notes, Recall
 from nano_vm.journal.standing import Standing, standing
 from nano_vm.journal.stretch import Learnt, Stretch, Watcher, stretch_from
 from nano_vm.kernel.events import Event, RunStarted
-from nano_vm.kernel.state import RunStatus, State, snapshot
+from nano_vm.kernel.state import RunStatus, Stage, State, snapshot
 from nano_vm.program.compiled import CompiledProgram
 
 KEYED = "hmac-sha256:"  # of a digest that only who has the subject's key can compute
+_ENDED = Stage.ENDED
 _NAMED_MAX = 20  # decisions that are named one by one
 
 
@@ -207,26 +209,51 @@ class _Replay:
         self.ledger = ledger
         self.failure: VerificationError | None = None
         self.stretch: Stretch | None = None
+        self.is_between = (
+            False  # nothing has been opened since the last event, and nobody looks at each transition
+        )
         self.learnt = Learnt(self.program, run_id)
         self.claimed = claimed
         self.state = State(run=run_id)
+        self.lanes = Lanes(self.program, self.state, watchers, ledger)
         self.then: Standing | None = None
         self.length = 0
         self.ended = 0
         self.verdicts = 0
 
     def take_all(self, entries: Sequence[Entry], reader: ChainReader) -> None:
-        while reader.length < len(entries):
-            if self.stretch is None or not self.read(entries, reader):
-                entry = entries[reader.length]
+        length = len(entries)
+        while reader.length < length:
+            entry = entries[reader.length]
+            if not entry.facts.endswith(SUCCEEDED) or not self._read_successes(entries, reader):
                 self.take(entry, reader.take(entry))
         self.leave_stretch()
+
+    def _read_successes(self, entries: Sequence[Entry], reader: ChainReader) -> bool:
+        """Take the next entries by their bytes, as far as they are plain successes; False when it takes none."""
+        if self.is_between and self.lanes.are_open():
+            before = reader.length
+            self.lanes.read(entries, self._stop(entries), reader)
+            if reader.length > before:
+                self._count(reader.length - before)
+            return reader.length > before
+        return self._goes_plainly() and self.read(entries, reader)
+
+    def _stop(self, entries: Sequence[Entry]) -> int:
+        """How far may be read at once: the record is held against how the run stood after what it claims."""
+        return self.claimed if self.length < self.claimed < len(entries) else len(entries)
+
+    def _goes_plainly(self) -> bool:
+        """Whether a plain stretch is open or can be opened here."""
+        if self.is_between:
+            self.is_between = False
+            self.stretch = stretch_from(self.program, self.state, self.watchers, self.learnt)
+        return self.stretch is not None
 
     def read(self, entries: Sequence[Entry], reader: ChainReader) -> bool:
         """Take the next entries by their bytes, as far as the stretch goes; False when it takes none."""
         stretch: Stretch = self.stretch  # type: ignore[assignment]
-        stop = self.claimed if self.length < self.claimed < len(entries) else len(entries)
-        left = stretch.read(entries, stop, reader, self.ledger)
+        left = stretch.read(entries, self._stop(entries), reader, self.ledger)
         taken = reader.length - self.length
         if not taken:
             return False
@@ -251,21 +278,17 @@ class _Replay:
             if len(events) > 1:
                 self._one_by_one(events[1:], entry)
         except VerificationError as failure:
-            self.failure, self.stretch = failure, None
+            self.failure, self.stretch, self.is_between = failure, None, False
 
     def take(self, entry: Entry, events: Sequence[Event]) -> None:
         """Take an entry's events. A failure is kept: it is told when the whole chain has been found sound."""
         if self.failure is not None:
             return
         try:
-            if self.ledger is not None:
-                self.leave_stretch()
-            elif self.stretch is not None:
-                events = self._plainly(events, entry.seq)
-            if events:
-                self._one_by_one(events, entry)
+            self.leave_stretch()
+            self._one_by_one(events, entry)
         except VerificationError as failure:
-            self.failure, self.stretch = failure, None
+            self.failure, self.stretch, self.is_between = failure, None, False
             return
         self._count()
 
@@ -274,18 +297,6 @@ class _Replay:
         if self.length == self.claimed:
             self.leave_stretch()
             self.then = standing(self.program, self.state)
-
-    def _plainly(self, events: Sequence[Event], seq: int) -> Sequence[Event]:
-        """Take what is plain of the events; returns the others."""
-        stretch = self.stretch
-        assert stretch is not None
-        count, verdicts = stretch.take(events)
-        if count:
-            check_verdicts(events[0], verdicts, seq)
-            self.verdicts += len(verdicts)
-        if not stretch.is_open:
-            self.stretch = None
-        return events[count:]
 
     def _one_by_one(self, events: Sequence[Event], entry: Entry) -> None:
         state = self.state
@@ -301,15 +312,15 @@ class _Replay:
                 recall.take(take, state, event, entry.seq)
             for watcher in self.watchers:
                 watcher.after(entry, event, state)
-            self.verdicts += len(state.verdicts)
+            if state.verdicts:
+                self.verdicts += len(state.verdicts)
             if self.ledger is not None:
                 self.ledger.record(entry, event, state)
             if self.on_transition is not None:
                 self.on_transition(entry, event, state)
-        if not self.ended and state.status.is_terminal:
+        if state.stage is _ENDED and not self.ended:
             self.ended = entry.seq + 1
-        elif self.on_transition is None and recall is None:
-            self.stretch = stretch_from(self.program, state, self.watchers, self.learnt)
+        self.is_between = self.on_transition is None and recall is None
 
     def leave_stretch(self) -> None:
         if self.stretch is not None:

@@ -17,13 +17,13 @@ from msgspec import UNSET
 
 from nano_vm import canonical
 from nano_vm.errors import InputError
-from nano_vm.journal.answers import Answer, read_answer, read_intent
+from nano_vm.journal.answers import Answer, Manner, manner_of, read_alike, read_answer, read_intent
 from nano_vm.journal.entry import SALT_BYTES, Entry
 from nano_vm.journal.ledger import Ledger
 from nano_vm.journal.plain import AT, END, HEAD, LAST, encode_verdicts, success_of
 from nano_vm.journal.reading import ChainReader, is_number, read_riders, write_rider
 from nano_vm.kernel.activity import release_reservation
-from nano_vm.kernel.events import Event, PolicyDecided, StepStarted, StepSucceeded
+from nano_vm.kernel.events import Event, PolicyDecided, StepStarted
 from nano_vm.kernel.lane import Rows, Track, begin, is_plain, is_plain_model, lane, walk
 from nano_vm.kernel.state import Activity, Phase, Settled, State
 from nano_vm.program.compiled import CompiledProgram, CompiledStep, Kind, ToolAction
@@ -69,10 +69,7 @@ class _Riders(NamedTuple):
     events: int
     decided: PolicyDecided | None
     effect: str  # of the intent; "" without one
-
-
-# The intent to ask a model. How it is written is looked at each time.
-_ASKED = _Riders(b"", b"?", 1, None, "model")
+    reserved: tuple[int, int] | None = None  # tokens and nano-dollars, for a model's answer
 
 
 class Learnt:
@@ -81,9 +78,9 @@ class Learnt:
     without an intent and with one, and what rides with the success before it: what did last, and what else has. `link`
     is how an entry goes on after its step, for its verdicts, the head before it, and its number. `begins` is how the
     successes of all steps begin, and `tools` what rode before some step of a tool and how it names that step: before
-    another one the like is expected."""
+    another one the like is expected. `manners` is how models named themselves last."""
 
-    __slots__ = ("begins", "link", "nothing", "others", "riders", "rows", "successes", "tools")
+    __slots__ = ("begins", "link", "manners", "nothing", "others", "riders", "rows", "successes", "tools")
 
     def __init__(self, program: CompiledProgram, run_id: str) -> None:
         self.rows = {governed: Rows(program, models=not governed) for governed in (False, True)}
@@ -92,6 +89,7 @@ class Learnt:
         self.successes: tuple[dict[int, bytes], dict[int, bytes]] = {}, {}
         self.begins: dict[tuple[bool, int], bytes] = {}
         self.riders: dict[int, _Riders] = {}
+        self.manners: dict[int, Manner] = {}
         self.tools: dict[tuple[str, int], tuple[_Riders, bytes]] = {}
         self.others: dict[int, deque[_Riders]] = {}
 
@@ -167,43 +165,12 @@ class Stretch:
     def is_open(self) -> bool:
         return self._walk is not None
 
-    def take(self, events: Sequence[Event]) -> tuple[int, list[Any]]:
-        """Take what is plain of an entry's events.
-
-        Returns:
-            how many of the events were taken, from the first, and the verdicts that the first of them led to. When it
-            is fewer than all the stretch is over, and `state` is as of the last event taken.
-        """
-        event = events[0]
-        if not self._fits(event):
-            self.leave()
-            return 0, []
-        assert self._walk is not None
-        assert type(event) is StepSucceeded
-        value = None if event.payload is UNSET else event.payload
-        taken = (value, event.at_ms, 1 + self._started + self._decided)
-        self._started = self._decided = False
-        passed = [self._index]
-        try:
-            self._index, self._occurrence, _, verdicts = self._walk.send(taken)
-        except StopIteration:
-            self._walk = None
-            self._pass(passed)
-            return 1, self._state.verdicts
-        self._pass(passed)
-        plain = is_plain(self._program.steps[self._index])
-        if plain and len(events) == 2 and self._begins(events[1]):
-            return 2, verdicts or []
-        if not plain or len(events) > 1:
-            self.leave()
-        return 1, verdicts or []
-
     def read(
         self, entries: Sequence[Entry], stop: int, reader: ChainReader, ledger: Ledger | None
     ) -> Left | None:
         """Take the entries that come next, as far as each is a plain success and the intent of what follows it, or a
         plain success alone. Nothing of them is parsed but the payload: their bytes are compared with what they have to
-        be. The first that is anything else is for `reader.take` and `take`.
+        be. The first that is anything else is for `reader.take`.
 
         Args:
             entries: all of the journal.
@@ -214,26 +181,31 @@ class Stretch:
             what is left to be done about the last entry that was taken, if anything is.
         """
         assert self._walk is not None
-        go_on, seq, link = self._walk.send, reader.length, self._learnt.link
-        head, prev = reader.head.encode(), b""
-        nothing = self._learnt.nothing
         index, occurrence, started, decided = self._index, self._occurrence, self._started, self._decided
-        least_ms, steps, learnt = self._least_ms, self._program.steps, self._learnt.riders
-        pure, effects = self._learnt.successes
-        salt_bytes, track, key = SALT_BYTES, self._track, index * _LABELS
         governed = bool(self._state.policy)  # nothing is called without a decision
+        if decided is not governed:
+            return None
+        # Names are looked up once: this is most of what verifying costs.
+        go_on, link, seq = self._walk.send, self._learnt.link, reader.length
+        head, prev = reader.head.encode(), b""
+        least_ms, learnt, expect = self._least_ms, self._learnt.riders.get, self._learnt.successes
+        salt_bytes, at_place, after, hashed = SALT_BYTES, _AT_PLACE, _AFTER, sha256
+        decode, encode, told_verdicts = canonical.decode_canonical, encode_verdicts, _VERDICTS
+        track, key, watched = self._track, index * _LABELS, self._watchers
         at, at_ms = b",", 0  # no time at all
         passed: list[int] = []
         left: Left | None = None
-        is_over, agreed, events = False, 0, 1 + started + decided
-        effect, watched = self._effect, self._watchers
+        is_over, agreed, events, effect = False, 0, 1 + started + decided, self._effect
+        args: Any
+        verdicts: list[Any] | None
+        riders: _Riders | None
         for seq in range(reader.length, stop):
             entry = entries[seq]
             written, payload, salt = entry.facts, entry.payload, entry.salt
-            if payload is None or len(salt) != salt_bytes or entry.seq != seq or decided is not governed:
+            if payload is None or len(salt) != salt_bytes or entry.seq != seq:
                 break
-            if not written.startswith(at, _AT_PLACE):
-                at = written[_AT_PLACE : written.find(b",", _AT_PLACE)]
+            if not written.startswith(at, at_place):
+                at = written[at_place : written.find(b",", at_place)]
                 if not is_number(at):
                     break
                 at_ms = int(at)
@@ -241,67 +213,53 @@ class Stretch:
                 break
             if track is not None:
                 key = index * _LABELS + track.coming
-            format = effects.get(key) if started else pure.get(key)
+            format = expect[started].get(key)
             if format is None:
                 format = self._expect(key, started)
-            hashed = sha256(salt + payload).hexdigest().encode()
+            commitment = hashed(salt + payload).hexdigest().encode()
             if format:
-                start, answer = format % (hashed, at, occurrence), None
+                start, answer = format % (commitment, at, occurrence), None
                 end = len(start)
             else:
-                label = 0 if track is None else track.coming
-                place, step_id = _AT_PLACE + len(at), steps[index].id
-                answer = read_answer(written, place, step_id, occurrence, label) if started else None
+                start = b"%b%b%b" % (_HEAD, commitment, _AT)
+                answer = self._answer(key, written, at_place + len(at), occurrence) if started else None
                 if answer is None:
                     break
-                start, end = b"%b%b%b" % (_HEAD, hashed, _AT), answer.end
-            digest = "sha256:" + sha256(written).hexdigest()
+                end = answer.end
+            digest = "sha256:" + hashed(written).hexdigest()
             if digest != entry.digest or not written.startswith(start):
                 break
             rest = written[end:]
-            if not rest.startswith(_AFTER):
+            if not rest.startswith(after):
                 break
             try:
-                value = canonical.decode_canonical(payload)
+                value = decode(payload)
             except InputError:
                 break
-            if answer is not None:
-                if not _admits(steps[index], value):
-                    break
-                _spend(self._state, answer)
-                self._reserved = 0, 0
+            if answer is not None and not self._takes(index, value, answer):
+                break
             # From here on the success is taken.
-            if ledger is not None:
-                step, done = steps[index], occurrence
             if watched:
                 passed.append(index)
-            args: Any
-            verdicts: list[Any] | None
+            step, done = index, occurrence
             try:
                 index, occurrence, args, verdicts = go_on((value, at_ms, events))
             except StopIteration:
                 self._walk, is_over = None, True
                 verdicts = self._state.verdicts
             if ledger is not None:
-                if answer is None:
-                    ledger.succeed(step, done, value, payload, self._entered_ms, at_ms)
-                else:
-                    ledger.answer(step, done, value, answer, self._entered_ms, at_ms, self._state)
-                ledger.decide(verdicts or [], at_ms, self._state if is_over else None)
-                self._entered_ms = at_ms
-            told = _VERDICTS + encode_verdicts(verdicts) if verdicts else b""
+                self._keep(ledger, step, done, value, payload, answer, verdicts or [], at_ms)
+            told = told_verdicts + encode(verdicts) if verdicts else b""
             events, started, decided, least_ms = 1, False, False, at_ms
             is_read = False
-            if not is_over:
-                key = index * _LABELS + (0 if track is None else track.together)
-                riders = learnt.get(key) or self._expect_riders(key)
-                if riders is _ASKED:
-                    least_ms = self._asked_at(key, rest, link % (told, head, seq), occurrence)
-                    if least_ms < 0:
-                        riders, least_ms = None, at_ms
-                    elif least_ms < at_ms:
-                        least_ms = at_ms
-                elif riders is None or rest != riders[0] % (
+            if is_over:
+                is_read = rest == self._learnt.nothing.linked % (told, head, seq)
+            else:
+                key = index * _LABELS
+                if track is not None:
+                    key += track.together
+                riders = learnt(key) or self._expect_riders(key)
+                if rest != riders[0] % (
                     (told, head, seq, at, occurrence)
                     if riders[2] == 1
                     else (told, head, seq, at, occurrence, at, occurrence)
@@ -311,19 +269,18 @@ class Stretch:
                     linked, riders = link % (told, head, seq), None
                     if rest.startswith(linked):
                         riders, noted_ms = self._noted_otherwise(key, rest[len(linked) :], occurrence)
-                        least_ms = max(at_ms, noted_ms)
+                        if noted_ms > at_ms:
+                            least_ms = noted_ms
                 if riders is not None:
-                    _, _, ride, decision, effect = riders
-                    if not ride:
+                    _, _, ride, decision, effect, reserved = riders
+                    if decision is not None:
+                        if self._allowed(decision, index, args):
+                            decided, started, is_read = True, effect != "", True
+                            events = 2 + started
+                    elif not ride:
                         is_read = True
-                    elif decision is None:
-                        if not governed:
-                            events, started, is_read = 2, True, True
-                    elif self._allowed(decision, index, args):
-                        decided, started, is_read = True, effect != "", True
-                        events = 2 + started
-            else:
-                is_read = rest == nothing.linked % (told, head, seq)
+                    elif not governed and (reserved is None or self._reserves(reserved)):
+                        events, started, is_read = 2, True, True
             prev, head = head, digest.encode()
             seq += 1
             if not is_read:
@@ -331,7 +288,7 @@ class Stretch:
                 break
             if verdicts:
                 agreed += len(verdicts)
-            if is_over:
+            if is_over or decided is not governed:
                 break
         reader.payloads += seq - reader.length
         reader.length, reader.head = seq, head.decode()
@@ -342,6 +299,51 @@ class Stretch:
         if left is not None:
             self.leave()
         return left
+
+    def _answer(self, key: int, written: bytes, place: int, occurrence: int) -> Answer | None:
+        """A model's answer, from behind its time; None for anything else."""
+        manner = self._learnt.manners.get(key)
+        answer = None if manner is None else read_alike(written, place, occurrence, manner)
+        if answer is not None:
+            return answer
+        index, label = divmod(key, _LABELS)
+        answer = read_answer(written, place, self._program.steps[index].id, occurrence, label)
+        if answer is not None:
+            manner = manner_of(written, place, occurrence, answer)
+            if manner is not None:
+                self._learnt.manners[key] = manner
+        return answer
+
+    def _takes(self, index: int, value: Any, answer: Answer) -> bool:
+        """Whether a model's answer passes the gate of its step (P2); then what it took is spent."""
+        allowed = self._program.steps[index].action.allowed_outputs  # type: ignore[union-attr]
+        if allowed and value not in allowed:
+            return False
+        state = self._state
+        state.tokens += answer.tokens_in + answer.tokens_out
+        state.cost_nanousd += answer.cost_nanousd
+        self._reserved = 0, 0
+        return True
+
+    def _keep(
+        self,
+        ledger: Ledger,
+        index: int,
+        occurrence: int,
+        value: Any,
+        payload: bytes,
+        answer: Answer | None,
+        verdicts: list[Any],
+        at_ms: int,
+    ) -> None:
+        """Have a success kept, and the conditions that followed."""
+        step, state = self._program.steps[index], self._state
+        if answer is None:
+            ledger.succeed(step, occurrence, value, payload, self._entered_ms, at_ms)
+        else:
+            ledger.answer(step, occurrence, value, answer, self._entered_ms, at_ms, state)
+        ledger.decide(verdicts, at_ms, state if self._walk is None else None)
+        self._entered_ms = at_ms
 
     def _expect(self, key: int, started: bool) -> bytes:
         """How a success has to be written, up to its step: for its commitment, its time, and the number of its
@@ -365,17 +367,16 @@ class Stretch:
         )
         return made
 
-    def _expect_riders(self, key: int) -> _Riders | None:
+    def _expect_riders(self, key: int) -> _Riders:
         """What rides with the success before a step that is come to for the first time: what rode before another one of
-        the same tool."""
+        the same tool, if there was one."""
         index, label = divmod(key, _LABELS)
         step = self._program.steps[index]
         if type(step.action) is not ToolAction:
-            self._learnt.riders[key] = _ASKED
-            return _ASKED
+            return self._learnt.nothing
         found = self._learnt.tools.get((step.action.tool, label))
         if found is None:
-            return None
+            return self._learnt.nothing
         known, named = found
         own = _named(step)
         linked, format = known.linked.replace(named, own), known.format.replace(named, own)
@@ -387,6 +388,8 @@ class Stretch:
         (epoch ms). None where it is no decision or intent about what the walk has come to, or an unusual one."""
         if tail == _LAST:
             return self._learn_riders(key, self._learnt.nothing), 0
+        if self._program.steps[key // _LABELS].kind is not Kind.TOOL:
+            return self._asked(key, tail, occurrence)
         known = self._learnt.others.setdefault(key, deque(maxlen=_OTHERS_MAX))
         for found in known:
             noted_ms = _times(found, tail, occurrence)
@@ -399,23 +402,29 @@ class Stretch:
         known.append(new)
         return self._learn_riders(key, new), _times(new, tail, occurrence)
 
-    def _asked_at(self, key: int, rest: bytes, linked: bytes, occurrence: int) -> int:
-        """When the intent to ask a model was noted (epoch ms), where that is all that rides with a success; else -1.
-        What is reserved is kept."""
+    def _asked(self, key: int, tail: bytes, occurrence: int) -> tuple[_Riders | None, int]:
+        """The intent to ask a model, and when it was noted (epoch ms), where that is all that rides with a success."""
         index, label = divmod(key, _LABELS)
-        if not rest.startswith(linked):
-            return -1
-        intent = read_intent(rest, len(linked), self._program.steps[index].id, occurrence, label)
+        intent = read_intent(tail, 0, self._program.steps[index].id, occurrence, label)
         if intent is None:
-            return -1
-        state, tokens, cost = self._state, intent.tokens, intent.cost_nanousd
+            return None, 0
+        written = tail.replace(b"%", b"%%").replace(b'"at_ms":%d,' % intent.at_ms, b'"at_ms":%b,', 1)
+        format = written.replace(b'"occurrence":%d,' % occurrence, b'"occurrence":%d,', 1)
+        reserved = intent.tokens, intent.cost_nanousd
+        found = _Riders(self._learnt.link + format, format, 1, None, "model", reserved)
+        self._learnt.riders[key] = found
+        return found, intent.at_ms
+
+    def _reserves(self, reserved: tuple[int, int]) -> bool:
+        """Whether what a model's answer may take is left; then it is kept."""
+        state, (tokens, cost) = self._state, reserved
         # (Nothing else is under way.)
         if tokens and state.tokens_max and state.tokens + tokens > state.tokens_max:
-            return -1
+            return False
         if cost and state.cost_nanousd_max and state.cost_nanousd + cost > state.cost_nanousd_max:
-            return -1
-        self._reserved = tokens, cost
-        return intent.at_ms
+            return False
+        self._reserved = reserved
+        return True
 
     def _learn_riders(self, key: int, riders: _Riders) -> _Riders:
         """What rode before a step: to be expected of it, and of others of the same tool."""
@@ -499,55 +508,6 @@ class Stretch:
                 _reserve(state, self._activity, *self._reserved)
             if self._decided or self._started:
                 state.now_ms = max(state.now_ms, self._least_ms)
-
-    def _fits(self, event: Event) -> bool:
-        """Whether this is the success that the lane waits for, and says nothing more."""
-        if type(event) is not StepSucceeded or event.at_ms < self._least_ms:
-            return False
-        if not is_plain(self._program.steps[self._index]):
-            return False  # what a model has spent is taken from its bytes
-        if self._decided is not bool(self._state.policy):
-            return False
-        plain = StepSucceeded(
-            at_ms=event.at_ms,
-            attempt=1,
-            label=UNSET if self._track is None else self._track.coming or UNSET,
-            occurrence=self._occurrence,
-            payload=event.payload,
-            pure=UNSET if self._started else True,
-            step=self._program.steps[self._index].id,
-            verdicts=event.verdicts,
-        )
-        return event == plain
-
-    def _begins(self, event: Event) -> bool:
-        """Whether this is the plain intent of what the lane has come to, and nothing has to be decided before it; then
-        it is taken."""
-        if type(event) is not StepStarted or event.effect is UNSET or self._state.policy:
-            return False
-        effect, at_ms = event.effect, event.at_ms
-        if event != StepStarted(
-            at_ms=at_ms,
-            attempt=1,
-            effect=effect,
-            label=UNSET if self._track is None else self._track.together or UNSET,
-            occurrence=self._occurrence,
-            step=self._program.steps[self._index].id,
-        ):
-            return False
-        self._started, self._effect, self._least_ms = True, effect, at_ms
-        return True
-
-
-def _admits(step: CompiledStep, value: Any) -> bool:
-    """Whether a model's answer passes the gate of its step (P2)."""
-    allowed = step.action.allowed_outputs  # type: ignore[union-attr]
-    return not allowed or value in allowed
-
-
-def _spend(state: State, answer: Answer) -> None:
-    state.tokens += answer.tokens_in + answer.tokens_out
-    state.cost_nanousd += answer.cost_nanousd
 
 
 def _reserve(state: State, activity: Activity, tokens: int, cost_nanousd: int) -> None:
