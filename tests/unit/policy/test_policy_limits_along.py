@@ -92,7 +92,8 @@ def test_runs_at_once_never_exceed_a_limit_together(durable: bool, tmp_path: Any
 def test_a_count_that_was_taken_back_is_missed() -> None:
     async def main() -> None:
         store = MemoryStore()
-        async with ExecutionVM(tools=[pay], policy=policy(max_calls=9), store=store) as vm:
+        governing = policy(max_calls=9, per=["principal"])
+        async with ExecutionVM(tools=[pay], policy=governing, store=store) as vm:
             trace = await vm.run(program(1, 2), principal="ana")
             vm.verify(trace.trace_id)
             (key,) = {
