@@ -265,8 +265,8 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                         await durable
                         if driven is not None and len(driven) == 1:
                             engine.store.alone = True  # type: ignore[attr-defined]
-                        if gate is not None and engine.policy is not policy:
-                            break
+                    if gate is not None and engine.policy is not policy:
+                        break
                 try:
                     if direct == BY_PLACE:
                         value = await function(args[only])
@@ -374,7 +374,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                         rode = rules.rides(plan.step, occurrence, args, passed, events != 1, at_ms)
                         if rode is None:
                             break
-                        (before, between), binds = rode, rules.binds
+                        (before, between), binds, counted = rode, rules.binds, ""
                     held = None
                     after = between if events == 1 else (between, intended)
                     pending.append((at, success, payload, before, at, after))
