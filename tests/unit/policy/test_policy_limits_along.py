@@ -210,6 +210,30 @@ def test_what_a_version_of_a_policy_has_counted_counts_for_the_next(lane: bool, 
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("lane", [True, False])
+@pytest.mark.parametrize("effect", ["pure", "keyed"])
+def test_a_count_is_in_the_journal_before_the_call(lane: bool, effect: str) -> None:
+    """So a crash cannot make it forgotten, whatever the tool's effect."""
+    seen: list[int] = []
+
+    @tool(effect=effect, name="pay", blocking=False)
+    def look(amount: int) -> int:
+        entries = store.read("run")
+        seen.append(sum(entry.facts.count(b'"counts":[[') for entry in entries))
+        return amount
+
+    async def main() -> None:
+        governing = policy(max_calls=9)
+        async with ExecutionVM(tools=[look], policy=governing, store=store) as vm:
+            vm.lane = lane
+            await vm.run(program(1, 2, 3), principal="ana", trace_id="run")
+
+    store = MemoryStore()
+    store.volatile = False
+    asyncio.run(main())
+    assert seen == [1, 2, 3]
+
+
 def test_an_action_counts_once_however_often_it_is_decided() -> None:
     tally = Tally()
     for _ in range(2):
