@@ -34,6 +34,7 @@ from nano_vm.runtime.admission import tainted
 from nano_vm.runtime.calls import context_of, copy_arguments
 from nano_vm.runtime.failures import is_ours
 from nano_vm.runtime.plans import AWAITED, BLOCKING, BY_PLACE, NOWHERE, Lane, Plan, intents, lane_of, plan_for
+from nano_vm.runtime.rulings import amount_at
 from nano_vm.runtime.threads import ThreadsExhaustedError
 from nano_vm.runtime.together import are_amiss, call_together, leave_together
 from nano_vm.runtime.tooling import PENDING
@@ -243,7 +244,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
     binds = rules is not None and rules.binds  # what was decided has to be durable, whatever its effect
     slots: list[Any] | None = None
     totals = {} if rules is None else rules.totals
-    under, sole, counted = None, None, ""  # the limits that were counted under last, and how
+    under, sole, counted, amount = None, None, "", None  # the limits that were counted under last, and how
     loop = None if away else run.loop
     durably = not engine.volatile  # an intent has to be durable before its tool is called
     driven = engine.store.driven if engine.groups else None  # type: ignore[attr-defined]
@@ -355,13 +356,14 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                             if limited is not None:
                                 if limited is not under:
                                     under, sole = limited, rules.sole(limited, at_ms)
-                                if sole is not None:
-                                    counted, begins, maximum, beside = sole
+                                amount = None if sole is None else amount_at(sole[4], args)
+                                if sole is not None and amount is not None:
+                                    counted, begins, maximum, beside, _ = sole
                                     total = totals.get(counted, 0)
-                                    if total >= maximum:
+                                    if total + amount > maximum:
                                         break
-                                    totals[counted] = total + 1
-                                    between = f"{begins}{total + beside},1]],{between}"
+                                    totals[counted] = total + amount
+                                    between = f"{begins}{total + beside},{amount}]],{between}"
                                     binds = True
                                 else:
                                     counts = rules.counts(limited, plan.step, occurrence, args, at_ms)
@@ -402,7 +404,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
         if gate is not None:
             gate.progress.passed(passed)
             if held is None:
-                gate.lane.comes_back(plan.step, occurrence, counted if binds else "")
+                gate.lane.comes_back(plan.step, occurrence, counted if binds else "", amount or 0)
                 state.active[plan.step.index].cleared = 1
                 state.seq += 1
         if held is None and events != 1:

@@ -7,7 +7,7 @@ well, the gate gathers it; what people approve is for the gate alone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from nano_vm import canonical
 from nano_vm.errors import NanoVMError
@@ -18,6 +18,7 @@ from nano_vm.kernel.commands import CallTool
 from nano_vm.policy.decide import (
     ALLOW,
     DEFAULT,
+    MILLION,
     RULE,
     Counter,
     Decision,
@@ -32,6 +33,7 @@ from nano_vm.policy.decide import (
     settled_by_all,
     step_place,
 )
+from nano_vm.policy.fields import SUM_MAX
 from nano_vm.policy.model import Limit, Policy, Rule
 from nano_vm.program.compiled import SLOT_ARGS, SLOT_RUN, CompiledStep, Test, ToolAction
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 _UNSET = ev.UNSET
 _WINDOW_MS = 60_000  # the shortest that limits count by, and a divisor of the others
+_PLAIN = ("calls", "sum")
 COUNTED = ',"attempt":1,"counts":'  # what comes after the time of a decision that counts
 UNCOUNTED = len(',"attempt":1,')  # and how much of one that does not
 
@@ -87,15 +90,29 @@ class Rulings(NamedTuple):
     limits: dict[str, Limited]  # by rule
 
 
+Sole: TypeAlias = tuple[str, str, int, int, str | None]
+"""Of the only limit, which is on calls, or on the sum of one argument: its key, how its counts begin, how much of it is
+left to the run's tally, what is counted beside that, and the name of the argument."""
+
+
 class Opened(NamedTuple):
     """The limits of a rule as one run counts under them, in this window of time: key, maximum, what is counted there
-    beside the run's tally (None: all of it is the store's), and the limit. `sole`: of one limit on calls that is the
-    run's own, its key, how its counts begin, how many calls are left to others than the tally's, and what is counted
-    beside that."""
+    beside the run's tally (None: all of it is the store's), and the limit. `sole`: where there is but one, which is the
+    run's own; `shared`: where there is but one, which is not."""
 
     window: int
     limits: list[tuple[str, int, int | None, Limit]]
-    sole: tuple[str, str, int, int] | None
+    sole: Sole | None
+    shared: bool
+    begins: str  # how the counts are written, up to what the first limit has counted so far
+
+
+def amount_at(name: str | None, args: dict[str, Any]) -> int | None:
+    """`amount_of` of a limit on calls, or of one on the sum of this argument; None where that is no plain number."""
+    if name is None:
+        return 1
+    value = args.get(name)
+    return value * MILLION if type(value) is int and 0 <= value <= SUM_MAX else None
 
 
 def bare_event(gate: Gate, step: CompiledStep, decision: Decision, occurrence: int) -> ev.PolicyDecided:
@@ -150,21 +167,23 @@ class LaneRules:
     def sets_out(self, step: CompiledStep, occurrence: int, is_new: bool) -> bool:
         """Begin: what others may have counted meanwhile is looked at anew. False when the first action has been counted
         already, which the gate knows how to do again. `is_new`: so is the run, and its id."""
+        self.binds = False
+        if not self.rulings.limited:
+            return True
         tally = self._gate.progress.tally
-        self.totals, self.binds, self._latest, self._is_new = tally.totals, False, None, is_new
+        self.totals, self._latest, self._is_new = tally.totals, None, is_new
         if is_new:
             return True
         self._opened.clear()
         return not tally.has(step.id, occurrence)
 
-    def comes_back(self, step: CompiledStep, occurrence: int, key: str) -> None:
+    def comes_back(self, step: CompiledStep, occurrence: int, key: str, amount: int) -> None:
         """The general path goes on with a step that has been decided here. `key`: whoever drives has counted it there,
         and nowhere else."""
-        tally = self._gate.progress.tally
         if key:
-            tally.remember(step.id, occurrence, {key: 1})
+            self._gate.progress.tally.remember(step.id, occurrence, {key: amount})
         elif self._latest is not None and self._latest[:2] == (step.id, occurrence):
-            tally.remember(*self._latest)
+            self._gate.progress.tally.remember(*self._latest)
 
     def along(
         self, step: CompiledStep, occurrence: int, args: dict[str, Any], passed: list[int], at_ms: int
@@ -270,7 +289,7 @@ class LaneRules:
         except NanoVMError:
             return False
 
-    def sole(self, limited: Limited, at_ms: int) -> tuple[str, str, int, int] | None:
+    def sole(self, limited: Limited, at_ms: int) -> Sole | None:
         """`Opened.sole`; whoever asks counts in `totals`."""
         opened = self._opened.get(limited.rule.id)
         if opened is None:
@@ -286,17 +305,45 @@ class LaneRules:
         """Count a step that has just been reached: what its decision says from `attempt` to the counts, encoded. None
         where a limit is reached, or the gate has to see."""
         self.binds = False
-        sole = self.sole(limited, at_ms)
-        if sole is None:
-            counts = self._count_limited(limited, step, occurrence, args, at_ms)
-            return None if counts is None else f"{COUNTED}{encode_counts(counts)},"
-        key, begins, maximum, beside = sole
-        total = self.totals.get(key, 0)
-        if total >= maximum:
-            return None
-        self.totals[key] = total + 1
-        self._latest, self.binds = (step.id, occurrence, {key: 1}), True
-        return f"{begins}{total + beside},1]],"
+        if not limited.timed:
+            sole = self.sole(limited, at_ms)
+            amount = None if sole is None else amount_at(sole[4], args)
+            if sole is not None and amount is not None:
+                key, begins, maximum, beside, _ = sole
+                total = self.totals.get(key, 0)
+                if total + amount > maximum:
+                    return None
+                self.totals[key] = total + amount
+                self._latest, self.binds = (step.id, occurrence, {key: amount}), True
+                return f"{begins}{total + beside},{amount}]],"
+        opened = self._opened.get(limited.rule.id)
+        if opened is not None and opened.shared and (not limited.timed or self._is_now(opened.window, at_ms)):
+            return self._count_shared(opened, step, occurrence, args, at_ms)
+        counts = self._count_limited(limited, step, occurrence, args, at_ms)
+        return None if counts is None else f"{COUNTED}{encode_counts(counts)},"
+
+    def _count_shared(
+        self, opened: Opened, step: CompiledStep, occurrence: int, args: dict[str, Any], at_ms: int
+    ) -> str | None:
+        """`counts` under the only limit, which other runs count towards."""
+        ((key, maximum, _, limit),) = opened.limits
+        try:
+            amount = amount_of(limit, args)
+            place = step_place(self._named(), step.id, occurrence)
+            so_far = self._gate.engine.store.count(place, ((key, amount, maximum),), at_ms)
+        except NanoVMError:
+            return None  # the gate says what is wrong, or has the patience
+        return None if so_far is None else f"{opened.begins}{so_far[0]},{amount}]],"
+
+    def _is_now(self, window: int, at_ms: int) -> bool:
+        return window == at_ms // _WINDOW_MS == self._gate.engine.clock.now_ms() // _WINDOW_MS
+
+    def _named(self) -> bytes:
+        """How the identities of the run's actions begin."""
+        place = self._place
+        if place is None:
+            place = self._place = canonical.encode([self._gate.run.record.run_id, "step"])[:-1]
+        return place
 
     @property
     def rulings(self) -> Rulings:
@@ -458,10 +505,12 @@ class LaneRules:
             key = limit_key(policy, rule, number, run.record.tenant, facts, run.principal, at_ms)
             limits.append((key, limit.maximum, self._beside(key) if limit.own else None, limit))
         key, maximum, beside, limit = limits[0]
-        sole = None
-        if len(limits) == 1 and beside is not None and limit.unit == "calls" and not limited.timed:
-            sole = key, f'{COUNTED}[["{key}",', maximum - beside, beside
-        opened = self._opened[rule.id] = Opened(at_ms // _WINDOW_MS, limits, sole)
+        sole: Sole | None = None
+        alone, path, begins = len(limits) == 1, limit.path or (), f'{COUNTED}[["{key}",'
+        if alone and beside is not None and not limited.timed and limit.unit in _PLAIN and len(path) < 2:
+            sole = key, begins, maximum - beside, beside, path[0] if path else None
+        opened = Opened(at_ms // _WINDOW_MS, limits, sole, alone and beside is None, begins)
+        self._opened[rule.id] = opened
         return opened
 
     def _beside(self, key: str) -> int:
@@ -487,9 +536,7 @@ class LaneRules:
             owned[key] = amount
             counts[key] = [key, found, amount]
         if shared:
-            if self._place is None:
-                self._place = canonical.encode([self._gate.run.record.run_id, "step"])[:-1]
-            place = step_place(self._place, step.id, occurrence)
+            place = step_place(self._named(), step.id, occurrence)
             so_far = self._gate.engine.store.count(place, shared, at_ms)
             if so_far is None:
                 return None

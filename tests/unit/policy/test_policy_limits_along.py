@@ -17,6 +17,7 @@ from nano_vm.kernel.events import UNSET, PolicyDecided
 from nano_vm.policy.decide import counted_place, step_place
 from nano_vm.policy.recheck import Recheck
 from nano_vm.policy.tally import Tally
+from nano_vm.testing.clock import VirtualClock
 
 RULE = {"id": "r", "tools": ["pay"]}
 
@@ -179,6 +180,45 @@ def test_models_and_tools_count_together_under_a_limit_of_the_run(lane: bool) ->
             assert counts_of(trace) == [[0, 1], [1, 1], [2, 1], [3, 1]]
             assert trace.error["step"] == "d"
             assert "1 amounts" in dict(vm.verify(trace.trace_id).steps)["limits"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("lane", [True, False])
+def test_what_a_model_has_counted_is_seen_by_all_calls_after_it(lane: bool) -> None:
+    more = [{"id": f"m{n}", "type": "tool", "tool": "pay", "args": {"amount": n}} for n in range(4)]
+    steps = [more[0], *MIXED["steps"][:2], *more[1:]]
+    rule = {**BOTH, "limits": [{"max_calls": 5, "per": ["run"]}]}
+
+    async def main() -> None:
+        governing, store = {"policy": "p", "rules": [rule]}, MemoryStore()
+        async with ExecutionVM(MockLLMAdapter("yes"), tools=[pay], policy=governing, store=store) as vm:
+            vm.lane = lane
+            trace = await vm.run({"name": "more", "steps": steps}, principal="ana")
+            assert counts_of(trace) == [[number, 1] for number in range(6)]
+            assert trace.error["step"] == "m3"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("lane", [True, False])
+@pytest.mark.parametrize("per", [["run", "minute"], ["minute"], ["principal", "minute"]])
+def test_a_new_minute_counts_from_the_start(lane: bool, per: list[str]) -> None:
+    clock = VirtualClock()
+
+    @tool(effect="keyed", name="pay", blocking=False)
+    def wait(amount: int) -> int:
+        clock.advance(amount)
+        return amount
+
+    async def main() -> None:
+        governing = policy(max_calls=2, per=per)
+        store = MemoryStore()
+        async with ExecutionVM(tools=[wait], policy=governing, store=store, clock=clock) as vm:
+            vm.lane = lane
+            trace = await vm.run(program(0, 60_000, 0, 0, 0), principal="ana")
+            assert counts_of(trace) == [[0, 1], [1, 1], [0, 1], [1, 1], [2, 1]]
+            assert trace.error["step"] == "s4"
 
     asyncio.run(main())
 
