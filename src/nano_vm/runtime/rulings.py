@@ -243,6 +243,8 @@ class LaneRules:
         """`along`, encoded as `decided_of` does."""
         self.binds = False
         ruling, counts = self._learn(step)[0], ""
+        if ruling is not None and not ruling.looks and occurrence == 1:
+            return ruling.rides if intended else ruling.alone
         if ruling is not None and ruling.looks:
             if ruling.when is not None and not self._holds(ruling.when, args):
                 ruling = None
