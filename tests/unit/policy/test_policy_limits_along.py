@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nano_vm import ExecutionVM, MemoryStore, MockLLMAdapter, SqliteStore, canonical, tool
-from nano_vm.errors import VerificationError
+from nano_vm.errors import NanoVMError, VerificationError
 from nano_vm.journal.entry import Chain, open_events
 from nano_vm.journal.replay import verify_run
 from nano_vm.kernel.events import UNSET, PolicyDecided
-from nano_vm.policy.decide import counted_place, step_place
+from nano_vm.policy.decide import amount_of, counted_place, step_place
+from nano_vm.policy.model import Limit
 from nano_vm.policy.recheck import Recheck
 from nano_vm.policy.tally import Tally
 from nano_vm.testing.clock import VirtualClock
@@ -285,6 +286,12 @@ def test_an_action_counts_once_however_often_it_is_decided() -> None:
     assert tally.so_far("k", "s", 1) == 9
     tally.remember("s", 2, {"k": 5})
     assert (tally.so_far("k", "s", 2), tally.so_far("j", "s", 2)) == (7, 0)
+
+
+def test_what_only_models_take_no_tool_adds() -> None:
+    with pytest.raises(NanoVMError) as raised:
+        amount_of(Limit(maximum=9, per=("run",), unit="tokens"), {})
+    assert raised.value.code == "NO_PRICE"
 
 
 @pytest.mark.parametrize(
