@@ -85,11 +85,6 @@ def encode_counts(counts: list[list[Any]]) -> str:
     return _encode(counts).decode()
 
 
-def with_counts(between: str, counts: list[list[Any]]) -> str:
-    """What `decided_of` gives last, of a decision that also names what was counted."""
-    return between.replace('"attempt":1,', f'"attempt":1,"counts":{encode_counts(counts)},', 1)
-
-
 def decided_of(decided: PolicyDecided, intended: bool) -> tuple[str, str]:
     """A decision (of the time 0) that rides with a success, and the intent after it where there is one: what comes
     before its time, and between that and the time of the intent (or after, without one)."""

@@ -213,13 +213,14 @@ def test_a_new_minute_counts_from_the_start(lane: bool, per: list[str]) -> None:
         return amount
 
     async def main() -> None:
-        governing = policy(max_calls=2, per=per)
+        governing = policy(max_calls=3, per=per)
         store = MemoryStore()
         async with ExecutionVM(tools=[wait], policy=governing, store=store, clock=clock) as vm:
             vm.lane = lane
-            trace = await vm.run(program(0, 60_000, 0, 0, 0), principal="ana")
-            assert counts_of(trace) == [[0, 1], [1, 1], [0, 1], [1, 1], [2, 1]]
-            assert trace.error["step"] == "s4"
+            trace = await vm.run(program(0, 60_000, 0, 0, 0, 0), principal="ana")
+            assert counts_of(trace) == [[0, 1], [1, 1], [0, 1], [1, 1], [2, 1], [3, 1]]
+            assert trace.error["step"] == "s5"
+            vm.verify(trace.trace_id)
 
     asyncio.run(main())
 
