@@ -278,6 +278,37 @@ POLICIES = [
             }
         ],
     },
+    {
+        "policy": "p",
+        "rules": [
+            {
+                "id": "r",
+                "tools": ["*"],
+                "limits": [
+                    {"max_calls": 6, "per": ["run"]},
+                    {"max_sum": 5, "of": "$args.x", "per": ["run"]},
+                ],
+            }
+        ],
+    },
+    {
+        "policy": "p",
+        "rules": [
+            {
+                "id": "r",
+                "tools": ["*"],
+                "limits": [{"max_calls": 4, "per": ["run"]}, {"max_calls": 5, "per": ["day"]}],
+            }
+        ],
+    },
+    {
+        "policy": "p",
+        "rules": [
+            {"id": "few", "tools": ["add*", "box*"], "limits": [{"max_calls": 2, "per": ["run"]}]},
+            {"id": "more", "tools": ["add_pure"], "limits": [{"max_calls": 2, "per": ["run", "minute"]}]},
+            {"id": "rest", "tools": ["l*", "s*", "p*", "q*"], "limits": [{"max_calls": 3, "per": ["day"]}]},
+        ],
+    },
 ]
 
 
@@ -400,9 +431,26 @@ LOOP: dict[str, Any] = {
 }
 
 
+LOOP_LIMITS: list[dict[str, Any]] = [
+    {"id": "r", "tools": ["*"], "limits": [{"max_calls": 400, "per": ["run"]}]},
+    {
+        "id": "sum",
+        "tools": ["box*"],
+        "limits": [
+            {"max_sum": 20_000, "of": "$args.x", "per": ["run"]},
+            {"max_calls": 200, "per": ["minute"]},
+        ],
+    },
+]
+
+
 @pytest.mark.parametrize("program", [LOOP, {**LOOP, "max_steps": 100}], ids=["ends", "budget"])
 @pytest.mark.parametrize("durable", [False, True], ids=["memory", "sqlite"])
-@pytest.mark.parametrize("policy", [None, ALL_NAMED], ids=["free", "governed"])
+@pytest.mark.parametrize(
+    "policy",
+    [None, ALL_NAMED, {"policy": "p", "rules": LOOP_LIMITS[:1]}, {"policy": "p", "rules": LOOP_LIMITS}],
+    ids=["free", "governed", "limited", "limited together"],
+)
 def test_a_long_loop_is_the_same_with_and_without_the_lane(
     program: dict[str, Any], durable: bool, policy: Any, tmp_path: Any
 ) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nano_vm import Completion, ExecutionVM, MemoryStore, ProgramError, Usage, tool
-from nano_vm.errors import RuntimeFault, VerificationError
+from nano_vm.errors import NotFoundError, RuntimeFault, VerificationError
 from nano_vm.journal.entry import RIDER_TYPES, Chain, Entry, open_events
 from nano_vm.journal.ledger import Ledger
 from nano_vm.journal.replay import verify_run
@@ -36,13 +36,21 @@ def outcome(
 ) -> Any:
     """What verifying comes to: the state, what was reported, and what was decided again, or the error."""
     look = None if plainly else lambda *_: None  # whoever looks at each transition gets them from `apply`
-    recheck = Recheck(program, lambda policy_hash: {policy.hash: policy}[policy_hash]) if policy else None
+
+    def find(policy_hash: str) -> Policy:
+        if policy is None or policy_hash != policy.hash:
+            raise NotFoundError("POLICY_NOT_FOUND", "there is but one")
+        return policy
+
+    recheck = Recheck(program, find) if policy else None
     watchers = (recheck,) if recheck else ()
     try:
         verified = verify_run(program, None, entries, "run", on_transition=look, watchers=watchers)
     except (RuntimeFault, VerificationError) as error:  # (what is sealed here cannot be read)
         return error.code, error.facts
-    decided = (recheck.decisions, recheck.counted, recheck.progress.done) if recheck else None
+    decided = (
+        (recheck.decisions, recheck.counted, recheck.tallied, recheck.progress.done) if recheck else None
+    )
     return snapshot(verified.state), verified.steps, decided
 
 

@@ -22,6 +22,8 @@ from nano_vm.journal import replay
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import ending, flow, groups, lane, outside, settle, transition
 from nano_vm.kernel import events as ev
+from nano_vm.policy import progress
+from nano_vm.policy.tally import Tally
 from nano_vm.program.compiled import CompiledStep, ConditionAction, Kind, ParallelAction
 from nano_vm.runtime import calls, children, compilations, erasure, governing, intents
 from nano_vm.runtime.journaled import JournaledRun
@@ -291,7 +293,21 @@ def lanes_get_each_others_values(patch: Patch) -> None:
     patch.setattr(lane, "_bind", wrong)
 
 
+class Forgetful(Tally):
+    """What is counted is not kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        class Nothing(dict[str, int]):
+            def __setitem__(self, key: str, amount: int) -> None:
+                pass
+
+        self.totals = Nothing()
+
+
 def limits_are_not_counted(patch: Patch) -> None:
+    patch.setattr(progress, "Tally", Forgetful)
     patch.setattr(SqliteStore, "count", lambda self, action, wanted, now_ms: [0] * len(wanted))
     patch.setattr(SqliteStore, "counted", lambda self, keys, action: [0] * len(keys))
 

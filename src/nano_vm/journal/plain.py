@@ -80,9 +80,9 @@ def with_start(after: str) -> str:
     return after[: -len(LAST)] + ',"type":"RunStarted"}'
 
 
-def with_counts(between: str, counts: list[list[Any]]) -> str:
-    """What `decided_of` gives last, of a decision that also names what was counted."""
-    return between.replace('"attempt":1,', f'"attempt":1,"counts":{_encode(counts).decode()},', 1)
+def encode_counts(counts: list[list[Any]]) -> str:
+    """What a decision counts, as it is written: keys are digests, and numbers need no care."""
+    return _encode(counts).decode()
 
 
 def decided_of(decided: PolicyDecided, intended: bool) -> tuple[str, str]:

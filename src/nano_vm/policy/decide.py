@@ -18,13 +18,14 @@ from nano_vm import canonical
 from nano_vm.errors import NanoVMError
 from nano_vm.expr.reference import UNSET, walk
 from nano_vm.policy.fields import SUM_MAX
-from nano_vm.policy.model import Approval, Limit, Policy, Rule
+from nano_vm.policy.model import RESERVED, Approval, Limit, Policy, Rule
 from nano_vm.program.compiled import FIRST_FREE_SLOT, SLOT_ARGS, SLOT_PRINCIPAL, SLOT_RUN
 from nano_vm.program.labels import SEALED
 
 ALLOW, ASK, DENY = "allow", "ask", "deny"
 DENIED = "CapabilityDeniedError"  # what `$step.error.type`, or a rejected proposal's reason, says of what is denied
 MILLION = 1_000_000
+_OWN = ("run",)
 _WINDOWS_MS = {"minute": 60_000, "hour": 3_600_000, "day": 86_400_000}
 
 # Why: a rule said so; no rule applies; what must precede has not; a limit is reached; a condition cannot be evaluated.
@@ -63,13 +64,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Counter(NamedTuple):
-    """Something that a call adds to, in the unit of its limit."""
+    """Something that a call adds to, in the unit of its limit. `own`: nothing but its own run counts there."""
 
     key: str
     amount: int
     maximum: int
     rule: str
     unit: str = "calls"
+    own: bool = False
 
 
 class Asked(NamedTuple):
@@ -279,9 +281,9 @@ def request_slots(args: Any, run: Mapping[str, Any], principal: Mapping[str, Any
     """What conditions read, as `Request` has it."""
     slots: list[Any] = [UNSET] * FIRST_FREE_SLOT
     slots[SLOT_ARGS] = args
-    slots[SLOT_RUN] = dict(run)
+    slots[SLOT_RUN] = run if type(run) is dict else dict(run)  # no condition changes what it reads
     if principal is not None:
-        slots[SLOT_PRINCIPAL] = dict(principal)
+        slots[SLOT_PRINCIPAL] = principal if type(principal) is dict else dict(principal)
     return slots
 
 
@@ -289,48 +291,77 @@ def _counters_of(policy: Policy, rule: Rule, request: Request) -> list[Counter]:
     """Raises NanoVMError where what is to be added is private, unknown or no number from 0 on, or nobody is known to
     count for."""
     found = []
-    principal = request.principal
     for number, limit in enumerate(rule.limits):
         amount = _amount(limit, request)
-        where: list[Any] = []
-        for scope in limit.per:
-            if scope == "run":
-                where.append(request.run.get("id"))
-            elif scope == "principal":
-                if principal is None:
-                    raise NanoVMError("UNASSIGNED_REFERENCE", "nobody is known to have started the run")
-                where.append(principal.get("id"))
-            else:
-                where.append(request.at_ms // _WINDOWS_MS[scope])
-        key = _counter_key(request.tenant, policy.name, rule.id, number, limit, tuple(where))
-        found.append(Counter(key, amount, limit.maximum, rule.id, limit.unit))
+        key = limit_key(policy, rule, number, request.tenant, request.run, request.principal, request.at_ms)
+        found.append(Counter(key, amount, limit.maximum, rule.id, limit.unit, limit.own))
     return found
 
 
-@lru_cache(maxsize=1_024)  # one run after another counts under the same
-def _counter_key(
-    tenant: str, policy: str, rule: str, number: int, limit: Limit, where: tuple[Any, ...]
+def limit_key(
+    policy: Policy,
+    rule: Rule,
+    number: int,
+    tenant: str,
+    run: Mapping[str, Any],
+    principal: Mapping[str, Any] | None,
+    at_ms: int,
 ) -> str:
-    """What a limit counts under. By the policy's name, not its hash: a new version does not start counting anew. And by
-    what is counted: a limit that is rewritten to count something else begins anew."""
+    """What a rule's limit of that number counts under. Raises NanoVMError where nobody is known to count for."""
+    limit = rule.limits[number]
+    if limit.per == _OWN:  # most runs ask for one of these alone
+        begins = _key_of(tenant, policy.name, rule.id, number, limit)
+        return canonical.digest(b"%b,[%b]]" % (begins, canonical.encode(run.get("id"))))
+    where: list[Any] = []
+    for scope in limit.per:
+        if scope == "run":
+            where.append(run.get("id"))
+        elif scope == "principal":
+            if principal is None:
+                raise NanoVMError("UNASSIGNED_REFERENCE", "nobody is known to have started the run")
+            where.append(principal.get("id"))
+        else:
+            where.append(at_ms // _WINDOWS_MS[scope])
+    return _key_under(tenant, policy.name, rule.id, number, limit, tuple(where))
+
+
+@lru_cache(maxsize=1_024)  # one run after another counts under the same
+def _key_under(tenant: str, policy: str, rule: str, number: int, limit: Limit, where: tuple[Any, ...]) -> str:
+    begins = _key_of(tenant, policy, rule, number, limit)
+    return canonical.digest(b"%b,%b]" % (begins, canonical.encode(list(where))))
+
+
+@lru_cache(maxsize=1_024)
+def _key_of(tenant: str, policy: str, rule: str, number: int, limit: Limit) -> bytes:
+    """What the keys of a limit begin with. By the policy's name, not its hash: a new version does not start counting
+    anew. And by what is counted: a limit that is rewritten to count something else begins anew."""
     path = None if limit.path is None else list(limit.path)
-    return canonical.digest_value([tenant, policy, rule, number, limit.unit, path, limit.per, list(where)])
+    return canonical.encode([tenant, policy, rule, number, limit.unit, path, limit.per])[:-1]
 
 
 def _amount(limit: Limit, request: Request) -> int:
-    if limit.unit == "calls":
-        return 1
     if limit.unit == "sum":
         assert limit.path is not None
         if "" in request.private or limit.path[0] in request.private:
             raise NanoVMError(
                 "PRIVATE_AMOUNT", "what a limit adds up is stored in clear, and this is private"
             )
-        return _millionths(walk(request.args, limit.path))
+    if limit.unit not in RESERVED:
+        return amount_of(limit, request.args)
     reserved = request.tokens if limit.unit == "tokens" else request.cost_nanousd
     if reserved is None:
         raise NanoVMError("NO_PRICE", "nobody knows what the model may cost")
     return reserved
+
+
+def amount_of(limit: Limit, args: Any) -> int:
+    """What a call of a tool with these arguments, which are not private, adds to a limit. Raises NanoVMError where that
+    is no number from 0 on, or known of models only."""
+    if limit.unit == "calls":
+        return 1
+    if limit.path is None:
+        raise NanoVMError("NO_PRICE", "nobody knows what the model may cost")
+    return _millionths(walk(args, limit.path))
 
 
 def counted_place(run_id: str, kind: str, step: str, occurrence: int, item: int, attempt: int | None) -> str:
@@ -358,6 +389,8 @@ def sealed_parts(labels: Mapping[str, int] | None) -> frozenset[str]:
 def _millionths(value: Any) -> int:
     if type(value) not in (int, float) or not 0 <= value <= SUM_MAX:
         raise NanoVMError("TYPE_MISMATCH", f"what a limit adds up is a number from 0 to {SUM_MAX}")
+    if type(value) is int:
+        return value * MILLION
     exact = Decimal(str(value)) * MILLION
     whole = int(exact)
     return whole if whole == exact else whole + 1

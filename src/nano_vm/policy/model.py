@@ -47,6 +47,16 @@ class Limit(msgspec.Struct, frozen=True):
     path: tuple[str, ...] | None = None
     unit: str = "calls"
 
+    @property
+    def own(self) -> bool:
+        """Whether a run is the only one that counts under its key."""
+        return "run" in self.per
+
+    @property
+    def timed(self) -> bool:
+        """Whether it counts by minutes, hours or days."""
+        return any(scope not in ("run", "principal") for scope in self.per)
+
 
 class Rule(msgspec.Struct, frozen=True):
     """One rule. `when` reads SLOT_ARGS, SLOT_PRINCIPAL and SLOT_RUN; `source` is its text."""

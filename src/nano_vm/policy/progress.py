@@ -9,16 +9,18 @@ from nano_vm.journal.entry import Entry
 from nano_vm.kernel.events import Event, PolicyDecided, ValuesChanged
 from nano_vm.kernel.life import begun_before
 from nano_vm.kernel.state import Settled, State, StepStatus
+from nano_vm.policy.tally import Tally
 from nano_vm.program.compiled import CompiledProgram, CompiledStep, Kind, ModelAction, ToolAction, WaitAction
 
 
 class Progress:
-    """The requirements that are met, as `Request.done` has them."""
+    """The requirements that are met, as `Request.done` has them, and what the run's own limits have counted."""
 
-    __slots__ = ("_begun", "_done", "_early", "_frozen", "_over", "_passed", "program")
+    __slots__ = ("_begun", "_done", "_early", "_frozen", "_over", "_passed", "_tally", "program")
 
     def __init__(self, program: CompiledProgram) -> None:
         self.program = program
+        self._tally: Tally | None = None
         self._done: set[str] = set()
         self._frozen: frozenset[str] | None = None
         self._passed: list[int] = []  # looked up when somebody asks
@@ -26,8 +28,18 @@ class Progress:
         self._over: frozenset[tuple[int, int, int]] = frozenset()  # of these, the ones that have succeeded
         self._early = False  # the next event is of the run that a fork has left
 
+    @property
+    def tally(self) -> Tally:
+        """What the run's own limits have counted."""
+        tally = self._tally
+        if tally is None:
+            tally = self._tally = Tally()
+        return tally
+
     def follow(self, event: Event, state: State) -> None:
         """Take note of an event that has been applied."""
+        if type(event) is PolicyDecided:
+            self.tally.note(event)
         if type(event) is ValuesChanged:
             if event.names:
                 self._forget(event, state)

@@ -85,6 +85,9 @@ class Recheck(Noting):
         self.find = find
         self.tenant = tenant
         self.decisions = 0
+        self.tallied = (
+            0  # amounts that the run's own limits have counted: the journal is all there is of them
+        )
         self.counted: list[tuple[int, str, str, int]] = []  # entry, identity of the action, key, amount
         super().__init__(Progress(program))
         self._standing: dict[tuple[Any, ...], _Standing] = {}  # by step, and what a decision about it says
@@ -194,19 +197,46 @@ class Recheck(Noting):
         if (event.reason, detail) != (found.reason, found.detail):
             raise _mismatch(entry, f"gives `{event.reason}` for a reason, and it is `{found.reason}`")
         recorded = [] if event.counts is UNSET else event.counts
-        wanted = {
-            (counter.key, counter.amount) for policy in policies for counter in counters(policy, request)
-        }
-        if {(key, amount) for key, _, amount in recorded} != wanted:
+        wanted = [counter for policy in policies for counter in counters(policy, request)]
+        if {(key, amount) for key, _, amount in recorded} != {(one.key, one.amount) for one in wanted}:
             raise _mismatch(entry, "does not count what the policy counts")
-        if event.decision == ALLOW and recorded:
-            undoes = "undo" if event.compensation is True else "step"
-            item, attempt = (
-                -1 if event.item is UNSET else event.item,
-                event.attempt if kind == "model" else None,
-            )
-            place = counted_place(state.run, undoes, event.step, event.occurrence, item, attempt)
-            self.counted += [(entry.seq, place, key, amount) for key, _, amount in recorded]
+        if recorded:
+            own = {one.key for one in wanted if one.own}
+            self._counted(entry, event, recorded, state, kind == "model", own)
+
+    def _counted(
+        self,
+        entry: Entry,
+        event: PolicyDecided,
+        recorded: list[list[Any]],
+        state: State,
+        is_model: bool,
+        own: set[str],
+    ) -> None:
+        """Hold the counts of a decision against what the journal says was counted before, and keep those that are the
+        store's. Under a key of the run's `own` there may be more than the journal shows: what models took, or an action
+        that was counted and then not allowed."""
+        item = -1 if event.item is UNSET else event.item
+        undoes = event.compensation is True
+        tally, where = self.progress.tally, (event.step, event.occurrence, item, undoes)
+        for key, so_far, _ in recorded:
+            if key in own and so_far < (tally.totals.get(key, 0) if is_model else tally.so_far(key, *where)):
+                raise _mismatch(entry, "has seen less than what was counted before it")
+        if event.decision != ALLOW:
+            return
+        place = counted_place(
+            state.run,
+            "undo" if undoes else "step",
+            event.step,
+            event.occurrence,
+            item,
+            event.attempt if is_model else None,
+        )
+        for key, _, amount in recorded:
+            if key in own and not is_model:
+                self.tallied += 1
+            else:
+                self.counted.append((entry.seq, place, key, amount))
 
     def _proposed(self, entry: Entry, event: ActionProposed, state: State) -> None:
         """A call that a model proposed and a policy denied."""

@@ -379,7 +379,8 @@ class Run(JournaledRun, eq=False, kw_only=True):
         engine = self.engine
         step = self.program.steps[command.step]
         if spec.effect == "pure":
-            if len(self.batch) >= BATCH_MAX or self._answers:
+            binds = self.gate is not None and self.gate.binding() and not engine.volatile
+            if len(self.batch) >= BATCH_MAX or self._answers or binds:
                 await self.flush()
             self.seal_open()  # nothing will ride with it, and the tool may take its time
         else:

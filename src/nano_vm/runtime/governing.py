@@ -33,6 +33,7 @@ from nano_vm.policy.decide import (
     DENIED,
     DENY,
     Asked,
+    Counter,
     Decision,
     Request,
     action_digest,
@@ -51,7 +52,7 @@ from nano_vm.program.compiled import (
 )
 from nano_vm.runtime.actions import model_name, place_of, private_parts, proposal_parts, why_denied
 from nano_vm.runtime.admission import is_refused
-from nano_vm.runtime.patience import patiently
+from nano_vm.runtime.counting import so_far, take
 from nano_vm.runtime.reservations import Reservations, shortage, worst_case
 from nano_vm.runtime.rulings import LaneRules, bare_event
 from nano_vm.runtime.sealing import keyed_content
@@ -87,6 +88,7 @@ class Gate:
         "_ahead",
         "_cleared",
         "_models",
+        "binds",
         "engine",
         "lane",
         "pinned",
@@ -103,6 +105,7 @@ class Gate:
         self.lane = LaneRules(self)
         self._ahead: tuple[str, Verdict] | None = None  # a dispatch whose limits have been counted
         self._models: Reservations | None = None
+        self.binds = False
 
     def let_go(self) -> None:
         """The run is not driven here any more, and nothing is decided. (What refers to itself is only freed when the
@@ -202,6 +205,8 @@ class Gate:
     @property
     def may_go_along(self) -> bool:
         """Whether the lane may be tried: the policy in force has been stored."""
+        if self.pinned is not None and self.pinned is self.engine.policy:
+            return True
         current = self.other()
         return bool(self.policies) and (current is None or self.engine.is_kept(current))
 
@@ -231,13 +236,11 @@ class Gate:
             decision = verdict.decision
             waits = bool(verdict.asks) and self._approval(command, verdict)[0] is None
             if decision.decision != DENY and decision.counters and not waits:
-                place = place_of(self.run, command)
-                wanted = [(counter.key, counter.amount, counter.maximum) for counter in decision.counters]
                 reservation = self.models.of(policies, command)
-                if not await self._add(place, wanted, verdict.at_ms):
+                if not await self._take(command, decision.counters, verdict.at_ms):
                     continue  # others were quicker: the policy decides again, with what they have counted
                 if reservation is not None:
-                    self.models.hold(command, reservation, decision.counters, place)
+                    self.models.hold(command, reservation, decision.counters, place_of(self.run, command))
             if self.policies == policies:
                 self._ahead = (command.id, verdict)
                 return
@@ -253,8 +256,18 @@ class Gate:
             return False
         return shortage(state, worst_case(self.run, command)) is not None
 
-    async def _add(self, place: str, wanted: list[tuple[str, int, int]], at_ms: int) -> bool:
-        return await patiently(lambda: self.engine.store.count(place, wanted, at_ms)) is not None
+    async def _take(self, command: Dispatch, counters: Sequence[Counter], at_ms: int) -> bool:
+        if not await take(self.run, self.progress.tally, command, counters, at_ms):
+            return False
+        if any(counter.own for counter in counters):
+            self.binds = True
+        return True
+
+    def binding(self) -> bool:
+        """Whether something was counted that only the journal tells of, since this was asked last: then what is called
+        waits until that is durable, tools without effects too."""
+        binds, self.binds = self.binds, False
+        return binds
 
     def denies(self, command: CallModel) -> bool:
         """Whether `admit` will not let a model be called."""
@@ -376,14 +389,13 @@ class Gate:
             cost_nanousd=cost,
             tenant=run.record.tenant,
         )
-        amounts = {c.key: c.amount for policy in policies for c in counters_of(policy, request)}
-        if not amounts:
+        counters = [counter for policy in policies for counter in counters_of(policy, request)]
+        if not counters:
             return request, []
-        so_far = dict(
-            zip(amounts, self.engine.store.counted(list(amounts), place_of(self.run, command)), strict=True)
-        )
-        counts = [[key, so_far[key], amount] for key, amount in amounts.items()]
-        return msgspec.structs.replace(request, counts=so_far), counts
+        counted = so_far(run, self.progress.tally, command, counters)
+        # Versions of one policy count under the same keys.
+        counts = [[key, counted[key], amount] for key, amount in {c.key: c.amount for c in counters}.items()]
+        return msgspec.structs.replace(request, counts=counted), counts
 
     # --- approvals --------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nano_vm.canonical import INT_MAX, encode_scalar, normalize
-from nano_vm.errors import InputError, RuntimeFault
+from nano_vm.errors import InputError, NanoVMError, RuntimeFault
 from nano_vm.journal.entry import start_of
 from nano_vm.journal.plain import ALONE, end_of, intent_of, success_of, with_start, with_verdicts
 from nano_vm.kernel import events as ev
@@ -29,10 +29,12 @@ from nano_vm.kernel.lane import (
     walk,
 )
 from nano_vm.kernel.limits import PAYLOAD_BYTES_MAX
+from nano_vm.program.compiled import SLOT_ARGS
 from nano_vm.runtime.admission import tainted
 from nano_vm.runtime.calls import context_of, copy_arguments
 from nano_vm.runtime.failures import is_ours
 from nano_vm.runtime.plans import AWAITED, BLOCKING, BY_PLACE, NOWHERE, Lane, Plan, intents, lane_of, plan_for
+from nano_vm.runtime.rulings import amount_at
 from nano_vm.runtime.threads import ThreadsExhaustedError
 from nano_vm.runtime.together import are_amiss, call_together, leave_together
 from nano_vm.runtime.tooling import PENDING
@@ -147,7 +149,12 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
         plan = known.plans[index] or plan_for(known, index, program, run.engine.tools)
     # What is decided of a call may be counted: it is asked last.
     is_one = not (not plan or plan.way == barred or _is_amiss(run, plan, args, track))
-    if plan and is_one and gate is not None:
+    if (
+        plan
+        and is_one
+        and gate is not None
+        and gate.lane.sets_out(plan.step, occurrence, opening is not None)
+    ):
         if opening is None:
             ruled = gate.lane.along(plan.step, occurrence, args, [], state.now_ms)
         else:
@@ -232,7 +239,12 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
     walker, plan, occurrence, args, track = leg
     function, direct, events, only, kinds, same, intent, intended = plan.parts
     plans, now_ms, go_on = known.plans, engine.clock.now_ms, walker.send
-    rulings = {} if gate is None else gate.lane.rulings.by_step
+    rules = None if gate is None else gate.lane
+    rulings = {} if rules is None else rules.rulings.by_step
+    binds = rules is not None and rules.binds  # what was decided has to be durable, whatever its effect
+    slots: list[Any] | None = None
+    totals = {} if rules is None else rules.totals
+    under, sole, counted, amount = None, None, "", None  # the limits that were counted under last, and how
     loop = None if away else run.loop
     durably = not engine.volatile  # an intent has to be durable before its tool is called
     driven = engine.store.driven if engine.groups else None  # type: ignore[attr-defined]
@@ -248,14 +260,14 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
     try:
         while True:
             for _ in _TURN:
-                if durably and events != 1:
+                if durably and (events != 1 or binds):
                     durable = run.commit(loop=loop)
                     if durable is not None:
                         await durable
                         if driven is not None and len(driven) == 1:
                             engine.store.alone = True  # type: ignore[attr-defined]
-                        if gate is not None and engine.policy is not policy:
-                            break
+                    if gate is not None and engine.policy is not policy:
+                        break
                 try:
                     if direct == BY_PLACE:
                         value = await function(args[only])
@@ -292,7 +304,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                 else:
                     success = _success(plan, occurrence, track)
                 held = plan, occurrence
-                if gate is not None:
+                if rules is not None:
                     note(index)
                     events += 1
                 index, occurrence, args, verdicts = go_on((value, at_ms, events))
@@ -324,17 +336,47 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                         intended = intents(plan.lanes, occurrence)[1]
                     else:
                         intended = intent_of(plan.step.id, plan.spec.effect, occurrence)[1]
-                if gate is not None:
+                if rules is not None:
                     if engine.policy is not policy:
                         break
+                    binds = False
                     ruling = rulings.get(index)
-                    if ruling is not None and occurrence == 1:
-                        before, between = ruling.alone if events == 1 else ruling.rides
+                    if ruling is not None:
+                        _, rides, alone, looks, when, limited = ruling
+                        before, between = alone if events == 1 else rides
+                        if looks:
+                            if when is not None:
+                                slots = slots or rules.slots
+                                slots[SLOT_ARGS] = args
+                                try:
+                                    if not when(slots):
+                                        break
+                                except NanoVMError:
+                                    break
+                            if limited is not None:
+                                if limited is not under:
+                                    under, sole = limited, rules.sole(limited, at_ms)
+                                amount = None if sole is None else amount_at(sole[4], args)
+                                if sole is not None and amount is not None:
+                                    counted, begins, maximum, beside, _ = sole
+                                    total = totals.get(counted, 0)
+                                    if total + amount > maximum:
+                                        break
+                                    totals[counted] = total + amount
+                                    between = f"{begins}{total + beside},{amount}]],{between}"
+                                    binds = True
+                                else:
+                                    counts = rules.counts(limited, plan.step, occurrence, args, at_ms)
+                                    if counts is None:
+                                        break
+                                    between, binds, counted = counts + between, rules.binds, ""
+                        if occurrence != 1:
+                            between = between.replace('"occurrence":1,', f'"occurrence":{occurrence},', 1)
                     else:
-                        rides = gate.lane.rides(plan.step, occurrence, args, passed, events != 1, at_ms)
-                        if rides is None:
+                        rode = rules.rides(plan.step, occurrence, args, passed, events != 1, at_ms)
+                        if rode is None:
                             break
-                        before, between = rides
+                        (before, between), binds, counted = rode, rules.binds, ""
                     held = None
                     after = between if events == 1 else (between, intended)
                     pending.append((at, success, payload, before, at, after))
@@ -362,6 +404,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
         if gate is not None:
             gate.progress.passed(passed)
             if held is None:
+                gate.lane.comes_back(plan.step, occurrence, counted if binds else "", amount or 0)
                 state.active[plan.step.index].cleared = 1
                 state.seq += 1
         if held is None and events != 1:

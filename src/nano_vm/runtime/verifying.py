@@ -39,4 +39,6 @@ def verify(engine: Looking, record: RunRecord) -> Verified:
     if recheck.counted:
         verify_counts(engine.store, recheck.counted)
         verified.steps.append(("limits", f"{len(recheck.counted)} amounts still counted"))
+    if recheck.tallied:
+        verified.steps.append(("own limits", f"{recheck.tallied} amounts counted as the journal says"))
     return verified

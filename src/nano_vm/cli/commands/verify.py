@@ -30,6 +30,7 @@ DETAILED_MAX = 10  # of more runs only the outcome is shown, not each step
 _MEANINGS = {
     "decisions": "the policies decide as recorded",
     "limits": "what limits have counted is still counted",
+    "own limits": "no decision under a limit per run has seen less than the journal shows",
     "chain": "every entry has its digest, its place and the entry before it",
     "commitments": "every payload is the one committed to",
     "transitions": "the kernel takes every entry, from the start",
