@@ -85,7 +85,8 @@ class _Run(msgspec.Struct, eq=False, gc=False):
         record = self.record
         record.status = update.status
         record.outcome = update.outcome
-        record.waits = list(update.waits)
+        if update.waits or record.waits:
+            record.waits = list(update.waits)
         record.wake_at_ms = update.wake_at_ms
         record.updated_at_ms = update.updated_at_ms
         record.length = update.length
