@@ -8,14 +8,11 @@ from __future__ import annotations
 import asyncio
 import math
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from functools import partial, wraps
-from typing import Any, TypeVar, cast
-
-import msgspec
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 from nano_vm import canonical
-from nano_vm.errors import ConflictError, NanoVMError, RuntimeFault, StoreError
+from nano_vm.errors import ConflictError, NanoVMError, RuntimeFault
 from nano_vm.journal.entry import Chain, Entry
 from nano_vm.journal.port import (
     DEFAULT_TENANT,
@@ -32,7 +29,17 @@ from nano_vm.policy.load import PolicySource
 from nano_vm.policy.model import Policy
 from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.model import Program
-from nano_vm.runtime import approvals, children, control, erasure, forks, governing, recovery
+from nano_vm.runtime import (
+    approvals,
+    children,
+    closing,
+    control,
+    erasure,
+    forks,
+    governing,
+    listening,
+    recovery,
+)
 from nano_vm.runtime.appearing import Appearances
 from nano_vm.runtime.arguments import (
     check_callable,
@@ -44,9 +51,11 @@ from nano_vm.runtime.arguments import (
     check_trace_id,
 )
 from nano_vm.runtime.calls import Calls, action_key
+from nano_vm.runtime.closing import in_flight, shutting_down
 from nano_vm.runtime.driver import Run
 from nano_vm.runtime.journaled import JournaledRun
 from nano_vm.runtime.keeper import Keeper
+from nano_vm.runtime.listening import Progress
 from nano_vm.runtime.looking import Looking
 from nano_vm.runtime.outcomes import Outcome
 from nano_vm.runtime.patience import patiently
@@ -71,38 +80,8 @@ from nano_vm.runtime.together import Waiting
 from nano_vm.runtime.turns import Turns
 
 _T = TypeVar("_T")
-_Ask = TypeVar("_Ask", bound=Callable[..., Coroutine[Any, Any, Any]])
 _E = TypeVar("_E", bound="Engine")
 _UNSET = ev.UNSET
-
-
-_SHUT_DOWN = "the engine has been closed"
-
-
-def _in_flight(method: _Ask) -> _Ask:
-    """A call that finds the store closed because its engine was closed meanwhile says so: SHUTTING_DOWN, which another
-    engine may be asked after, and not the STORE_CLOSED of somebody who has closed a store too early."""
-
-    @wraps(method)
-    async def asked(self: Engine, *args: Any, **options: Any) -> Any:
-        try:
-            return await method(self, *args, **options)
-        except StoreError as error:
-            if error.code != "STORE_CLOSED" or not self.draining:
-                raise
-            raise RuntimeFault("SHUTTING_DOWN", _SHUT_DOWN, help="ask another one") from error
-
-    return cast(_Ask, asked)
-
-
-class Progress(msgspec.Struct, frozen=True):
-    """One journaled event, as `stream` yields it."""
-
-    run_id: str
-    seq: int
-    type: str
-    event: Any
-    digest: str
 
 
 class Engine(Looking):
@@ -204,7 +183,7 @@ class Engine(Looking):
 
     # --- running ----------------------------------------------------------------------------------------------
 
-    @_in_flight
+    @in_flight
     async def run(
         self,
         program: Program | Mapping[str, Any],
@@ -272,7 +251,7 @@ class Engine(Looking):
         finally:
             self.calls.inline_sync = False
 
-    @_in_flight
+    @in_flight
     async def start(
         self,
         program: Program | Mapping[str, Any],
@@ -361,7 +340,7 @@ class Engine(Looking):
 
     # --- acting on runs (each in a module of its own) ----------------------------------------------------------
 
-    @_in_flight
+    @in_flight
     async def resume(
         self,
         trace_id: str,
@@ -394,7 +373,7 @@ class Engine(Looking):
         approves = not may(self.access, principal, ACT)
         return await control.resume(self, record, event, event_id, name, step, item, who, approves=approves)
 
-    @_in_flight
+    @in_flight
     async def approve(
         self,
         trace_id: str,
@@ -428,7 +407,7 @@ class Engine(Looking):
         said = Said(approved, comment, step, item, action, nonce, event_id)
         return await approvals.approve(self, trace_id, said, principal)
 
-    @_in_flight
+    @in_flight
     async def cancel(
         self, trace_id: str, reason: str = "", *, principal: str | Mapping[str, Any] | None = None
     ) -> Trace:
@@ -436,7 +415,7 @@ class Engine(Looking):
         record = self.find(trace_id, principal, ACT)
         return await control.cancel(self, record.run_id, reason, principal_of(principal, record.tenant))
 
-    @_in_flight
+    @in_flight
     async def resolve(
         self,
         trace_id: str,
@@ -453,12 +432,12 @@ class Engine(Looking):
         who = principal_of(principal, record.tenant)
         return await control.resolve(self, record.run_id, step, resolution, value, item, who)
 
-    @_in_flight
+    @in_flight
     async def step(self, trace_id: str, *, principal: str | Mapping[str, Any] | None = None) -> Trace:
         """Take one step of a run that nobody drives: one outcome, and what follows from it at once."""
         return await recovery.step(self, self.find(trace_id, principal, ACT).run_id)
 
-    @_in_flight
+    @in_flight
     async def recover(
         self, *, limit: int = 100, on_error: Callable[[str, Exception], None] | None = None
     ) -> list[Trace]:
@@ -474,14 +453,14 @@ class Engine(Looking):
         check_callable("on_error", on_error)
         return await recovery.recover(self, limit, on_error)
 
-    @_in_flight
+    @in_flight
     async def take_up(self, trace_id: str) -> Trace | None:
         """Drive one run on that nobody drives: what was in flight is settled, due timers fire. None when somebody else
         drives it. Raises NotFoundError RUN_NOT_FOUND."""
         check_trace_id(trace_id)
         return await recovery.take_up(self, trace_id)
 
-    @_in_flight
+    @in_flight
     async def fork(
         self,
         trace_id: str,
@@ -512,7 +491,7 @@ class Engine(Looking):
         run_id = self.find(trace_id, principal, ACT).run_id
         return await forks.fork(self, run_id, at_step, changes, occurrence, principal, new_trace_id)
 
-    @_in_flight
+    @in_flight
     async def erase(
         self,
         *,
@@ -549,13 +528,13 @@ class Engine(Looking):
             self, subject=subject, secret=secret, run=run, reason=reason, by=by, tenant=tenant
         )
 
-    @_in_flight
+    @in_flight
     async def replay_erasures(self) -> list[dict[str, Any]]:
         """Erase again what a restored back-up has brought back, and complete what a crash has cut, at once: what cannot
         be undone for want of tools is named by its run. Returns the receipts of all erasures; none without a vault."""
         return [] if self.keys is None else await erasure.replay(self)
 
-    @_in_flight
+    @in_flight
     async def complete_erasures(self, *, soon: bool = False) -> bool:
         """What is left to be done of erasures: after a crash, after a back-up was restored, where somebody drove a run
         on. It is asked for at little cost: an engine that has looked once looks again only while something is left,
@@ -577,7 +556,7 @@ class Engine(Looking):
         await erasure.catch_up(self)
         return True
 
-    @_in_flight
+    @in_flight
     async def pause(
         self,
         program: str,
@@ -594,7 +573,7 @@ class Engine(Looking):
         """
         return await patiently(lambda: self.pausing.mark(program, True, reason, by, tenant))
 
-    @_in_flight
+    @in_flight
     async def lift_pause(
         self,
         program: str,
@@ -613,7 +592,7 @@ class Engine(Looking):
             RuntimeFault: SHUTTING_DOWN.
         """
         if self.draining:
-            raise RuntimeFault("SHUTTING_DOWN", _SHUT_DOWN, help="ask another one")
+            raise shutting_down()
 
     def refuse_paused(self, program: CompiledProgram, tenant: str) -> None:
         """Raises CapabilityDeniedError PROGRAM_PAUSED when no run of it may begin."""
@@ -626,19 +605,8 @@ class Engine(Looking):
         run.heard.append((entry, event))
 
     def publish(self, run: JournaledRun, heard: list[tuple[Entry, ev.Event]]) -> None:
-        """Tell the listeners. They listen and never decide: what one of them raises goes to the loop's handler, and the
-        others are told all the same."""
-        run_id = run.record.run_id
-        for entry, event in heard:
-            progress = Progress(run_id, entry.seq, event.type, event, entry.digest)
-            tell = [] if run.listener is None else [partial(run.listener, progress)]
-            tell += [partial(listener, run_id, progress) for listener in self.listeners]
-            for one in tell:
-                try:
-                    one()
-                except Exception as error:
-                    facts = {"message": f"a listener of run {run_id} failed", "exception": error}
-                    asyncio.get_running_loop().call_exception_handler(facts)
+        """Tell the listeners."""
+        listening.publish(self, run, heard)
 
     def heed_erasures(self, run: JournaledRun) -> None:
         """End a run at once whose key was taken from everybody while what names it was written. One that is not driven
@@ -695,22 +663,7 @@ class Engine(Looking):
 
     async def drain(self, grace_seconds: float = 30.0) -> None:
         """What `close` does, except that the store stays open to be read."""
-        self.draining = True
-        await asyncio.gather(*(other.drain(grace_seconds) for other in self.companions))
-        waiting: list[asyncio.Task[None]] = []
-        loop = asyncio.get_running_loop()
-        for run in list(self.live.values()):
-            if run.loop is loop:
-                waiting.append(loop.create_task(run.wait_until_settled()))
-                run.wake()
-            elif run.loop is not None and not run.loop.is_closed():
-                run.loop.call_soon_threadsafe(run.wake)
-        if waiting:
-            _, late = await asyncio.wait(waiting, timeout=grace_seconds)
-            for task in late:
-                task.cancel()
-        self.keeper.close()
-        self.threads.close()
+        await closing.drain(self, grace_seconds)
 
     async def __aenter__(self: _E) -> _E:
         return self
