@@ -208,6 +208,19 @@ def test_a_plan_on_the_command_line_is_counted(
     assert [run["program"]["name"] for run in shown["runs"]] == ["planning", "planning"]
 
 
+def test_the_call_for_a_plan_has_a_budget_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("answers.json").write_text(json.dumps([json.dumps(PLAN)]))
+    words = ["plan", "say hello", "--model", "script:answers.json", "--json"]
+    assert main([*words, "--call-max-tokens", "3"]) == 7
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "BUDGET_EXCEEDED"
+    assert main([*words, "--call-max-tokens", "0"]) == 2
+    capsys.readouterr()
+    assert main([*words, "--call-max-tokens", "100000"]) == 0
+
+
 def test_a_plan_that_is_rejected_was_paid_for() -> None:
     vm = ExecutionVM(policy=limited(max_calls=1))
     with pytest.raises(PlanRejected):

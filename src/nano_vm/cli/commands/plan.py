@@ -8,7 +8,7 @@
 The call is a run of the program `planning`: limits of a policy count it, and `nano-vm runs` lists what it took.
 
 exit codes: 0 a program, 1 the model did not answer, 2 usage, 3 the plan was rejected (every finding is shown), 4
-denied by policy · --extend: as for run
+denied by policy, 7 the call may take more than it is allowed to · --extend: as for run
 """
 
 from __future__ import annotations
@@ -50,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-tokens", metavar="N", type=whole, help="the most tokens a run may use")
     parser.add_argument("--max-cost-usd", metavar="USD", type=number, help="the most a run may cost")
+    parser.add_argument(
+        "--call-max-tokens", metavar="N", type=whole, help="the most tokens the call for the plan may use"
+    )
+    parser.add_argument(
+        "--call-max-cost-usd", metavar="USD", type=number, help="the most the call for the plan may cost"
+    )
     parser.add_argument("--extend", metavar="RUN", help="go on with an interrupted run, and run the plan")
 
 
@@ -60,7 +66,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         raise InputError(
             "USAGE", "--extend runs the plan on what the run knows", help="leave --input and --output out"
         )
-    for option in ("max_steps", "max_tokens", "max_cost_usd"):
+    for option in ("max_steps", "max_tokens", "max_cost_usd", "call_max_tokens", "call_max_cost_usd"):
         value = getattr(args, option)
         if value is not None and not 0 < value < 1e9:
             raise InputError(
@@ -103,6 +109,8 @@ def _planner(args: argparse.Namespace, session: Session) -> Planner:
         max_steps=args.max_steps,
         max_tokens=args.max_tokens,
         max_cost_usd=args.max_cost_usd,
+        call_max_tokens=args.call_max_tokens,
+        call_max_cost_usd=args.call_max_cost_usd,
     )
 
 
