@@ -1,6 +1,7 @@
 """What happens to a cost when the work grows: ratios, not times.
 
     steps     10 to 100,000 steps in one run: time and memory per step        (benchmarks/steps.py, loop)
+    turns     100 to 10,000 turns of one run that waits in each: time to take it up, make a turn, and wait again
     runs      1 to 1,000 runs at once on one SQLite file: time per run
     payload   100 bytes to 1 MB through a tool: time per KiB
     journal   1 to 1,000,000 runs in one database: opening it, listing, reading, verifying, starting
@@ -43,13 +44,14 @@ from nano_vm.journal.port import RunQuery  # noqa: E402
 
 import steps as step_lengths  # noqa: E402
 
-CURVES = ("steps", "runs", "payload", "journal")
+CURVES = ("steps", "turns", "runs", "payload", "journal")
+TURNS = (100, 1_000, 10_000)
 WIDTHS = (1, 10, 100, 1_000)
 SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
 COUNTS = (1, 1_000, 10_000, 100_000, 1_000_000)
 # At most this many times the cost at the base. A tree that is a thousand times as large is deeper by a level or two,
 # and its pages are no longer all in memory.
-FLAT = {"steps": 1.2, "memory": 1.2, "runs": 1.2, "payload": 1.2, "journal": 3.0}
+FLAT = {"steps": 1.2, "memory": 1.2, "turns": 1.2, "runs": 1.2, "payload": 1.2, "journal": 3.0}
 WAITING = 10  # one run in so many waits for an event
 
 
@@ -94,6 +96,68 @@ def steps_curve(options: argparse.Namespace) -> list[dict[str, Any]]:
     if memory:
         curves.append(curve("steps", "memory per step", 10_000, memory, FLAT["memory"]))
     return curves
+
+
+# --- turns of one run -------------------------------------------------------------------------------------------------
+
+LOOP = {
+    "name": "loop",
+    "max_steps": 100_000,
+    "steps": [
+        {"id": "work", "type": "tool", "tool": "mark", "args": {"x": 1}},
+        {"id": "turn", "type": "wait", "event": "go"},
+        {
+            "id": "more",
+            "type": "condition",
+            "condition": "$turn.output.n >= 0",
+            "then": "work",
+            "otherwise": "end",
+        },
+        {"id": "end", "type": "tool", "tool": "mark", "args": {"x": 2}},
+    ],
+}
+TIMED_TURNS = 50
+
+
+def turns_curve(options: argparse.Namespace) -> list[dict[str, Any]]:
+    counts = (10, 100) if options.quick else TURNS
+    found: dict[int, list[float]] = {count: [] for count in counts}
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory(dir=options.dir) as folder:
+            for count, seconds in asyncio.run(time_turns(Path(folder) / "runs.db", counts)).items():
+                found[count].append(seconds)
+    times = {count: statistics.median(seconds) for count, seconds in found.items()}
+    return [curve("turns", "time per turn, durability normal", 100, times, FLAT["turns"])]
+
+
+async def time_turns(database: Path, counts: Sequence[int]) -> dict[int, float]:
+    """Seconds of processor time that a turn takes, after so many of them: one engine, as that of a worker."""
+
+    @tool(effect="idempotent", blocking=False)
+    def mark(x: int) -> int:
+        return x
+
+    times: dict[int, float] = {}
+    with SqliteStore(database, durability="normal") as store:
+        vm = ExecutionVM(tools=[mark], store=store)
+        run_id = (await vm.run(Program.from_dict(LOOP), {})).trace_id
+        done = 0
+
+        async def turns(most: int) -> None:
+            nonlocal done
+            while done < most:
+                await vm.resume(run_id, {"n": done}, name="go")
+                done += 1
+
+        for count in counts:
+            await turns(count)
+            before = time.process_time()
+            await turns(count + TIMED_TURNS)
+            times[count] = (time.process_time() - before) / TIMED_TURNS
+        await vm.resume(run_id, {"n": -1}, name="go")
+        if vm.trace(run_id).status != "SUCCESS":
+            raise SystemExit("the loop did not come to its end")
+    return times
 
 
 # --- runs at once -----------------------------------------------------------------------------------------------------
@@ -377,7 +441,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unknown curve; choose from {', '.join(CURVES)}")
     if options.quick:
         options.rounds = 1
-    makers = {"steps": steps_curve, "runs": runs_curve, "payload": payload_curve, "journal": journal_curve}
+    makers = {
+        "steps": steps_curve,
+        "turns": turns_curve,
+        "runs": runs_curve,
+        "payload": payload_curve,
+        "journal": journal_curve,
+    }
     curves = [found for name in names for found in makers[name](options)]
     print("cost over the cost at the base")
     print(table(curves))

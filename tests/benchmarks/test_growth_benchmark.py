@@ -22,7 +22,7 @@ def test_every_curve_is_drawn(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     curves = json.loads(report.read_text())["curves"]
-    assert {one["curve"] for one in curves} == {"steps", "runs", "payload", "journal"}
+    assert {one["curve"] for one in curves} == {"steps", "turns", "runs", "payload", "journal"}
     assert all(one["ratios"][str(one["base"])] == 1 for one in curves)
 
 

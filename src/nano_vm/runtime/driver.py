@@ -534,6 +534,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
             await self.give_up()
             raise
         self._left = True
+        self.engine.parking.keep(self)
 
     def _take_arrivals(self) -> None:
         while self.arrivals:
@@ -595,6 +596,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
             await self.flush()
             await self.engine.answer_mail(self)
         await self.flush(self.update(release=True))
+        self.engine.parking.keep(self)
 
     def keep_up(self) -> None:
         """Write what has been gathered while a tool keeps the run waiting: the results of steps without effects, which

@@ -58,6 +58,7 @@ from nano_vm.runtime.keeper import Keeper
 from nano_vm.runtime.listening import Progress
 from nano_vm.runtime.looking import Looking
 from nano_vm.runtime.outcomes import Outcome
+from nano_vm.runtime.parking import Parking
 from nano_vm.runtime.patience import patiently
 from nano_vm.runtime.pausing import Pausing
 from nano_vm.runtime.ports import (
@@ -155,6 +156,7 @@ class Engine(Looking):
         self.companions: set[Engine] = set()  # that drive runs on this one's behalf with another model
         self.spare: Waiting | None = None  # for the next group of calls
         self.pausing = Pausing(own)
+        self.parking = Parking()
         self.lane = True  # off in the tests that compare it with the general path
         self._id_ms, self._id_time = -1, ""  # what the ids of runs that begin in this millisecond begin with
         if policy is not None:

@@ -34,7 +34,8 @@ RECOVERIES_MAX = 32  # runs that one `recover` drives at once
 
 
 def load(engine: Engine, run_id: str, fence: int, known: RunRecord | None = None) -> Run:
-    """A run as its journal tells it. The journal is verified on the way: nothing is built on changed evidence.
+    """A run as its journal tells it. The journal is verified on the way: nothing is built on changed evidence. What
+    this engine itself has let go of, and nobody has had since, it knows already.
 
     `known` is the run's record as it was read before: it still holds where nobody owned the run then, and whoever took
     it next, with this fence, is us. Only owners change records.
@@ -44,6 +45,9 @@ def load(engine: Engine, run_id: str, fence: int, known: RunRecord | None = None
         record = engine.store.record(run_id)
     else:
         record = replace(known, owner=engine.store.owner, fence=fence)
+    parked = engine.parking.take(engine, record, fence)
+    if parked is not None:
+        return parked
     program = engine.load_program(record.program_hash)
     entries = engine.read(run_id)
     _require_readable(run_id, entries)
