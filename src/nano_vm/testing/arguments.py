@@ -7,6 +7,7 @@ alone or inside of text, of objects and of arrays. What it does not understand i
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -45,6 +46,7 @@ class Arguments:
         self._inputs: Mapping[str, Any] = {}
         self._outputs: dict[str, Any] = {}
         self._errors: dict[str, Any] = {}
+        self._failures: Counter[tuple[str, int]] = Counter()  # by step and occurrence
         self._named: dict[str, Any] = {}  # by output key
 
     def note(self, event: ev.Event) -> None:
@@ -61,7 +63,10 @@ class Arguments:
             # It failed, was left out, or somebody has said what it came to.
             self._bind(str(step), ANYTHING)
             if type(event) is ev.StepFailed:
-                self._errors[event.step] = {"type": event.error, "attempts": event.attempt}
+                # An attempt of which nobody knew what came of it is made again, and is the same one.
+                self._failures[event.step, event.occurrence] += 1
+                attempts = self._failures[event.step, event.occurrence]
+                self._errors[event.step] = {"type": event.error, "attempts": attempts}
 
     def _bind(self, step: str, value: Any) -> None:
         self._outputs[step] = value

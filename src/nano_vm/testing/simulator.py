@@ -45,6 +45,7 @@ RUN = "run"
 _TURNS_MAX = 40  # of trouble; after it nothing goes wrong any more
 _OPERATION_S = 6 * 3_600.0  # clocks jump back by an hour, and leases and back-offs with them
 _CALM_TURNS_MAX = 120  # by then a run has ended, or nobody knows what it waits for
+_LEASE_MS = 31_000  # by then nobody holds it any more
 _GRACE_S = 30.0  # for calls under way when a process is shut down
 _HUGE = "x" * (9 * 1024 * 1024)
 # What an operation may end in while things go wrong: its caller is told, by name.
@@ -388,7 +389,7 @@ class Simulation:
             if record is not None and RunStatus(record.status).is_terminal:
                 self.status = record.status
                 return
-            self._clock.skew_ms += 31_000  # a lease
+            self._clock.skew_ms += _LEASE_MS
         self.checkers.broken("P10", RUN, "the run neither ends nor names what it waits for")
 
     async def _erase_all(self) -> None:
@@ -404,6 +405,8 @@ class Simulation:
         work = process.start(process.engine.erase(subject=self.subject, reason="asked", by="ana"))
         await self._ended(work)
         self._judge(work)
+        # A run that has ended may still be owned by one who died as he answered a stranger: it is told after a lease.
+        self._clock.skew_ms += _LEASE_MS
         await self._ended(process.start(process.engine.recover()))
         privacy.erased(self.checkers.store, copy, runs)
 
