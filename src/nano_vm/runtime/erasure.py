@@ -157,7 +157,7 @@ async def catch_up(engine: Engine) -> None:
     """`replay` where it may have something to do: once for each engine, and again as long as an erasure is left, here
     or by others. Raises InputError TOOLS_MISSING when one is left for want of tools."""
     keys: Any = engine.keys
-    if keys is None or not hasattr(keys, "begin_erasure"):
+    if keys is None or not hasattr(keys, "announce_erasure"):
         return
     if engine.erasures_replayed and (engine.erasing or not _has_begun(engine, keys)):
         return
@@ -345,7 +345,7 @@ def erasable(engine: Engine) -> ErasableKeys:
         RuntimeFault: NO_KEYS.
     """
     keys: Any = engine.keys
-    if keys is None or not hasattr(keys, "begin_erasure"):
+    if keys is None or not hasattr(keys, "announce_erasure"):
         raise RuntimeFault(
             "NO_KEYS",
             "there is no vault whose keys could be destroyed",
