@@ -221,9 +221,15 @@ class JournalStore(Protocol):
         names mean now."""
 
     # --- ownership ----------------------------------------------------------------------------------------
-    def claim(self, run_id: str, now_ms: int) -> int | None:
+    def claim(self, run_id: str, now_ms: int, known: RunRecord | None = None) -> int | None:
         """Become the owner: the new fence, or None while a live owner's lease runs. Succeeds at once when
-        the owner is provably dead on this host."""
+        the owner is provably dead on this host.
+
+        Args:
+            known: the run's record as the caller has just read it. Where nobody owned the run then, a store may write
+                the claim with what the run adds next. Whoever comes between, by way of another store, has the run, and
+                that append raises LEASE_LOST (facts: unclaimed): nothing has been added, and nothing is owned.
+        """
 
     def renew(self, run_ids: Sequence[str], now_ms: int) -> list[str]:
         """Extend leases; returns the run ids that are no longer ours."""

@@ -228,12 +228,17 @@ async def _deliver(
                 await until_settled(engine, trace_id, require)
                 return engine.trace(trace_id)
         engine.refuse_closed()  # whoever takes the run up reads what has been posted
-        run = await recovery.take_over(engine, trace_id, require, known)
-        if run is not None and mail_id is None:
-            try:
+        try:
+            run = await recovery.take_over(engine, trace_id, require, known)
+            if run is not None and mail_id is None:
                 return await _to_parked(engine, run, kind, letter)
-            except RunLeft:
-                continue
+        except RunLeft:
+            continue
+        except ConflictError as error:
+            if "unclaimed" not in error.facts:
+                raise
+            known = None  # somebody else was quicker, and what was handed in is not written
+            continue
         if run is not None:
             await engine.drive(run)  # its mail, ours among it, is read first
             continue

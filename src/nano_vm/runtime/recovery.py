@@ -134,7 +134,7 @@ async def take_over(
 
     def claim() -> int | None:
         """Asked for anew whenever the store was waited for: what is let go here is not out of our hands at once."""
-        return None if run_id in engine.live else engine.store.claim(run_id, engine.clock.now_ms())
+        return None if run_id in engine.live else engine.store.claim(run_id, engine.clock.now_ms(), known)
 
     fence = await patiently(claim)
     if fence is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from nano_vm.errors import NanoVMError
-from nano_vm.journal.entry import GENESIS, Entry, seal_each
+from nano_vm.journal.entry import GENESIS, Entry, first_seq, seal_each
 from nano_vm.journal.port import LEASE_MS, RunRecord, RunUpdate
 from nano_vm.stores import rules
 from nano_vm.stores.rows import Connection
@@ -89,7 +89,7 @@ class Batch:
     def append(self, run_id: str, fence: int, entries: Sequence[Entry], update: RunUpdate | None) -> None:
         run = self._known.get(run_id)
         if run is None:
-            run = self._load(run_id)
+            run = self._load(run_id, first_seq(entries) if entries else update.length if update else 0)
         if run.fence != fence or fence < 1:
             raise rules.lease_lost(run_id, entries[0].seq if entries else None)
         no = run.no
@@ -172,7 +172,8 @@ class Batch:
         if blobs:
             self._blobs.update(blobs)
 
-    def _load(self, run_id: str) -> OwnedRun:
+    def _load(self, run_id: str, length: int) -> OwnedRun:
+        """A run that something is added to; `length` is how long its journal is, as whoever adds to it knows."""
         row = self._con.execute(LOAD_RUN, (run_id,)).fetchone()
         if row is None:
             raise rules.run_not_found(run_id)

@@ -334,7 +334,7 @@ class MemoryJournalStore:
         return sorted(rows, key=lambda row: row[0])  # stable: what was stored later stays later
 
     # --- ownership ----------------------------------------------------------------------------------------
-    def claim(self, run_id: str, now_ms: int) -> int | None:
+    def claim(self, run_id: str, now_ms: int, known: RunRecord | None = None) -> int | None:
         with self._lock:
             run = self._run(run_id)
             record = run.record

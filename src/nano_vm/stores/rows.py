@@ -53,15 +53,22 @@ def find_record(con: Connection, run_id: str, tenant: str | None = None, *, lock
     return to_record(row)
 
 
+_CHANGE_OWNER = "UPDATE nvm_runs SET owner = ?1, fence = ?2, lease_until_ms = ?3, seal = ?4 WHERE run_id = ?5"
+# Of a run that nobody has had since its record was read: a record changes with its owner, and by its owner, alone.
+TAKE_FREE = _CHANGE_OWNER + " AND owner IS NULL AND fence = ?2 - 1"
+
+
 def change_owner(con: Connection, record: RunRecord, owner: str | None, fence: int, until_ms: int) -> None:
     """Write the ownership of a run, in the transaction in which `record` was read."""
+    con.execute(_CHANGE_OWNER, ownership(record, owner, fence, until_ms))
+
+
+def ownership(record: RunRecord, owner: str | None, fence: int, until_ms: int) -> tuple[object, ...]:
+    """The values of `TAKE_FREE`."""
     seal = rules.seal_record(
         rules.seal_origin(record), record, rules.encode_waits(record.waits), owner, fence
     )
-    con.execute(
-        "UPDATE nvm_runs SET owner = ?1, fence = ?2, lease_until_ms = ?3, seal = ?4 WHERE run_id = ?5",
-        (owner, fence, until_ms, seal, record.run_id),
-    )
+    return owner, fence, until_ms, seal, record.run_id
 
 
 def find_mail(con: Connection, run_id: str, no: int, mail_id: str) -> Mail | None:

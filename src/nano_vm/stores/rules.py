@@ -68,12 +68,13 @@ def journal_conflict(run_id: str, seq: int, what: str) -> ConflictError:
     )
 
 
-def lease_lost(run_id: str, seq: int | None = None) -> ConflictError:
+def lease_lost(run_id: str, seq: int | None = None, *, unclaimed: bool = False) -> ConflictError:
+    """`unclaimed`: somebody else was quicker, before anything was added."""
     return ConflictError(
         "LEASE_LOST",
         f"run `{run_id}` is owned by another worker, or by nobody",
         help="claim the run again and go on from its journal",
-        facts={"run_id": run_id, "seq": seq},
+        facts={"run_id": run_id, "seq": seq, **({"unclaimed": True} if unclaimed else {})},
     )
 
 

@@ -60,6 +60,14 @@ class SqlStore:
         """The run has another owner once this transaction is committed."""
         raise NotImplementedError
 
+    def _lasting(self, key: tuple[str, ...], read: Callable[[], T]) -> T:
+        """`read()` of what hardly ever changes and every new engine asks for; a kind of database that can tell whether
+        anybody has written since need not read it again."""
+        return read()
+
+    def _forget_lasting(self) -> None:
+        """Something of that has been written here."""
+
     # --------------------------------------------------------------------------------------------------------
     @property
     def owner(self) -> str:
@@ -116,7 +124,7 @@ class SqlStore:
     ) -> None:
         """As the port says. Raises InputError USAGE when the hash is not that of the bytes."""
         self._check_open()
-        if self._reader.program_named(name, tenant) != program_hash:
+        if self.program_named(name, tenant) != program_hash:
             self._put_program(program_hash, name, canonical_bytes, now_ms, tenant)
 
     def keep_program(self, program_hash: str, name: str, canonical_bytes: bytes, now_ms: int) -> None:
@@ -155,21 +163,22 @@ class SqlStore:
                 )
 
         self._write(work, f"program {program_hash}", f"name {tenant} {name}")
+        self._forget_lasting()
 
     def program(self, program_hash: str) -> bytes:
         self._check_open()
-        return self._reader.program(program_hash)
+        return self._lasting(("program", program_hash), lambda: self._reader.program(program_hash))
 
     def program_named(self, name: str, tenant: str = DEFAULT_TENANT) -> str | None:
         self._check_open()
-        return self._reader.program_named(name, tenant)
+        return self._lasting(("name", tenant, name), lambda: self._reader.program_named(name, tenant))
 
     def programs(self, tenant: str | None = None) -> list[tuple[str, str, int]]:
         self._check_open()
         return self._reader.programs(tenant)
 
     # --- ownership ----------------------------------------------------------------------------------------
-    def claim(self, run_id: str, now_ms: int) -> int | None:
+    def claim(self, run_id: str, now_ms: int, known: RunRecord | None = None) -> int | None:
         self._check_open()
         self._lock.hold()
 
@@ -247,10 +256,12 @@ class SqlStore:
 
     def mark_pause(self, pause: Pause) -> None:
         self._write(lambda con: pauses.mark(con, pause), "pauses")
+        self._forget_lasting()
 
     def pauses(self, tenant: str | None = None) -> list[Pause]:
         self._check_open()
-        return self._reader.query(lambda con: pauses.find(con, tenant))
+        key = ("pauses",) if tenant is None else ("pauses", tenant)
+        return list(self._lasting(key, lambda: self._reader.query(lambda con: pauses.find(con, tenant))))
 
     def counted(self, keys: Sequence[str], action: str) -> list[int]:
         self._check_open()

@@ -23,7 +23,9 @@ from nano_vm.journal.entry import Chain, Entry
 from nano_vm.journal.plain import Success
 from nano_vm.journal.port import BLOB_BYTES_MIN, LEASE_MS, Durable, RunRecord, RunUpdate, Transaction
 from nano_vm.stores import rules, sql_store, sqlite_integrity
+from nano_vm.stores.claims import Claim
 from nano_vm.stores.owners import OwnerLock
+from nano_vm.stores.remembered import Remembered
 from nano_vm.stores.rows import Connection, find_record
 from nano_vm.stores.sql_store import SqlStore
 from nano_vm.stores.sqlite_errors import FAILURES, translate
@@ -88,6 +90,7 @@ class SqliteJournalStore(SqlStore):
                 raise translate(error, self._path) from error
             raise
         self._group = GroupCommit(self._writer)
+        self._remembered = Remembered(self._writer.version_now)
         self._turnstile = Turnstile()
         # Python 3.13 warns of connections that nobody closes, and whoever drops a store cannot close its connections.
         self._dropped = weakref.finalize(self, _close_all, first, self._writer.con)
@@ -156,20 +159,42 @@ class SqliteJournalStore(SqlStore):
         return self._submit(Work(run_id, build=build))
 
     # --- ownership ----------------------------------------------------------------------------------------
+    def claim(self, run_id: str, now_ms: int, known: RunRecord | None = None) -> int | None:
+        self._check_open()
+        if known is not None and known.owner is None:
+            self._lock.hold()
+            claim = Claim(known, known.fence + 1, now_ms + LEASE_MS)
+            if self._writer.claim(claim):
+                return claim.fence
+        held = self._writer.claims.get(run_id)
+        if held is not None:
+            if now_ms < held.until_ms:
+                return None
+            # Written after all: nobody else may get its fence.
+            self._write(lambda con: held.take(con, self._lock.name), synced=False)
+            self._disowned(run_id)
+        return super().claim(run_id, now_ms)
+
+    def release(self, run_id: str, fence: int) -> None:
+        self._check_open()
+        self._group.drain()
+        if not self._writer.give_back(run_id, fence):
+            super().release(run_id, fence)
+
     def renew(self, run_ids: Sequence[str], now_ms: int) -> list[str]:
         if not run_ids:
             return []
         sql = "UPDATE nvm_runs SET lease_until_ms = max(lease_until_ms, ?1) WHERE run_id = ?2 AND owner = ?3"
 
-        def work(con: Connection) -> list[str]:
-            until = now_ms + LEASE_MS
-            return [
-                run_id
-                for run_id in run_ids
-                if con.execute(sql, (until, run_id, self._lock.name)).rowcount == 0
-            ]
+        until, owner = now_ms + LEASE_MS, self._lock.name
 
-        return self._write(work)
+        def is_lost(con: Connection, run_id: str) -> bool:
+            claim = self._writer.claims.pop(run_id, None)  # it is written now, or never
+            if claim is not None:
+                return not claim.take(con, owner, until)
+            return con.execute(sql, (until, run_id, owner)).rowcount == 0  # type: ignore[no-any-return]
+
+        return self._write(lambda con: [run_id for run_id in run_ids if is_lost(con, run_id)])
 
     def changed(self) -> bool:
         self._check_open()
@@ -288,12 +313,21 @@ class SqliteJournalStore(SqlStore):
         self._group.drain()
         return self._writer.write(work, synced)  # SQLite lets one write at a time
 
+    def _lasting(self, key: tuple[str, ...], read: Callable[[], T]) -> T:
+        return self._remembered.ask(key, read)
+
+    def _forget_lasting(self) -> None:
+        self._remembered.forget()
+
     def _settled(self, con: Connection, run_id: str, wanted: Callable[[RunRecord], bool]) -> RunRecord | None:
+        if run_id in self._writer.claims:
+            return None  # of somebody here, who has not added anything
         record = find_record(con, run_id)
         return record if wanted(record) else None
 
     def _disowned(self, run_id: str) -> None:
         self._writer.known.pop(run_id, None)
+        self._writer.claims.pop(run_id, None)
 
 
 SqliteStore = SqliteJournalStore

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable, Sequence
 from itertools import chain
 
+from nano_vm.journal.entry import Entry
+from nano_vm.stores import rules
 from nano_vm.stores.batch import HOLDER, Batch, OwnedRun
+from nano_vm.stores.claims import Claim
 from nano_vm.stores.rows import RUN_COLUMNS
 
 _INSERT_RUN = f"INSERT INTO nvm_runs ({RUN_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
@@ -23,9 +27,22 @@ _UPDATE_RUN = """UPDATE nvm_runs SET status=?, outcome=?, waits=?, wake_at_ms=?,
 class SqliteBatch(Batch):
     failures = (sqlite3.Error,)
 
-    def __init__(self, con: sqlite3.Connection, owner: str, known: dict[str, OwnedRun]) -> None:
+    """
+    Args:
+        claims: of runs that are taken with what they add.
+    """
+
+    def __init__(
+        self,
+        con: sqlite3.Connection,
+        owner: str,
+        known: dict[str, OwnedRun],
+        claims: dict[str, Claim] | None = None,
+    ) -> None:
         super().__init__(con, owner, known)
         self._database = con
+        self._claims = {} if claims is None else claims
+        self._taken: list[str] = []
 
     def insert_run(self, row: tuple[object, ...]) -> int | None:
         try:
@@ -58,3 +75,24 @@ class SqliteBatch(Batch):
         if self._updates:
             self._database.executemany(_UPDATE_RUN, self._updates)
             self._updates = []
+
+    def committed(self) -> None:
+        super().committed()
+        for run_id in self._taken:
+            self._claims.pop(run_id, None)
+
+    def _load(self, run_id: str, length: int) -> OwnedRun:
+        run = super()._load(run_id, length)
+        claim = self._claims.get(run_id)
+        if claim is None:
+            return run
+        if length != run.length or not claim.take(self._database, self._owner):
+            raise rules.lease_lost(run_id, length, unclaimed=True)
+        self._taken.append(run_id)
+        owned = self._known[run_id] = OwnedRun(run.no, claim.fence, run.length, run.origin)
+        return owned
+
+    def _annex(self, run_id: str, build: Callable[[int, str], Sequence[Entry]]) -> None:
+        if run_id in self._claims:
+            raise rules.lease_lost(run_id)
+        super()._annex(run_id, build)

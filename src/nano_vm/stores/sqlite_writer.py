@@ -21,6 +21,7 @@ from nano_vm.journal.entry import Chain, seal_each
 from nano_vm.journal.plain import Success
 from nano_vm.stores import rules
 from nano_vm.stores.batch import OwnedRun, attempt, lone_row, seal_plain
+from nano_vm.stores.claims import Claim
 from nano_vm.stores.segments import pack_payload, unhex
 from nano_vm.stores.sqlite_batch import INSERT_OWNED, SqliteBatch
 from nano_vm.stores.sqlite_errors import FAILURES, translate
@@ -32,6 +33,7 @@ T = TypeVar("T")
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.000_5, 0.01
 
 
+_OWNER = "SELECT owner, fence FROM nvm_runs WHERE run_id = ?"
 _FULL = 2  # PRAGMA synchronous: sync the disk in every commit
 
 
@@ -49,6 +51,7 @@ class Writer:
         self.owner = owner
         self.busy_timeout_ms = busy_timeout_ms
         self.known: dict[str, OwnedRun] = {}
+        self.claims: dict[str, Claim] = {}  # of runs that are ours as soon as they add something
         self.lock = threading.Condition(threading.Lock())
         self.closed = False
         self.tool_open = False
@@ -104,7 +107,7 @@ class Writer:
                 return False
             _fail(works, error)
             return True
-        batch = SqliteBatch(self.con, self.owner, self.known)
+        batch = SqliteBatch(self.con, self.owner, self.known, self.claims)
         try:
             seal_plain(works)
             attempt(batch, works)
@@ -186,6 +189,34 @@ class Writer:
         run.length += 1
         return True
 
+    # --- claims -------------------------------------------------------------------------------------------
+    def claim(self, claim: Claim) -> bool:
+        """Claim a run with what it adds next. False when it is not free any more."""
+        run_id = claim.record.run_id
+        with self.lock:
+            if self.closed:
+                raise rules.closed()
+            if run_id in self.known or run_id in self.claims:
+                return False
+            try:
+                row = self._cursor.execute(_OWNER, (run_id,)).fetchone()
+            except FAILURES as error:
+                raise translate(error, self.path) from error
+            if row != (None, claim.fence - 1):
+                return False
+            self.claims[run_id] = claim
+            return True
+
+    def give_back(self, run_id: str, fence: int) -> bool:
+        """Let a run go that has added nothing; False when it has, or is none of ours."""
+        with self.lock:
+            claim = self.claims.get(run_id)
+            if claim is None or claim.fence != fence:
+                return False
+            del self.claims[run_id]
+            return True
+
+    # --- waiting ------------------------------------------------------------------------------------------
     def wait_for_tool(self) -> None:
         """Wait until no tool's transaction is open; the caller holds `lock`.
 
@@ -268,15 +299,21 @@ class Writer:
             raise translate(error, self.path) from error
         return version
 
+    def version_now(self) -> int | None:
+        """`data_version`; None while a commit of ours is under way and the answer would have to wait for it."""
+        if self.closed or not self.lock.acquire(blocking=False):
+            return None
+        try:
+            return None if self.closed else self.data_version()
+        finally:
+            self.lock.release()
+
     def changed(self) -> bool:
         """Whether anybody else has committed since the last call; True also when a commit of ours is under
         way and the answer would have to wait for it."""
-        if not self.lock.acquire(blocking=False):
+        version = self.version_now()
+        if version is None:
             return True
-        try:
-            version = self.data_version()
-        finally:
-            self.lock.release()
         if version == self._changed_version:
             return False
         self._changed_version = version

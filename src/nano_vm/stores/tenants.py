@@ -157,8 +157,8 @@ class TenantStore:
         return self.store.programs(self.tenant)
 
     # --- ownership --------------------------------------------------------------------------------------------
-    def claim(self, run_id: str, now_ms: int) -> int | None:
-        return self.store.claim(self._own(run_id), now_ms)
+    def claim(self, run_id: str, now_ms: int, known: RunRecord | None = None) -> int | None:
+        return self.store.claim(self._own(run_id), now_ms, known)
 
     def renew(self, run_ids: Sequence[str], now_ms: int) -> list[str]:
         return self.store.renew(run_ids, now_ms)

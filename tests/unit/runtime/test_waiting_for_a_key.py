@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from nano_vm import ExecutionVM, Program
+from nano_vm.journal.port import RunRecord
 from nano_vm.runtime import starting
 from nano_vm.stores.sqlite import SqliteStore
 from nano_vm.testing.loop import SimulatedClock, SimulatedLoop, run
@@ -26,9 +27,9 @@ def test_it_looks_less_often_the_longer_it_has_waited(tmp_path: Path) -> None:
         return "done"
 
     class Watched(SqliteStore):
-        def claim(self, run_id: str, now_ms: int) -> int | None:
+        def claim(self, run_id: str, now_ms: int, known: RunRecord | None = None) -> int | None:
             looked.append(loop.time())
-            return super().claim(run_id, now_ms)
+            return super().claim(run_id, now_ms, known)
 
     async def main() -> None:
         clock = SimulatedClock(loop)

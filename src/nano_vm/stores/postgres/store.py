@@ -156,7 +156,7 @@ class PostgresJournalStore(SqlStore):
         return self._group.submit(Work(run_id, build=build))
 
     # --- ownership ----------------------------------------------------------------------------------------
-    def claim(self, run_id: str, now_ms: int) -> int | None:
+    def claim(self, run_id: str, now_ms: int, known: RunRecord | None = None) -> int | None:
         self._check_open()
         self._group.drain()  # what we are about to let go is ours no more
         # Whoever waits for a run asks again and again: as long as it is another's, that is a read and no transaction.

@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from nano_vm import canonical
+from nano_vm.errors import ConflictError
 from nano_vm.journal.entry import GENESIS, Chain, Entry
-from nano_vm.journal.port import LEASE_MS, JournalStore, Mail
+from nano_vm.journal.port import LEASE_MS, JournalStore, Mail, Pause
 from nano_vm.journal.reading import verify_entry
 from nano_vm.kernel.events import TimerFired
 from nano_vm.testing.store_conformance.alone import StoreConformance
@@ -95,6 +98,90 @@ class SharedStoreConformance(StoreConformance):
             assert two.append("r1", 2, draft.entries(1)) is None
 
     @on_two_stores
+    async def test_a_claim_of_what_was_free_is_the_claim_of_one(
+        self, one: JournalStore, two: JournalStore
+    ) -> None:
+        draft = Draft("r1")
+        await settle(one.create(draft.record, draft.entries(1)))
+        known = one.record("r1")
+        assert two.claim("r1", NOW) == 1
+        assert one.claim("r1", NOW, known) is None  # what it knows is not so any more
+        two.release("r1", 1)
+        known = one.record("r1")
+        assert one.claim("r1", NOW, known) == 2
+        assert one.claim("r1", NOW, known) is None
+        assert one.claim("r1", NOW) is None
+        mine, theirs = Draft("r1"), Draft("r1")
+        for other in (mine, theirs):
+            other.chain = Chain("r1", 1, draft.chain.head)
+        fence = two.claim("r1", NOW)
+        if fence is None:  # the claim is written
+            await settle(one.append("r1", 2, mine.entries(1)))
+        else:  # it would have been with what comes now
+            assert fence == 2
+            await settle(two.append("r1", fence, theirs.entries(1)))
+            with refusal("LEASE_LOST", run_id="r1", unclaimed=True):
+                await settle(one.append("r1", 2, mine.entries(1), mine.update("SUCCESS", release=True)))
+            one.release("r1", 2)
+            assert (two.record("r1").owner, two.record("r1").status) == (two.owner, "RUNNING")
+        assert len(one.read("r1")) == 2
+
+    @on_two_stores
+    async def test_a_claim_is_kept_as_long_as_its_lease(self, one: JournalStore, two: JournalStore) -> None:
+        draft = Draft("r1")
+        await settle(one.create(draft.record, draft.entries(1)))
+        assert one.claim("r1", NOW, one.record("r1")) == 1
+        assert one.renew(["r1"], NOW) == []
+        assert two.claim("r1", NOW) is None
+        assert one.claim("r1", NOW + LEASE_MS) == 2  # another engine on the same store, and another fence
+        with refusal("LEASE_LOST"):
+            await settle(one.append("r1", 1, draft.entries(1)))
+        one.release("r1", 2)
+        assert one.claim("r1", NOW, one.record("r1")) == 3
+        assert one.claim("r1", NOW + LEASE_MS) == 4  # the one before was never written
+        one.release("r1", 3)
+        assert two.claim("r1", NOW + LEASE_MS) is None
+
+    @on_two_stores
+    async def test_a_claim_that_is_given_back_leaves_the_run_free(
+        self, one: JournalStore, two: JournalStore
+    ) -> None:
+        draft = Draft("r1")
+        await settle(one.create(draft.record, draft.entries(1)))
+        assert one.claim("r1", NOW, one.record("r1")) == 1
+        one.release("r1", 7)  # not the fence of the claim
+        assert one.claim("r1", NOW) is None
+        one.release("r1", 1)
+        fence = two.claim("r1", NOW, two.record("r1"))
+        assert fence is not None
+        with refusal("LEASE_LOST"):
+            await settle(one.append("r1", 1, draft.entries(1)))
+        assert len(two.read("r1")) == 1
+
+    @on_two_stores
+    async def test_nothing_is_annexed_to_a_run_that_is_claimed(
+        self, one: JournalStore, two: JournalStore
+    ) -> None:
+        draft = Draft("r1")
+        await settle(one.create(draft.record, draft.entries(1)))
+        assert one.claim("r1", NOW, one.record("r1")) == 1
+
+        def build(length: int, head: str) -> list[Entry]:
+            event = TimerFired(at_ms=NOW, attempt=1, occurrence=1, step="late")
+            return [Chain("r1", length, head).seal(event, b"", None)]
+
+        with refusal("LEASE_LOST"):
+            await settle(one.annex("r1", build))
+        mine = draft.entries(1)
+        (refused,) = await asyncio.gather(settle(two.annex("r1", build)), return_exceptions=True)
+        if isinstance(refused, ConflictError):  # the claim is written
+            await settle(one.append("r1", 1, mine))
+        else:
+            with refusal("LEASE_LOST", unclaimed=True):
+                await settle(one.append("r1", 1, mine))
+        assert len(one.read("r1")) == 2
+
+    @on_two_stores
     async def test_changes_by_another_owner_are_noticed(self, one: JournalStore, two: JournalStore) -> None:
         one.changed()
         draft = Draft("r1", two.owner)
@@ -107,6 +194,26 @@ class SharedStoreConformance(StoreConformance):
         two.answer("r1", "m", b"done")
         assert one.changed() is True
         assert one.answered("r1", "m") == b"done"
+
+    @on_two_stores
+    async def test_names_and_pauses_of_others_are_seen_at_once(
+        self, one: JournalStore, two: JournalStore
+    ) -> None:
+        bodies = [b'{"name":"p"}', b'{"name":"p","steps":[]}']
+        hashes = [canonical.digest(body) for body in bodies]
+        pause = Pause(tenant="default", program="p", paused=True, reason="", by="", at_ms=NOW)
+        for mine, other in ((one, two), (two, one), (one, one)):
+            mine.put_program(hashes[0], "p", bodies[0], NOW)
+            assert (mine.program_named("p"), other.program_named("p")) == (hashes[0], hashes[0])
+            other.put_program(hashes[1], "p", bodies[1], NOW)
+            assert (mine.program_named("p"), other.program_named("p")) == (hashes[1], hashes[1])
+            assert mine.program_named("p", "acme") is None
+            assert mine.pauses() == other.pauses() == []
+            other.mark_pause(pause)
+            assert mine.pauses() == other.pauses("default") == [pause]
+            assert mine.pauses("acme") == []
+            mine.mark_pause(replace(pause, paused=False))
+            assert mine.pauses() == other.pauses() == []
 
     @on_two_stores
     async def test_both_owners_annex_to_the_same_run(self, one: JournalStore, two: JournalStore) -> None:
