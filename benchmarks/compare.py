@@ -75,6 +75,7 @@ PEERS: dict[str, Peer] = {
         Peer("bare_sqlite", "drive_bare.py", "sqlite"),
         Peer("bare_sqlite_20", "drive_bare.py", "sqlite_20"),
         Peer("bare_group", "drive_bare.py", "group"),
+        Peer("bare_rows", "drive_bare.py", "rows"),
     )
 }
 
@@ -108,11 +109,13 @@ GATES: tuple[Gate, ...] = (
     Gate("W4_normal_seq", "burr_sync", 2.5),
     Gate("W4_full_100", "burr", 8),
     Gate("W4_full_100", "langgraph", 60),
-    Gate("W4_full_100", "bare_group", within(2.5)),
+    Gate("W4_full_100", "bare_rows", within(2.5)),
+    Gate("W4_full_100", "bare_group", None, within(2.5)),
     Gate("W4_full_100", "dbos", 1),
     Gate("W4_normal_100", "burr", 8),
     Gate("W4_normal_100", "langgraph", 60),
-    Gate("W4_normal_100", "bare_group", within(2.5)),
+    Gate("W4_normal_100", "bare_rows", within(2.5)),
+    Gate("W4_normal_100", "bare_group", None, within(2.5)),
     Gate("W4_normal_100", "dbos", 1),
     Gate("W5", "langgraph", 8),
     Gate("W5", "langgraph_sync", 8),

@@ -4,18 +4,24 @@
 value to its name, because that data flow is part of the work. `sqlite`: that, and the rows nano-vm writes,
 in as many commits as nano-vm needs (numbers measured on nano-vm and handed over with --commits, --rows,
 --bytes). `sqlite_20`: one commit per step. `group`: 100 programs in lockstep whose rows share one
-transaction per commit. `postgres`: `sqlite` and `group` in the PostgreSQL database of --url.
+transaction per commit, in a table that holds nothing else. `rows`: `group`, but the very rows that nano-vm stores, in
+its own tables with their indexes and guards: what is left of nano-vm when nothing is computed. `postgres`: `sqlite` and
+`group` in the PostgreSQL database of --url.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import platform
 import sqlite3
 import sys
 from pathlib import Path
 from typing import Any
+
+if importlib.util.find_spec("nano_vm") is None:  # a checkout that is not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 import workloads as w
 from harness import (
@@ -152,6 +158,55 @@ class SqliteLog(Log):
         self.con.execute("COMMIT")
 
 
+class RecordedLog(Log):
+    """The rows of a program that nano-vm has run, over and over under other run ids, in a database of its own making:
+    the run's row with its first segment, one segment a commit, and with the last one what became of the run."""
+
+    def __init__(self, path: Path, sync: str, recorded: Path) -> None:
+        from nano_vm import SqliteStore
+        from nano_vm.stores import sqlite_batch
+        from nano_vm.stores.rows import RUN_COLUMNS
+        from nano_vm.stores.sqlite_schema import connect
+
+        con = sqlite3.connect(recorded)
+        (self.run,) = con.execute(f"SELECT {RUN_COLUMNS} FROM nvm_runs").fetchall()
+        self.segments = con.execute("SELECT seq, digests, facts, payloads FROM nvm_segments").fetchall()
+        con.close()
+        super().__init__(len(self.segments), len(self.segments), 1)
+        names = [name.strip() for name in RUN_COLUMNS.split(",")]
+        ended = dict(zip(names, self.run, strict=True))
+        updated = [
+            "status",
+            "outcome",
+            "waits",
+            "wake_at_ms",
+            "updated_at_ms",
+            "length",
+            "head",
+            "seal",
+            "owner",
+        ]
+        self.ending = (*(ended[name] for name in updated), 1)
+        self.run = (*self.run[1:7], "RUNNING", None, *self.run[9:14], "", "owner" * 6, *self.run[16:])
+        self.sql = sqlite_batch
+        SqliteStore(path).close()
+        self.con = connect(path, synchronous=sync, busy_timeout_ms=0)
+
+    def commit(self, runs: range, number: int) -> None:
+        con, segment, sql = self.con, self.segments[number], self.sql
+        con.execute("BEGIN IMMEDIATE")
+        if number == 0:
+            con.executemany(sql.INSERT_RUN, [(f"{run:036x}", *self.run) for run in runs])
+        whole = len(runs) - len(runs) % sql.ROWS
+        for first in range(0, whole, sql.ROWS):
+            values = [value for run in runs[first : first + sql.ROWS] for value in (run, *segment)]
+            con.execute(sql.INSERT_SEGMENTS, values)
+        con.executemany(sql.INSERT_SEGMENT, [(run, *segment) for run in runs[whole:]])
+        if number == len(self.segments) - 1:
+            con.executemany(sql.UPDATE_RUN, [(*self.ending, run) for run in runs])
+        con.execute("COMMIT")
+
+
 class PostgresLog(Log):
     """All rows of a commit in one statement: one way to the server and back."""
 
@@ -211,11 +266,36 @@ async def log_20(turn: Slice) -> Measured:
 
 
 async def log_group(turn: Slice) -> Measured:
+    options = turn.options
+    log = log_of(turn, options.commits, options.rows, options.bytes)
+    measured = await in_lockstep(turn, log, options.commits)
+    rows = log.con.execute("SELECT count(*) FROM log").fetchone()[0]
+    if rows != log.runs * max(options.rows, options.commits):
+        raise WorkNotDone(f"{rows} rows stored for {log.runs} programs")
+    return measured
+
+
+async def log_rows(turn: Slice) -> Measured:
+    from nano_vm import ExecutionVM, Program, SqliteStore
+
+    tools, recorded = w.Tools(), turn.folder / "recorded.db"
+    functions = {"add_one": tools.add_one, "reject": tools.reject}
+    async with ExecutionVM(llm=None, tools=functions, store=SqliteStore(recorded)) as vm:
+        await vm.run(Program.from_dict(w.w2_program()), context={"x": 0})
+    log = RecordedLog(turn.database, str(turn.workload.sync), recorded)
+    measured = await in_lockstep(turn, log, len(log.segments))
+    for table, each in (("nvm_runs", 1), ("nvm_segments", len(log.segments))):
+        rows = log.con.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+        if rows != log.runs * each:
+            raise WorkNotDone(f"{rows} rows of {table} stored for {log.runs} programs")
+    if log.con.execute("SELECT count(*) FROM nvm_runs WHERE status <> 'SUCCESS'").fetchone() != (0,):
+        raise WorkNotDone("a run has not ended")
+    return measured
+
+
+async def in_lockstep(turn: Slice, log: Log, commits: int) -> Measured:
     """All programs advance together; what they wrote in a step is committed in one transaction."""
-    options, workload = turn.options, turn.workload
-    tools = w.Tools()
-    commits = options.commits
-    log = log_of(turn, commits, options.rows, options.bytes)
+    workload, tools = turn.workload, w.Tools()
     per_step = [range(commits * k // 20, commits * (k + 1) // 20) for k in range(20)]
     wave_workload = w.Workload(
         workload.key, workload.title, 20, workload.calls * workload.width, workload.result, workload.unit
@@ -236,11 +316,8 @@ async def log_group(turn: Slice) -> Measured:
             check_result(workload, values[LAST])
         return programs[0][LAST]
 
-    wave = Slice(wave_workload, turn.seconds, turn.folder, options, turn.checks)
+    wave = Slice(wave_workload, turn.seconds, turn.folder, turn.options, turn.checks)
     measured = await time_programs(wave, tools, once)
-    rows = log.con.execute("SELECT count(*) FROM log").fetchone()[0]
-    if rows != log.runs * max(options.rows, commits):
-        raise WorkNotDone(f"{rows} rows stored for {log.runs} programs")
     check_calls(workload, tools, log.runs)
     return Measured(measured.programs * workload.width, measured.seconds, measured.cpu_seconds)
 
@@ -260,6 +337,7 @@ VARIANTS = {
     "sqlite": {"W4_full_seq": log_as_nano_vm, "W4_normal_seq": log_as_nano_vm},
     "sqlite_20": {"W4_full_seq": log_20, "W4_normal_seq": log_20},
     "group": {"W4_full_100": log_group, "W4_normal_100": log_group},
+    "rows": {"W4_full_100": log_rows, "W4_normal_100": log_rows},
     "postgres": {"W4_full_seq": log_as_nano_vm, "W4_full_100": log_group, "W4_normal_100": log_group},
 }
 

@@ -148,10 +148,7 @@ class Batch:
 
     def _annex(self, run_id: str, build: Callable[[int, str], Sequence[Entry]]) -> None:
         self.execute()
-        row = self._con.execute(LOAD_RUN, (run_id,)).fetchone()
-        if row is None:
-            raise rules.run_not_found(run_id)
-        no, owner, _, _, length = row
+        no, owner, _, _, length = self._row(run_id)
         if owner is not None:
             raise rules.lease_lost(run_id)
         head = GENESIS
@@ -174,14 +171,20 @@ class Batch:
 
     def _load(self, run_id: str, length: int) -> OwnedRun:
         """A run that something is added to; `length` is how long its journal is, as whoever adds to it knows."""
-        row = self._con.execute(LOAD_RUN, (run_id,)).fetchone()
-        if row is None:
-            raise rules.run_not_found(run_id)
-        no, owner, fence, origin, length = row
+        no, owner, fence, origin, length = self._row(run_id)
         if owner != self._owner:
             return OwnedRun(no, NOBODY, length, origin)
         run = self._known[run_id] = OwnedRun(no, fence, length, origin)
         return run
+
+    def _row(self, run_id: str) -> tuple[int, str | None, int, bytes, int]:
+        """Number, owner, fence, origin and length of a run."""
+        row: tuple[int, str | None, int, bytes, int] | None = self._con.execute(
+            LOAD_RUN, (run_id,)
+        ).fetchone()
+        if row is None:
+            raise rules.run_not_found(run_id)
+        return row
 
     def _stored(self, no: int, start: int, stop: int) -> list[str]:
         """Digests of the stored entries in [start, stop)."""
