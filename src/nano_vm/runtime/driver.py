@@ -21,13 +21,11 @@ import msgspec
 from nano_vm.errors import NanoVMError, RuntimeFault
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import (
-    CallModel,
     CallTool,
     Command,
     Compensate,
     Finish,
     Reconcile,
-    StartChild,
 )
 from nano_vm.kernel.state import Rejection, RunStatus, Stage, activity_key
 from nano_vm.kernel.transition import (
@@ -37,13 +35,13 @@ from nano_vm.kernel.transition import (
 )
 from nano_vm.program.compiled import Kind
 from nano_vm.runtime import attending
-from nano_vm.runtime.agent import definitions
 from nano_vm.runtime.calls import Ending, RunFacts
 from nano_vm.runtime.intents import prepare
 from nano_vm.runtime.journaled import Answer, JournaledRun, RunLeft, defect, new_answer, refuse
 from nano_vm.runtime.lane import drive_lane
 from nano_vm.runtime.outcomes import Approval, Outcome
 from nano_vm.runtime.patience import patiently
+from nano_vm.runtime.performing import Released, call_alone, spawn, transact
 from nano_vm.runtime.ports import ToolSpec
 from nano_vm.runtime.repetition import has_come_to, is_repeated
 from nano_vm.runtime.sealing import keyed_content
@@ -53,7 +51,6 @@ _UNSET = ev.UNSET
 _GOING, _ENDING, _ENDED = Stage.GOING, Stage.ENDING, Stage.ENDED
 _SUSPENDED = RunStatus.SUSPENDED
 _FREE: AbstractContextManager[Any] = contextlib.nullcontext()
-BATCH_MAX = 256  # entries of pure steps that are gathered before they are made durable
 
 
 class Letter(NamedTuple):
@@ -73,10 +70,6 @@ class Letter(NamedTuple):
 
 # What a repetition without an id is refused with, where it is not told by its id.
 _REPEATED = frozenset({"NOT_WAITING", "SELF_APPROVAL", "APPROVAL_VOID"})
-
-
-class Released(Exception):
-    """The driver gave the run up at a safe place because the engine is shutting down."""
 
 
 class Run(JournaledRun, eq=False, kw_only=True):
@@ -127,7 +120,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
             self.arrivals.append((outcome, None))
         else:
             self.record_event(outcome.event, outcome.payload)
-            self._count_outcome()
+            self.count_outcome()
 
     def appear_soon(self) -> None:
         """Put a run that lives in memory into the store when it first gives way to others, or a tool of its own looks:
@@ -347,7 +340,7 @@ class Run(JournaledRun, eq=False, kw_only=True):
         if len(launches) == 1 and len(self.state.active) == 1 and not self.tasks and not self.timers:
             command, spec, limit = launches[0]
             if type(command) is CallTool and spec is not None:
-                await self._call_alone(command, spec)
+                await call_alone(self, command, spec)
                 return True
         if launches:
             await self.flush()
@@ -356,10 +349,10 @@ class Run(JournaledRun, eq=False, kw_only=True):
                 if spec is not None and spec.effect == "transactional" and type(command) is not Reconcile:
                     exclusive.append((command, spec))
                 else:
-                    self._spawn(command, spec, limit)
+                    spawn(self, command, spec, limit)
             for command, spec in exclusive:
                 assert type(command) is CallTool or type(command) is Compensate
-                await self._transact(command, spec)
+                await transact(self, command, spec)
             return True
         if self.state.seq != seq or self.arrivals:
             return True  # something was journaled without a call, or a timer is due: look again
@@ -374,131 +367,6 @@ class Run(JournaledRun, eq=False, kw_only=True):
             return False
         raise RuntimeFault("INTERNAL", "the run has nothing to do and nothing to wait for")
 
-    async def _call_alone(self, command: CallTool, spec: ToolSpec) -> None:
-        """The common case: one tool and nothing beside it. No task is made."""
-        engine = self.engine
-        step = self.program.steps[command.step]
-        if spec.effect == "pure":
-            binds = self.gate is not None and self.gate.binding() and not engine.volatile
-            if len(self.batch) >= BATCH_MAX or self._answers or binds:
-                await self.flush()
-            self.seal_open()  # nothing will ride with it, and the tool may take its time
-        else:
-            await self.flush()
-            if spec.effect == "transactional":
-                await self._transact(command, spec)
-                return
-        outcome = None
-        if command.business_key is not None:
-            outcome = await self._action_conflict(command, spec)
-        if outcome is None and self.gate is not None:
-            outcome = await self.gate.recheck(command, spec)
-        if outcome is None:
-            outcome = await engine.calls.tool(self.facts, step, command, spec, alone=True)
-        self.conclude(outcome)
-
-    async def _transact(self, command: CallTool | Compensate, spec: ToolSpec) -> None:
-        """The tool's writes and its outcome commit together, in a transaction of their own (SPEC §7)."""
-        engine = self.engine
-        if type(command) is CallTool and command.business_key is not None:
-            conflict = await self._action_conflict(command, spec)
-            if conflict is not None:
-                self.record_event(conflict.event, conflict.payload)
-                self._count_outcome()
-                return
-        while True:
-            if self.gate is not None:
-                refused = await self.gate.recheck(command, spec, keep=True)
-                if refused is not None:
-                    self.record_event(refused.event, refused.payload)
-                    break
-            try:
-                async with engine.store.transaction() as transaction:
-                    if self.gate is not None and self.gate.is_stale(command):
-                        raise _StaleError  # something has changed while it waited for its turn
-                    if type(command) is CallTool:
-                        step = self.program.steps[command.step]
-                        outcome = await engine.calls.tool(self.facts, step, command, spec, transaction)
-                    else:
-                        assert type(command) is Compensate
-                        outcome = await engine.calls.compensation(self.facts, command, spec, transaction)
-                    if type(outcome.event) not in (ev.StepSucceeded, ev.CompensationSucceeded):
-                        raise _RolledBack(outcome)
-                    self.record_event(outcome.event, outcome.payload)
-                    self._seal()
-                    transaction.append(self.record.run_id, self.fence, self.batch)
-                    self.batch = []
-            except _StaleError:
-                continue
-            except _RolledBack as rolled_back:
-                # The transaction is gone, and with it the effect: this failure is known.
-                outcome = rolled_back.outcome
-                self.record_event(outcome.event, outcome.payload)
-            break
-        if self.gate is not None:
-            self.gate.dispatched(command)
-        self._count_outcome()
-
-    def _spawn(self, command: Command, spec: ToolSpec | None, limit: int) -> None:
-        task = asyncio.get_running_loop().create_task(self._perform(command, spec, limit))
-        self.tasks[activity_key(command.step, command.item), command.attempt] = task
-        if type(command) is CallModel:
-            task.add_done_callback(lambda done: self._never_began(command, done))
-
-    def _never_began(self, command: CallModel, task: asyncio.Task[Any]) -> None:
-        """A task that is cancelled before its first step runs none of its code."""
-        key = (activity_key(command.step, command.item), command.attempt)
-        if self.tasks.get(key) is task:
-            del self.tasks[key]
-            if self.gate is not None:
-                self.gate.models.give_back(command)
-            outcome = self.engine.calls.failed(command, "CANCELLED", "the run is ending", False)
-            self.arrivals.append((outcome, None))
-            self.wake()
-
-    async def _perform(self, command: Command, spec: ToolSpec | None, limit: int) -> None:
-        """One call beside others; its outcome joins the arrivals."""
-        calls = self.engine.calls
-        outcome: Outcome | None = None
-        failure: BaseException | None = None
-        try:
-            if type(command) is CallTool:
-                assert spec is not None
-                step = self.program.steps[command.step]
-                if command.business_key is not None:
-                    outcome = await self._action_conflict(command, spec)
-                if outcome is None and self.gate is not None:
-                    outcome = await self.gate.recheck(command, spec)
-                if outcome is None:
-                    outcome = await calls.tool(self.facts, step, command, spec)
-            elif type(command) is CallModel:
-                offered = definitions(self.engine.tools, command.tools)
-                if self.gate is not None:
-                    outcome = await self.gate.recheck(command, None)
-                if outcome is None:
-                    outcome = await calls.model(self.program.steps[command.step], command, limit, offered)
-                if self.gate is not None:
-                    await self.gate.models.settle(command, outcome)
-            elif type(command) is Compensate:
-                assert spec is not None
-                if self.gate is not None:
-                    outcome = await self.gate.recheck(command, spec)
-                if outcome is None:
-                    outcome = await calls.compensation(self.facts, command, spec)
-            elif type(command) is Reconcile:
-                assert spec is not None
-                outcome = await calls.reconcile(self.facts, command, spec)
-            elif type(command) is StartChild:
-                outcome = await self.engine.run_child(self, command)
-        except asyncio.CancelledError:
-            if type(command) is CallModel and self.state.stage is not _GOING:
-                outcome = calls.failed(command, "CANCELLED", "the run is ending", False)
-            else:
-                failure = Released()
-        except BaseException as error:
-            failure = error
-        self.ends(command, outcome, failure)
-
     def begins(self, command: CallTool, task: asyncio.Task[None]) -> None:
         """A call of a tool that goes on beside others in a task of its own."""
         self.tasks[activity_key(command.step, command.item), command.attempt] = task
@@ -511,14 +379,6 @@ class Run(JournaledRun, eq=False, kw_only=True):
         if failure is not None or outcome is not None:
             self.arrivals.append((outcome if failure is None else failure, None))
         self.wake()
-
-    async def _action_conflict(self, command: CallTool, spec: ToolSpec) -> Outcome | None:
-        """Bind the author's idempotency key to its arguments; a failure when it was used for others before."""
-        problem = await self.engine.claim_action(self, command, spec)
-        if problem is None:
-            return None
-        pure = True if spec.effect == "pure" else _UNSET  # such a call has no intent
-        return self.engine.calls.failed(command, problem.code, problem.message, False, pure=pure)
 
     def admit_arrivals(self, answer: Answer) -> Rejection | None:
         """Take what was handed in before anybody drives the run. Returns why `answer` is a refusal, if it is one that
@@ -558,9 +418,9 @@ class Run(JournaledRun, eq=False, kw_only=True):
                 if not late and type(event) not in (ev.TimerFired, ev.OutcomeResolved):
                     defect(self.record.run_id, event, rejection)
             elif type(event) is not ev.TimerFired:
-                self._count_outcome()
+                self.count_outcome()
 
-    def _count_outcome(self) -> None:
+    def count_outcome(self) -> None:
         if self.transitions_left > 0:
             self.transitions_left -= 1
 
@@ -676,16 +536,6 @@ def _look_away(written: asyncio.Future[None]) -> None:
     """A failure shows again where it matters: at the next commit, which would leave a gap."""
     if not written.cancelled():
         written.exception()
-
-
-class _StaleError(Exception):
-    """What was admitted has to be looked at again."""
-
-
-class _RolledBack(Exception):
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__()
-        self.outcome = outcome
 
 
 __all__ = ["Letter", "Run", "RunLeft"]

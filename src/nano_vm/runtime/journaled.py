@@ -62,6 +62,11 @@ class JournaledRun(msgspec.Struct, eq=False):
     _riders: list[ev.Event] = []
     _answers: list[tuple[Answer, Rejection | None]] = []  # told when durable
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody is told as soon as what has been taken is durable."""
+        return bool(self._answers)
+
     def open(self) -> None:
         """Begin: what the run starts with has not been applied yet."""
         if self.opening is not None:
