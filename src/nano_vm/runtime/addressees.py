@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nano_vm.kernel.decide import all_waits, child_of, child_run_id
 from nano_vm.kernel.state import Phase
-from nano_vm.kernel.transition import all_waits, child_run_id
 from nano_vm.program.compiled import CallAction
 from nano_vm.runtime.letters import kinds_for
 from nano_vm.runtime.ways import inward
@@ -55,7 +55,7 @@ def _addressees_of(engine: Engine, run: Run, kind: str, letter: dict[str, Any]) 
             continue
         step = run.program.steps[activity.step]
         if type(step.action) is CallAction:
-            child = child_run_id(run.state.run, step.id, activity.occurrence, activity.item, activity.attempt)
+            child = child_of(run.state, step, activity)
             live = engine.live_here(child)
             inner = inward(letter, step.id, None if activity.item < 0 else activity.item)
             if live is not None and inner is not None:
@@ -71,7 +71,7 @@ def stirring(run: Run, kind: str, letter: dict[str, Any]) -> list[Addressee]:
         for activity in run.state.active.values():
             if activity.phase is Phase.STARTED and activity.step >= 0 and run.letters:
                 step, item = run.program.steps[activity.step], activity.item
-                child = child_run_id(run.state.run, step.id, activity.occurrence, item, activity.attempt)
+                child = child_of(run.state, step, activity)
                 inner = inward(letter, step.id, None if item < 0 else item)
                 if child in run.letters and inner is not None:
                     found.append(Addressee(run, child, inner, kind))
