@@ -29,7 +29,7 @@ from pydantic import BaseModel, Field
 from nano_vm import ToolContext, ToolError, tool
 from nano_vm.gateway import serving
 from nano_vm.gateway.config import GatewayConfig, Limits
-from nano_vm.gateway.programs import GatewayStore
+from nano_vm.gateway.programs import GatewayStore, Programs
 from nano_vm.gateway.server import Handlers, build_server
 from nano_vm.gateway.service import Gateway
 from nano_vm.gateway.state import GatewayState
@@ -596,7 +596,7 @@ class FixtureHandlers(Handlers):
         return types.GetPromptResult(messages=said(text(f"Context: {(answer.content or {}).get('context')}")))
 
 
-class FixtureGateway(Gateway):
+class FixturePrograms(Programs):
     def published_as(self, name: str) -> str | None:
         return name if name in TASK_PROGRAMS else super().published_as(name)
 
@@ -625,7 +625,8 @@ async def main(port: int, directory: str) -> None:
     state = GatewayState(str(Path(directory) / "runs.db.gateway"))
     engine = Engine(llm=None, tools=ToolSet({"compute": compute, "fail": fail}), store=store)
     config = GatewayConfig(port=port, limits=Limits(requests_per_minute=100_000))
-    gateway = FixtureGateway(engine, store, state, config)
+    gateway = Gateway(engine, store, state, config)
+    gateway.programs = FixturePrograms(engine, store, state, config)
     who = serving.local_principal(config)
     for program in PROGRAMS:
         await gateway.call(who, "save_program", {"program": program})

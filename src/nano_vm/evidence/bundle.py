@@ -20,8 +20,9 @@ from nano_vm.evidence.receipt import receipt
 from nano_vm.evidence.sign import DISCLOSURE_TYPE, sign, statement
 from nano_vm.journal.disclosure import disclose
 from nano_vm.journal.entry import Entry, erased_keys, open_events, read_facts
+from nano_vm.journal.notes import record
 from nano_vm.journal.port import DEFAULT_TENANT, TENANT_SEPARATOR, JournalStore
-from nano_vm.journal.recall import Notes, record
+from nano_vm.journal.recall import Notes
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.program.compiled import CompiledProgram

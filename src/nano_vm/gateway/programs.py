@@ -24,6 +24,8 @@ from nano_vm.runtime.engine import Engine
 from nano_vm.stores.sqlite import SqliteJournalStore
 
 DEFAULT_TENANT = "default"
+PUBLISHED = "program_"  # what the tools of saved programs begin with
+TOOL_NAME_CHARS_MAX = 64
 COMPILED_MAX = 1_000  # programs kept compiled by the engine
 TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("nano_vm_tenant", default=DEFAULT_TENANT)
 _NAMING: contextvars.ContextVar[bool] = contextvars.ContextVar("nano_vm_naming", default=False)
@@ -59,7 +61,7 @@ class GatewayStore(SqliteJournalStore):
 
 
 class Programs:
-    """Reading, checking, saving and finding programs for a principal."""
+    """Reading, checking, saving, finding and publishing programs for a principal."""
 
     def __init__(
         self, engine: Engine, store: GatewayStore, state: GatewayState, config: GatewayConfig
@@ -213,6 +215,42 @@ class Programs:
             else:
                 found[name] = (program_hash, at_ms)
         return [(name, *found[name]) for name in sorted(found)]
+
+    # --- as tools ---------------------------------------------------------------------------------------------
+
+    def published_as(self, name: str) -> str | None:
+        """The name of the tool that a program of that name is published as; None when it is not."""
+        chosen = self._config.publish
+        if chosen == "none" or (not isinstance(chosen, str) and name not in chosen):
+            return None
+        tool = PUBLISHED + "".join(char if char.isascii() and char.isalnum() else "_" for char in name)
+        return tool if len(tool) <= TOOL_NAME_CHARS_MAX else None
+
+    def tools(self, who: Principal) -> dict[str, tuple[str, str]]:
+        """The saved programs that are published: tool -> (name, hash). Of several whose names make the same tool it is
+        the one that is named like it, else the first."""
+        found: dict[str, tuple[str, str]] = {}
+        for name, program_hash, _ in self.listing(who):
+            tool = self.published_as(name)
+            if tool is not None and (tool not in found or tool == PUBLISHED + name):
+                found[tool] = (name, program_hash)
+        return found
+
+    def published(self, who: Principal, tool: str) -> str | None:
+        """The hash of the program that a tool runs."""
+        name = tool.removeprefix(PUBLISHED)
+        if self.published_as(name) == tool:  # nearly always the name itself
+            try:
+                return self.hash_of(who, name)
+            except NotFoundError:
+                pass
+        found = self.tools(who).get(tool)
+        return None if found is None else found[1]
+
+    def tool_of(self, name: str, tools: dict[str, tuple[str, str]]) -> str | None:
+        """The tool that runs the program of that name, if one does."""
+        tool = self.published_as(name)
+        return tool if tool is not None and tools.get(tool, ("",))[0] == name else None
 
 
 def inputs_schema(compiled: CompiledProgram) -> dict[str, Any]:

@@ -19,11 +19,12 @@ from pydantic import ValidationError
 from nano_vm import __version__, canonical
 from nano_vm.errors import Fault, InputError, NanoVMError, NotFoundError
 from nano_vm.gateway import asking, prompts, resources
+from nano_vm.gateway.arguments import check_arguments
 from nano_vm.gateway.catalog import CATALOG, ENTRIES, RUN_OUTPUT, ToolEntry
 from nano_vm.gateway.faults import fault_of
 from nano_vm.gateway.principals import READ, RUN, Principal
-from nano_vm.gateway.programs import inputs_schema
-from nano_vm.gateway.service import PUBLISHED, Gateway, check_arguments
+from nano_vm.gateway.programs import PUBLISHED, inputs_schema
+from nano_vm.gateway.service import Gateway
 from nano_vm.gateway.tasks import MODERN, TASK_AFTER_SECONDS, Tasks
 from nano_vm.runtime.engine import Progress
 
@@ -69,7 +70,7 @@ class Handlers:
     def _published(self, who: Principal) -> list[types.Tool]:
         gateway = self.gateway
         found = []
-        for tool, (name, program_hash) in islice(gateway.tools(who).items(), PUBLISHED_MAX):
+        for tool, (name, program_hash) in islice(gateway.programs.tools(who).items(), PUBLISHED_MAX):
             program = gateway.programs.read(who, program_hash)
             schema = inputs_schema(gateway.engine.load_program(program_hash))
             made = types.Tool(
@@ -197,7 +198,7 @@ class Handlers:
     ) -> dict[str, Any]:
         who.must(RUN)
         gateway = self.gateway
-        program_hash = gateway.published(who, name)
+        program_hash = gateway.programs.published(who, name)
         if program_hash is not None:
             program, compiled = await gateway.programs.find(who, program_hash)
             check_arguments(inputs_schema(compiled), args)

@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from nano_vm import canonical
 from nano_vm.errors import Fault, InputError, NanoVMError, NotFoundError, RuntimeFault
 from nano_vm.evidence.narrative import narrative
 from nano_vm.evidence.receipt import receipt
 from nano_vm.gateway import views
+from nano_vm.gateway.arguments import check_arguments, whole_numbers
 from nano_vm.gateway.catalog import ENTRIES
 from nano_vm.gateway.config import GatewayConfig
 from nano_vm.gateway.faults import fault_of, log
@@ -33,7 +33,6 @@ from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.model import Program
 from nano_vm.runtime.approvals import PendingApproval, pending
 from nano_vm.runtime.engine import Engine, Progress
-from nano_vm.runtime.gates import faults
 
 if TYPE_CHECKING:
     from nano_vm.gateway.mounts import Mounts
@@ -93,7 +92,7 @@ class Gateway:
         operation, do = self._operations[name]
         who.must(operation)
         check_arguments(ENTRIES[name].arguments, args)
-        return await do(who, _whole(ENTRIES[name].arguments, args), tell)
+        return await do(who, whole_numbers(ENTRIES[name].arguments, args), tell)
 
     # --- runs -------------------------------------------------------------------------------------------------
 
@@ -480,47 +479,13 @@ class Gateway:
             "name": program.name,
             "hash": program.hash,
             "findings": [finding.to_dict() for finding in report.diagnostics],
-            "tool": self._tool_of(program.name, self.tools(who)),
+            "tool": self.programs.tool_of(program.name, self.programs.tools(who)),
         }
-
-    def published_as(self, name: str) -> str | None:
-        """The name of the tool that a program of that name is published as; None when it is not."""
-        chosen = self.config.publish
-        if chosen == "none" or (not isinstance(chosen, str) and name not in chosen):
-            return None
-        tool = PUBLISHED + "".join(char if char.isascii() and char.isalnum() else "_" for char in name)
-        return tool if len(tool) <= TOOL_NAME_CHARS_MAX else None
-
-    def tools(self, who: Principal) -> dict[str, tuple[str, str]]:
-        """The saved programs that are published: tool -> (name, hash). Of several whose names make the same tool it is
-        the one that is named like it, else the first."""
-        found: dict[str, tuple[str, str]] = {}
-        for name, program_hash, _ in self.programs.listing(who):
-            tool = self.published_as(name)
-            if tool is not None and (tool not in found or tool == PUBLISHED + name):
-                found[tool] = (name, program_hash)
-        return found
-
-    def published(self, who: Principal, tool: str) -> str | None:
-        """The hash of the program that a tool runs."""
-        name = tool.removeprefix(PUBLISHED)
-        if self.published_as(name) == tool:  # nearly always the name itself
-            try:
-                return self.programs.hash_of(who, name)
-            except NotFoundError:
-                pass
-        found = self.tools(who).get(tool)
-        return None if found is None else found[1]
-
-    def _tool_of(self, name: str, tools: dict[str, tuple[str, str]]) -> str | None:
-        """The tool that runs the program of that name, if one does."""
-        tool = self.published_as(name)
-        return tool if tool is not None and tools.get(tool, ("",))[0] == name else None
 
     async def _list_programs(self, who: Principal, args: dict[str, Any], tell: Tell | None) -> dict[str, Any]:
         limit, after = args.get("limit", LIST_DEFAULT), args.get("after", "")
         names = [entry for entry in self.programs.listing(who) if entry[0] > after]
-        tools = self.tools(who)
+        tools = self.programs.tools(who)
         found = []
         for name, program_hash, at_ms in names[:limit]:
             compiled = self.engine.load_program(program_hash)
@@ -533,7 +498,7 @@ class Gateway:
                     "description": program.to_dict().get("description"),
                     "saved_at": views.moment(at_ms),
                     "inputs": inputs_schema(compiled),
-                    "tool": self._tool_of(name, tools),
+                    "tool": self.programs.tool_of(name, tools),
                 }
             )
         return {"programs": found, "next_after": names[limit - 1][0] if len(names) > limit else None}
@@ -549,8 +514,6 @@ class Gateway:
         return {"name": args["name"], "hash": program_hash, "hidden": True}
 
 
-PUBLISHED = "program_"
-TOOL_NAME_CHARS_MAX = 64
 _MESSAGES = {
     "RUNNING": "the run goes on by itself; ask with get_trace",
     "SUSPENDED": "the run waits; `waiting` says for what, and `answer_with` is the call that answers it",
@@ -561,33 +524,3 @@ def _context_for(tenant: str) -> contextvars.Context:
     context = contextvars.copy_context()
     context.run(TENANT.set, tenant)
     return context
-
-
-def _whole(schema: dict[str, Any], args: dict[str, Any]) -> dict[str, Any]:
-    """The arguments, with 2 for 2.0: to a JSON Schema both are integers."""
-    kinds = {name: known.get("type") for name, known in schema["properties"].items()}
-    return {
-        name: int(value) if kinds[name] == "integer" and type(value) is float else value
-        for name, value in args.items()
-    }
-
-
-def check_arguments(schema: dict[str, Any], args: dict[str, Any]) -> None:
-    """Raises InputError GATEWAY_ARGUMENT, naming the first argument that does not fit; VALUE_STRING."""
-    try:
-        fault = next(iter(faults(canonical.encode(schema), args)), None)
-    except UnicodeEncodeError:  # the validator cannot even say what is wrong with it
-        canonical.encode(args)
-        raise
-    if fault is not None:
-        path = "/" + "/".join(str(part) for part in fault.instance_path)
-        kind = fault.kind.name
-        facts: dict[str, Any] = {"path": path, "keyword": kind}
-        if kind == "required":
-            message = f"an argument is missing: {fault.message}"
-        elif kind == "additionalProperties":
-            known = ", ".join(schema.get("properties", {}))
-            message = f"an argument that the tool does not have; it has: {known or 'none'}"
-        else:
-            message = f"the argument at `{path}` does not fit the tool's schema: {kind}"
-        raise InputError("GATEWAY_ARGUMENT", message, help="see the tool's inputSchema", facts=facts)

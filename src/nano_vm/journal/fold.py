@@ -49,7 +49,7 @@ def fold(
         verify: check each entry's digest, place, commitment and payload before it is applied.
         on_transition: called after each transition with the entry, its event and the state, which still says
             what the transition `settled`; the state must not be changed or kept.
-        notes: what `recall.record` noted of values that are sealed here.
+        notes: what `notes.record` noted of values that are sealed here.
 
     Raises:
         VerificationError: REPLAY_MISMATCH (facts: `seq`, `code` - the kernel's rejection, or VERDICTS) when

@@ -1,10 +1,10 @@
 """Folding a journal whose payloads cannot all be read any more (P7).
 
 Budgets, labels and the verdicts of conditions are facts; what else the kernel takes from a payload - how long a list
-is, that an event was accepted, that a template had nothing to render from - is written down before the payload's key is
-destroyed: `record` folds the journal once more while it is readable, and what it notes becomes part of the entry that
-tells of the erasure. `Recall` gives it back to a fold that comes to a closed entry. The kernel is the same: it is given
-a program whose templates and conditions know which values are gone.
+is, that an event was accepted, that a template had nothing to render from - is noted before the payload's key is
+destroyed (`nano_vm.journal.notes`), and becomes part of the entry that tells of the erasure. `Recall` gives it back to
+a fold that comes to a closed entry. The kernel is the same: it is given a program whose templates and conditions know
+which values are gone.
 
 A note for one entry has these members, each absent when there is nothing to note:
 
@@ -25,12 +25,9 @@ from nano_vm.errors import NanoVMError, RuntimeFault, VerificationError
 from nano_vm.expr.reference import ERASED
 from nano_vm.journal.entry import Entry, Facts, is_closed, open_events, read_facts
 from nano_vm.kernel import events as ev
-from nano_vm.kernel.instants import instant
 from nano_vm.kernel.limits import AGENT_CALLS_MAX, PAYLOAD_BYTES_MAX
 from nano_vm.kernel.state import State
-from nano_vm.kernel.transition import apply
 from nano_vm.program.compiled import (
-    AgentAction,
     CallAction,
     CompiledProgram,
     CompiledStep,
@@ -41,7 +38,6 @@ from nano_vm.program.compiled import (
     ToolAction,
     WaitAction,
 )
-from nano_vm.program.labels import SEALED
 
 Notes = dict[str, dict[str, Any]]
 Asks = dict[
@@ -72,14 +68,14 @@ class Recall:
         self.unchecked: list[Unchecked] = []
         self.closed: list[int] = []
         self.erased: list[int] = []
-        self._notes: Notes = dict(notes or {})  # of values that are sealed here and readable elsewhere
+        self.notes: Notes = dict(notes or {})  # of values that are sealed here and readable elsewhere
         self._seq = 0
         self._decisions: list[Any] = []
         self._at = 0
         self._verdicts: list[Any] = []
         self._asks: Asks = {}
         self._read(entries)
-        self.program = _wrapped(program, self)
+        self.program = rebuilt(program, _Asker(self))
 
     def _read(self, entries: Sequence[Entry]) -> None:
         dead: set[str] = set()
@@ -93,7 +89,7 @@ class Recall:
                 if told.recall is not ev.UNSET:
                     if not canonical.is_canonical(entry.facts):  # they are used before their entry is read
                         raise _malformed(entry.seq)
-                    self._notes.update(told.recall)
+                    self.notes.update(told.recall)
             elif is_closed(entry, facts):
                 assert facts.key is not None
                 keys.append((entry.seq, facts.key))
@@ -102,7 +98,7 @@ class Recall:
 
     def events(self, entry: Entry, facts: Facts) -> list[ev.Event]:
         """The events of an entry, with as much of a closed payload as is known."""
-        note = self._notes.get(str(entry.seq), {})
+        note = self.notes.get(str(entry.seq), {})
         self._seq = entry.seq
         decisions = note.get("d", []) if type(note) is dict else None
         if type(decisions) is not list:
@@ -112,12 +108,12 @@ class Recall:
         self._verdicts = list(getattr(events[0], "verdicts", None) or ())
         for asked in events:
             if type(asked) is ev.ApprovalRequested:
-                _note_asked(self._asks, asked)
+                note_asked(self._asks, asked)
         if is_closed(entry, facts):
             event: Any = events[0]
             try:
                 if type(event) is ev.EventReceived:
-                    about = _answered(self._asks, event, note.get("p"))
+                    about = answered(self._asks, event, note.get("p"))
                     event.payload = _filled_event(self.original, event, note.get("p"), about)
                 else:
                     event.payload = _filled(self.original, event, note.get("p"))
@@ -173,6 +169,14 @@ class Recall:
         return outcome, noted
 
 
+def _malformed(seq: int) -> VerificationError:
+    return VerificationError(
+        "JOURNAL_MALFORMED",
+        f"what was noted of entry {seq} when it was erased cannot be read",
+        facts={"seq": seq},
+    )
+
+
 class _Raised(NamedTuple):
     """An evaluation that ended in an error."""
 
@@ -222,8 +226,8 @@ def _evaluate(ask: Callable[[list[Any]], Any], slots: list[Any]) -> tuple[Any, b
 # --- the program that knows what is gone ----------------------------------------------------------------------
 
 
-class _Asks:
-    """How a wrapped program asks: the difference between folding with notes and taking them."""
+class _Asker:
+    """How the program asks that is folded with notes; `nano_vm.journal.notes` has the one that they are taken with."""
 
     def __init__(self, recall: Recall) -> None:
         self.recall = recall
@@ -291,11 +295,8 @@ class _Asks:
         return unchanged
 
 
-def _wrapped(program: CompiledProgram, recall: Recall) -> CompiledProgram:
-    return _rebuilt(program, _Asks(recall))
-
-
-def _rebuilt(program: CompiledProgram, asks: Any) -> CompiledProgram:
+def rebuilt(program: CompiledProgram, asks: Any) -> CompiledProgram:
+    """The program with every template and condition exchanged for the one that `asks` makes of it."""
     steps = tuple(
         msgspec.structs.replace(step, action=_action(step, asks), compensation=_compensation(step, asks))
         for step in program.steps
@@ -347,123 +348,15 @@ def _action(step: CompiledStep, asks: Any) -> Any:
     return action
 
 
-# --- taking notes ---------------------------------------------------------------------------------------------
+# --- what a closed payload is taken for ------------------------------------------------------------------------
 
 
-class _Notes:
-    """Takes down what a readable journal's payloads decide, entry by entry."""
-
-    def __init__(self) -> None:
-        self.decisions: list[Any] = []
-
-    def _note(
-        self, ask: Callable[[list[Any]], Any], told: Callable[[Any], Any]
-    ) -> Callable[[list[Any]], Any]:
-        def asked(slots: list[Any]) -> Any:
-            try:
-                value = ask(slots)
-            except NanoVMError as error:
-                self.decisions.append(error.code)
-                raise
-            self.decisions.append(told(value))
-            return value
-
-        return asked
-
-    def _template(self, template: Template, told: Callable[[Any], Any]) -> Template:
-        if template.constant:
-            return template
-        return msgspec.structs.replace(template, render=self._note(template.render, told))
-
-    def test(self, step: str, test: Any) -> Any:
-        return test  # its verdict is a fact
-
-    def accept(self, step: str, test: Any) -> Any:
-        return self._note(test, bool)
-
-    def render(self, step: str, template: Template) -> Template:
-        return self._template(template, lambda value: None)
-
-    def fields(self, step: str, template: Template) -> Template:
-        return self._template(template, lambda value: None if type(value) is dict else "BAD_CALL_INPUTS")
-
-    def key(self, step: str, template: Template) -> Template:
-        return self._template(
-            template,
-            lambda value: None if type(value) in (str, int, float) and value != "" else "BAD_IDEMPOTENCY_KEY",
-        )
-
-    def items(self, step: str, template: Template) -> Template:
-        return self._template(template, lambda value: len(value) if type(value) is list else "NOT_A_LIST")
-
-    def time(self, step: str, template: Template) -> Template:
-        return self._template(template, _moment)
-
-    def unchanged(self, same: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
-        asked = self._note(lambda pair: same(pair[0], pair[1]), bool)
-        return lambda old, new: bool(asked([old, new]))
-
-
-def record(program: CompiledProgram, run_id: str, entries: Sequence[Entry]) -> Notes:
-    """What a fold of this journal will have to be told once its payloads are gone: by sequence number. Holds counts,
-    times, booleans and codes, and values that are neither private nor secret.
-
-    Raises:
-        VerificationError: JOURNAL_MALFORMED. A journal that is closed in part, or that the kernel does not take, is
-            noted as far as that goes.
-    """
-    taker = _Notes()
-    noting = _rebuilt(program, taker)
-    before = Recall(program, entries)
-    state = State(run=run_id)
-    # Events that a wait may take whose output is not private: payload, place.
-    kept: list[tuple[Any, str]] = []
-    notes: Notes = dict(before._notes)
-    asks: Asks = {}
-    for entry in entries:
-        facts = read_facts(entry)
-        if is_closed(entry, facts):
-            return notes
-        taker.decisions = []
-        shape = None
-        for event in open_events(entry, facts):
-            if type(apply(noting, state, event)) is not State:
-                return notes
-            if type(event) is ev.ApprovalRequested:
-                _note_asked(asks, event)
-            if facts.key is not None and event.type == facts.type:
-                shape = _shape(program, state, asks, event)
-                if type(event) is ev.EventReceived:
-                    kept.append((event.payload, str(entry.seq)))
-            for settled in state.settled if kept else ():
-                for payload, place in kept:
-                    # The same object: what was bound is the event's data, not merely equal to it.
-                    if settled.output is payload and not settled.label & SEALED:
-                        notes[place] = {**notes.get(place, {}), "p": {"value": payload}}
-        note: dict[str, Any] = {}
-        if any(decision is not None for decision in taker.decisions):
-            note["d"] = taker.decisions
-        if shape is not None:
-            note["p"] = shape
-        if note:
-            notes[str(entry.seq)] = {**note, **notes.get(str(entry.seq), {})}
-    return notes
-
-
-def _moment(value: Any) -> Any:
-    """A time in whole milliseconds: of a delay, or since the epoch."""
-    try:
-        return instant(value)
-    except NanoVMError as error:
-        return error.code
-
-
-def _note_asked(asks: Asks, event: ev.ApprovalRequested) -> None:
+def note_asked(asks: Asks, event: ev.ApprovalRequested) -> None:
     asks.pop((event.step, event.item), None)  # the latest stands last
     asks[event.step, event.item] = {"action": event.action, "nonce": event.nonce}
 
 
-def _answered(asks: Asks, event: ev.EventReceived, shape: Any = None) -> dict[str, str]:
+def answered(asks: Asks, event: ev.EventReceived, shape: Any = None) -> dict[str, str]:
     """What an answer that was taken must have named, where it answers to an action: both are facts of the request.
     Where nothing else was noted it is the latest that the event may mean."""
     if type(shape) is list:
@@ -473,86 +366,6 @@ def _answered(asks: Asks, event: ev.EventReceived, shape: Any = None) -> dict[st
         if event.step in (ev.UNSET, step) and event.item in (ev.UNSET, place):
             return asked
     return {}
-
-
-def _answer(asks: Asks, event: ev.EventReceived) -> Any:
-    """What is noted of an approval: the answer; and what it was about, where another one would be taken for that."""
-    payload: dict[str, Any] = event.payload
-    if payload.get("nonce") not in (None, _answered(asks, event).get("nonce")):
-        for (step, item), asked in asks.items():
-            if asked["nonce"] == payload["nonce"]:
-                return [payload["approved"], step, *(() if item is ev.UNSET else (item,))]
-    return payload["approved"]
-
-
-def _shape(program: CompiledProgram, state: State, asks: Asks, event: Any) -> Any:
-    """What the kernel reads of a payload's shape; None when it reads nothing."""
-    payload = event.payload
-    kind = type(event)
-    if kind is ev.RunStarted and type(payload) is dict:
-        return {
-            name: _open_value(state, program.input_slots.get(name), payload[name]) for name in sorted(payload)
-        }
-    if kind is ev.ValuesChanged and type(payload) is dict:
-        slots = {name: slot for slot, name in enumerate(program.slots)}
-        return {name: _open_value(state, slots.get(name), payload[name]) for name in sorted(payload)}
-    if type(payload) is dict and kind in (ev.StepFailed, ev.ModelTurned):
-        return _shape_of_talk(program, event, payload)
-    if kind is ev.EventReceived and type(payload) is dict and type(payload.get("approved")) is bool:
-        return _answer(asks, event)
-    if kind is ev.ChildFinished and type(payload) is dict:
-        found = payload.get("compensations")
-        undone = found if type(found) is list else []
-        shape = {"undo": [_open_undo(undo) for undo in undone]}
-        label = 0 if event.output_label is ev.UNSET else event.output_label
-        return shape if label & SEALED else {**shape, "output": payload.get("output")}
-    return None
-
-
-def _open_undo(undo: dict[str, Any]) -> dict[str, Any]:
-    """How a child's step is undone, with what is neither private nor secret of it: policies have decided about that."""
-    if not undo.get("label", 0) & SEALED:
-        return undo
-    return {name: value for name, value in undo.items() if name != "args"}
-
-
-def _open_value(state: State, slot: int | None, value: Any) -> Any:
-    """A value that is neither private nor secret, in a list of its own; else nothing of it."""
-    labels = state.labels
-    if slot is None or labels is None or labels[slot] & SEALED:
-        return None
-    return [value]
-
-
-def _shape_of_talk(program: CompiledProgram, event: Any, payload: dict[str, Any]) -> Any:
-    """How a conversation with a model went on: how many messages were added, and which of its tools it named."""
-    feedback = payload.get("feedback")
-    shape: dict[str, Any] = {"feedback": len(feedback)} if type(feedback) is list else {}
-    if type(event) is ev.ModelTurned:
-        # A name that is none of the agent's tools is the model's own text.
-        known = {
-            name
-            for step in program.steps
-            if isinstance(step.action, AgentAction)
-            for name in step.action.offered
-        }
-        shape["calls"] = [
-            {
-                "name": call["name"] if call["name"] in known else "",
-                "object": type(call["arguments"]) is dict,
-                "fault": call.get("fault", ""),
-            }
-            for call in payload["calls"]
-        ]
-    return shape or None
-
-
-def _malformed(seq: int) -> VerificationError:
-    return VerificationError(
-        "JOURNAL_MALFORMED",
-        f"what was noted of entry {seq} when it was erased cannot be read",
-        facts={"seq": seq},
-    )
 
 
 def _filled(program: CompiledProgram, event: Any, shape: Any) -> Any:

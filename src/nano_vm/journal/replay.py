@@ -75,7 +75,7 @@ def verify_run(
         run_id: the run it has to be, where there is no record; by default the first entry's word is taken.
         on_transition: as in `fold`, for whoever wants to know more of a run than that it verifies.
         ledger: keeps the step results.
-        notes: what whoever has the keys noted of values that are sealed here (`recall.record`).
+        notes: what whoever has the keys noted of values that are sealed here (`notes.record`).
         watchers: what else is held against the transitions, in step 3.
 
     Raises:

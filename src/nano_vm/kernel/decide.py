@@ -121,6 +121,12 @@ def _dispatch(program: CompiledProgram, state: State, step: CompiledStep, activi
         )
     if type(action) is AgentAction:
         return _ask(program, step, action, activity)
+    return start_child(program, state, step, activity)
+
+
+def start_child(program: CompiledProgram, state: State, step: CompiledStep, activity: Activity) -> StartChild:
+    """The command by which this attempt of a call begins, or is taken up again."""
+    action = step.action
     assert type(action) is CallAction
     return StartChild(
         step=activity.step,

@@ -24,7 +24,7 @@ import msgspec
 
 from nano_vm import canonical
 from nano_vm.errors import InputError
-from nano_vm.observe.baseline import FILE_BYTES_MAX, FORMAT, Baseline, learn
+from nano_vm.observe.baseline import FORMAT, Baseline, learn, read_file
 from nano_vm.observe.drift import RUNS_MIN, Calibration, DriftMonitor, Health, Report, calibrate
 from nano_vm.observe.graph import END, START
 from nano_vm.observe.trajectory import Trajectory
@@ -82,12 +82,7 @@ class Archetypes(msgspec.Struct, kw_only=True):
             InputError: BAD_BASELINE.
         """
         try:
-            if len(data) > FILE_BYTES_MAX:
-                raise ValueError("too large")
-            plain = msgspec.json.decode(data)
-            if type(plain) is not dict or plain.pop("archetypes", None) != FORMAT:
-                raise ValueError("another format")
-            found: Archetypes = msgspec.convert(plain, cls)
+            found: Archetypes = msgspec.convert(read_file(data, "archetypes"), cls)
             if not found.families or any(not 0 < family.share <= 1 for family in found.families):
                 raise ValueError("families")
             for family in found.families:

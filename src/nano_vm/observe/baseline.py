@@ -30,6 +30,16 @@ _HELD = "held"  # in how many rows each move stands; no part of what is kept
 FILE_BYTES_MAX = 64 * 1024 * 1024
 
 
+def read_file(data: bytes, header: str) -> dict[str, Any]:
+    """What a file of ours holds, whose format stands under `header`. Raises ValueError, msgspec.DecodeError."""
+    if len(data) > FILE_BYTES_MAX:
+        raise ValueError("too large")
+    plain = msgspec.json.decode(data)
+    if type(plain) is not dict or plain.pop(header, None) != FORMAT:
+        raise ValueError("another format")
+    return plain
+
+
 class Baseline(msgspec.Struct, kw_only=True, dict=True):
     """Counts of moves over healthy runs of one program.
 
@@ -111,12 +121,7 @@ class Baseline(msgspec.Struct, kw_only=True, dict=True):
             InputError: BAD_BASELINE.
         """
         try:
-            if len(data) > FILE_BYTES_MAX:
-                raise ValueError("too large")
-            plain = msgspec.json.decode(data)
-            if type(plain) is not dict or plain.pop("format", None) != FORMAT:
-                raise ValueError("another format")
-            found: Baseline = msgspec.convert(plain, cls)
+            found: Baseline = msgspec.convert(read_file(data, "format"), cls)
             if len(found.counts) > STATES_MAX or any(
                 count < 1 for row in found.counts.values() for count in row.values()
             ):

@@ -61,17 +61,7 @@ async def replan_on_interrupt(
     record = engine.find(trace_id, principal, ACT)
     check_right(engine.access, principal, START)
     old = engine.trace(record.run_id, principal=principal)
-    if old.status not in INTERRUPTED:
-        raise RejectedError(
-            "NOT_INTERRUPTED",
-            f"run {trace_id} is {old.status.value}",
-            help="plans take up runs that are BUDGET_EXCEEDED or STALLED",
-        )
-    number = _number(old) + 1
-    if number > replans_max:
-        raise RejectedError(
-            "REPLAN_LIMIT", f"{replans_max} plans have followed the first program", help="look at it"
-        )
+    number = _next_number(old, trace_id, replans_max)
     new_id = _id_after(record.run_id, number)
     try:
         return _following(engine, new_id, record.run_id, principal)
@@ -109,6 +99,23 @@ async def replan_on_interrupt(
         return _following(engine, new_id, record.run_id, principal)  # somebody was faster
 
 
+def _next_number(old: Trace, trace_id: str, replans_max: int) -> int:
+    """How many plans will have followed the first program. Raises RejectedError NOT_INTERRUPTED, REPLAN_LIMIT."""
+    if old.status not in INTERRUPTED:
+        raise RejectedError(
+            "NOT_INTERRUPTED",
+            f"run {trace_id} is {old.status.value}",
+            help="plans take up runs that are BUDGET_EXCEEDED or STALLED",
+        )
+    before = (old.replanned or {}).get("number")
+    number = before + 1 if type(before) is int else 1
+    if number > replans_max:
+        raise RejectedError(
+            "REPLAN_LIMIT", f"{replans_max} plans have followed the first program", help="look at it"
+        )
+    return number
+
+
 def _id_after(run_id: str, number: int) -> str:
     """The id of the run that goes on with another, of the same tenant. Where that one's is too long to be lengthened it
     stands there by its digest: long ids may end, or begin, alike."""
@@ -136,12 +143,6 @@ def _following(engine: Engine, new_id: str, run_id: str, principal: str | Mappin
         )
     # A fresh one: what has been looked at stays as it was then, and the run may go on.
     return engine.trace(new_id, principal=principal)
-
-
-def _number(trace: Trace) -> int:
-    """How many plans led to this run."""
-    number = (trace.replanned or {}).get("number")
-    return number if type(number) is int else 0
 
 
 def _known(engine: Engine, trace: Trace) -> dict[str, Any]:

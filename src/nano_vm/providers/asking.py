@@ -52,3 +52,25 @@ class Client:
         known = getattr(self.inner, "price_known", None)
         found: tuple[float, float] | None = known(model) if known is not None else self.price(model)
         return found
+
+
+class Front:
+    """What stands before one client: which model is asked, and what that costs, the client behind says."""
+
+    def __init__(self, inner: ModelClient) -> None:
+        self._client = Client(inner)
+
+    @property
+    def inner(self) -> ModelClient:
+        return self._client.inner
+
+    @property
+    def default_model(self) -> str | None:
+        return self._client.default_model
+
+    def price(self, model: str | None) -> tuple[float, float] | None:
+        """What a call costs that is passed on."""
+        return self._client.price(model)
+
+    def price_known(self, model: str | None) -> tuple[float, float] | None:
+        return self._client.price_known(model)

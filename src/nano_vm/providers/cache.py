@@ -12,7 +12,7 @@ import msgspec
 
 from nano_vm import canonical
 from nano_vm.errors import InputError
-from nano_vm.providers.asking import Client
+from nano_vm.providers.asking import Front
 from nano_vm.runtime.ports import Completion, Message, ModelCall, ModelClient, ToolCall, Usage
 
 ANSWER_BYTES_MAX = 1024 * 1024
@@ -48,7 +48,7 @@ def request_key(messages: list[Message], params: dict[str, Any], model: str | No
         return None
 
 
-class ModelCache:
+class ModelCache(Front):
     """A `ModelClient` that asks another one only for what it has not answered yet.
 
     Args:
@@ -68,27 +68,12 @@ class ModelCache:
     ) -> None:
         from nano_vm.runtime.system import SystemClock
 
-        self._client = Client(inner)
+        super().__init__(inner)
         self._answers = answers
         self._max_age_ms = None if max_age_seconds is None else int(max_age_seconds * 1_000)
         self._now_ms = now_ms or SystemClock().now_ms
         self.hits = 0
         self.misses = 0
-
-    @property
-    def inner(self) -> ModelClient:
-        return self._client.inner
-
-    @property
-    def default_model(self) -> str | None:
-        return self._client.default_model
-
-    def price(self, model: str | None) -> tuple[float, float] | None:
-        """The price of a miss."""
-        return self._client.price(model)
-
-    def price_known(self, model: str | None) -> tuple[float, float] | None:
-        return self._client.price_known(model)
 
     async def complete(
         self, messages: list[Message], *, model_call: ModelCall | None = None, **params: Any

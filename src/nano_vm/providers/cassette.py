@@ -19,7 +19,7 @@ import msgspec
 
 from nano_vm.errors import InputError, Place
 from nano_vm.kernel.events import Switch
-from nano_vm.providers.asking import Client
+from nano_vm.providers.asking import Front
 from nano_vm.providers.cache import request_key
 from nano_vm.providers.faults import ModelError
 from nano_vm.runtime.ports import Completion, Message, ModelCall, ModelClient, ToolCall, Usage
@@ -70,7 +70,7 @@ class PlayedFailure(Exception):
         self.switches = failure.switches
 
 
-class CassetteRecorder:
+class CassetteRecorder(Front):
     """A `ModelClient` that asks another one and writes down what came of it.
 
     Args:
@@ -82,7 +82,7 @@ class CassetteRecorder:
     """
 
     def __init__(self, inner: ModelClient, path: str | os.PathLike[str]) -> None:
-        self._client = Client(inner)
+        super().__init__(inner)
         self._path = Path(path)
         try:
             if self._path.exists() and self._path.stat().st_size:
@@ -93,20 +93,6 @@ class CassetteRecorder:
                     tape.write(msgspec.json.encode(_HEADER) + b"\n")
         except OSError as error:
             raise _unusable(self._path, f"cannot be written: {error.strerror}") from error
-
-    @property
-    def inner(self) -> ModelClient:
-        return self._client.inner
-
-    @property
-    def default_model(self) -> str | None:
-        return self._client.default_model
-
-    def price(self, model: str | None) -> tuple[float, float] | None:
-        return self._client.price(model)
-
-    def price_known(self, model: str | None) -> tuple[float, float] | None:
-        return self._client.price_known(model)
 
     async def complete(
         self, messages: list[Message], *, model_call: ModelCall | None = None, **params: Any

@@ -13,6 +13,7 @@ from nano_vm.journal.port import RunQuery, RunRecord
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.state import RunStatus
+from nano_vm.runtime.letters import event_letter
 from nano_vm.runtime.repetition import Said, children, meant, said_before
 from nano_vm.runtime.rights import APPROVE, principal_of
 from nano_vm.runtime.ways import Place, places, plain
@@ -191,10 +192,9 @@ def _letter(
 ) -> dict[str, Any]:
     """The event that answers an approval. One that was taken from the same approver is the same event again: the run
     tells it alike, and nothing is approved by it."""
-    from nano_vm.runtime import control
 
     def written(data: dict[str, Any], step: str | None, item: int | None) -> dict[str, Any]:
-        return control.event_letter(data, said.event_id, None, step, item, principal, approves=True)
+        return event_letter(data, said.event_id, None, step, item, principal, approves=True)
 
     for what in ("step", "action", "nonce", "comment"):
         given = getattr(said, what)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import AwaitEvent, Command, StartChild, StartTimer
+from nano_vm.kernel.decide import start_child
 from nano_vm.kernel.state import Activity, Phase, activity_key
-from nano_vm.kernel.transition import child_budgets, child_run_id
 from nano_vm.program.compiled import CallAction
 from nano_vm.runtime.journaled import refuse
 from nano_vm.runtime.outcomes import Outcome
@@ -128,21 +128,7 @@ def _is_wanted(run: Run, activity: Activity, child: str) -> bool:
 
 
 def child_command(run: Run, activity: Activity) -> StartChild:
-    step = run.program.steps[activity.step]
-    assert type(step.action) is CallAction
-    place = (step.id, activity.occurrence, activity.item, activity.attempt)
-    return StartChild(
-        step=step.index,
-        step_id=step.id,
-        occurrence=activity.occurrence,
-        item=activity.item,
-        attempt=activity.attempt,
-        child=child_run_id(run.state.run, *place),
-        program=run.state.programs.get(step.action.program, step.action.program),
-        inputs=activity.request,
-        budgets=child_budgets(run.program, run.state, activity),
-        depth=run.state.depth + 1,
-    )
+    return start_child(run.program, run.state, run.program.steps[activity.step], activity)
 
 
 def stop_child(run: Run, key: int, launches: Launches) -> None:

@@ -312,7 +312,6 @@ class Calls(Outcomes):
         no limit of ours; `tools`: those an agent offers."""
         action = step.action
         assert isinstance(action, ModelAction)
-        item = command.item if command.item >= 0 else _UNSET
         if self.llm is None:
             return self.failed(command, "NO_MODEL", "no model adapter is configured", False)
         if tools and self._model_parameters is not None and "tools" not in self._model_parameters:
@@ -347,39 +346,42 @@ class Calls(Outcomes):
         gated = pass_gate(action, completion.text)
         if gated.problem is not None:
             await self._forget(command, limit, tools)
-        if gated.problem is not None and action.allowed_outputs and step.on_error == "skip":
-            return self.substituted(command, action.allowed_outputs[0], _UNSET, told)
-        if gated.problem is not None:
-            details = {
-                "message": gated.problem,
-                "answer": completion.text[:TRACEBACK_CHARS_MAX],
-                "feedback": feedback(completion.text, gated.problem),
-            }
-            details, payload = encodable(details)
-            return Outcome(
-                ev.StepFailed(
-                    at_ms=self.clock.now_ms(),
-                    attempt=command.attempt,
-                    draw=self.entropy.draw(),
-                    error="GATE",
-                    item=item,
-                    occurrence=command.occurrence,
-                    payload=details,
-                    retryable=True,
-                    step=command.step_id,
-                    **told,
-                ),
-                payload,
-            )
+            if action.allowed_outputs and step.on_error == "skip":
+                return self.substituted(command, action.allowed_outputs[0], _UNSET, told)
+            return self._missed(command, completion.text, gated.problem, told)
         data, payload = to_data(gated.output)
         return Outcome(
             ev.StepSucceeded(
                 at_ms=self.clock.now_ms(),
                 attempt=command.attempt,
                 cached=True if completion.cached else _UNSET,
-                item=item,
+                item=command.item if command.item >= 0 else _UNSET,
                 occurrence=command.occurrence,
                 payload=data,
+                step=command.step_id,
+                **told,
+            ),
+            payload,
+        )
+
+    def _missed(self, command: CallModel, answer: str, problem: str, told: dict[str, Any]) -> Outcome:
+        """The answer missed the step's gate: the next attempt is told why."""
+        details = {
+            "message": problem,
+            "answer": answer[:TRACEBACK_CHARS_MAX],
+            "feedback": feedback(answer, problem),
+        }
+        details, payload = encodable(details)
+        return Outcome(
+            ev.StepFailed(
+                at_ms=self.clock.now_ms(),
+                attempt=command.attempt,
+                draw=self.entropy.draw(),
+                error="GATE",
+                item=command.item if command.item >= 0 else _UNSET,
+                occurrence=command.occurrence,
+                payload=details,
+                retryable=True,
                 step=command.step_id,
                 **told,
             ),

@@ -7,7 +7,7 @@ The order is what makes it survive a crash at any point:
    still be read: what must be undone is;
 2. the list says that it has begun - from here on nothing opens with the keys, and nothing begins under them; runs that
    came meanwhile are cancelled;
-3. what each journal needs to be folded without the values is noted (`nano_vm.journal.recall`);
+3. what each journal needs to be folded without the values is noted (`nano_vm.journal.notes`);
 4. an `Erased` entry is appended to each concerned run;
 5. the keys are destroyed, and the notes kept with the list, for runs that could not be told and for back-ups;
 6. runs that others would not let go of are told, and the erasure is done.
@@ -39,8 +39,8 @@ from nano_vm.errors import (
     VerificationError,
 )
 from nano_vm.journal.entry import Chain, Entry, open_events
+from nano_vm.journal.notes import record as take_notes
 from nano_vm.journal.port import DEFAULT_TENANT, RunRecord
-from nano_vm.journal.recall import record as take_notes
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.limits import TEXT_CHARS_MAX
 from nano_vm.kernel.state import RunStatus

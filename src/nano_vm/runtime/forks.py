@@ -54,21 +54,9 @@ async def fork(
     check_names(new_trace_id, None, source.tenant)
     program = engine.load_program(source.program_hash)
     engine.refuse_paused(program, source.tenant)
-    index = program.step_index.get(at_step)
-    if index is None or program.steps[index].parent >= 0:
-        raise NotFoundError(
-            "UNKNOWN_STEP",
-            f"the program `{program.name}` has no top-level step `{at_step}`",
-            help=f"steps: {', '.join(step.id for step in program.steps if step.parent < 0)}",
-        )
+    index = _top_level(program, at_step)
     entries = engine.read(trace_id)
-    if any(is_closed(entry, read_facts(entry)) for entry in entries if not entry.salt):
-        raise InputError(
-            "ERASED",
-            f"values of run {trace_id} cannot be read any more, and a fork would go on with them",
-            help="start a new run",
-            facts={"run_id": trace_id},
-        )
+    _require_readable(trace_id, entries)
     cut, decided_by = _cut(program, trace_id, entries, index, at_step, occurrence)
     changed, payload = _take_changes(engine, program, changes)
     who = principal_of(principal, source.tenant)
@@ -89,26 +77,14 @@ async def fork(
         run.key_id = key_named_in(entries)
     shared = _shared(entries[:cut])
     _adopt_children(record.run_id, shared)
-    early = shared[:-1] if decided_by and changed and len(shared) > 1 else shared
-    if len(early) < len(shared):
-        _require_own_result(program, shared[-1].event, decided_by, changed)
+    early = _before_changes(program, shared, decided_by, changed)
     start = shared[0].event
     assert type(start) is ev.RunStarted
-    start.forked = {
-        "run": trace_id,
-        "seq": len(early),
-        "head": entries[cut - 1].digest,
-        **_before(start),
-    }
-    start.key = _UNSET
-    start.parent = _UNSET
-    start.principal = _UNSET if who is None else who
+    _make_own(start, {"run": trace_id, "seq": len(early), "head": entries[cut - 1].digest}, who)
     # What the other run was pinned to stays in force; one that was pinned to nothing is pinned now.
     pinned = engine.policy if start.policy is _UNSET else engine.load_policy(start.policy)
     start.policy = _UNSET if pinned is None else pinned.hash
     await engine.govern(run, pinned)
-    if decided_by and changed and len(shared) == 1:
-        early = [_with_inputs(program, shared[0], changed)]
     for part in early:
         _copy(run, part)
     if changed and run.state.stage is not Stage.GOING:
@@ -129,6 +105,53 @@ async def fork(
     else:
         await engine.drive(run)
     return engine.trace_of(run)
+
+
+def _top_level(program: CompiledProgram, step_id: str) -> int:
+    """The index of a step that stands in no other. Raises NotFoundError UNKNOWN_STEP."""
+    index = program.step_index.get(step_id)
+    if index is None or program.steps[index].parent >= 0:
+        raise NotFoundError(
+            "UNKNOWN_STEP",
+            f"the program `{program.name}` has no top-level step `{step_id}`",
+            help=f"steps: {', '.join(step.id for step in program.steps if step.parent < 0)}",
+        )
+    return index
+
+
+def _require_readable(run_id: str, entries: Sequence[Entry]) -> None:
+    """Raises InputError ERASED."""
+    if any(is_closed(entry, read_facts(entry)) for entry in entries if not entry.salt):
+        raise InputError(
+            "ERASED",
+            f"values of run {run_id} cannot be read any more, and a fork would go on with them",
+            help="start a new run",
+            facts={"run_id": run_id},
+        )
+
+
+def _before_changes(
+    program: CompiledProgram, shared: list[_Part], decided_by: Sequence[int], changed: Mapping[str, Any]
+) -> list[_Part]:
+    """What of the shared prefix comes before the changes: all of it, unless its last event decided the step.
+
+    Raises:
+        InputError: as `_require_own_result`.
+    """
+    if not decided_by or not changed:
+        return shared
+    if len(shared) == 1:
+        return [_with_inputs(program, shared[0], changed)]
+    _require_own_result(program, shared[-1].event, decided_by, changed)
+    return shared[:-1]
+
+
+def _make_own(start: ev.RunStarted, forked: dict[str, Any], who: dict[str, Any] | None) -> None:
+    """The other run's beginning as the fork's: who started that one, for whom and under which key is not copied."""
+    start.forked = {**forked, **_before(start)}
+    start.key = _UNSET
+    start.parent = _UNSET
+    start.principal = _UNSET if who is None else who
 
 
 def _leave(run: Run, change: ev.ValuesChanged, payload: bytes, decided: Sequence[_Part]) -> None:

@@ -8,11 +8,10 @@ this one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nano_vm import canonical
 from nano_vm.errors import NanoVMError, RuntimeFault
 from nano_vm.expr.reference import UNSET as UNASSIGNED
 from nano_vm.journal.replay import KEYED
@@ -53,6 +52,7 @@ from nano_vm.program.compiled import (
 from nano_vm.runtime.actions import model_name, place_of, private_parts, proposal_parts, why_denied
 from nano_vm.runtime.admission import is_refused
 from nano_vm.runtime.counting import so_far, take
+from nano_vm.runtime.decisions import Action, Dispatch, Verdict, approval_requested, policy_decided
 from nano_vm.runtime.reservations import Reservations, shortage, worst_case
 from nano_vm.runtime.rulings import LaneRules, bare_event
 from nano_vm.runtime.sealing import keyed_content
@@ -65,20 +65,6 @@ if TYPE_CHECKING:
     from nano_vm.runtime.ports import ToolSpec
 
 _UNSET = ev.UNSET
-APPROVAL_EXPIRY_MS = 7 * 86_400_000  # of an approval for which neither policy nor wait says how long
-
-Dispatch: TypeAlias = CallTool | CallModel | Compensate
-Action: TypeAlias = Dispatch | RequestApproval
-
-
-class Verdict(NamedTuple):
-    """A decision about one action, and what it was made of: `counts` are [key, so far, added]."""
-
-    decision: Decision
-    action: str
-    asks: tuple[Asked, ...]
-    counts: list[list[Any]]
-    at_ms: int
 
 
 class Gate:
@@ -171,7 +157,7 @@ class Gate:
             return False  # the kernel names it as not undone
         if decision.decision == ASK:
             assert type(command) is CallTool
-            self._ask(command, command.tool, spec, command.args, verdict, 0, reason)
+            self._ask(command, spec, verdict, 0, reason)
         else:
             outcome = self.refused(command, decision, pure=True)
             self.run.record_event(outcome.event, outcome.payload)
@@ -415,59 +401,18 @@ class Gate:
         # A tool that is not registered here has no definition yet: once it has one, the approval is void.
         spec = self.engine.tools.spec(command.tool)
         verdict = self.judge(self.policies, command, spec)
-        self._ask(command, command.tool, spec, command.args, verdict, command.due_ms, "")
+        self._ask(command, spec, verdict, command.due_ms, "")
 
     def _ask(
         self,
         command: CallTool | RequestApproval,
-        tool: str,
         spec: ToolSpec | None,
-        args: Any,
         verdict: Verdict,
         due_ms: int,
         reason: str,
     ) -> None:
-        now = self.engine.clock.now_ms()
-        approvals = [ask.approval for ask in verdict.asks]
-        expiry = min(
-            (approval.expiry_ms for approval in approvals if approval.expiry_ms), default=APPROVAL_EXPIRY_MS
-        )
-        until = now + expiry if not due_ms else min(due_ms, now + expiry)
-        roles = list(dict.fromkeys(approval.roles for approval in approvals))
-        shown = {
-            "tool": tool,
-            "args": args,
-            "step": command.step_id,
-            "run": self.run.record.run_id,
-            "program": self.run.program.name,
-            "rules": [ask.rule for ask in verdict.asks],
-            "version": "" if spec is None else spec.digest,
-            "started_by": None if self.run.facts.principal is None else self.run.facts.principal["id"],
-        }
-        shown, payload = canonical.normalize(shown)
-        count = max((approval.count for approval in approvals), default=1)
-        self.run.record_event(
-            ev.ApprovalRequested(
-                action=verdict.action,
-                at_ms=now,
-                attempt=command.attempt,
-                count=count if count > 1 else _UNSET,
-                due_ms=until,
-                four_eyes=True if any(approval.four_eyes for approval in approvals) else _UNSET,
-                item=command.item if command.item >= 0 else _UNSET,
-                nonce=self.engine.entropy.salt().hex(),
-                occurrence=command.occurrence,
-                payload=shown,
-                policy=_UNSET if self.pinned is None else self.pinned.hash,
-                reason=reason or _UNSET,
-                roles=[list(each) for each in roles],
-                rules=[ask.name for ask in verdict.asks],
-                schema="" if spec is None else spec.digest,
-                step=command.step_id,
-                tool=tool,
-            ),
-            payload,
-        )
+        asked = approval_requested(self.run, command, spec, verdict, due_ms, reason, self.pinned)
+        self.run.record_event(*asked)
 
     # --- what is journaled ------------------------------------------------------------------------------------
 
@@ -479,39 +424,7 @@ class Gate:
         decision: Decision,
         approval: dict[str, Any] | None,
     ) -> None:
-        self.run.intend(self._decided(command, spec, verdict, decision, approval, verdict.at_ms))
-
-    def _decided(
-        self,
-        command: Dispatch,
-        spec: ToolSpec | None,
-        verdict: Verdict,
-        decision: Decision,
-        approval: dict[str, Any] | None,
-        at_ms: int,
-    ) -> ev.PolicyDecided:
-        current = self.other()
-        is_model = type(command) is CallModel
-        return ev.PolicyDecided(
-            action=verdict.action or _UNSET,
-            approval=_UNSET if approval is None else approval["nonce"],
-            at_ms=at_ms,
-            attempt=command.attempt,
-            compensation=True if type(command) is Compensate else _UNSET,
-            counts=verdict.counts or _UNSET,
-            current=_UNSET if current is None else current.hash,
-            decision=decision.decision,
-            detail=decision.detail or _UNSET,
-            item=command.item if command.item >= 0 else _UNSET,
-            model=model_name(command) if type(command) is CallModel else _UNSET,
-            occurrence=command.occurrence,
-            policy=decision.policy or _UNSET,
-            reason=decision.reason,
-            rule=decision.rule or "program",
-            schema=_UNSET if spec is None else spec.digest,
-            step=command.step_id,
-            tool=_UNSET if is_model else command.tool,  # type: ignore[union-attr]
-        )
+        self.run.intend(policy_decided(command, spec, verdict, decision, approval, self.other()))
 
     def refused(self, command: Dispatch, decision: Decision, *, pure: bool) -> Outcome:
         """The failure of an action that is not allowed. It is not tried again."""

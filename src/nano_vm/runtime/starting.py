@@ -118,16 +118,23 @@ async def begin(
         if not at_once:
             run.open()
         return run  # a fresh id: its creation may ride with the first intent
+    return await _created(engine, run)
+
+
+async def _created(engine: Engine, run: Run) -> Run | Trace:
+    """The run, which is there under the id or the key that its caller chose; what another came to that was quicker with
+    the same key."""
     run.open()
     try:
         await run.create()
     except ConflictError as error:
-        if key is None or error.code != "RUN_EXISTS":
+        record = run.record
+        if record.key is None or error.code != "RUN_EXISTS":
             raise
-        existing = engine.store.find_key(tenant, compiled.name, key)
+        existing = engine.store.find_key(record.tenant, record.program_name, record.key)
         if existing is None:
             raise
-        return await _first_result(engine, existing, digest)
+        return await _first_result(engine, existing, record.inputs_digest)
     return run
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
-import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
 
 import msgspec
 
 from nano_vm import canonical
-from nano_vm.errors import InputError, StoreError
+from nano_vm.errors import InputError
 from nano_vm.journal.entry import GENESIS, Entry, SealedEntries, first_seq
 from nano_vm.journal.port import (
     DEFAULT_TENANT,
@@ -26,8 +23,7 @@ from nano_vm.journal.port import (
     Transaction,
 )
 from nano_vm.stores import rules
-from nano_vm.stores.guarded import GuardedConnection
-from nano_vm.stores.turnstile import Turnstile, inside_tool
+from nano_vm.stores.memory_tool import ToolDatabase
 
 __all__ = ["MemoryJournalStore", "MemoryStore"]
 
@@ -130,8 +126,7 @@ class MemoryJournalStore:
         self._totals: dict[str, int] = {}  # of the amounts under a key
         self._lock = threading.RLock()
         self._expected: dict[str, tuple[int, Callable[[], None]]] = {}
-        self._turnstile = Turnstile()
-        self._database: GuardedConnection | None = None
+        self._tools = ToolDatabase()
         self._closed = False
 
     def __enter__(self) -> MemoryJournalStore:
@@ -480,35 +475,7 @@ class MemoryJournalStore:
         """A transaction on a SQLite database in memory that lives as long as the store. Its connection allows
         what that of the SQLite store allows, so a tool can be tested without a file."""
         self._check_open()
-        return self._transaction()
-
-    @contextlib.asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[Transaction]:
-        await self._turnstile.enter()
-        try:
-            con = self._database
-            if con is None:
-                con = self._database = sqlite3.connect(
-                    ":memory:", isolation_level=None, check_same_thread=False, factory=GuardedConnection
-                )
-            con.take_back()
-            con.execute("BEGIN IMMEDIATE")
-            con.lend()
-            transaction = _MemoryTransaction(self, con)
-            token = self._turnstile.mark_inside()
-            try:
-                yield transaction
-                transaction.finish()
-            finally:
-                with contextlib.suppress(ValueError):  # closed in another context than it was begun in
-                    inside_tool.reset(token)
-                if not self._closed:
-                    con.take_back()
-                    if con.in_transaction:
-                        con.execute("ROLLBACK")
-                    con.lend()  # a tool that kept it finds it closed for business
-        finally:
-            self._turnstile.leave()
+        return self._tools.transaction(self)
 
     def integrity(self) -> list[str]:
         self._check_open()
@@ -518,10 +485,7 @@ class MemoryJournalStore:
         """Forget everything. A second call is a no-op."""
         self._closed = True
         self._runs, self._keys, self._order, self._programs, self._names = {}, {}, [], {}, {}
-        con, self._database = self._database, None
-        if con is not None:
-            con.take_back()
-            con.close()
+        self._tools.close()
 
     # --- inside -------------------------------------------------------------------------------------------
     def _check_not_closed(self) -> None:
@@ -554,55 +518,6 @@ class MemoryJournalStore:
         if entries:
             run.extend(entries)
             self._order += (run, len(entries))
-
-
-class _MemoryTransaction:
-    """Appends are kept back until the tool is done; ownership is checked twice, when made and when done."""
-
-    def __init__(self, store: MemoryJournalStore, con: GuardedConnection) -> None:
-        self._store = store
-        self._con = con
-        self._held: dict[str, tuple[int, list[Entry]]] = {}
-        self._updates: list[tuple[str, RunUpdate]] = []
-
-    @property
-    def connection(self) -> Any:
-        return self._con
-
-    def append(
-        self, run_id: str, fence: int, entries: Sequence[Entry], update: RunUpdate | None = None
-    ) -> None:
-        run = self._store._owned(run_id, fence, entries)
-        _, held = self._held.get(run_id, (fence, []))
-
-        def stored(start: int, stop: int) -> list[str]:
-            return [entry.digest for entry in (run.entries + held)[start:stop]]
-
-        fresh = rules.admit(run_id, run.length + len(held), entries, stored)
-        self._held[run_id] = (fence, [*held, *fresh])
-        if update is not None:
-            self._updates.append((run_id, update))
-
-    def finish(self) -> None:
-        store = self._store
-        store._check_open()
-        self._con.take_back()
-        if not self._con.in_transaction:
-            raise StoreError(
-                "STORE_IO",
-                "the tool's transaction was rolled back by the database",
-                help="do not use OR ROLLBACK in a tool's statements",
-            )
-        with store._lock:
-            for run_id, (fence, entries) in self._held.items():
-                run = store._owned(run_id, fence, entries)
-                rules.admit(run_id, run.length, entries, run.digests)
-            self._con.execute("COMMIT")
-            for run_id, (fence, entries) in self._held.items():
-                run = store._owned(run_id, fence, entries)
-                store._extend(run, rules.admit(run_id, run.length, entries, run.digests))
-            for run_id, update in self._updates:
-                store._run(run_id).apply(update)
 
 
 MemoryStore = MemoryJournalStore

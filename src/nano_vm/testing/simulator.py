@@ -26,13 +26,14 @@ from nano_vm.compiler import compile_program
 from nano_vm.errors import InputError, NanoVMError, NotFoundError, VerificationError
 from nano_vm.evidence.bundle import export
 from nano_vm.evidence.verify import verify_bundle
-from nano_vm.kernel.state import REJECTIONS, RunStatus, Waiting
+from nano_vm.kernel.state import REJECTIONS, RunStatus
 from nano_vm.program.model import Program
 from nano_vm.runtime.ports import ModelClient, ToolInvoker
 from nano_vm.stores.sqlite import SqliteStore
 from nano_vm.testing.checkers import Checkers, Finding, PromiseBroken
 from nano_vm.testing.faults import Crash, FaultPlan
 from nano_vm.testing.loop import SimulatedClock, SimulatedLoop, run
+from nano_vm.testing.outside import Outside
 from nano_vm.testing.policies import by_hash, random_policy, tighter
 from nano_vm.testing.privacy import Privacy
 from nano_vm.testing.process import Process, adopt_tasks
@@ -166,8 +167,6 @@ class Simulation:
         self.plan = FaultPlan(seed, rate=rate, only=only, faults=faults)
         self._processes: list[Process] = []
         self._crashes = 0
-        self._events = 0
-        self._sent: list[dict[str, Any]] = []
 
     def _govern(self, draw: random.Random) -> None:
         """Four of ten random programs are run under a random policy."""
@@ -205,6 +204,7 @@ class Simulation:
             with self._open() as store:
                 self.checkers = _Checkers(store, self)
                 self.checkers.policies = self._policies
+                self._outside = Outside(RUN, self._draw, self._clock, self.checkers, self._answers)
                 run(self._main(), loop)
         return self._report()
 
@@ -318,7 +318,7 @@ class Simulation:
             self.checkers.answered(trace)
         record = self._record()
         if record is not None and record.status == RunStatus.SUSPENDED:
-            await self._give(process, process.engine.trace(RUN).waiting)
+            await self._outside.give(process, process.engine.trace(RUN).waiting)
 
     async def _run_beside(self, process: Process, number: int) -> None:
         """Another run of the same process: the two share their commits while both go along."""
@@ -347,14 +347,14 @@ class Simulation:
             case "rival":
                 await self._rival(process)
             case "duplicate" | "late":
-                for event in self._sent[-2:]:
+                for event in self._outside.sent[-2:]:
                     await engine.resume(RUN, **event)
             case "corrupted":
                 changes: list[dict[str, Any]] = [
                     {"event": {"approved": "perhaps", "text": HOSTILE}},
                     {"step": None, "item": None},
                 ]
-                for event in self._sent[-1:]:
+                for event in self._outside.sent[-1:]:
                     await engine.resume(RUN, **{**event, **self._draw.choice(changes)})
             case "stranger":
                 await engine.resume(RUN, {"approved": True}, principal={"id": "eve", "roles": ["intern"]})
@@ -419,63 +419,7 @@ class Simulation:
         record = self._record()
         assert record is not None
         if record.status == RunStatus.SUSPENDED:
-            await self._give(process, engine.trace(RUN).waiting)
-
-    async def _give(
-        self, process: Process, waits: Iterable[Waiting | Mapping[str, Any]], way: str = ""
-    ) -> None:
-        """Give a waiting run what it waits for."""
-        for one in waits:
-            wait = one.to_dict() if isinstance(one, Waiting) else dict(one)
-            step = f"{way}{wait['step']}"
-            if wait["kind"] == "child":
-                await self._give(process, wait.get("waits", ()), f"{step}/")
-            elif wait["kind"] == "outcome":
-                await self._resolve(process, wait, step)
-            elif wait.get("due_ms") and not (wait.get("action") and self._draw.random() < 0.8):
-                self._clock.skew_ms += max(0, wait["due_ms"] - self._clock.now_ms())
-            else:
-                await self._send(process, wait, step)
-
-    async def _send(self, process: Process, wait: Mapping[str, Any], step: str) -> None:
-        self._events += 1
-        data: Any = {"approved": True} if wait["kind"] == "approval" else {"number": self._events}
-        data = self._answers.get(str(wait.get("event")), data)
-        roles = list(wait.get("approvers", ()))
-        event = {
-            "event": data,
-            "event_id": f"event-{self._events}",
-            "step": step,
-            "item": wait.get("item"),
-            "principal": {"id": "ana", "roles": roles},
-        }
-        if wait.get("action"):  # it is of one exact action
-            ana = event["principal"]
-            await process.engine.approve(
-                RUN, True, step=step, item=wait.get("item"), action=wait["action"], principal=ana
-            )
-            return
-        self._sent.append(event)
-        await process.engine.resume(RUN, **event)
-
-    async def _resolve(self, process: Process, wait: Mapping[str, Any], step: str) -> None:
-        """An operator looks outside, and says what happened."""
-        run_id, name = self._owner_of(step)
-        place = (run_id, name, wait["occurrence"], wait.get("item"), wait["attempt"])
-        key = self.checkers.keys.get(place)
-        happened = key is not None and self.checkers.effects[run_id, key] > 0
-        happened |= self.checkers.plain[run_id, name] >= wait["occurrence"]
-        resolution = "succeeded" if happened else self._draw.choice(["repeat", "failed"])
-        value = {"said": f"token-{name}"} if happened else None
-        await process.engine.resolve(RUN, step, resolution, value, item=wait.get("item"))
-
-    def _owner_of(self, step: str) -> tuple[str, str]:
-        """The run that a step belongs to: of the children of a call, the one that is alive."""
-        way, _, name = step.rpartition("/")
-        if not way:
-            return RUN, name
-        alive = [one for one in self.checkers.runs if one.startswith(f"{RUN}/{way.partition('/')[0]}.")]
-        return (alive[-1] if alive else RUN), name
+            await self._outside.give(process, engine.trace(RUN).waiting)
 
     # --- processes --------------------------------------------------------------------------------------------
 

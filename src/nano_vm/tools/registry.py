@@ -14,7 +14,7 @@ import types
 import typing
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
 
 import msgspec
 
@@ -301,6 +301,46 @@ def _describe(function: Callable[..., Any], name: str, given: _Mark | None) -> _
     mark = given or _PLAIN_MARK
     call = function if inspect.isroutine(function) else type(function).__call__
     hints = _hints(call)
+    taken = _parameters(function, name, hints)
+    parameters = mark.schema or taken.schema
+    secrets = frozenset(mark.secrets) | taken.wrapped
+    _check_secrets(name, mark, secrets, parameters)
+    _check_protected(name, mark.protected, parameters)
+    schema = ToolSchema(
+        name=name,
+        parameters=parameters,
+        effect=mark.effect,
+        output=mark.output_schema if mark.output_schema is not None else _output_schema(hints),
+        # Whoever may name a secret may have it opened: only what the author vouches for names one.
+        protected=tuple(dict.fromkeys([*mark.protected, *sorted(secrets)])),
+        output_label=mark.output_label,
+        description=_summary(function, call),
+        may_suspend=mark.may_suspend,
+    )
+    return _Description(
+        mark=given,
+        schema=schema,
+        digest=_digest(name, mark, parameters, secrets),
+        is_async=_is_async(function),
+        problems=argument_checker(parameters),
+        only=only_argument(parameters),
+        context_parameter=taken.context_parameter,
+        secrets=secrets,
+        wrapped=taken.wrapped,
+    )
+
+
+class _Parameters(NamedTuple):
+    """What a function's signature says: the JSON Schema of its arguments, the parameter that takes the call's context,
+    and those that take a `Secret`."""
+
+    schema: dict[str, Any]
+    context_parameter: str | None
+    wrapped: frozenset[str]
+
+
+def _parameters(function: Callable[..., Any], name: str, hints: dict[str, Any]) -> _Parameters:
+    """Raises ProgramError TOOL_SIGNATURE."""
     context_parameter = None
     properties: dict[str, Any] = {}
     required: list[str] = []
@@ -327,35 +367,30 @@ def _describe(function: Callable[..., Any], name: str, given: _Mark | None) -> _
         properties[parameter.name] = _schema_of(hint, components)
         if parameter.default is parameter.empty:
             required.append(parameter.name)
-    parameters: dict[str, Any] = mark.schema or {
+    schema: dict[str, Any] = {
         "type": "object",
         "properties": properties,
         "required": required,
         "additionalProperties": open_ended,
     }
-    if components and mark.schema is None:
-        parameters["$defs"] = components
-    secrets = frozenset(mark.secrets) | wrapped
-    _check_secrets(name, mark, secrets, parameters)
-    output = mark.output_schema
-    if output is None and "return" in hints:
-        output_components: dict[str, Any] = {}
-        output = _schema_of(hints["return"], output_components) or None
-        if output is not None and output_components:
-            output = {**output, "$defs": output_components}
-    # Whoever may name a secret may have it opened: only what the author vouches for names one.
-    protected = tuple(dict.fromkeys([*mark.protected, *sorted(secrets)]))
-    _check_protected(name, mark.protected, parameters)
-    schema = ToolSchema(
-        name=name,
-        parameters=parameters,
-        effect=mark.effect,
-        output=output,
-        protected=protected,
-        output_label=mark.output_label,
-        description=_summary(function, call),
-        may_suspend=mark.may_suspend,
-    )
+    if components:
+        schema["$defs"] = components
+    return _Parameters(schema, context_parameter, frozenset(wrapped))
+
+
+def _output_schema(hints: dict[str, Any]) -> dict[str, Any] | None:
+    """JSON Schema of the result, where the return hint says something of it."""
+    if "return" not in hints:
+        return None
+    components: dict[str, Any] = {}
+    schema = _schema_of(hints["return"], components)
+    if not schema:
+        return None
+    return {**schema, "$defs": components} if components else schema
+
+
+def _digest(name: str, mark: _Mark, parameters: dict[str, Any], secrets: frozenset[str]) -> str:
+    """The tool's identity: another one makes another action of the same arguments."""
     identity: dict[str, Any] = {"name": name, "parameters": parameters, "version": mark.version}
     if mark.protected:
         identity["protected"] = sorted(mark.protected)
@@ -363,17 +398,7 @@ def _describe(function: Callable[..., Any], name: str, given: _Mark | None) -> _
         identity["secrets"] = sorted(secrets)
     if mark.output_label is not None:
         identity["output_label"] = mark.output_label
-    return _Description(
-        mark=given,
-        schema=schema,
-        digest=canonical.digest_value(identity),
-        is_async=_is_async(function),
-        problems=argument_checker(parameters),
-        only=only_argument(parameters),
-        context_parameter=context_parameter,
-        secrets=secrets,
-        wrapped=frozenset(wrapped),
-    )
+    return canonical.digest_value(identity)
 
 
 def _summary(function: Any, call: Any) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nano_vm.errors import VaultError
-from nano_vm.vault.kek import check_private
+from nano_vm.vault.kek import check_private, sync_directory
 
 try:
     import fcntl
@@ -162,7 +162,7 @@ class DirectoryCabinet:
             # What was there is wrapped key material too: once the new file stands, the old bytes are overwritten.
             old = _opened(place)
             os.replace(beside, place)
-            self._sync(place.parent)
+            sync_directory(place.parent)
             if old is not None:
                 _fill_with_zeros(old)
 
@@ -176,7 +176,7 @@ class DirectoryCabinet:
                     found = True
                     _fill_with_zeros(opened)
                     os.unlink(leftover)
-            self._sync(place.parent)
+            sync_directory(place.parent)
             return found
 
     def names(self, drawer: str) -> list[str]:
@@ -202,7 +202,7 @@ class DirectoryCabinet:
                 file.write(line + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-            self._sync(self.path)
+            sync_directory(self.path)
 
     def stamp(self) -> tuple[int, int]:
         try:
@@ -231,14 +231,6 @@ class DirectoryCabinet:
         if _NAME(name) is None:  # read from a file that was changed: the vault makes no such name
             raise VaultError("VAULT_DAMAGED", "a name in the vault was changed", facts={"name": name})
         return self.path / drawer / name
-
-    def _sync(self, directory: Path) -> None:
-        if os.name == "posix":
-            descriptor = os.open(directory, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
 
 
 def _contents(place: Path) -> bytes | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from nano_vm.errors import NotFoundError
-from nano_vm.vault.local import REFERENCE, VALUE_CHARS_MIN, check_id
+from nano_vm.vault.secrets import REFERENCE, VALUE_CHARS_MIN, check_id
 
 
 class EnvironmentSecrets:

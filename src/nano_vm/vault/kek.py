@@ -169,7 +169,7 @@ def make_key_file(path: str | os.PathLike[str]) -> LocalKey:
             os.link(draft, place)  # whole, or not there: half a key would be in everybody's way
         finally:
             os.unlink(draft)
-        _sync_directory(place.parent)
+        sync_directory(place.parent)
     except FileExistsError:
         raise VaultError(
             "VAULT_KEY_EXISTS",
@@ -193,7 +193,7 @@ def replace_key_file(path: str | os.PathLike[str], by: str | os.PathLike[str]) -
     try:
         with open(path, "r+b") as old:
             os.replace(by, path)
-            _sync_directory(Path(path).absolute().parent)
+            sync_directory(Path(path).absolute().parent)
             old.write(bytes(os.fstat(old.fileno()).st_size))
             old.flush()
             os.fsync(old.fileno())
@@ -210,7 +210,8 @@ def _is_at(path: str | os.PathLike[str], about: os.stat_result) -> bool:
         return True  # at no other place, at least
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """The name of a file must survive a power loss as well as its contents."""
     if os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY)

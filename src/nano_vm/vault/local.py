@@ -2,79 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import os
-import re
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-import msgspec
-
-from nano_vm import canonical
-from nano_vm.errors import CapabilityDeniedError, InputError, NotFoundError, VaultError
+from nano_vm.errors import InputError, NotFoundError, VaultError
 from nano_vm.vault import cipher
 from nano_vm.vault.cabinet import Cabinet, DirectoryCabinet, MemoryCabinet
-from nano_vm.vault.erasures import BEGUN, DESTROYED, DONE, STOPPING, Erasure, Erasures
+from nano_vm.vault.erasures import BEGUN, DESTROYED, DONE, STOPPING, Erasure
+from nano_vm.vault.files import Hold, SubjectFile
 from nano_vm.vault.kek import KeyWrapper, LocalKey, key_from_environment, keys_from_file
-from nano_vm.vault.keys import Keys, damaged, subject_name
+from nano_vm.vault.keys import subject_name
+from nano_vm.vault.secrets import REFERENCE, Secrets, check_id, now_ms
 
-REFERENCE = "vault://secret/"
 _STORE = "store"  # the mark that says which one it is
-VALUE_CHARS_MIN = 4  # of a shorter secret nothing could be told apart from other text
-VALUE_CHARS_MAX = 64 * 1024
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z").match
 
 
-class SecretFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is stored of a secret. `tools` are the tools that may open it; empty: any tool entitled to a secret."""
-
-    id: str
-    tenant: str
-    tools: list[str]
-    key: str
-    created_at_ms: int
-    changed_at_ms: int
-    sealed: str  # base64
-
-
-class SubjectFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The data keys of one subject, oldest first; the last one is for new values."""
-
-    handle: str
-    tenant: str
-    keys: list[str]
-
-
-class Hold(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Forbids an erasure."""
-
-    handle: str
-    tenant: str
-    kind: str
-    reason: str
-    by: dict[str, Any]
-    at_ms: int
-
-
-class SecretInfo(NamedTuple):
-    """What may be told of a secret: never its value."""
-
-    reference: str
-    tools: list[str]
-    key: str
-    created_at_ms: int
-    changed_at_ms: int
-    held: bool
-
-
-_decode_secret = msgspec.json.Decoder(SecretFile).decode
-_decode_subject = msgspec.json.Decoder(SubjectFile).decode
-_decode_hold = msgspec.json.Decoder(Hold).decode
-
-
-class Vault:
+class Vault(Secrets):
     """Secrets, and one data key per data subject.
 
     Args:
@@ -92,9 +37,7 @@ class Vault:
         key: KeyWrapper | Sequence[KeyWrapper],
         renew: Callable[[], Sequence[KeyWrapper]] | None = None,
     ) -> None:
-        self._cabinet = cabinet
-        self.keys = Keys(cabinet, list(key) if isinstance(key, Sequence) else [key], renew)
-        self.erasures = Erasures(cabinet)
+        super().__init__(cabinet, key, renew)
         self._subjects: dict[tuple[str, Any], str] = {}  # (tenant, subject) -> handle
         self.bury()
 
@@ -127,134 +70,12 @@ class Vault:
             return cls(DirectoryCabinet(directory), key)
         renew = partial(keys_from_file, key_file or f"{os.fspath(store)}.key")
         keys = renew()
-        return cls(
-            DirectoryCabinet(directory), keys, renew
-        )  # the file may be exchanged while the vault is open
+        # The file may be exchanged while the vault is open.
+        return cls(DirectoryCabinet(directory), keys, renew)
 
     @property
     def volatile(self) -> bool:
         return self._cabinet.volatile
-
-    # --- secrets ------------------------------------------------------------------------------------------
-    def put(
-        self,
-        secret_id: str,
-        value: str,
-        *,
-        tenant: str = "default",
-        tools: Sequence[str] = (),
-        at_ms: int | None = None,
-    ) -> str:
-        """Keep a secret, or change it, under a data key of its own. Returns its reference.
-
-        Args:
-            secret_id: 1 to 128 letters, digits, `.`, `_`, `-`; not secret itself.
-            value: 4 to 65,536 characters.
-            tools: the tools that may open it; by default every tool that declares a secret parameter.
-
-        Raises:
-            InputError: SECRET_ID, SECRET_VALUE.
-        """
-        check_id(secret_id)
-        if type(value) is not str or not VALUE_CHARS_MIN <= len(value) <= VALUE_CHARS_MAX:
-            raise InputError(
-                "SECRET_VALUE",
-                f"a secret is a text of {VALUE_CHARS_MIN} to {VALUE_CHARS_MAX:,} characters",
-                help="a shorter one could not be told apart from other text, nor kept out of it",
-            )
-        try:
-            plain = value.encode()
-        except UnicodeEncodeError:
-            raise InputError("SECRET_VALUE", "a secret with an unpaired surrogate") from None
-        now = _now(at_ms)
-        with self._cabinet.lock():
-            handle = self.keys.handle("secret", tenant, secret_id)
-            old = self._secret(handle)
-            if old is not None:
-                self._check_hold(handle)  # the old value would be destroyed
-            key_id = self.keys.make("secret", tenant, handle, now)
-            self._write_secret(
-                handle,
-                SecretFile(
-                    id=secret_id,
-                    tenant=tenant,
-                    tools=sorted(set(tools)),
-                    key=key_id,
-                    created_at_ms=now if old is None else old.created_at_ms,
-                    changed_at_ms=now,
-                    sealed=self._seal_secret(tenant, secret_id, key_id, sorted(set(tools)), plain),
-                ),
-            )
-            if old is not None:
-                self.keys.destroy(old.key)  # and with it the old value
-        return REFERENCE + secret_id
-
-    def secrets(self, tenant: str = "default") -> list[SecretInfo]:
-        """The secrets of a tenant, by id; no values."""
-        found = []
-        for handle in self._cabinet.names("secrets"):
-            secret = self._secret(handle)
-            if secret is not None and secret.tenant == tenant:
-                found.append(
-                    SecretInfo(
-                        REFERENCE + secret.id,
-                        secret.tools,
-                        secret.key,
-                        secret.created_at_ms,
-                        secret.changed_at_ms,
-                        self._cabinet.has("holds", handle),
-                    )
-                )
-        return sorted(found)
-
-    def open_secret(self, secret_id: str, *, tenant: str, tool: str) -> str:
-        """A secret's value, for the call of one tool.
-
-        Raises:
-            NotFoundError: SECRET_NOT_FOUND. CapabilityDeniedError: SECRET_DENIED.
-            VaultError: SECRET_ERASED.
-        """
-        secret = self._require(secret_id, tenant)
-        if secret.tools and tool not in secret.tools:
-            raise CapabilityDeniedError(
-                "SECRET_DENIED",
-                f"the tool `{tool}` may not open `{REFERENCE}{secret_id}`",
-                help="`nano-vm vault put ID --tool NAME` says which tools may",
-                facts={"secret": secret_id, "tool": tool},
-            )
-        try:
-            return self._open(secret).decode()
-        except VaultError as error:
-            now = self._require(secret_id, tenant)
-            if error.code != "SECRET_ERASED" or now.key == secret.key:
-                raise
-        # It was changed, or put under a new data key, after it had been read.
-        return self.open_secret(secret_id, tenant=tenant, tool=tool)
-
-    def secret_key(self, secret_id: str, *, tenant: str) -> str:
-        """Id of the data key that a secret is under: what a journal says of it.
-
-        Raises:
-            NotFoundError: SECRET_NOT_FOUND.
-        """
-        return self._require(secret_id, tenant).key
-
-    def rotate(self, secret_id: str, *, tenant: str = "default", at_ms: int | None = None) -> str:
-        """Put a secret under a new data key and destroy the old one. Returns the new key's id.
-
-        Raises:
-            NotFoundError: SECRET_NOT_FOUND.
-        """
-        with self._cabinet.lock():
-            secret = self._require(secret_id, tenant)
-            plain = self._open(secret)
-            handle = self.keys.handle("secret", tenant, secret_id)
-            key_id = self.keys.make("secret", tenant, handle, _now(at_ms))
-            sealed = self._seal_secret(tenant, secret_id, key_id, secret.tools, plain)
-            changed = msgspec.structs.replace(secret, key=key_id, changed_at_ms=_now(at_ms), sealed=sealed)
-            self._write_secret(handle, changed)
-            self.keys.destroy(secret.key)
-            return key_id
 
     # --- private values ---------------------------------------------------------------------------------------
     def subject_key(self, tenant: str, subject: Any) -> str:
@@ -270,8 +91,8 @@ class Vault:
         with self._cabinet.lock():
             known = self._subject(handle)
             if known is None:
-                key_id = self.keys.make("subject", tenant, handle, _now(None))
-                known = self._write_subject(SubjectFile(handle, tenant, [key_id]))
+                key_id = self.keys.make("subject", tenant, handle, now_ms(None))
+                known = self._files.write_subject(SubjectFile(handle, tenant, [key_id]))
             return known.keys[-1]
 
     def rotate_subject(self, subject: Any, *, tenant: str = "default") -> str:
@@ -286,19 +107,17 @@ class Vault:
             key = self.keys.key(known.keys[-1]) if known is not None else None
             if known is None or key is None:
                 raise _no_subject()
-            key_id = self.keys.make("subject", tenant, handle, _now(None), key.digesting)
-            self._write_subject(SubjectFile(handle, tenant, [*known.keys, key_id]))
+            key_id = self.keys.make("subject", tenant, handle, now_ms(None), key.digesting)
+            self._files.write_subject(SubjectFile(handle, tenant, [*known.keys, key_id]))
             return key_id
 
     def seal(self, key_id: str, plain: bytes, *bound: Any, erasing: bool = False) -> bytes | None:
         """Encrypt under a data key, bound to its id and `bound`; None when the key is gone or is to be destroyed.
         `erasing`: also under one that is to be destroyed, as long as it is there."""
         key = self.keys.key(key_id) if erasing else self._living(key_id)
-        return (
-            None
-            if key is None
-            else cipher.seal(key.encrypting, plain, cipher.binding("value", key_id, *bound))
-        )
+        if key is None:
+            return None
+        return cipher.seal(key.encrypting, plain, cipher.binding("value", key_id, *bound))
 
     def unseal(self, key_id: str, sealed: bytes, *bound: Any, erasing: bool = False) -> bytes | None:
         """What was sealed; None when the key is gone or is to be destroyed. `erasing`: while it still is there.
@@ -307,24 +126,15 @@ class Vault:
             VaultError: SEAL_BROKEN.
         """
         key = self.keys.key(key_id) if erasing else self._living(key_id)
-        return (
-            None
-            if key is None
-            else cipher.unseal(key.encrypting, sealed, cipher.binding("value", key_id, *bound))
-        )
+        if key is None:
+            return None
+        return cipher.unseal(key.encrypting, sealed, cipher.binding("value", key_id, *bound))
 
     def keyed_digest(self, key_id: str, data: bytes) -> str | None:
         """HMAC-SHA-256 under a data key's digest key, in hexadecimal: the same after a rotation. None when it is
         gone."""
         key = self._living(key_id)
         return None if key is None else cipher.keyed_digest(key.digesting, data)
-
-    def is_erased(self, key_id: str) -> bool:
-        """Whether an erasure names the key."""
-        return self.erasures.of_key(key_id) is not None
-
-    def _living(self, key_id: str) -> Any:
-        return None if self.is_erased(key_id) else self.keys.key(key_id)
 
     # --- erasure ----------------------------------------------------------------------------------------------
     def check_erasable(
@@ -339,7 +149,7 @@ class Vault:
         if begun is not None:
             return begun.keys
         _, handle = self._target(subject, secret, tenant)
-        self._check_hold(handle)
+        self._files.check_hold(handle)
         if secret is not None:
             return [self._require(secret, tenant).key]
         known = self._subject(handle)
@@ -408,7 +218,7 @@ class Vault:
                 kind="subject" if secret is None else "secret",
                 target=self._named(subject, secret, tenant),
                 keys=keys,
-                at_ms=_now(at_ms),
+                at_ms=now_ms(at_ms),
                 by=by,
                 reason=reason,
                 stage=STOPPING,
@@ -422,7 +232,9 @@ class Vault:
             known = self.erasures.find(erasure.id) or erasure
             if known.stage != STOPPING:
                 return known
-            listed = self._listed(known.target.removeprefix("subject:")) if known.kind == "subject" else None
+            listed = None
+            if known.kind == "subject":
+                listed = self._files.subject(known.target.removeprefix("subject:"))
             newer = [] if listed is None else [key_id for key_id in listed.keys if key_id not in known.keys]
             newer = [key_id for key_id in newer if self.erasures.of_key(key_id) is None]
             return self.erasures.write(known, stage=BEGUN, keys=[*known.keys, *newer])
@@ -527,18 +339,20 @@ class Vault:
         dead = set(erasure.keys)
         if erasure.kind == "secret":
             for handle in self._cabinet.names("secrets"):
-                secret = self._secret(handle)
+                secret = self._files.secret(handle)
                 if secret is not None and secret.key in dead:
                     self._cabinet.destroy("secrets", handle)
             return
         handle = erasure.target.removeprefix("subject:")
-        known = self._listed(handle) if handle else None  # nobody knows whose: the keys were never here
+        if not handle:
+            return  # nobody knows whose: the keys were never here
+        known = self._files.subject(handle)
         if known is None:
             return
         living = [key_id for key_id in known.keys if key_id not in dead]
         if living:
             if living != known.keys:
-                self._write_subject(SubjectFile(handle, known.tenant, living))
+                self._files.write_subject(SubjectFile(handle, known.tenant, living))
         else:
             self._cabinet.destroy("subjects", handle)
 
@@ -559,7 +373,7 @@ class Vault:
             InputError: ERASURE_BEGUN; what has begun is not stopped.
         """
         kind, handle = self._target(subject, secret, tenant)
-        hold = Hold(handle=handle, tenant=tenant, kind=kind, reason=reason, by=by, at_ms=_now(at_ms))
+        hold = Hold(handle=handle, tenant=tenant, kind=kind, reason=reason, by=by, at_ms=now_ms(at_ms))
         with self._cabinet.lock():  # no erasure begins between the look and the hold
             begun = self._begun(subject, secret, tenant)
             if begun is not None:
@@ -569,7 +383,7 @@ class Vault:
                     help="hold what is not to be erased before somebody asks for it",
                     facts={"erasure": begun.id, "at_ms": begun.at_ms},
                 )
-            self._cabinet.write("holds", handle, canonical.encode(msgspec.to_builtins(hold)) + b"\n")
+            self._files.write_hold(hold)
 
     def release(self, *, subject: Any = None, secret: str | None = None, tenant: str = "default") -> bool:
         """Allow the erasure again; False when nothing was held."""
@@ -581,27 +395,12 @@ class Vault:
             return "secret", self.keys.handle("secret", tenant, secret)
         return "subject", self._handle(tenant, subject)
 
-    def _check_hold(self, handle: str) -> None:
-        data = self._cabinet.read("holds", handle)
-        if data is None:
-            return
-        try:
-            hold = _decode_hold(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise damaged("a legal hold cannot be read", handle) from None
-        raise CapabilityDeniedError(
-            "ERASURE_HELD",
-            "a legal hold forbids the erasure",
-            help="`nano-vm vault release` ends the hold, by whoever may",
-            facts={"reason": hold.reason, "by": hold.by, "at_ms": hold.at_ms},
-        )
-
     # --- the key-encryption key -------------------------------------------------------------------------------
     def rotate_kek(self, to: KeyWrapper) -> int:
         """Wrap every data key by another key-encryption key; values stay as they are. Returns how many were wrapped."""
         return self.keys.rewrap(to)
 
-    # --- files ------------------------------------------------------------------------------------------------
+    # --- inside ------------------------------------------------------------------------------------------------
     def _handle(self, tenant: str, subject: Any) -> str:
         # A pair is the runtime's own: a run without a subject, say. No subject of anybody is a pair.
         name = list(subject) if type(subject) is tuple else subject_name(subject)
@@ -612,87 +411,13 @@ class Vault:
             known = self._subjects[tenant, subject] = self.keys.handle("subject", tenant, name)
         return known
 
-    def _listed(self, handle: str) -> SubjectFile | None:
-        """The keys of a subject as they are written down, those that an erasure names included."""
-        data = self._cabinet.read("subjects", handle)
-        if data is None:
-            return None
-        try:
-            return _decode_subject(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise damaged("a subject's keys cannot be read", handle) from None
-
     def _subject(self, handle: str) -> SubjectFile | None:
         """The keys of a subject that may still be used."""
-        known = self._listed(handle)
+        known = self._files.subject(handle)
         if known is None:
             return None
         living = [key_id for key_id in known.keys if self.erasures.of_key(key_id) is None]
         return SubjectFile(known.handle, known.tenant, living) if living else None
-
-    def _write_subject(self, file: SubjectFile) -> SubjectFile:
-        self._cabinet.write("subjects", file.handle, canonical.encode(msgspec.to_builtins(file)) + b"\n")
-        return file
-
-    def _secret(self, handle: str) -> SecretFile | None:
-        data = self._cabinet.read("secrets", handle)
-        if data is None:
-            return None
-        try:
-            return _decode_secret(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise damaged("a secret's file cannot be read", handle) from None
-
-    def _write_secret(self, handle: str, file: SecretFile) -> None:
-        self._cabinet.write("secrets", handle, canonical.encode(msgspec.to_builtins(file)) + b"\n")
-
-    def _require(self, secret_id: str, tenant: str) -> SecretFile:
-        check_id(secret_id)
-        secret = self._secret(self.keys.handle("secret", tenant, secret_id))
-        if secret is None or secret.id != secret_id or secret.tenant != tenant:
-            raise NotFoundError(
-                "SECRET_NOT_FOUND",
-                f"there is no secret `{REFERENCE}{secret_id}`",
-                help="`nano-vm vault list` shows those there are; an erased one is gone",
-                facts={"secret": secret_id},
-            )
-        return secret
-
-    def _seal_secret(self, tenant: str, secret_id: str, key_id: str, tools: list[str], plain: bytes) -> str:
-        key = self.keys.key(key_id)
-        assert key is not None
-        bound = cipher.binding("secret", tenant, secret_id, key_id, tools)
-        return base64.b64encode(cipher.seal(key.encrypting, plain, bound)).decode()
-
-    def _open(self, secret: SecretFile) -> bytes:
-        key = self._living(secret.key)
-        if key is None:
-            raise VaultError(
-                "SECRET_ERASED",
-                f"the key of `{REFERENCE}{secret.id}` has been destroyed",
-                facts={"secret": secret.id},
-            )
-        bound = cipher.binding("secret", secret.tenant, secret.id, secret.key, secret.tools)
-        try:
-            sealed = base64.b64decode(secret.sealed, validate=True)
-        except ValueError:
-            raise cipher.broken() from None
-        plain: bytes = cipher.unseal(key.encrypting, sealed, bound)
-        return plain
-
-
-def check_id(secret_id: str) -> None:
-    """Raises InputError SECRET_ID."""
-    if type(secret_id) is not str or _ID(secret_id) is None:
-        raise InputError(
-            "SECRET_ID",
-            "a secret's id has 1 to 128 letters, digits, `.`, `_` or `-`, and begins with a letter or digit",
-            help=f"its reference is then {REFERENCE}card-token",
-        )
-
-
-def _now(at_ms: int | None) -> int:
-    return int(time.time() * 1_000) if at_ms is None else at_ms
 
 
 def _no_subject() -> NotFoundError:

@@ -17,9 +17,10 @@ from nano_vm.vault import cipher
 from nano_vm.vault.cabinet import DirectoryCabinet, MemoryCabinet
 from nano_vm.vault.environment import EnvironmentSecrets
 from nano_vm.vault.erasures import DONE
+from nano_vm.vault.files import SecretFile
 from nano_vm.vault.kek import LocalKey, key_from_environment, key_from_file, make_key_file, replace_key_file
 from nano_vm.vault.keys import Keys
-from nano_vm.vault.local import SecretFile, Vault
+from nano_vm.vault.local import Vault
 
 CARD = "4242-4242-4242-4242"
 BY = {"id": "ana", "roles": []}

@@ -21,11 +21,9 @@ from typing import Final
 
 import msgspec
 
-from nano_vm.errors import NanoVMError
-from nano_vm.journal.entry import open_events
-from nano_vm.journal.port import RunQuery
-from nano_vm.kernel.events import StepSucceeded
+from nano_vm.journal.port import RunQuery, RunRecord
 from nano_vm.testing.chaos import programs
+from nano_vm.testing.chaos.judging import judge_journal
 from nano_vm.testing.chaos.outside import BOOKED, Outside, failure
 from nano_vm.testing.databases import Files, Grounds
 from nano_vm.vm import ExecutionVM
@@ -323,27 +321,15 @@ def _judge_counts(effects: Counter[tuple[str, str, str]], figures: Figures) -> N
 
 
 def _judge_run(
-    scenario: Scenario, vm: ExecutionVM, record: object, happened: Counter[tuple[str, str]], figures: Figures
+    scenario: Scenario,
+    vm: ExecutionVM,
+    record: RunRecord,
+    happened: Counter[tuple[str, str]],
+    figures: Figures,
 ) -> None:
-    run_id, status, parent = record.run_id, record.status, record.parent  # type: ignore[attr-defined]
-    try:
-        vm.verify(run_id)
-    except NanoVMError as error:
-        figures.violations.append(f"P6: {run_id} does not verify: {error.code}")
+    run_id, status = record.run_id, record.status
+    if not judge_journal(vm, record, figures):
         return
-    finished: Counter[tuple[str, int, object]] = Counter()
-    for entry in vm.store.read(run_id):
-        for event in open_events(entry):
-            figures.events += 1
-            if type(event) is StepSucceeded:
-                finished[event.step, event.occurrence, event.item] += 1
-    figures.violations += [
-        f"P4: {place[0]} of {run_id} finished twice" for place, n in finished.items() if n > 1
-    ]
-    if parent is not None:
-        return
-    figures.runs += 1
-    figures.statuses[status] = figures.statuses.get(status, 0) + 1
     trace = vm.trace(run_id)
     if status == "SUSPENDED":
         kinds = {wait.kind for wait in trace.waiting}

@@ -29,15 +29,14 @@ from zlib import crc32
 import msgspec
 
 from nano_vm.errors import NanoVMError
-from nano_vm.journal.entry import open_events
 from nano_vm.journal.port import JournalStore, RunQuery
-from nano_vm.kernel.events import StepSucceeded
 from nano_vm.runtime.ports import Completion, Message, Usage
 from nano_vm.runtime.tooling import Reconciled, ToolContext
 from nano_vm.stores.sqlite import Durability
 from nano_vm.testing.chaos import programs
+from nano_vm.testing.chaos.judging import judge_journal
 from nano_vm.testing.chaos.outside import BOOKED, HOSTILE, Outside, failure
-from nano_vm.testing.chaos.worker import REFUSALS, SUPERVISOR
+from nano_vm.testing.chaos.worker import SUPERVISOR, Caller
 from nano_vm.testing.databases import Database, Files, Grounds
 from nano_vm.tools.registry import tool
 from nano_vm.vm import ExecutionVM
@@ -170,8 +169,10 @@ class _Model:
         return Completion(text=text, usage=Usage(prompt_tokens=8, completion_tokens=2), model="anything")
 
 
-class Hand:
+class Hand(Caller):
     """One process: it starts runs, gives what they wait for, cancels, verifies, takes over - until told to stop."""
+
+    outside: SoakOutside
 
     def __init__(self, place: Path, role: str, seed: int, durability: Durability) -> None:
         self.place = place
@@ -189,16 +190,6 @@ class Hand:
         )
         self.vm.save_program(programs.CHILD)
         self.outside.note(f"ready-{role}-{seed}", role)
-
-    async def attempt(self, action: Awaitable[Any]) -> bool:
-        try:
-            await action
-        except NanoVMError as error:
-            if error.code not in REFUSALS:
-                raise
-            self.outside.note("refusals", error.code)
-            return False
-        return True
 
     async def work(self) -> None:
         began = sampled = time.monotonic()
@@ -488,24 +479,8 @@ def _all_records(store: JournalStore) -> Iterator[Any]:
 
 def _judge_run(vm: ExecutionVM, record: Any, happened: Counter[tuple[str, str]], report: Report) -> None:
     run_id, status, name = record.run_id, record.status, record.program_name
-    try:
-        vm.verify(run_id)
-    except NanoVMError as error:
-        report.violations.append(f"P6: {run_id} does not verify: {error.code}")
+    if not judge_journal(vm, record, report):
         return
-    finished: Counter[Any] = Counter()
-    for entry in vm.store.read(run_id):
-        for event in open_events(entry):
-            report.events += 1
-            if type(event) is StepSucceeded:
-                finished[event.step, event.occurrence, event.item] += 1
-    report.violations += [
-        f"P4: {place[0]} of {run_id} finished twice" for place, n in finished.items() if n > 1
-    ]
-    if record.parent is not None:
-        return
-    report.runs += 1
-    report.statuses[status] = report.statuses.get(status, 0) + 1
     if status == "SUSPENDED":
         kinds = {wait.kind for wait in vm.trace(run_id).waiting}
         report.waiting += 1

@@ -48,7 +48,24 @@ _HUGE: Final = "x" * (9 * 1024 * 1024)
 _IDLE_ROUNDS = 3
 
 
-class Worker:
+class Caller:
+    """Somebody who calls the engine, and may be refused."""
+
+    outside: Outside
+
+    async def attempt(self, action: Awaitable[Any]) -> bool:
+        """Whether it was done; a refusal is an answer, anything else an error of ours."""
+        try:
+            await action
+        except NanoVMError as error:
+            if error.code not in REFUSALS:
+                raise
+            self.outside.note("refusals", error.code)
+            return False
+        return True
+
+
+class Worker(Caller):
     """A process with an engine of its own over the shared database."""
 
     def __init__(self, place: Path, program: str, first: int, count: int, seed: int) -> None:
@@ -64,17 +81,6 @@ class Worker:
             store=self.outside.database.open("normal"),
         )
         self.vm.save_program(programs.CHILD)
-
-    async def attempt(self, action: Awaitable[Any]) -> bool:
-        """Whether it was done; a refusal is an answer, anything else an error of ours."""
-        try:
-            await action
-        except NanoVMError as error:
-            if error.code not in REFUSALS:
-                raise
-            self.outside.note("refusals", error.code)
-            return False
-        return True
 
     # --- roles ------------------------------------------------------------------------------------------------
 
