@@ -14,6 +14,7 @@ import msgspec
 
 from nano_vm import canonical
 from nano_vm.errors import CapabilityDeniedError, InputError, NotFoundError, VaultError
+from nano_vm.runtime.arguments import check_all, check_path
 from nano_vm.vault import cipher
 from nano_vm.vault.cabinet import Cabinet, DirectoryCabinet, MemoryCabinet
 from nano_vm.vault.erasures import BEGUN, DESTROYED, DONE, STOPPING, Erasure, Erasures
@@ -118,8 +119,9 @@ class Vault:
             key: the key-encryption key; else `key_file`; else $NANO_VM_VAULT_KEY; else the file `<store>.key`.
 
         Raises:
-            VaultError: VAULT_KEY_MISSING, VAULT_KEY_EXPOSED, VAULT_KEY_INVALID.
+            VaultError: VAULT_KEY_MISSING, VAULT_KEY_EXPOSED, VAULT_KEY_INVALID. InputError: USAGE.
         """
+        check_path("store", store)
         if key is None and key_file is None:
             key = key_from_environment()
         directory = directory or f"{os.fspath(store)}.keys"
@@ -153,9 +155,10 @@ class Vault:
             tools: the tools that may open it; by default every tool that declares a secret parameter.
 
         Raises:
-            InputError: SECRET_ID, SECRET_VALUE.
+            InputError: SECRET_ID, SECRET_VALUE, USAGE.
         """
         check_id(secret_id)
+        check_all("tools", tools, str, 'tools=["charge"]')  # a text would be a list of its letters
         if type(value) is not str or not VALUE_CHARS_MIN <= len(value) <= VALUE_CHARS_MAX:
             raise InputError(
                 "SECRET_VALUE",
@@ -501,7 +504,7 @@ class Vault:
     @property
     def is_marked(self) -> bool:
         """Whether it is the vault of some store already; see `belong`."""
-        return self._cabinet.read("marks", _STORE) is not None
+        return is_marked(self._cabinet)
 
     def belong(self, store: str) -> None:
         """Keep the keys of one store and no other: its identity is put down when it is first told.
@@ -514,13 +517,7 @@ class Vault:
             with self._cabinet.lock():
                 if self._cabinet.read("marks", _STORE) is None:
                     self._cabinet.write("marks", _STORE, identity)
-        if self._cabinet.read("marks", _STORE) != identity:
-            raise VaultError(
-                "VAULT_FOREIGN",
-                "the vault keeps the keys of another database, which has the same name",
-                help="work with each from a directory of its own; where the other one is gone for good, remove "
-                f"the file `marks/{_STORE}` of the vault",
-            )
+        check_store(self._cabinet, store)
 
     def _forget(self, erasure: Erasure) -> None:
         """Remove what names destroyed keys: the secret's ciphertext, the subject's list."""
@@ -701,3 +698,19 @@ def _no_subject() -> NotFoundError:
         "the vault has no key for this data subject",
         help="nothing private was stored for it in this tenant, or it was erased before",
     )
+
+
+def is_marked(cabinet: Cabinet) -> bool:
+    """Whether what lies there is the vault of some store already."""
+    return cabinet.read("marks", _STORE) is not None
+
+
+def check_store(cabinet: Cabinet, store: str) -> None:
+    """Raises VaultError VAULT_FOREIGN unless what lies there is the vault of this store."""
+    if cabinet.read("marks", _STORE) != store.encode():
+        raise VaultError(
+            "VAULT_FOREIGN",
+            "the vault keeps the keys of another database, which has the same name",
+            help="work with each from a directory of its own; where the other one is gone for good, remove "
+            f"the file `marks/{_STORE}` of the vault",
+        )
