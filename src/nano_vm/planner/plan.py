@@ -25,6 +25,7 @@ from nano_vm.program.diagnostic import ERROR, Diagnostic, sort
 from nano_vm.program.fields import STEP_TYPES
 from nano_vm.program.model import Program
 from nano_vm.program.tool_schema import ToolSchema
+from nano_vm.runtime.arguments import check_all, check_client, check_mapping, check_part
 from nano_vm.runtime.gates import unfenced
 from nano_vm.runtime.ports import Completion, ModelClient, ToolInvoker
 
@@ -86,6 +87,11 @@ class Planner:
         call_max_tokens: int | None = None,
         call_max_cost_usd: float | None = None,
     ) -> None:
+        check_client("llm", llm)
+        check_mapping("params", params, 'params={"temperature": 0}')
+        check_all("step_types", step_types, str, 'step_types=("llm", "tool")')
+        if tools is not None and not isinstance(tools, Mapping):
+            check_part("tools", tools, "schemas", "tools=vm.tools")
         unknown = sorted(set(step_types) - set(STEP_TYPES))
         if unknown or not step_types:
             raise InputError("USAGE", "there are no such step types", help=f"types: {', '.join(STEP_TYPES)}")

@@ -124,6 +124,8 @@ class _Validator:
             help = "a program is a mapping with `steps`"
             if isinstance(data, list):
                 help = "write the list under `steps:`"
+            elif isinstance(data, str) and data.lower().endswith((".yaml", ".yml", ".json")):
+                help = "to read a file: Program.from_file"
             self._add("NOT_A_PROGRAM", "", f"a program cannot be {_describe(data)}", help)
             return
         for name, value in data.items():

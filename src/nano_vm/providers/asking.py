@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from nano_vm.runtime.arguments import check_client
 from nano_vm.runtime.completions import accepted_by, completion_of
 from nano_vm.runtime.ports import Completion, Message, ModelCall, ModelClient
 
@@ -13,6 +14,7 @@ class Client:
     """A client and what it takes. Parameters it does not take are not passed on."""
 
     def __init__(self, inner: ModelClient) -> None:
+        check_client("the client", inner)
         self.inner = inner
         self._accepted = accepted_by(inner.complete)
         self._takes_call = "model_call" in inspect.signature(inner.complete).parameters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
@@ -23,6 +23,8 @@ def completion_of(answer: Any) -> Completion:
         return Completion(text=str(answer))
     if type(answer) is tuple and len(answer) == 2 and isinstance(answer[0], str):
         usage = answer[1] or {}
+        if not isinstance(usage, Usage | Mapping):
+            raise TypeError(f"the adapter returned a {type(usage).__name__} as usage")
         if isinstance(usage, Usage):
             answer = Completion(text=str(answer[0]), usage=usage)
         else:
@@ -32,6 +34,8 @@ def completion_of(answer: Any) -> Completion:
         raise TypeError(f"the adapter returned a {type(answer).__name__}, not text")
     if type(answer.text) is not str:
         raise TypeError(f"the adapter returned a {type(answer.text).__name__} as text")
+    if type(answer.usage) is not Usage:
+        raise TypeError(f"the adapter returned a {type(answer.usage).__name__} as usage, not a `Usage`")
     if not _is_sound(answer.usage):
         raise TypeError("the adapter reported tokens or a cost that are no numbers from 0 on")
     if answer.model is not None and type(answer.model) is not str:
