@@ -129,7 +129,8 @@ class Asker(msgspec.Struct, frozen=True):
             step["model"] = self.params["model"]
         texts = {name: {"type": "string"} for name in ("system", "user")}
         inputs = {"type": "object", "properties": texts, "required": ["system", "user"]}
-        program = {"name": PLANNING, "inputs": inputs, "steps": [step]}
+        # One call and no other: whoever takes up a run whose process died over it has nobody to answer.
+        program = {"name": PLANNING, "inputs": inputs, "max_steps": 1, "steps": [step]}
         budgets = {"max_tokens": self.tokens_max, "max_cost_usd": self.cost_usd_max}
         return {**program, **{name: most for name, most in budgets.items() if most is not None}}
 
