@@ -363,26 +363,6 @@ class Vault:
         kind, handle = self._target(subject, secret, tenant)
         return f"{REFERENCE}{secret}" if kind == "secret" else f"subject:{handle}"
 
-    def begin_erasure(
-        self,
-        *,
-        subject: Any = None,
-        secret: str | None = None,
-        tenant: str = "default",
-        reason: str,
-        by: dict[str, Any],
-        at_ms: int | None = None,
-    ) -> Erasure:
-        """Write down that a subject's, or a secret's, keys are to be destroyed. From now on nothing opens with them.
-        Where an erasure of the same target was begun and not done, that one is gone on with.
-
-        Raises:
-            CapabilityDeniedError: ERASURE_HELD. NotFoundError: SUBJECT_NOT_FOUND, SECRET_NOT_FOUND.
-        """
-        target = {"subject": subject, "secret": secret, "tenant": tenant}
-        with self._cabinet.lock():
-            return self.begin_announced(self.announce_erasure(**target, reason=reason, by=by, at_ms=at_ms))
-
     def announce_erasure(
         self,
         *,
