@@ -69,7 +69,7 @@ def check_new(args: argparse.Namespace) -> None:
     from nano_vm.vault.local import check_store, is_marked
 
     directory = vault_directory(args)
-    if not directory.exists():
+    if not os.path.isdir(directory):
         return
     cabinet = DirectoryCabinet(directory)
     if is_address(store_path(args)) and is_marked(cabinet):

@@ -16,7 +16,7 @@ from nano_vm.policy.decide import ALLOW, DENIED, Request, decide
 from nano_vm.policy.model import Policy
 from nano_vm.program.tool_schema import ToolSchema
 from nano_vm.runtime.actions import DEFAULT_MODEL
-from nano_vm.runtime.completions import completion_of
+from nano_vm.runtime.completions import awaited, completion_of
 from nano_vm.runtime.ports import Completion, Message, ModelClient, ToolSpec, Usage
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Asker(msgspec.Struct, frozen=True):
             raise _uncounted(RejectedError, "BUDGET_EXCEEDED", "the planner's call has a budget")
         if self.policy is not None:
             self._check(self.policy)
-        return completion_of(await self.llm.complete(messages, **self.params))
+        return completion_of(await awaited(self.llm.complete(messages, **self.params)))
 
     def _check(self, policy: Policy) -> None:
         given = self.params.get("model", DEFAULT_MODEL)

@@ -89,6 +89,14 @@ class Document:
         width = len(first_line) if span.value is not None or first_line[:1] not in "[{" else 1
         return Place(self.file, line, column, pointer, step, field), max(1, width)
 
+    def written(self, pointer: str) -> str | None:
+        """A plain value as its author has put it; None for what has no text, or begins elsewhere."""
+        span = self._span(pointer, False)
+        if span is None or self.text is None:
+            return None
+        text = self.text[span.start : span.end].strip()
+        return text if re.fullmatch(r"[0-9A-Za-z+._-]{1,40}", text) else None
+
     def _span(self, pointer: str, key: bool) -> Span | None:
         if self.text is None:
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from decimal import ROUND_CEILING, Decimal
+from types import CoroutineType
 from typing import Any
 
 from nano_vm.kernel import events as ev
@@ -46,6 +47,16 @@ def completion_of(answer: Any) -> Completion:
         ):
             raise TypeError("the adapter returned tool calls that are no `ToolCall`s of texts")
     return answer
+
+
+def awaited(answer: Any) -> Any:
+    """What an adapter's `complete` has given, to be awaited; a TypeError that says what is wrong with the adapter."""
+    if type(answer) is CoroutineType or inspect.isawaitable(answer):
+        return answer
+    kind = type(answer).__name__
+    raise TypeError(
+        f"the adapter's `complete` gave a {kind} and is to be an `async def` that returns the text"
+    )
 
 
 def told_by(source: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import signal
@@ -73,6 +74,28 @@ def test_inputs_come_from_a_file_and_from_the_command_line(cli: Cli, place: Path
     assert (done.code, done.json["error"]["code"]) == (2, "INPUT_INVALID")
     done = cli(*arguments, "--input", 'name="17"')
     assert done.json["steps"][0]["output"] == "hello 17"
+
+
+def test_inputs_come_from_standard_input(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (
+        "run",
+        "greeting.yaml",
+        "--tools",
+        "tools.py",
+        "--model",
+        "mock:no",
+        "--json",
+        "--input-file",
+        "-",
+    )
+    for text, code in ((b"name: from a pipe", ""), (b"", "INPUT_FILE"), (b"[1]", "INPUT_FILE")):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+        done = cli(*arguments)
+        if code:
+            assert (done.code, done.json["error"]["code"]) == (2, code)
+            assert "steps" not in done.json["error"]["help"]  # it is no program that is missing
+        else:
+            assert done.json["steps"][0]["output"] == "hello from a pipe"
 
 
 def test_streaming_gives_every_journaled_event_and_then_the_result(cli: Cli) -> None:
