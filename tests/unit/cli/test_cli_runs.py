@@ -497,3 +497,30 @@ def test_the_store_may_be_named_before_or_after_the_command_or_in_the_environmen
 def test_quiet_says_status_and_id(cli: Cli) -> None:
     done = cli(*RUN, "--quiet", "--trace-id", "r")
     assert (done.out, done.err) == ("SUSPENDED r\n", "")
+
+
+def test_what_was_undone_is_seen_beside_the_error(cli: Cli, place: Path) -> None:
+    (place / "saga.py").write_text(
+        "from nano_vm import tool\n"
+        "@tool(effect='idempotent')\n"
+        "def book(what: str) -> str:\n"
+        "    if what == 'car':\n"
+        "        raise ValueError('none left')\n"
+        "    return what\n"
+        "@tool(effect='idempotent')\n"
+        "def cancel(what: str) -> None: ...\n"
+    )
+    undo = "compensate: {tool: cancel, args: {what: hotel}}"
+    (place / "saga.yaml").write_text(
+        "name: saga\nsteps:\n"
+        f"  - {{id: hotel, type: tool, tool: book, args: {{what: hotel}}, {undo}}}\n"
+        "  - {id: car, type: tool, tool: book, args: {what: car}}\n"
+    )
+    done = cli("run", "saga.yaml", "--tools", "saga.py", "--trace-id", "s1")
+    assert done.code == 1
+    for shown in (done.out, cli("trace", "s1").out):
+        assert [line.split() for line in shown.splitlines() if "undone " in line][-1] == [
+            "undone",
+            "1",
+            "step",
+        ]
