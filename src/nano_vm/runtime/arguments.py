@@ -84,13 +84,13 @@ def check_switch(name: str, value: Any) -> None:
         raise _wrong(name, value, "True or False", f"{name}=False")
 
 
-def check_mapping(name: str, value: Any, example: str) -> None:
-    """Raises InputError USAGE for what is neither a mapping with texts as names nor None.
+def check_mapping(name: str, value: Any, example: str, *, needed: bool = False) -> None:
+    """Raises InputError USAGE for what is neither a mapping with texts as names nor, unless it is needed, None.
 
     Args:
         example: how it is written.
     """
-    if value is None:
+    if value is None and not needed:
         return
     if not isinstance(value, Mapping):
         raise _wrong(name, value, "an object of values by name", example)
@@ -105,19 +105,19 @@ def check_callable(name: str, value: Any) -> None:
         raise _wrong(name, value, "a function", f"{name}=print")
 
 
-def check_part(name: str, value: Any, method: str, example: str) -> None:
-    """Raises InputError USAGE for a part, given or not, that has not got the method it is called by; a class in the
-    place of an instance has not."""
+def check_part(name: str, value: Any, method: str, example: str, *, needed: bool = False) -> None:
+    """Raises InputError USAGE for a part that has not got the method it is called by; None will do unless it is needed.
+    A class in the place of an instance has not got it."""
     called = getattr(value, method, None)
-    if value is not None and (not callable(called) or (isinstance(value, type) and isfunction(called))):
+    if (needed or value is not None) and (
+        not callable(called) or (isinstance(value, type) and isfunction(called))
+    ):
         raise _wrong(name, value, f"something with `{method}`", example)
 
 
 def check_client(name: str, value: Any) -> None:
     """Raises InputError USAGE for what is no model client."""
-    if value is None:
-        raise _wrong(name, value, "something with `complete`", _CLIENT)
-    check_part(name, value, "complete", _CLIENT)
+    check_part(name, value, "complete", _CLIENT, needed=True)
 
 
 def check_replanned(value: Any) -> None:

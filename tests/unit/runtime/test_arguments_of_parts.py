@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from nano_vm import (
     diff,
     learn_archetypes,
     learn_baseline,
+    replan_on_interrupt,
     tool,
 )
 
@@ -107,6 +109,11 @@ PARTS: dict[str, Callable[[Any, Path], object]] = {
     "planner": lambda odd, _: Planner(odd),
     "planner's tools": lambda odd, _: Planner(MODEL, odd),
     "planner's steps": lambda odd, _: Planner(MODEL, step_types=odd),
+    "planner's inputs": lambda odd, _: Planner(MODEL).generate_sync("x", inputs=odd),
+    "an input of a planner": lambda odd, _: Planner(MODEL).generate_sync("x", inputs={"a": odd}),
+    "planner's engine": lambda odd, _: Planner(MODEL).generate_sync("x", vm=odd),
+    "replanned in": lambda odd, _: asyncio.run(replan_on_interrupt(odd, Planner(MODEL), "r", "x")),
+    "replanned by": lambda odd, _: asyncio.run(replan_on_interrupt(ExecutionVM(), odd, "r", "x")),
     "analyzer": lambda odd, _: TraceAnalyzer(odd),
     "diff": lambda odd, _: diff(odd, odd),
     "baseline": lambda odd, _: learn_baseline(odd),
