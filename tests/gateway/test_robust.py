@@ -30,6 +30,7 @@ from gateway_stage import (
     until,
 )
 
+from begun_erasures import begin_erasure
 from nano_vm import ExecutionVM, SqliteStore, Vault
 from nano_vm.vault.kek import make_key_file
 
@@ -119,7 +120,7 @@ def test_a_gateway_completes_the_erasure_that_a_crash_has_cut(tmp_path: Path) ->
     vault = Vault.beside(tmp_path / "runs.db")
     with SqliteStore(tmp_path / "runs.db") as store:
         ExecutionVM(store=store, vault=vault).run_sync(PRIVATE, {"who": "Ada"}, trace_id="r")
-    vault.begin_erasure(subject="Ada", reason="asked", by={"id": "ana"})
+    begin_erasure(vault, subject="Ada", reason="asked", by={"id": "ana"})
     with Served(tmp_path) as served:  # before it answers
         (erasure,) = Vault.beside(tmp_path / "runs.db").all_erasures()
         assert (erasure.stage, erasure.runs) == ("done", ["r"])

@@ -236,7 +236,7 @@ def json_value(text: str, option: str) -> Any:
                 "USAGE", f"cannot read {source}: {reason.lower()}", help=f"{option} @FILE names a JSON file"
             ) from error
     try:
-        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_pairs)
+        return json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_pairs)
     except (ValueError, RecursionError) as error:
         where = (
             f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
@@ -273,6 +273,13 @@ def assignments(pairs: Sequence[str], option: str) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError("a number beyond all that a float can be")
+    return value
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -70,10 +70,17 @@ def _load(name: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         raise InputError(
             "TOOLS_FAILED",
-            f"importing the tools raised `{type(error).__name__}`",
+            f"importing the tools raised `{type(error).__name__}`{_why(error)}",
             place=_place_of(error, name),
             help="mend the file; --debug shows the traceback",
         ) from error
+
+
+def _why(error: BaseException) -> str:
+    """What may be told of it: other messages may hold anything."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f": there is no module `{error.name}`"
+    return f": {error.msg}" if isinstance(error, SyntaxError) else ""
 
 
 def _load_file(path: Path) -> ModuleType:

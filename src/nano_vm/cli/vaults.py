@@ -48,17 +48,46 @@ def own_vault(args: argparse.Namespace) -> Vault:
     vault = require_vault(args)
     if not is_address(store_path(args)):
         return vault
-    from nano_vm.cli.session import open_store
-
     try:
-        with contextlib.closing(open_store(args)) as store:
-            identity = str(getattr(store, "identity", ""))
+        identity = _identity(args)
     except InputError as error:
         if error.code != "STORE_NOT_FOUND" or vault.is_marked:
             raise
         return vault
     vault.belong(identity)
     return vault
+
+
+def check_new(args: argparse.Namespace) -> None:
+    """Refuse to make a key for a vault that lies there already. Whose it is counts first: another database's, which has
+    the same name, is no reason to rotate.
+
+    Raises:
+        VaultError: VAULT_FOREIGN, VAULT_KEY_EXISTS. StoreError, InputError: whose it is cannot be found out.
+    """
+    from nano_vm.vault.cabinet import DirectoryCabinet
+    from nano_vm.vault.local import check_store, is_marked
+
+    directory = vault_directory(args)
+    if not os.path.isdir(directory):
+        return
+    cabinet = DirectoryCabinet(directory)
+    if is_address(store_path(args)) and is_marked(cabinet):
+        check_store(cabinet, _identity(args))
+    if os.path.exists(directory / "keys" / "index"):
+        raise VaultError(
+            "VAULT_KEY_EXISTS",
+            f"the vault `{directory}` has a key-encryption key already",
+            help="`nano-vm vault rotate --kek` makes a new one for it",
+        )
+
+
+def _identity(args: argparse.Namespace) -> str:
+    """What tells the database that the command names from others of its name."""
+    from nano_vm.cli.session import open_store
+
+    with contextlib.closing(open_store(args)) as store:
+        return str(getattr(store, "identity", ""))
 
 
 def open_vault(args: argparse.Namespace, store: str | None = None) -> Vault | None:

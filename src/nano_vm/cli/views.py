@@ -67,6 +67,8 @@ def show_end(console: Console, trace: Trace) -> None:
         where = f" at `{trace.error['step']}`" if trace.error.get("step") else ""
         message = printable(str(trace.error.get("message") or ""))
         console.line(f"  error         {trace.error['type']}{where} {message}".rstrip())
+    if trace.rollbacks:
+        console.line(f"  undone        {trace.rollbacks} step{'s' if trace.rollbacks > 1 else ''}")
     if trace.incomplete_compensations:
         console.line(f"  not undone    {', '.join(trace.incomplete_compensations)}", "bad")
     if trace.status.is_terminal:

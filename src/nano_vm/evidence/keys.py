@@ -109,7 +109,11 @@ class KeyFiles:
         )
         key = SigningKey(private, name)
         self._write(f"{name}.key", pem, 0o600)
-        self._write(f"{name}.pub", key.public.pem.encode(), 0o644)
+        try:
+            self._write(f"{name}.pub", key.public.pem.encode(), 0o644)
+        except RuntimeFault:
+            (self.directory / f"{name}.key").unlink(missing_ok=True)  # nobody has it: the name is free again
+            raise
         return key
 
     def trust(self, name: str, key: PublicKey) -> None:
@@ -139,7 +143,13 @@ class KeyFiles:
         return [(name, name in own) for name in sorted(known) if _NAME.fullmatch(name)]
 
     def public(self, name: str) -> PublicKey:
-        """Raises NotFoundError KEY_NOT_FOUND, InputError KEY_NAME, RuntimeFault KEY_FILE."""
+        """Raises NotFoundError KEY_NOT_FOUND, InputError KEY_NAME, RuntimeFault KEY_FILE; for a key of one's own that a
+        crash has left without its public half also as `signing`."""
+        if (
+            not (self.directory / f"{_checked(name)}.pub").exists()
+            and (self.directory / f"{name}.key").exists()
+        ):
+            return self.signing(name).public
         return read_public(self._existing(name, ".pub"), name)
 
     def all_public(self) -> list[PublicKey]:
@@ -187,16 +197,38 @@ class KeyFiles:
             raise InputError("KEY_EXISTS", f"there is a key `{name}` already", help="choose another name")
 
     def _write(self, name: str, data: bytes, mode: int) -> None:
+        """A new file, whole or not there, and durable when this returns."""
         path = self.directory / name
+        draft = self.directory / f".{name}.{os.getpid()}"
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            with os.fdopen(fd, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            draft.unlink(missing_ok=True)  # of a process that died here
+            try:
+                fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+                with os.fdopen(fd, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.link(draft, path)
+            finally:
+                draft.unlink(missing_ok=True)
+            _sync_directory(self.directory)
+            _sync_directory(self.directory.parent)
         except OSError as error:
             raise _file_error(path, error) from None
+
+
+def _sync_directory(directory: Path) -> None:
+    """The name has to survive a power loss as well as the contents. Where a file system does not sync any, the file is
+    whole either way."""
+    if os.name != "posix":
+        return
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def default_directory() -> Path:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import difflib
 import ipaddress
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from nano_vm.errors import InputError
-from nano_vm.program import document as documents
-from nano_vm.program.diagnostic import ERROR, to_error
+from nano_vm.providers.script import read_data
 
 ENVIRONMENT_PREFIX = "NANO_VM_MCP_"
 
@@ -143,12 +143,10 @@ def load_config(path: str | None, environment: Mapping[str, str]) -> GatewayConf
     """
     data: dict[str, Any] = {}
     if path is not None:
-        document = documents.from_file(path)
-        if any(finding.severity == ERROR for finding in document.findings):
-            raise to_error(list(document.findings))
-        if not isinstance(document.data, dict):
+        found = read_data(Path(path), "GATEWAY_CONFIG")
+        if not isinstance(found, dict):
             raise InputError("GATEWAY_CONFIG", f"`{path}` holds no mapping", help="write one field per line")
-        data = dict(document.data)
+        data = found
     for name, text in environment.items():
         if not name.startswith(ENVIRONMENT_PREFIX) or text == "":
             continue

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from nano_vm import canonical
+from nano_vm.errors import InputError
 from nano_vm.journal.ledger import TraceStep
 from nano_vm.journal.trace import Trace
 
@@ -69,7 +70,18 @@ class Diff(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def diff(a: Trace, b: Trace) -> Diff:
-    """Compare the step results of two runs, of the same program or not."""
+    """Compare the step results of two runs, of the same program or not.
+
+    Raises:
+        InputError: USAGE for what is no trace.
+    """
+    for given in (a, b):
+        if not isinstance(given, Trace):
+            raise InputError(
+                "USAGE",
+                f"a {type(given).__name__} is no trace",
+                help="diff(vm.trace(first), vm.trace(second))",
+            )
     others = {_place(step): step for step in b.steps}
     differences: list[StepDifference] = []
     orders: list[int] = []

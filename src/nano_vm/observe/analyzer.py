@@ -12,6 +12,7 @@ from nano_vm.journal.trace import Trace
 from nano_vm.observe import measures
 from nano_vm.observe.baseline import Baseline
 from nano_vm.observe.trajectory import Trajectory, of_trace
+from nano_vm.runtime.arguments import check_is
 
 
 class TraceAnalyzer:
@@ -22,6 +23,7 @@ class TraceAnalyzer:
     """
 
     def __init__(self, trace: Trace) -> None:
+        check_is("trace", trace, Trace, "TraceAnalyzer(vm.trace(trace_id))")
         self.trace = trace
 
     @cached_property

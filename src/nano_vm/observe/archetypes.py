@@ -28,6 +28,7 @@ from nano_vm.observe.baseline import FORMAT, Baseline, learn, read_file
 from nano_vm.observe.drift import RUNS_MIN, Calibration, DriftMonitor, Health, Report, calibrate
 from nano_vm.observe.graph import END, START
 from nano_vm.observe.trajectory import Trajectory
+from nano_vm.runtime.arguments import check_all, check_count
 
 FAMILIES_MAX = 8
 SKELETON_MAX = 200  # activities of a run that are looked at
@@ -104,8 +105,10 @@ def learn_archetypes(trajectories: Sequence[Trajectory], *, most: int = FAMILIES
         most: how many families there are at most.
 
     Raises:
-        InputError: SMALL_BASELINE; USAGE for a `most` that is none.
+        InputError: SMALL_BASELINE; USAGE for a `most` that is none, and for what are no trajectories.
     """
+    check_all("trajectories", trajectories, Trajectory, "[TraceAnalyzer(trace).trajectory]")
+    check_count("most", most)
     if not 1 <= most <= FAMILIES_MAX:
         raise InputError("USAGE", f"there are 1 to {FAMILIES_MAX} families", help=f"most={FAMILIES_MAX}")
     if len(trajectories) < RUNS_MIN:

@@ -21,6 +21,7 @@ from nano_vm.observe.measures import (
     violation_rate,
 )
 from nano_vm.observe.trajectory import Count, Trajectory
+from nano_vm.runtime.arguments import check_all
 
 FORMAT = 1
 SMOOTHING = 0.5  # what every possible move counts as having been seen, and one that nobody thought of
@@ -154,7 +155,9 @@ def length_of(trajectory: Trajectory) -> float:
 
 
 def learn(trajectories: Sequence[Trajectory]) -> Baseline:
-    """A baseline of these runs, all of one program, calibrated: every run is scored by what the others have taught."""
+    """A baseline of these runs, all of one program, calibrated: every run is scored by what the others have taught.
+    Raises InputError USAGE for what are no trajectories."""
+    check_all("trajectories", trajectories, Trajectory, "[TraceAnalyzer(trace).trajectory]")
     baseline = Baseline()
     if trajectories:
         baseline.program, baseline.name = trajectories[0].program, trajectories[0].name

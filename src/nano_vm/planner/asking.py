@@ -16,7 +16,7 @@ from nano_vm.policy.decide import ALLOW, DENIED, Request, decide
 from nano_vm.policy.model import Policy
 from nano_vm.program.tool_schema import ToolSchema
 from nano_vm.runtime.actions import DEFAULT_MODEL
-from nano_vm.runtime.completions import completion_of
+from nano_vm.runtime.completions import awaited, completion_of
 from nano_vm.runtime.ports import Completion, Message, ModelClient, ToolSpec, Usage
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Asker(msgspec.Struct, frozen=True):
             raise _uncounted(RejectedError, "BUDGET_EXCEEDED", "the planner's call has a budget")
         if self.policy is not None:
             self._check(self.policy)
-        return completion_of(await self.llm.complete(messages, **self.params))
+        return completion_of(await awaited(self.llm.complete(messages, **self.params)))
 
     def _check(self, policy: Policy) -> None:
         given = self.params.get("model", DEFAULT_MODEL)
@@ -129,7 +129,8 @@ class Asker(msgspec.Struct, frozen=True):
             step["model"] = self.params["model"]
         texts = {name: {"type": "string"} for name in ("system", "user")}
         inputs = {"type": "object", "properties": texts, "required": ["system", "user"]}
-        program = {"name": PLANNING, "inputs": inputs, "steps": [step]}
+        # One call and no other: whoever takes up a run whose process died over it has nobody to answer.
+        program = {"name": PLANNING, "inputs": inputs, "max_steps": 1, "steps": [step]}
         budgets = {"max_tokens": self.tokens_max, "max_cost_usd": self.cost_usd_max}
         return {**program, **{name: most for name, most in budgets.items() if most is not None}}
 

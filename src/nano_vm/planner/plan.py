@@ -25,6 +25,7 @@ from nano_vm.program.diagnostic import ERROR, Diagnostic, sort
 from nano_vm.program.fields import STEP_TYPES
 from nano_vm.program.model import Program
 from nano_vm.program.tool_schema import ToolSchema
+from nano_vm.runtime.arguments import check_all, check_client, check_mapping, check_part
 from nano_vm.runtime.gates import unfenced
 from nano_vm.runtime.ports import Completion, ModelClient, ToolInvoker
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 INTENT_CHARS_MAX = 20_000
 PLAN_CHARS_MAX = 256 * 1024
 STEP_TYPES_PLANNED = tuple(kind for kind in STEP_TYPES if kind != "call")
+_INPUTS = 'inputs={"order_id": {"type": "string"}}'
 PLAN_FILE = "plan"  # what findings call it
 
 
@@ -86,6 +88,11 @@ class Planner:
         call_max_tokens: int | None = None,
         call_max_cost_usd: float | None = None,
     ) -> None:
+        check_client("llm", llm)
+        check_mapping("params", params, 'params={"temperature": 0}')
+        check_all("step_types", step_types, str, 'step_types=("llm", "tool")')
+        if tools is not None and not isinstance(tools, Mapping):
+            check_part("tools", tools, "schemas", "tools=vm.tools")
         unknown = sorted(set(step_types) - set(STEP_TYPES))
         if unknown or not step_types:
             raise InputError("USAGE", "there are no such step types", help=f"types: {', '.join(STEP_TYPES)}")
@@ -134,7 +141,7 @@ class Planner:
 
         Raises:
             PlanRejected: PLAN_REJECTED; nothing was run.
-            InputError: USAGE for an intent that is empty or too long.
+            InputError: USAGE for an intent that is empty or too long, and for arguments of another kind.
             CapabilityDeniedError: CAPABILITY_DENIED; a policy does not allow the model, a limit is reached, or the
                 principal may not start runs. RejectedError: BUDGET_EXCEEDED; the call may take more than
                 `call_max_tokens` or `call_max_cost_usd`. In both cases no model was asked.
@@ -144,6 +151,10 @@ class Planner:
         if not isinstance(intent, str) or not intent.strip() or len(intent) > INTENT_CHARS_MAX:
             help = f"1 to {INTENT_CHARS_MAX} characters"
             raise InputError("USAGE", "the intent is empty, or too long", help=help)
+        check_mapping("inputs", inputs, _INPUTS)
+        for name, schema in (inputs or {}).items():
+            check_mapping(f"inputs.{name}", schema, _INPUTS, needed=True)
+        check_part("vm", vm, "drive", "vm=ExecutionVM(…)")
         tools = self._schemas()
         system = system_prompt(
             self._types, tools, inputs, FORBIDDEN, self._steps_max, int(self._budgets["max_steps"])

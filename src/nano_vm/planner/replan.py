@@ -16,6 +16,7 @@ from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.state import RunStatus, StepStatus
 from nano_vm.planner.plan import Planner
+from nano_vm.runtime.arguments import check_count, check_part
 from nano_vm.runtime.rights import ACT, START, check_right
 from nano_vm.runtime.starting import TRACE_ID_CHARS_MAX
 
@@ -52,11 +53,14 @@ async def replan_on_interrupt(
         RejectedError: NOT_INTERRUPTED when the run did not end that way; REPLAN_LIMIT.
         ConflictError: RUN_EXISTS when another run has the id that the new one would get.
         PlanRejected: the plan is none; nothing was run.
-        InputError: PLAN_SEALED for a run with private or secret values.
+        InputError: PLAN_SEALED for a run with private or secret values; USAGE.
         NotFoundError: RUN_NOT_FOUND.
         CapabilityDeniedError: CAPABILITY_DENIED, for whoever may not act on runs and start them, and where the policy
             does not allow the planner's call. RejectedError, RuntimeFault: as `Planner.generate`.
     """
+    check_part("engine", engine, "drive", "replan_on_interrupt(vm, planner, trace_id, intent)", needed=True)
+    check_part("planner", planner, "generate", "planner=Planner(llm, vm.tools)", needed=True)
+    check_count("replans_max", replans_max)
     # Whoever is not let read, act and start is refused before a model is asked or a trace is given away.
     record = engine.find(trace_id, principal, ACT)
     check_right(engine.access, principal, START)

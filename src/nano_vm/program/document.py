@@ -89,6 +89,14 @@ class Document:
         width = len(first_line) if span.value is not None or first_line[:1] not in "[{" else 1
         return Place(self.file, line, column, pointer, step, field), max(1, width)
 
+    def written(self, pointer: str) -> str | None:
+        """A plain value as its author has put it; None for what has no text, or begins elsewhere."""
+        span = self._span(pointer, False)
+        if span is None or self.text is None:
+            return None
+        text = self.text[span.start : span.end].strip()
+        return text if re.fullmatch(r"[0-9A-Za-z+._-]{1,40}", text) else None
+
     def _span(self, pointer: str, key: bool) -> Span | None:
         if self.text is None:
             return None
@@ -145,11 +153,11 @@ def from_file(path: str | Path) -> Document:
     Raises:
         ProgramError: PROGRAM_UNREADABLE when the file cannot be opened or read.
     """
-    name = str(path)
+    name = str(path) if isinstance(path, str | Path) else f"a {type(path).__name__}"
     try:
         with Path(path).open("rb") as stream:
             data = stream.read(BYTES_MAX + 1)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         reason = getattr(error, "strerror", None) or "not a file name"
         help = "check the path and its permissions"
         raise ProgramError(
@@ -161,6 +169,11 @@ def from_file(path: str | Path) -> Document:
 def _from_text(source: str | bytes, file: str | None, format: str) -> Document:
     if isinstance(source, bytes | bytearray):
         document = _decoded(bytes(source), file, format)
+    elif not isinstance(source, str):
+        document = Document(None, text="", file=file, format=format)
+        message = f"a {type(source).__name__} is no text of a program"
+        document._add(Problem("NOT_A_PROGRAM", message, "for a dict: Program.from_dict", 0, 1))
+        return document
     else:
         text = source[1:] if source.startswith("\ufeff") else source
         document = Document(None, text=text, file=file, format=format)

@@ -124,6 +124,8 @@ class _Validator:
             help = "a program is a mapping with `steps`"
             if isinstance(data, list):
                 help = "write the list under `steps:`"
+            elif isinstance(data, str) and data.lower().endswith((".yaml", ".yml", ".json")):
+                help = "to read a file: Program.from_file"
             self._add("NOT_A_PROGRAM", "", f"a program cannot be {_describe(data)}", help)
             return
         for name, value in data.items():
@@ -269,7 +271,8 @@ class _Validator:
         """Holds a value against a rule; True if it passes."""
         wanted = rule.get("type")
         if wanted is not None and not _is_type(value, wanted):
-            help = _type_help(value, wanted)
+            written = self.document.written(pointer) if isinstance(value, bool | int | float) else None
+            help = _type_help(value, wanted, written)
             kinds = [wanted] if isinstance(wanted, str) else wanted
             message = (
                 f"`{field}` must be {' or '.join(_TYPE_NAMES[kind] for kind in kinds)}, not "
@@ -439,12 +442,14 @@ def _describe(value: Any) -> str:
     return "a list" if isinstance(value, list) else "a mapping"
 
 
-def _type_help(value: Any, wanted: str | list[str]) -> str:
+def _type_help(value: Any, wanted: str | list[str], written: str | None = None) -> str:
+    """`written`: as the author has put it, where that is known: 1.0 is no 1."""
     kinds = [wanted] if isinstance(wanted, str) else wanted
     if value is None:
         return "write a value, or remove the field"
     if "string" in kinds and isinstance(value, bool | int | float):
         shown = ("true" if value else "false") if isinstance(value, bool) else str(value)
+        shown = written or shown
         return f'write "{shown}" in quotes'
     if "array" in kinds and isinstance(value, str):
         return f"write [{value[:40]}]"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from nano_vm.runtime.completions import accepted_by, completion_of
+from nano_vm.runtime.arguments import check_client
+from nano_vm.runtime.completions import accepted_by, awaited, completion_of
 from nano_vm.runtime.ports import Completion, Message, ModelCall, ModelClient
 
 
@@ -13,6 +14,7 @@ class Client:
     """A client and what it takes. Parameters it does not take are not passed on."""
 
     def __init__(self, inner: ModelClient) -> None:
+        check_client("the client", inner)
         self.inner = inner
         self._accepted = accepted_by(inner.complete)
         self._takes_call = "model_call" in inspect.signature(inner.complete).parameters
@@ -35,7 +37,7 @@ class Client:
             params = {name: value for name, value in params.items() if name in self._accepted}
         if self._takes_call and model_call is not None:
             params = {**params, "model_call": model_call}
-        return completion_of(await self.inner.complete(messages, **params))
+        return completion_of(await awaited(self.inner.complete(messages, **params)))
 
     async def forget(self, messages: list[Message], params: dict[str, Any]) -> None:
         """Tell the client that its answer was not accepted, if it wants to know."""

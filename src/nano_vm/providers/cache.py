@@ -13,6 +13,7 @@ import msgspec
 from nano_vm import canonical
 from nano_vm.errors import InputError
 from nano_vm.providers.asking import Front
+from nano_vm.runtime.arguments import check_part, check_seconds
 from nano_vm.runtime.ports import Completion, Message, ModelCall, ModelClient, ToolCall, Usage
 
 ANSWER_BYTES_MAX = 1024 * 1024
@@ -56,6 +57,9 @@ class ModelCache(Front):
         answers: where answers are kept, for example `ModelStore("runs.db-models")`.
         max_age_seconds: older answers are asked for again; None keeps them.
         now_ms: the time, for tests; needed with `max_age_seconds` only.
+
+    Raises:
+        InputError: USAGE.
     """
 
     def __init__(
@@ -69,6 +73,8 @@ class ModelCache(Front):
         from nano_vm.runtime.system import SystemClock
 
         super().__init__(inner)
+        check_part("answers", answers, "get", 'answers=ModelStore("runs.db-models")')
+        check_seconds("max_age_seconds", max_age_seconds)
         self._answers = answers
         self._max_age_ms = None if max_age_seconds is None else int(max_age_seconds * 1_000)
         self._now_ms = now_ms or SystemClock().now_ms

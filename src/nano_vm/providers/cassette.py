@@ -22,6 +22,7 @@ from nano_vm.kernel.events import Switch
 from nano_vm.providers.asking import Front
 from nano_vm.providers.cache import request_key
 from nano_vm.providers.faults import ModelError
+from nano_vm.runtime.arguments import check_path
 from nano_vm.runtime.ports import Completion, Message, ModelCall, ModelClient, ToolCall, Usage
 
 TAPE_BYTES_MAX = 256 * 1024 * 1024
@@ -78,11 +79,12 @@ class CassetteRecorder(Front):
         path: the tape; made when it is missing (readable by its owner alone), else recorded on.
 
     Raises:
-        InputError: CASSETTE when the file is something else, or cannot be written.
+        InputError: CASSETTE when the file is something else, or cannot be written; USAGE.
     """
 
     def __init__(self, inner: ModelClient, path: str | os.PathLike[str]) -> None:
         super().__init__(inner)
+        check_path("path", path)
         self._path = Path(path)
         try:
             if self._path.exists() and self._path.stat().st_size:
@@ -139,11 +141,12 @@ class CassettePlayer:
         path: a tape that `CassetteRecorder` or `--record` has made.
 
     Raises:
-        InputError: CASSETTE, with the line, when it cannot be read.
+        InputError: CASSETTE, with the line, when it cannot be read; USAGE.
         ModelError (by `complete`): CASSETTE_MISS for a request that is not on the tape, or not so often.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        check_path("path", path)
         self._path = Path(path)
         self._calls: dict[str, deque[_Call]] = {}
         for call in _read(self._path):

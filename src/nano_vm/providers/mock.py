@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from nano_vm.errors import InputError
+from nano_vm.runtime.arguments import check_mapping
 from nano_vm.runtime.ports import Completion, Message, Usage
 
 MockAnswer: TypeAlias = str | Completion | Exception
@@ -31,6 +33,14 @@ class MockLLMAdapter:
         usage: Usage | Mapping[str, Any] | None = None,
         latency_seconds: float | Sequence[float] = 0.0,
     ) -> None:
+        kinds = (str, Completion, Exception, Mapping, Sequence)
+        if not isinstance(response, kinds) or isinstance(response, bytes):
+            raise InputError(
+                "USAGE",
+                f"a {type(response).__name__} is no answer of a model",
+                help='a text, a list of them, or a dict: {"part of the prompt": "answer", "__default__": "ok"}',
+            )
+        check_mapping("usage", None if isinstance(usage, Usage) else usage, '{"prompt_tokens": 5}')
         self._response = response
         self._latency = latency_seconds
         self._index = 0

@@ -18,6 +18,7 @@ import msgspec
 
 from nano_vm.errors import StoreError
 from nano_vm.providers.health import Health
+from nano_vm.runtime.arguments import check_path
 
 APPLICATION_ID = 0x6E564D6D  # "nVMm"
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -63,6 +64,7 @@ class ModelStore:
         cache_bytes_max: int = CACHE_BYTES_MAX,
         now_ms: Callable[[], int] | None = None,
     ) -> None:
+        check_path("path", path)
         self._path = Path(path)
         self._cache_bytes_max = cache_bytes_max
         self._now_ms = now_ms or (lambda: time.time_ns() // 1_000_000)

@@ -28,6 +28,7 @@ from nano_vm.providers.openai_reply import (
     status_fault,
 )
 from nano_vm.providers.prices import prices_from, usage_of
+from nano_vm.runtime.arguments import check_mapping, check_path, check_seconds, check_switch, check_text
 from nano_vm.runtime.ports import Completion, Message
 
 if TYPE_CHECKING:
@@ -79,6 +80,15 @@ class OpenAICompatibleAdapter:
         headers: Mapping[str, str] | None = None,
     ) -> None:
         _require_httpx()
+        check_text("base_url", base_url, needed=True)
+        check_text("model", model)
+        check_text("api_key", api_key)
+        check_seconds("timeout_seconds", timeout_seconds)
+        check_seconds("idle_timeout_seconds", idle_timeout_seconds)
+        check_switch("stream", stream)
+        check_mapping("headers", headers, 'headers={"x-project": "shop"}')
+        if prices is not None and not isinstance(prices, Mapping):
+            check_path("prices", prices)
         self._host = host_of(base_url)
         self._url = _sendable(base_url.rstrip("/") + "/chat/completions")
         if api_key is not None and not _KEY.match(api_key):
@@ -275,6 +285,7 @@ def _headers(further: Mapping[str, str], key: str | None) -> dict[str, str]:
     if key is not None:
         headers["authorization"] = f"Bearer {key}"
     for name, value in further.items():
+        check_text("a header", value, needed=True)
         if not _HEADER_NAME.match(name) or not _HEADER_VALUE.match(value):
             raise InputError("USAGE", "a header cannot be sent", help="names and values are plain ASCII")
         headers[name.lower()] = value

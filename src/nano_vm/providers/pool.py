@@ -29,6 +29,7 @@ from nano_vm.providers.health import (
     succeeded,
 )
 from nano_vm.providers.routing import Weights, scores
+from nano_vm.runtime.arguments import check_all, check_is, check_mapping, check_part, check_text
 from nano_vm.runtime.ports import Clock, Completion, Message, ModelCall, ModelClient, Usage
 from nano_vm.runtime.system import SystemClock
 
@@ -71,6 +72,8 @@ class Provider:
             raise InputError("POOL", f"`{name}`: requests per minute are a whole number from 1 on")
         self.name = name
         self.client = Client(client)
+        check_text("model", model)
+        check_mapping("models", models, 'models={"fast": "gpt-4o-mini"}')
         self.model = model
         self.models = dict(models or {})
         self.per_minute = requests_per_minute
@@ -168,7 +171,7 @@ class ProviderPool:
         vm = ExecutionVM(llm=pool)
 
     Raises:
-        InputError: POOL.
+        InputError: POOL, USAGE.
     """
 
     def __init__(
@@ -182,6 +185,12 @@ class ProviderPool:
         memory: Memory | None = None,
         clock: Clock | None = None,
     ) -> None:
+        check_all("providers", providers, Provider, 'providers=[Provider("primary", llm)]')
+        check_part("memory", memory, "update", 'memory=ModelStore("runs.db-models")')
+        if breaker is not None:
+            check_is("breaker", breaker, Breaker, "breaker=Breaker(failures=3)")
+        if weights is not None:
+            check_is("weights", weights, Weights, "weights=Weights()")
         if not 0 < len(providers) <= PROVIDERS_MAX:
             raise InputError("POOL", f"a pool has 1 to {PROVIDERS_MAX} providers")
         if len({provider.name for provider in providers}) < len(providers):

@@ -160,11 +160,22 @@ def read_data(path: Path, code: str) -> Any:
     try:
         document = documents.from_file(path)
     except NanoVMError as error:
+        reason = getattr(error.__cause__, "strerror", None) or "not a file name"
         raise InputError(
-            code, f"cannot read `{path}`", help="check the path and its permissions", place=Place(str(path))
+            code,
+            f"cannot read `{path}`: {reason.lower()}",
+            help="check the path and its permissions",
+            place=Place(str(path)),
         ) from error
+    return data_of(document, code)
+
+
+def data_of(document: documents.Document, code: str) -> Any:
+    """The data of a document that is no program. Raises InputError `code`, with the place, for the first finding."""
     for finding in document.findings:
-        raise InputError(code, finding.message, place=finding.place, help=finding.help)
+        is_empty = finding.code == "NOT_A_PROGRAM"
+        help = "write JSON or YAML into it" if is_empty else finding.help
+        raise InputError(code, finding.message, place=finding.place, help=help)
     return document.data
 
 

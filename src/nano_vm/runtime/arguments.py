@@ -3,7 +3,9 @@ made, and not by whatever would have come upon it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping
+from inspect import isfunction
 from typing import Any
 
 from nano_vm.canonical import INT_MAX
@@ -20,10 +22,36 @@ def check_trace_id(trace_id: Any) -> None:
         )
 
 
-def check_text(name: str, value: Any) -> None:
-    """Raises InputError USAGE for what is neither a text nor None."""
-    if value is not None and not isinstance(value, str):
+def check_text(name: str, value: Any, *, needed: bool = False) -> None:
+    """Raises InputError USAGE for what is neither a text nor, unless it is needed, None."""
+    if (needed or value is not None) and not isinstance(value, str):
         raise _wrong(name, value, "a text", f'{name}="…"')
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Raises InputError USAGE for what is neither one of these texts nor None: nothing would ever be found under it."""
+    check_text(name, value)
+    if value is not None and value not in choices:
+        raise InputError("USAGE", f"`{name}` is none that there is", help=f"one of: {', '.join(choices)}")
+
+
+def check_hash(name: str, value: Any) -> None:
+    """Raises InputError USAGE for what is no text: whether something is stored under it the store says."""
+    if not isinstance(value, str):
+        raise _wrong(name, value, "a hash", f'{name}="sha256:…"')
+
+
+def check_path(name: str, value: Any) -> None:
+    """Raises InputError USAGE for what cannot be the name of a file."""
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str):
+        raise _wrong(name, value, "the path of a file", f'{name}="runs.db"')
+    try:
+        sound = bool(path) and b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        sound = False
+    if not sound:
+        raise InputError("USAGE", f"`{name}` is no path that a file can have", help=f'{name}="runs.db"')
 
 
 def check_count(name: str, value: Any) -> None:
@@ -34,13 +62,35 @@ def check_count(name: str, value: Any) -> None:
         raise InputError("USAGE", f"`{name}` is out of range", help=f"a whole number from 0 to {INT_MAX}")
 
 
-def check_mapping(name: str, value: Any, example: str) -> None:
-    """Raises InputError USAGE for what is neither a mapping with texts as names nor None.
+def check_seconds(name: str, value: Any) -> None:
+    """Raises InputError USAGE for what is neither None nor a number of seconds above 0."""
+    if value is None:
+        return
+    if type(value) not in (int, float):
+        raise _wrong(name, value, "a number of seconds", f"{name}=30")
+    if not 0 < value < float("inf"):
+        raise InputError("USAGE", f"`{name}` is out of range", help=f"a number above 0: {name}=30")
+
+
+def check_is(name: str, value: Any, kind: type, example: str) -> None:
+    """Raises InputError USAGE for what is not of that kind."""
+    if not isinstance(value, kind):
+        raise _wrong(name, value, f"a `{kind.__name__}`", example)
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Raises InputError USAGE for what is neither True nor False: a text such as "no" would count as True."""
+    if type(value) is not bool:
+        raise _wrong(name, value, "True or False", f"{name}=False")
+
+
+def check_mapping(name: str, value: Any, example: str, *, needed: bool = False) -> None:
+    """Raises InputError USAGE for what is neither a mapping with texts as names nor, unless it is needed, None.
 
     Args:
         example: how it is written.
     """
-    if value is None:
+    if value is None and not needed:
         return
     if not isinstance(value, Mapping):
         raise _wrong(name, value, "an object of values by name", example)
@@ -55,10 +105,19 @@ def check_callable(name: str, value: Any) -> None:
         raise _wrong(name, value, "a function", f"{name}=print")
 
 
-def check_part(name: str, value: Any, method: str, example: str) -> None:
-    """Raises InputError USAGE for a part of an engine, given or not, that has not got the method it is called by."""
-    if value is not None and not callable(getattr(value, method, None)):
+def check_part(name: str, value: Any, method: str, example: str, *, needed: bool = False) -> None:
+    """Raises InputError USAGE for a part that has not got the method it is called by; None will do unless it is needed.
+    A class in the place of an instance has not got it."""
+    called = getattr(value, method, None)
+    if (needed or value is not None) and (
+        not callable(called) or (isinstance(value, type) and isfunction(called))
+    ):
         raise _wrong(name, value, f"something with `{method}`", example)
+
+
+def check_client(name: str, value: Any) -> None:
+    """Raises InputError USAGE for what is no model client."""
+    check_part(name, value, "complete", _CLIENT, needed=True)
 
 
 def check_replanned(value: Any) -> None:
@@ -69,9 +128,21 @@ def check_replanned(value: Any) -> None:
         raise InputError("USAGE", "`replanned` does not say what is gone on with", help=_REPLANNED)
 
 
+def check_all(name: str, values: Any, kind: type, example: str) -> None:
+    """Raises InputError USAGE for what is no list, or no tuple, of that kind alone."""
+    if not isinstance(values, list | tuple):
+        raise _wrong(name, values, f"a list of `{kind.__name__}`", example)
+    for value in values:
+        if not isinstance(value, kind):
+            raise _wrong(f"a part of {name}", value, f"a `{kind.__name__}`", example)
+
+
+_CLIENT = 'MockLLMAdapter("yes")'
 _REPLANNED = 'replanned={"run": old.trace_id, "head": old.head, "program": old.program_hash, "number": 1}'
 
 
 def _wrong(name: str, value: Any, wanted: str, example: str) -> InputError:
     kind = "null" if value is None else type(value).__name__
+    if isinstance(value, type):
+        kind = f"class (`{value.__name__}`)"
     return InputError("USAGE", f"`{name}` is a {kind} and should be {wanted}", help=example)

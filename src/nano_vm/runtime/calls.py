@@ -11,6 +11,7 @@ import contextlib
 import inspect
 from collections.abc import Callable
 from hashlib import sha256
+from types import CoroutineType
 from typing import Any, NamedTuple
 
 from nano_vm import canonical
@@ -20,7 +21,7 @@ from nano_vm.kernel.commands import CallModel, CallTool, Compensate, Reconcile
 from nano_vm.program.compiled import AgentAction, CompiledStep, ModelAction
 from nano_vm.projection.views import for_model, for_tool
 from nano_vm.runtime.agent import read_turn
-from nano_vm.runtime.completions import accepted_by, completion_of, told_by
+from nano_vm.runtime.completions import accepted_by, awaited, completion_of, told_by
 from nano_vm.runtime.failures import (
     TRACEBACK_CHARS_MAX,
     describe,
@@ -135,6 +136,9 @@ class Calls(Outcomes):
             # The effect has happened; what it returned cannot be kept. Doing it again would not help.
             code = error.code if isinstance(error, InputError) else "VALUE_NOT_JSON"
             message = f"what `{spec.name}` returned cannot be kept: {message_of(error)}"
+            if type(value) is CoroutineType:
+                value.close()  # nobody will await it
+                message = f"`{spec.name}` returned a coroutine: what calls an `async def` is to be one itself"
             return self.failed(command, code, message, False, pure=pure, error=error)
         return Outcome(
             ev.StepSucceeded(
@@ -416,7 +420,7 @@ class Calls(Outcomes):
             answered = any(message["role"] == "assistant" for message in messages)
             fresh = answered and messages[-1]["role"] == "user"
             params["model_call"] = ModelCall(fresh=fresh, private=command.private, reserved=limit > 0)
-        return self.llm.complete(messages, **params)
+        return awaited(self.llm.complete(messages, **params))
 
     def _request(
         self, command: CallModel, limit: int, tools: list[dict[str, Any]]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import ROUND_CEILING, Decimal
+from types import CoroutineType
 from typing import Any
 
 from nano_vm.kernel import events as ev
@@ -23,6 +24,8 @@ def completion_of(answer: Any) -> Completion:
         return Completion(text=str(answer))
     if type(answer) is tuple and len(answer) == 2 and isinstance(answer[0], str):
         usage = answer[1] or {}
+        if not isinstance(usage, Usage | Mapping):
+            raise TypeError(f"the adapter returned a {type(usage).__name__} as usage")
         if isinstance(usage, Usage):
             answer = Completion(text=str(answer[0]), usage=usage)
         else:
@@ -32,6 +35,8 @@ def completion_of(answer: Any) -> Completion:
         raise TypeError(f"the adapter returned a {type(answer).__name__}, not text")
     if type(answer.text) is not str:
         raise TypeError(f"the adapter returned a {type(answer.text).__name__} as text")
+    if type(answer.usage) is not Usage:
+        raise TypeError(f"the adapter returned a {type(answer.usage).__name__} as usage, not a `Usage`")
     if not _is_sound(answer.usage):
         raise TypeError("the adapter reported tokens or a cost that are no numbers from 0 on")
     if answer.model is not None and type(answer.model) is not str:
@@ -42,6 +47,16 @@ def completion_of(answer: Any) -> Completion:
         ):
             raise TypeError("the adapter returned tool calls that are no `ToolCall`s of texts")
     return answer
+
+
+def awaited(answer: Any) -> Any:
+    """What an adapter's `complete` has given, to be awaited; a TypeError that says what is wrong with the adapter."""
+    if type(answer) is CoroutineType or inspect.isawaitable(answer):
+        return answer
+    kind = type(answer).__name__
+    raise TypeError(
+        f"the adapter's `complete` gave a {kind} and is to be an `async def` that returns the text"
+    )
 
 
 def told_by(source: Any) -> dict[str, Any]:

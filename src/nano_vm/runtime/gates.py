@@ -20,6 +20,7 @@ from nano_vm.program.schema_steps import TOO_MANY_STEPS, Steps
 
 TEXT_BYTES_MAX = 1024 * 1024
 FEEDBACK_CHARS_MAX = 2_000
+WANTED_CHARS_MAX = 200
 
 EXPLAINED_BYTES_MAX = 16 * 1024  # of larger values the first fault alone is told: each element may have one
 
@@ -143,6 +144,20 @@ def faults(schema: bytes, value: Any) -> list[Any]:
         first = fault
     small = len(canonical.encode(value)) <= EXPLAINED_BYTES_MAX
     return list(check.iter_errors(value)) if small else [first]
+
+
+def wanted_by(schema: Any, fault: Any) -> str:
+    """What a schema wants where a value does not fit it, as `minimum: 1`: the author's words, nothing of the value."""
+    keyword: str = fault.kind.name
+    for part in getattr(fault, "schema_path", ()):
+        try:
+            schema = schema[part]
+        except (KeyError, IndexError, TypeError):
+            return keyword
+        if part == keyword:
+            wanted = canonical.encode(schema).decode()
+            return f"{keyword}: {wanted}" if len(wanted) <= WANTED_CHARS_MAX else keyword
+    return keyword
 
 
 def feedback(text: str, problem: str) -> list[dict[str, str]]:

@@ -12,6 +12,7 @@ from nano_vm.policy.load import PolicySource, load_policy
 from nano_vm.policy.model import Policy
 from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.model import Program
+from nano_vm.runtime.arguments import check_count, check_hash
 from nano_vm.runtime.compilations import compiled_before, compiled_for
 from nano_vm.runtime.governing import read_policy
 from nano_vm.runtime.labelling import Needs
@@ -70,7 +71,8 @@ class Library:
 
     def trim_programs(self, most: int) -> None:
         """Keep at most `most` programs compiled: for servers that are sent new ones all the time. Runs under way keep
-        theirs."""
+        theirs. Raises InputError USAGE."""
+        check_count("most", most)
         if len(self._compiled) > most:
             self._compiled.clear()
             self.needs.clear()
@@ -79,7 +81,12 @@ class Library:
             self._stored.clear()
 
     def load_program(self, program_hash: str) -> CompiledProgram:
-        """The compiled form of a stored program. Tools are not checked again: what runs was admitted before."""
+        """The compiled form of a stored program. Tools are not checked again: what runs was admitted before.
+
+        Raises:
+            NotFoundError: PROGRAM_NOT_FOUND. RuntimeFault: PROGRAM_CHANGED. InputError: USAGE.
+        """
+        check_hash("program_hash", program_hash)
         compiled = self._compiled.get(program_hash)
         if compiled is None:
             stored = self.store.program(program_hash)
@@ -94,8 +101,9 @@ class Library:
         """A program as the store has it.
 
         Raises:
-            NotFoundError: PROGRAM_NOT_FOUND. RuntimeFault: PROGRAM_CHANGED.
+            NotFoundError: PROGRAM_NOT_FOUND. RuntimeFault: PROGRAM_CHANGED. InputError: USAGE.
         """
+        check_hash("program_hash", program_hash)
         program = Program.from_dict(canonical.decode(self.store.program(program_hash))["program"])
         if program.hash != program_hash:
             raise RuntimeFault("PROGRAM_CHANGED", f"the stored program is not {program_hash}")
@@ -147,7 +155,8 @@ class Library:
         self._checked.clear()  # what somebody has to approve is no longer untrusted
 
     def load_policy(self, policy_hash: str) -> Policy:
-        """The policy that a run is pinned to. Raises RuntimeFault POLICY_MISSING."""
+        """The policy that a run is pinned to. Raises RuntimeFault POLICY_MISSING, InputError USAGE."""
+        check_hash("policy_hash", policy_hash)
         policy = self._policies.get(policy_hash)
         if policy is None:
             policy = self._policies[policy_hash] = read_policy(self.store, policy_hash)

@@ -11,9 +11,10 @@ from nano_vm.journal.entry import Entry
 from nano_vm.journal.port import DEFAULT_TENANT, JournalStore, Pause, RunQuery, RunRecord, qualified
 from nano_vm.journal.replay import Verified
 from nano_vm.journal.trace import Trace
+from nano_vm.kernel.state import STATUSES
 from nano_vm.runtime import approvals, verifying
 from nano_vm.runtime.approvals import PendingApproval
-from nano_vm.runtime.arguments import check_count, check_text, check_trace_id
+from nano_vm.runtime.arguments import check_choice, check_count, check_text, check_trace_id
 from nano_vm.runtime.labelling import needs_of
 from nano_vm.runtime.library import Library
 from nano_vm.runtime.ports import Clock, SubjectKeys, ToolInvoker
@@ -91,7 +92,11 @@ class Looking(Library):
         return Trace(run.program, run_id, lambda: self.read(run_id), run.state)
 
     def read(self, run_id: str, start: int = 0, limit: int | None = None) -> list[Entry]:
-        """Entries of a run, opened as far as the keys are there."""
+        """Entries of a run from `start`, opened as far as the keys are there. Raises InputError TRACE_ID, USAGE."""
+        check_trace_id(run_id)
+        check_count("start", start)
+        if limit is not None:
+            check_count("limit", limit)
         entries = self.store.read(run_id, start, limit)
         if self.keys is None:
             return entries
@@ -116,7 +121,7 @@ class Looking(Library):
         principal: str | Mapping[str, Any] | None = None,
     ) -> list[RunRecord]:
         """Records of top-level runs, newest first. Raises InputError USAGE for filters that are none."""
-        check_text("status", status)
+        check_choice("status", status, STATUSES)
         check_text("program", program)
         check_count("limit", limit)
         check_right(self.access, principal, READ)

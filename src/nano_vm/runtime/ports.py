@@ -180,18 +180,7 @@ class ErasableKeys(SubjectKeys, Protocol):
     def check_erasable(
         self, *, subject: Any = None, secret: str | None = None, tenant: str = "default"
     ) -> list[str]:
-        """The ids of the keys that an erasure would destroy. Raises as `begin_erasure`."""
-
-    def begin_erasure(
-        self,
-        *,
-        subject: Any = None,
-        secret: str | None = None,
-        tenant: str = "default",
-        reason: str,
-        by: dict[str, Any],
-        at_ms: int | None = None,
-    ) -> Any: ...
+        """The ids of the keys that an erasure would destroy. Raises as `announce_erasure`."""
 
     def announce_erasure(
         self,

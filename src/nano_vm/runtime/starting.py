@@ -19,7 +19,7 @@ from nano_vm.program.compiled import SLOT_PRINCIPAL, CompiledProgram
 from nano_vm.program.model import Program
 from nano_vm.runtime import recovery
 from nano_vm.runtime.driver import Run
-from nano_vm.runtime.gates import faults
+from nano_vm.runtime.gates import faults, wanted_by
 from nano_vm.runtime.governing import Gate
 from nano_vm.runtime.labelling import Needs, needs_of, prove_calls, require_keys
 from nano_vm.runtime.patience import patiently
@@ -246,7 +246,7 @@ def take_inputs(program: CompiledProgram, context: Mapping[str, Any] | None) -> 
         pointer = "/" + "/".join(str(part) for part in fault.instance_path)
         raise InputError(
             "INPUT_INVALID",
-            f"the input at `{pointer}` does not fit its schema: {fault.kind.name}",
+            f"the input at `{pointer}` does not fit its schema: {wanted_by(schema, fault)}",
             help="see the program's `inputs`",
             facts={"path": pointer, "keyword": fault.kind.name},
         )

@@ -86,7 +86,12 @@ def run_exists(wanted: str, holder: str) -> ConflictError:
 
 
 def run_not_found(run_id: str) -> NotFoundError:
-    return NotFoundError("RUN_NOT_FOUND", f"there is no run `{run_id}`", facts={"run_id": run_id})
+    return NotFoundError(
+        "RUN_NOT_FOUND",
+        f"there is no run `{run_id}`",
+        help="`nano-vm runs`, or `vm.runs()`, lists those that there are",
+        facts={"run_id": run_id},
+    )
 
 
 def check_policy(policy_hash: str, body: bytes) -> None:

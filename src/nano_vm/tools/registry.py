@@ -19,9 +19,11 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
 import msgspec
 
 from nano_vm import canonical
-from nano_vm.errors import ProgramError
+from nano_vm.compiler.json_schema import check_schema
+from nano_vm.errors import InputError, Place, ProgramError
 from nano_vm.program.labels import DECLARED
 from nano_vm.program.tool_schema import ToolSchema
+from nano_vm.runtime.arguments import check_all, check_callable, check_mapping, check_switch, check_text
 from nano_vm.runtime.gates import faults
 from nano_vm.runtime.ports import ToolSpec
 from nano_vm.runtime.tooling import EFFECTS, Secret, ToolContext
@@ -102,7 +104,22 @@ def tool(
     Raises:
         ProgramError: TOOL_EFFECT for an unknown effect class, or `reconcilable` without `reconcile`; TOOL_LABEL for an
         unknown label; TOOL_SIGNATURE for what takes no mark (bound methods, built-in functions).
+        InputError: USAGE for an argument of another kind.
     """
+    check_text("name", name)
+    check_text("effect", effect, needed=True)
+    check_text("output_label", output_label)
+    check_text("version", version, needed=True)
+    check_mapping("schema", schema, _SCHEMA)
+    check_mapping("output_schema", output_schema, _SCHEMA)
+    check_callable("reconcile", reconcile)
+    check_switch("blocking", blocking)
+    check_switch("may_suspend", may_suspend)
+    protected = _names("protected", protected)
+    secrets = _names("secrets", secrets)
+
+    if name == "":
+        raise _nameless()
 
     def mark(target: Any) -> Any:
         called = name or str(getattr(target, "__name__", "tool"))
@@ -117,9 +134,9 @@ def tool(
             blocking=blocking,
             may_suspend=may_suspend,
             version=version,
-            protected=(protected,) if isinstance(protected, str) else tuple(protected),
+            protected=tuple(protected),
             output_label=output_label,
-            secrets=(secrets,) if isinstance(secrets, str) else tuple(secrets),
+            secrets=tuple(secrets),
         )
         try:
             setattr(target, _MARK, held)
@@ -134,6 +151,17 @@ def tool(
         return target
 
     return mark(function) if function is not None else mark
+
+
+_SCHEMA = '{"type": "object", "properties": {"amount": {"type": "integer"}}}'
+
+
+def _names(name: str, given: Any) -> tuple[str, ...]:
+    """Names of parameters, or one alone."""
+    if isinstance(given, str):
+        return (given,)
+    check_all(name, given, str, f'{name}=["card"]')
+    return tuple(given)
 
 
 def _check_effect(name: str, effect: str, reconcile: Callable[..., Any] | None) -> None:
@@ -175,20 +203,54 @@ def _check_protected(name: str, protected: tuple[str, ...], parameters: dict[str
 
 
 class ToolSet:
-    """The tools of an engine, by name; what `ExecutionVM(tools=…)` becomes."""
+    """The tools of an engine, by name; what `ExecutionVM(tools=…)` becomes.
 
-    def __init__(self, tools: Mapping[str, Callable[..., Any]] | None = None) -> None:
+    Args:
+        tools: name -> function, or functions, each under its own name.
+
+    Raises:
+        ProgramError: TOOL_SIGNATURE for what is no function, and what `add` raises. InputError: TOOLS_CONFLICT for two
+        functions of one name.
+    """
+
+    def __init__(
+        self, tools: Mapping[str, Callable[..., Any]] | Iterable[Callable[..., Any]] | None = None
+    ) -> None:
         self._specs: dict[str, ToolSpec] = {}
-        for name, function in (tools or {}).items():
-            self.add(function, name)
+        if isinstance(tools, Mapping):
+            for name, function in tools.items():
+                check_text("a tool's name", name, needed=True)
+                self.add(function, name)
+        elif tools is not None:
+            if isinstance(tools, str) or not isinstance(tools, Iterable):
+                raise ProgramError(
+                    "TOOL_SIGNATURE",
+                    f"tools are functions, and no {type(tools).__name__}",
+                    help='give a list of them, or a dict: tools={"pay": pay}',
+                )
+            for function in tools:
+                self._add_another(function)
+
+    def _add_another(self, function: Callable[..., Any]) -> None:
+        """Of two tools of one name a program could mean either. The same function again is no other one."""
+        spec = describe(function)
+        known = self._specs.get(spec.name)
+        if known is not None and known.function != spec.function:
+            raise InputError(
+                "TOOLS_CONFLICT",
+                f"two functions are named `{spec.name}`",
+                help='name them: tools={"pay": pay, "refund": refund}, or @tool(name="…")',
+            )
+        self._specs[spec.name] = spec
 
     def add(self, function: Callable[..., Any], name: str | None = None) -> ToolSpec:
         """Register a function; under its own name when none is given.
 
         Raises:
             ProgramError: TOOL_SIGNATURE for what is no function, and for functions whose parameters cannot be named
-            (positional-only, `*args`).
+            (positional-only, `*args`); BAD_SCHEMA for a schema that is none. InputError: USAGE for a name that is none.
         """
+        check_text("name", name)
         spec = describe(function, name)
         self._specs[spec.name] = spec
         return spec
@@ -220,22 +282,15 @@ def tool_set(tools: Tools | None) -> ToolSet:
     """Tools as callers give them: name -> function, functions (each under its own name), or a `ToolSet`.
 
     Raises:
-        ProgramError: TOOL_SIGNATURE for what is no function, and what `ToolSet.add` raises.
+        ProgramError, InputError: as `ToolSet`.
     """
     if isinstance(tools, ToolSet):
         return tools
-    if tools is None or isinstance(tools, Mapping):
-        return ToolSet(tools)
-    if isinstance(tools, str) or not isinstance(tools, Iterable):
-        raise ProgramError(
-            "TOOL_SIGNATURE",
-            f"tools are functions, and no {type(tools).__name__}",
-            help='give a list of them, or a dict: tools={"pay": pay}',
-        )
-    found = ToolSet()
-    for function in tools:
-        found.add(function)
-    return found
+    return ToolSet(tools)
+
+
+def _nameless() -> ProgramError:
+    return ProgramError("TOOL_SIGNATURE", "a tool's name is empty", help='tools={"pay": pay}')
 
 
 class _Description(msgspec.Struct, frozen=True):
@@ -265,6 +320,8 @@ def describe(function: Callable[..., Any], name: str | None = None) -> ToolSpec:
             f"a tool is a function, and no {type(function).__name__}",
             help='give the function itself; its name is the key: tools={"pay": pay}',
         )
+    if name == "":
+        raise _nameless()
     mark: _Mark | None = getattr(function, _MARK, None)
     name = name or (mark.name if mark else None) or str(getattr(function, "__name__", "tool"))
     bound = type(function) is types.MethodType
@@ -299,6 +356,8 @@ def describe(function: Callable[..., Any], name: str | None = None) -> ToolSpec:
 
 def _describe(function: Callable[..., Any], name: str, given: _Mark | None) -> _Description:
     mark = given or _PLAIN_MARK
+    _check_schema(name, mark.schema)
+    _check_schema(name, mark.output_schema)
     call = function if inspect.isroutine(function) else type(function).__call__
     hints = _hints(call)
     taken = _parameters(function, name, hints)
@@ -347,7 +406,15 @@ def _parameters(function: Callable[..., Any], name: str, hints: dict[str, Any]) 
     components: dict[str, Any] = {}
     open_ended = False
     wrapped: set[str] = set()
-    for parameter in inspect.signature(function).parameters.values():
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        raise ProgramError(
+            "TOOL_SIGNATURE",
+            f"tool `{name}`: its parameters are not known",
+            help="write a function that calls it",
+        ) from None
+    for parameter in signature.parameters.values():
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
             raise ProgramError(
                 "TOOL_SIGNATURE",
@@ -399,6 +466,16 @@ def _digest(name: str, mark: _Mark, parameters: dict[str, Any], secrets: frozens
     if mark.output_label is not None:
         identity["output_label"] = mark.output_label
     return canonical.digest_value(identity)
+
+
+def _check_schema(name: str, schema: dict[str, Any] | None) -> None:
+    for finding in check_schema(schema) if schema is not None else ():
+        raise ProgramError(
+            "BAD_SCHEMA",
+            f"tool `{name}`: {finding.message}",
+            help=finding.help,
+            place=Place(path=finding.pointer),
+        )
 
 
 def _summary(function: Any, call: Any) -> str:

@@ -160,15 +160,16 @@ def make_key_file(path: str | os.PathLike[str]) -> LocalKey:
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(draft)  # of a process that died here
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
         try:
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "wb") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
             os.link(draft, place)  # whole, or not there: half a key would be in everybody's way
         finally:
-            os.unlink(draft)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(draft)
         sync_directory(place.parent)
     except FileExistsError:
         raise VaultError(

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from nano_vm.errors import InputError, NotFoundError, VaultError
+from nano_vm.runtime.arguments import check_path
 from nano_vm.vault import cipher
 from nano_vm.vault.cabinet import Cabinet, DirectoryCabinet, MemoryCabinet
 from nano_vm.vault.erasures import BEGUN, DESTROYED, DONE, STOPPING, Erasure
@@ -61,8 +62,9 @@ class Vault(Secrets):
             key: the key-encryption key; else `key_file`; else $NANO_VM_VAULT_KEY; else the file `<store>.key`.
 
         Raises:
-            VaultError: VAULT_KEY_MISSING, VAULT_KEY_EXPOSED, VAULT_KEY_INVALID.
+            VaultError: VAULT_KEY_MISSING, VAULT_KEY_EXPOSED, VAULT_KEY_INVALID. InputError: USAGE.
         """
+        check_path("store", store)
         if key is None and key_file is None:
             key = key_from_environment()
         directory = directory or f"{os.fspath(store)}.keys"
@@ -169,26 +171,6 @@ class Vault(Secrets):
         """As the list of erasures calls it."""
         kind, handle = self._target(subject, secret, tenant)
         return f"{REFERENCE}{secret}" if kind == "secret" else f"subject:{handle}"
-
-    def begin_erasure(
-        self,
-        *,
-        subject: Any = None,
-        secret: str | None = None,
-        tenant: str = "default",
-        reason: str,
-        by: dict[str, Any],
-        at_ms: int | None = None,
-    ) -> Erasure:
-        """Write down that a subject's, or a secret's, keys are to be destroyed. From now on nothing opens with them.
-        Where an erasure of the same target was begun and not done, that one is gone on with.
-
-        Raises:
-            CapabilityDeniedError: ERASURE_HELD. NotFoundError: SUBJECT_NOT_FOUND, SECRET_NOT_FOUND.
-        """
-        target = {"subject": subject, "secret": secret, "tenant": tenant}
-        with self._cabinet.lock():
-            return self.begin_announced(self.announce_erasure(**target, reason=reason, by=by, at_ms=at_ms))
 
     def announce_erasure(
         self,
@@ -313,7 +295,7 @@ class Vault(Secrets):
     @property
     def is_marked(self) -> bool:
         """Whether it is the vault of some store already; see `belong`."""
-        return self._cabinet.read("marks", _STORE) is not None
+        return is_marked(self._cabinet)
 
     def belong(self, store: str) -> None:
         """Keep the keys of one store and no other: its identity is put down when it is first told.
@@ -326,13 +308,7 @@ class Vault(Secrets):
             with self._cabinet.lock():
                 if self._cabinet.read("marks", _STORE) is None:
                     self._cabinet.write("marks", _STORE, identity)
-        if self._cabinet.read("marks", _STORE) != identity:
-            raise VaultError(
-                "VAULT_FOREIGN",
-                "the vault keeps the keys of another database, which has the same name",
-                help="work with each from a directory of its own; where the other one is gone for good, remove "
-                f"the file `marks/{_STORE}` of the vault",
-            )
+        check_store(self._cabinet, store)
 
     def _forget(self, erasure: Erasure) -> None:
         """Remove what names destroyed keys: the secret's ciphertext, the subject's list."""
@@ -426,3 +402,19 @@ def _no_subject() -> NotFoundError:
         "the vault has no key for this data subject",
         help="nothing private was stored for it in this tenant, or it was erased before",
     )
+
+
+def is_marked(cabinet: Cabinet) -> bool:
+    """Whether what lies there is the vault of some store already."""
+    return cabinet.read("marks", _STORE) is not None
+
+
+def check_store(cabinet: Cabinet, store: str) -> None:
+    """Raises VaultError VAULT_FOREIGN unless what lies there is the vault of this store."""
+    if cabinet.read("marks", _STORE) != store.encode():
+        raise VaultError(
+            "VAULT_FOREIGN",
+            "the vault keeps the keys of another database, which has the same name",
+            help="work with each from a directory of its own; where the other one is gone for good, remove "
+            f"the file `marks/{_STORE}` of the vault",
+        )

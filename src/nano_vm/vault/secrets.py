@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from nano_vm.errors import CapabilityDeniedError, InputError, NotFoundError, VaultError
+from nano_vm.runtime.arguments import check_all
 from nano_vm.vault import cipher
 from nano_vm.vault.cabinet import Cabinet
 from nano_vm.vault.erasures import Erasures
@@ -66,9 +67,10 @@ class Secrets:
             tools: the tools that may open it; by default every tool that declares a secret parameter.
 
         Raises:
-            InputError: SECRET_ID, SECRET_VALUE.
+            InputError: SECRET_ID, SECRET_VALUE, USAGE.
         """
         check_id(secret_id)
+        check_all("tools", tools, str, 'tools=["charge"]')  # a text would be a list of its letters
         if type(value) is not str or not VALUE_CHARS_MIN <= len(value) <= VALUE_CHARS_MAX:
             raise InputError(
                 "SECRET_VALUE",

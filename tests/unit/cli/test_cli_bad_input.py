@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from nano_vm.cli.arguments import number, whole
+from nano_vm.cli.arguments import json_value, number, whole
 from nano_vm.cli.main import COMMANDS, command_module, command_parser
-from nano_vm.errors import CODES
+from nano_vm.errors import CODES, InputError
 from unit.cli.conftest import RUN, Cli, effects
 
 DRIVE = ("--tools", "tools.py", "--model", "mock:yes")
@@ -418,3 +418,10 @@ def test_what_is_written_takes_the_place_of_the_old_in_one_piece(
     assert cli(*(waiting if word == "ID" else word for word in words)).code == 0
     assert (place / "out").read_bytes() != b"before"
     assert (place / "kept").read_bytes() == b"before"
+
+
+@pytest.mark.parametrize("text", ["1e400", '{"amount": -1e400}', "NaN", "[Infinity]"])
+def test_a_number_that_json_has_not_is_none_on_the_command_line(text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        json_value(text, "--args")
+    assert caught.value.code == "USAGE"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from begun_erasures import begin_erasure
 from nano_vm import Vault
 from unit.cli.conftest import Cli, start
 
@@ -74,7 +75,7 @@ def test_an_erasure_that_a_crash_has_cut_is_completed(
     cli: Cli, claim: str, place: Path, command: str
 ) -> None:
     (database,) = place.glob("*.db")
-    Vault.beside(database).begin_erasure(subject=NAME, reason="asked", by={"id": "ana"})
+    begin_erasure(Vault.beside(database), subject=NAME, reason="asked", by={"id": "ana"})
     if command == "recover":
         assert cli("recover", "--tools", "echo.py").code == 0
     else:
@@ -100,7 +101,7 @@ def test_an_erasure_is_left_for_want_of_tools_that_undo_until_somebody_says_that
     )
     run = cli("run", "undone.yaml", "--tools", "echo.py", "--input", f"who={NAME}", "--json").json["trace_id"]
     (database,) = place.glob("*.db")
-    Vault.beside(database).begin_erasure(subject=NAME, reason="asked", by={"id": "ana"})
+    begin_erasure(Vault.beside(database), subject=NAME, reason="asked", by={"id": "ana"})
     left = cli("recover", "--json")
     assert left.code == 2
     assert [(one["trace_id"], one["error"]["code"]) for one in left.json["left"]] == [(None, "TOOLS_MISSING")]

@@ -141,6 +141,7 @@ def test_the_commands_of_a_vault_look_whose_it_is_as_runs_do(
         assert schema is not None
         con.execute(f"DROP SCHEMA {schema[0]} CASCADE; CREATE SCHEMA {schema[0]}".encode())
     commands = (
+        ("init",),
         ("put", "card"),
         ("list",),
         ("rotate", "early"),

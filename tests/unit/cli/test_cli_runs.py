@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import signal
@@ -73,6 +74,28 @@ def test_inputs_come_from_a_file_and_from_the_command_line(cli: Cli, place: Path
     assert (done.code, done.json["error"]["code"]) == (2, "INPUT_INVALID")
     done = cli(*arguments, "--input", 'name="17"')
     assert done.json["steps"][0]["output"] == "hello 17"
+
+
+def test_inputs_come_from_standard_input(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (
+        "run",
+        "greeting.yaml",
+        "--tools",
+        "tools.py",
+        "--model",
+        "mock:no",
+        "--json",
+        "--input-file",
+        "-",
+    )
+    for text, code in ((b"name: from a pipe", ""), (b"", "INPUT_FILE"), (b"[1]", "INPUT_FILE")):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+        done = cli(*arguments)
+        if code:
+            assert (done.code, done.json["error"]["code"]) == (2, code)
+            assert "steps" not in done.json["error"]["help"]  # it is no program that is missing
+        else:
+            assert done.json["steps"][0]["output"] == "hello from a pipe"
 
 
 def test_streaming_gives_every_journaled_event_and_then_the_result(cli: Cli) -> None:
@@ -474,3 +497,30 @@ def test_the_store_may_be_named_before_or_after_the_command_or_in_the_environmen
 def test_quiet_says_status_and_id(cli: Cli) -> None:
     done = cli(*RUN, "--quiet", "--trace-id", "r")
     assert (done.out, done.err) == ("SUSPENDED r\n", "")
+
+
+def test_what_was_undone_is_seen_beside_the_error(cli: Cli, place: Path) -> None:
+    (place / "saga.py").write_text(
+        "from nano_vm import tool\n"
+        "@tool(effect='idempotent')\n"
+        "def book(what: str) -> str:\n"
+        "    if what == 'car':\n"
+        "        raise ValueError('none left')\n"
+        "    return what\n"
+        "@tool(effect='idempotent')\n"
+        "def cancel(what: str) -> None: ...\n"
+    )
+    undo = "compensate: {tool: cancel, args: {what: hotel}}"
+    (place / "saga.yaml").write_text(
+        "name: saga\nsteps:\n"
+        f"  - {{id: hotel, type: tool, tool: book, args: {{what: hotel}}, {undo}}}\n"
+        "  - {id: car, type: tool, tool: book, args: {what: car}}\n"
+    )
+    done = cli("run", "saga.yaml", "--tools", "saga.py", "--trace-id", "s1")
+    assert done.code == 1
+    for shown in (done.out, cli("trace", "s1").out):
+        assert [line.split() for line in shown.splitlines() if "undone " in line][-1] == [
+            "undone",
+            "1",
+            "step",
+        ]

@@ -22,6 +22,7 @@ from nano_vm import (
 )
 from nano_vm.cli.main import main
 from nano_vm.policy import load_policy
+from nano_vm.testing.faults import Crash
 
 PLAN = {"name": "say", "steps": [{"id": "say", "type": "llm", "prompt": "Hello."}]}
 LOOP = {
@@ -227,3 +228,22 @@ def test_a_plan_that_is_rejected_was_paid_for() -> None:
         Planner(MockLLMAdapter("{}")).generate_sync("say hello", vm=vm, principal="ana")
     with pytest.raises(CapabilityDeniedError):
         Planner(MockLLMAdapter("{}")).generate_sync("say hello", vm=vm, principal="ana")
+
+
+def test_what_died_over_the_call_is_settled_without_another_one(tmp_path: Path) -> None:
+    """Whoever takes the run up has nobody to give a plan to."""
+
+    class Dying:
+        async def complete(self, messages: list[Any], **params: Any) -> str:
+            raise Crash
+
+    store = SqliteStore(tmp_path / "runs.db")
+    with pytest.raises(Crash):
+        Planner(Dying()).generate_sync("say hello", vm=ExecutionVM(store=store), principal="ana")
+    store.abandon()
+    model = MockLLMAdapter("x")
+    with SqliteStore(tmp_path / "runs.db") as store:
+        vm = ExecutionVM(llm=model, store=store)
+        (trace,) = asyncio.run(vm.recover())
+        vm.verify(trace.trace_id)
+    assert (trace.program_name, trace.status, model.call_count) == ("planning", "BUDGET_EXCEEDED", 0)

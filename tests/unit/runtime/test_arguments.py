@@ -56,6 +56,13 @@ NEEDED: dict[str, Any] = {
     "resolution": "repeat",
     "reason": "r",
     "by": "ana",
+    "name": "again",
+    "function": len,
+    "most": 1,
+    "policy": None,
+    "policy_hash": "sha256:x",
+    "program_hash": "sha256:x",
+    "run_id": "r1",
 }
 METHODS = (
     *(
@@ -82,7 +89,8 @@ METHODS = (
         "verify",
         "replay",
     ),
-    *("approvals", "paused"),
+    *("approvals", "paused", "compile", "read", "is_sealed", "register_tool", "set_policy"),
+    *("load_program", "stored_program", "load_policy", "trim_programs"),
 )
 
 
@@ -155,6 +163,15 @@ def test_an_argument_of_the_wrong_kind_is_a_named_error(method: str, kind: str, 
         ("recover", {"on_error": 5}, "USAGE"),
         ("runs", {"limit": -1}, "USAGE"),
         ("runs", {"status": 5}, "USAGE"),
+        ("runs", {"status": "success"}, "USAGE"),
+        ("load_program", {"program_hash": []}, "USAGE"),
+        ("stored_program", {"program_hash": None}, "USAGE"),
+        ("load_policy", {"policy_hash": {}}, "USAGE"),
+        ("trim_programs", {"most": "all"}, "USAGE"),
+        ("trim_programs", {"most": -1}, "USAGE"),
+        ("read", {"run_id": "r1", "start": None}, "USAGE"),
+        ("read", {"run_id": "r1", "limit": "all"}, "USAGE"),
+        ("is_sealed", {"program_hash": 5}, "USAGE"),
         ("approvals", {"limit": "all"}, "USAGE"),
         ("erase", {"secret": 5, "reason": "r", "by": "ana"}, "USAGE"),
     ],
@@ -181,6 +198,8 @@ def test_mistakes_have_a_remedy(method: str, arguments: dict[str, Any], code: st
         lambda: ExecutionVM(secrets=5),  # type: ignore[arg-type]
         lambda: ExecutionVM(clock=5, entropy=5),  # type: ignore[arg-type]
         lambda: ExecutionVM(max_concurrent_runs="4"),  # type: ignore[arg-type]
+        lambda: ExecutionVM(llm=MockLLMAdapter),  # type: ignore[arg-type]
+        lambda: ExecutionVM(store=SqliteStore),  # type: ignore[arg-type]
     ],
 )
 def test_parts_of_an_engine_that_are_none_are_refused_at_once(make: Callable[[], ExecutionVM]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from begun_erasures import begin_erasure
 from nano_vm import Completion, ExecutionVM, NanoVMError, SqliteStore, ToolCall, ToolError, Vault, tool
 from nano_vm.errors import NotFoundError, VaultError
 from nano_vm.journal.port import RunQuery
@@ -93,7 +94,7 @@ def _vault(vm: ExecutionVM) -> Vault:
 
 def _begin_erasure(vm: ExecutionVM) -> None:
     """And die over it."""
-    _vault(vm).begin_erasure(subject=NAME, reason="asked", by={"id": "ana"})
+    begin_erasure(_vault(vm), subject=NAME, reason="asked", by={"id": "ana"})
 
 
 def _erased(vm: ExecutionVM) -> list[tuple[str, list[str]]]:

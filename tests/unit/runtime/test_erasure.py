@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from begun_erasures import begin_erasure
 from nano_vm import (
     PENDING,
     Completion,
@@ -656,7 +657,7 @@ def test_nothing_is_sent_in_place_of_an_erased_value(place: Place) -> None:
         program({"id": "w", "type": "wait", "event": "go"}, act("b", tool="send", args={"x": "to $who"}))
     )
     assert place.vault is not None
-    place.vault.destroy_keys(place.vault.begin_erasure(subject=NAME, reason="r", by={"id": "x"}))
+    place.vault.destroy_keys(begin_erasure(place.vault, subject=NAME, reason="r", by={"id": "x"}))
     place.close()
     vm = place.open()
     vm.register_tool("send", send)
@@ -922,7 +923,7 @@ def test_a_governed_compensation_whose_arguments_are_erased_is_named_and_the_run
         assert place.vault is not None
         # Somebody dies when the keys are destroyed, and another one completes the erasure.
         vault = place.vault
-        vault.destroy_keys(vault.begin_erasure(subject=NAME, reason="asked", by={"id": "ana"}))
+        vault.destroy_keys(begin_erasure(vault, subject=NAME, reason="asked", by={"id": "ana"}))
         await vm.recover()
         return await vm.cancel(trace.trace_id, "enough")
 
@@ -938,7 +939,7 @@ def test_whoever_completes_an_erasure_stops_the_runs_that_it_can_still_read(plac
     undone = act("a", compensate={"tool": "undo", "args": {"x": "$who"}})
     trace = place.run(program(undone, {"id": "w", "type": "wait", "event": "go"}))
     assert place.vault is not None
-    place.vault.begin_erasure(subject=NAME, reason="asked", by={"id": "ana"})
+    begin_erasure(place.vault, subject=NAME, reason="asked", by={"id": "ana"})
     place.close()
     vm = place.open()
     asyncio.run(vm.recover())

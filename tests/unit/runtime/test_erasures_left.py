@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from begun_erasures import begin_erasure
 from nano_vm import ExecutionVM, SqliteStore, Vault, tool
 from nano_vm.errors import InputError
 from nano_vm.runtime.erasure import UNDO_WAIT_MS
@@ -75,7 +76,7 @@ def cut(vm: ExecutionVM, subject: str = NAME, ago_ms: int = 0) -> None:
     """Somebody begins an erasure and dies."""
     assert vm.vault is not None
     at_ms = vm.clock.now_ms() - ago_ms
-    vm.vault.begin_erasure(subject=subject, reason="asked", by={"id": "ana"}, at_ms=at_ms)
+    begin_erasure(vm.vault, subject=subject, reason="asked", by={"id": "ana"}, at_ms=at_ms)
 
 
 def stages(vm: ExecutionVM) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from runtime_stage import Opener, play, program, refused, tool_step, wait_step
 
+from begun_erasures import begin_erasure
 from nano_vm import CapabilityDeniedError, ExecutionVM, InputError, MemoryStore, RunStatus
 from nano_vm.kernel.events import EventRefused
 from nano_vm.runtime import approvals
@@ -330,7 +331,7 @@ def test_an_erasure_that_was_cut_is_completed_by_a_machine_that_sees_its_runs() 
 
     async def main() -> None:
         trace = await machine("bolt").run(PERSONAL, {"who": "s"}, trace_id="one")
-        vault.begin_erasure(subject="s", tenant="bolt", reason="x", by=of("bolt"), at_ms=1)
+        begin_erasure(vault, subject="s", tenant="bolt", reason="x", by=of("bolt"), at_ms=1)
         other = machine("acme")
         assert await other.replay_erasures() == []
         await other.recover()

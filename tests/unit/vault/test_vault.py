@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from begun_erasures import begin_erasure
 from nano_vm import CapabilityDeniedError, InputError, NanoVMError, NotFoundError, VaultError
 from nano_vm.vault import cipher
 from nano_vm.vault.cabinet import DirectoryCabinet, MemoryCabinet
@@ -232,10 +233,10 @@ def test_an_erased_subject_is_gone_and_may_come_back_as_somebody_new(store: Path
     key = vault.subject_key("default", "ana")
     sealed = vault.seal(key, b"v")
     assert sealed is not None
-    begun = vault.begin_erasure(subject="ana", reason="asked", by=BY, at_ms=5)
+    begun = begin_erasure(vault, subject="ana", reason="asked", by=BY, at_ms=5)
     assert vault.unseal(key, sealed) is None  # from the first moment on
     assert vault.unseal(key, sealed, erasing=True) == b"v"
-    assert vault.begin_erasure(subject="ana", reason="again", by=BY).id == begun.id
+    assert begin_erasure(vault, subject="ana", reason="again", by=BY).id == begun.id
     done = vault.end_erasure(vault.destroy_keys(begun, ["run-1"]))
     assert vault.unseal(key, sealed, erasing=True) is None
     assert (done.stage, done.runs) == (DONE, ["run-1"])
@@ -251,7 +252,7 @@ def test_nothing_is_left_of_an_erased_subject_but_the_list_of_erasures(store: Pa
     vault.subject_key("default", "ana")
     vault.subject_key("default", "bob")
     (bob,) = {path.name for path in subjects.iterdir()} - {vault.keys.handle("subject", "default", "ana")}
-    vault.destroy_keys(vault.begin_erasure(subject="ana", reason="asked", by=BY))
+    vault.destroy_keys(begin_erasure(vault, subject="ana", reason="asked", by=BY))
     assert [path.name for path in subjects.iterdir()] == [bob]
 
 
@@ -260,7 +261,7 @@ def test_what_was_left_of_a_subject_that_was_erased_before_is_removed(store: Pat
     vault.subject_key("default", "ana")
     (left,) = subjects.iterdir()
     written = left.read_bytes()
-    vault.end_erasure(vault.destroy_keys(vault.begin_erasure(subject="ana", reason="asked", by=BY)))
+    vault.end_erasure(vault.destroy_keys(begin_erasure(vault, subject="ana", reason="asked", by=BY)))
     left.write_bytes(written)
     Vault.beside(store)
     assert list(subjects.iterdir()) == []
@@ -282,7 +283,7 @@ def test_a_vault_restored_from_a_back_up_buries_its_dead_again(store: Path) -> N
     sealed = vault.seal(key, b"v")
     directory = store.parent / "runs.db.keys"
     saved = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-    vault.end_erasure(vault.destroy_keys(vault.begin_erasure(subject="ana", reason="r", by=BY)))
+    vault.end_erasure(vault.destroy_keys(begin_erasure(vault, subject="ana", reason="r", by=BY)))
     for path, data in saved.items():
         if path.name != "erasures.jsonl":
             path.write_bytes(data)
@@ -297,7 +298,7 @@ def test_a_changed_list_of_erasures_is_noticed(store: Path) -> None:
     vault = Vault.beside(store)
     for name in ("ana", "bob"):
         vault.subject_key("default", name)
-        vault.destroy_keys(vault.begin_erasure(subject=name, reason="r", by=BY))
+        vault.destroy_keys(begin_erasure(vault, subject=name, reason="r", by=BY))
     path = store.parent / "runs.db.keys" / "erasures.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     for changed in (
@@ -320,8 +321,8 @@ def test_a_legal_hold_forbids_erasure_and_replacement_until_it_is_released(store
     vault.hold(secret="card", reason="case 9", by=BY)
     vault.hold(subject=17, reason="case 9", by=BY)
     for attempt in (
-        lambda: vault.begin_erasure(secret="card", reason="r", by=BY),
-        lambda: vault.begin_erasure(subject=17, reason="r", by=BY),
+        lambda: begin_erasure(vault, secret="card", reason="r", by=BY),
+        lambda: begin_erasure(vault, subject=17, reason="r", by=BY),
         lambda: vault.put("card", "another value"),
     ):
         with pytest.raises(CapabilityDeniedError) as held:
@@ -330,7 +331,7 @@ def test_a_legal_hold_forbids_erasure_and_replacement_until_it_is_released(store
     vault.rotate("card")
     assert vault.release(secret="card")
     assert not vault.release(secret="card")
-    vault.destroy_keys(vault.begin_erasure(secret="card", reason="r", by=BY))
+    vault.destroy_keys(begin_erasure(vault, secret="card", reason="r", by=BY))
     with pytest.raises(NotFoundError):
         vault.open_secret("card", tenant="default", tool="x")
 
@@ -381,7 +382,7 @@ def test_a_hold_that_comes_too_late_says_so(store: Path) -> None:
     """It was put down as if it kept the erasure from being completed."""
     vault = Vault.beside(store)
     vault.subject_key("default", "ana")
-    begun = vault.begin_erasure(subject="ana", reason="asked", by=BY)
+    begun = begin_erasure(vault, subject="ana", reason="asked", by=BY)
     for _ in range(2):
         with pytest.raises(InputError) as caught:
             vault.hold(subject="ana", reason="case 17", by=BY)
@@ -493,7 +494,7 @@ def test_what_a_dying_process_had_overwritten_is_destroyed(store: Path) -> None:
     vault = Vault.beside(store)
     vault.put("card", CARD)
     key = vault.subject_key("default", "ana")
-    begun = vault.begin_erasure(subject="ana", reason="asked", by=BY)
+    begun = begin_erasure(vault, subject="ana", reason="asked", by=BY)
     directory = store.parent / "runs.db.keys"
     for file in (directory / "keys" / key, directory / "secrets" / vault._cabinet.names("secrets")[0]):
         file.write_bytes(bytes(file.stat().st_size))

@@ -8,6 +8,7 @@ exit codes: 0 SUCCESS, 1 FAILED, 2 usage, 3 invalid program or policy, 4 denied,
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="an input; JSON if it is JSON, else text",
     )
-    parser.add_argument("--input-file", metavar="FILE", help="inputs from a JSON or YAML file")
+    parser.add_argument(
+        "--input-file", metavar="FILE", help="inputs from a JSON or YAML file; `-`: standard input"
+    )
     parser.add_argument(
         "--program",
         metavar="FILE",
@@ -141,9 +144,13 @@ def read_inputs(pairs: Sequence[str], file: str | None) -> dict[str, Any]:
     """
     given: dict[str, Any] = {}
     if file is not None:
-        from nano_vm.providers.script import read_data
+        from nano_vm.program.document import from_yaml
+        from nano_vm.providers.script import data_of, read_data
 
-        data = read_data(Path(file), "INPUT_FILE")
+        if file == "-":
+            data = data_of(from_yaml(sys.stdin.buffer.read(), "<stdin>"), "INPUT_FILE")
+        else:
+            data = read_data(Path(file), "INPUT_FILE")
         if not isinstance(data, dict):
             raise InputError(
                 "INPUT_FILE",

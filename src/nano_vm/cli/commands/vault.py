@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 from nano_vm.cli import exits
 from nano_vm.cli.arguments import add_global, principal
 from nano_vm.cli.console import Console, printable
-from nano_vm.cli.vaults import KEY_VARIABLE, key_path, own_vault, require_vault, vault_directory
+from nano_vm.cli.vaults import KEY_VARIABLE, check_new, key_path, own_vault, require_vault, vault_directory
 from nano_vm.cli.views import moment
-from nano_vm.errors import InputError, VaultError
+from nano_vm.errors import InputError
 
 if TYPE_CHECKING:
     from nano_vm.vault.local import Vault
@@ -124,12 +124,7 @@ def _init(args: argparse.Namespace, console: Console) -> int:
             help=f"unset {KEY_VARIABLE}",
         )
     directory = vault_directory(args)
-    if os.path.exists(directory / "keys" / "index"):
-        raise VaultError(
-            "VAULT_KEY_EXISTS",
-            f"the vault `{directory}` is under another key already",
-            help="`nano-vm vault rotate --kek` makes a new one for it",
-        )
+    check_new(args)
     key = make_key_file(path)
     require_vault(args)
     console.line(f"key-encryption key {key.id} in {path}")
