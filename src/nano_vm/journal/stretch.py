@@ -19,6 +19,7 @@ from nano_vm import canonical
 from nano_vm.errors import InputError
 from nano_vm.journal.answers import Answer, Manner, manner_of, read_alike, read_answer, read_intent
 from nano_vm.journal.entry import SALT_BYTES, Entry
+from nano_vm.journal.forms import is_effect
 from nano_vm.journal.ledger import Ledger
 from nano_vm.journal.plain import AT, END, HEAD, LAST, encode_verdicts, success_of
 from nano_vm.journal.reading import ChainReader, is_number, read_riders, write_rider
@@ -458,7 +459,12 @@ class Stretch:
                     rule=event.rule,
                     step=step_id,
                 )
-            elif type(event) is StepStarted and event is events[-1] and event.effect:
+            elif (
+                type(event) is StepStarted
+                and event is events[-1]
+                and event.effect
+                and is_effect(self._program, step_id, event.effect)
+            ):
                 effect = event.effect
                 plain = StepStarted(
                     at_ms=at_ms,

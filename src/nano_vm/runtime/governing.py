@@ -42,7 +42,7 @@ from nano_vm.policy.decide import (
 )
 from nano_vm.policy.decide import counters as counters_of
 from nano_vm.policy.load import stored_policy
-from nano_vm.policy.model import Approval, Policy
+from nano_vm.policy.model import APPROVAL_EXPIRY_MS, Approval, Policy
 from nano_vm.policy.progress import Progress
 from nano_vm.program.compiled import (
     SLOT_RUN,
@@ -65,7 +65,6 @@ if TYPE_CHECKING:
     from nano_vm.runtime.ports import ToolSpec
 
 _UNSET = ev.UNSET
-APPROVAL_EXPIRY_MS = 7 * 86_400_000  # of an approval for which neither policy nor wait says how long
 
 Dispatch: TypeAlias = CallTool | CallModel | Compensate
 Action: TypeAlias = Dispatch | RequestApproval
