@@ -31,9 +31,9 @@ from nano_vm.kernel import events as ev
 from nano_vm.kernel.state import RunStatus
 from nano_vm.program.compiled import CompiledProgram
 from nano_vm.program.model import Program
+from nano_vm.program.schema_faults import faults
 from nano_vm.runtime.approvals import PendingApproval, pending
 from nano_vm.runtime.engine import Engine, Progress
-from nano_vm.runtime.gates import faults
 
 if TYPE_CHECKING:
     from nano_vm.gateway.mounts import Mounts

@@ -11,23 +11,29 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
+from nano_vm import canonical
 from nano_vm.errors import VerificationError
+from nano_vm.expr.reference import ERASED
 from nano_vm.journal.entry import Entry
 from nano_vm.kernel.decide import child_run_id
 from nano_vm.kernel.events import (
     ChildSuspended,
+    CompensationFailed,
+    CompensationStarted,
     Event,
     OutcomeResolved,
     OutcomeUnknown,
     RunStarted,
     StepFailed,
     StepStarted,
+    StepSucceeded,
 )
 from nano_vm.kernel.limits import TEXT_CHARS_MAX
 from nano_vm.kernel.normalize import fault_of
-from nano_vm.kernel.state import Waiting
+from nano_vm.kernel.state import State, Waiting
 from nano_vm.program.compiled import CompiledProgram, ModelAction
 from nano_vm.program.labels import ALL
+from nano_vm.program.schema_faults import faults
 
 # Of these most journals have many: nothing but numbers below 0 is looked for in them.
 _FREQUENT = frozenset({"ModelTurned", "PolicyDecided", "StepFailed", "StepStarted", "StepSucceeded"})
@@ -35,12 +41,14 @@ _BUDGETS = frozenset({"cost_nanousd", "duration_ms", "steps", "tokens"})
 _EFFECTS = frozenset(
     {"idempotent", "irreversible", "keyed", "reconcilable", "transactional"}
 )  # that need an intent
+_ALL_EFFECTS = _EFFECTS | {"pure"}  # what is undone has an intent, whatever undoes it
+_DRAWS = 1_000_000
 MODEL = "model"
 _UNKNOWN = frozenset({"CANCELLED", "CONNECTION", "CRASH", "TIMEOUT"})
 _LINK = frozenset({"occurrence", "run", "step"})
 
 
-def check_form(program: CompiledProgram, run_id: str, entry: Entry, event: Event) -> None:
+def check_form(program: CompiledProgram, state: State, entry: Entry, event: Event) -> None:
     """Hold an event of an entry against what its facts may be.
 
     Raises:
@@ -50,7 +58,7 @@ def check_form(program: CompiledProgram, run_id: str, entry: Entry, event: Event
     if event.type not in _FREQUENT or b":-" in entry.facts:
         fault = fault_of(event)
     if not fault:
-        fault = _fault(program, run_id, event)
+        fault = _fault(program, state, event)
     if fault:
         raise VerificationError(
             "REPLAY_MISMATCH",
@@ -59,12 +67,22 @@ def check_form(program: CompiledProgram, run_id: str, entry: Entry, event: Event
         )
 
 
-def _fault(program: CompiledProgram, run_id: str, event: Event) -> str:
+def _fault(program: CompiledProgram, state: State, event: Event) -> str:
     match event:
+        case StepSucceeded():
+            return _answer_fault(program, state, event)
         case StepStarted():
             return _intent_fault(program, event)
         case RunStarted():
-            return _start_fault(program, run_id, event)
+            return _start_fault(program, state.run, event)
+        case CompensationStarted():
+            return (
+                ""
+                if event.effect is UNSET or event.effect in _ALL_EFFECTS
+                else "no tool has this effect class"
+            )
+        case CompensationFailed():
+            return "" if 0 <= event.draw < _DRAWS else "a draw is beyond its range"
         case StepFailed():
             return "" if 0 < len(event.error) <= TEXT_CHARS_MAX else "an error has a name"
         case OutcomeUnknown():
@@ -75,6 +93,39 @@ def _fault(program: CompiledProgram, run_id: str, event: Event) -> str:
             return "" if all(map(_is_wait, event.waits)) else "nobody waits for this"
         case _:
             return ""
+
+
+def _answer_fault(program: CompiledProgram, state: State, event: StepSucceeded) -> str:
+    """A model's answer has passed the gates of its step. (The kernel looks at allowed outputs. Whoever forks a run may
+    have given a step another result.)"""
+    index = program.step_index.get(event.step)
+    action = None if index is None else program.steps[index].action
+    if not isinstance(action, ModelAction) or event.substituted is True or state.seq < state.fork_seq:
+        return ""
+    answer = None if event.payload is UNSET else event.payload
+    return "" if admits(action, answer) else "its step does not admit the answer"
+
+
+def admits(action: ModelAction, answer: Any) -> bool:
+    """Whether a model's answer may be the output of its step."""
+    if answer is ERASED or action.allowed_outputs:
+        return True
+    if action.output_schema is None:
+        return type(answer) is str
+    return not faults(canonical.encode(action.output_schema), answer)
+
+
+def _inputs_fault(program: CompiledProgram, inputs: Any) -> str:
+    """The inputs are those that the program declares."""
+    if type(inputs) is not dict or any(value is ERASED for value in inputs.values()):
+        return ""
+    if any(name not in inputs and name not in program.optional_inputs for name in program.input_slots):
+        return "an input is missing"
+    schema = program.inputs_schema
+    if schema is None:
+        return ""
+    fits = inputs.keys() <= program.input_slots.keys() and not faults(canonical.encode(schema), inputs)
+    return "" if fits else "the inputs are not those that the program declares"
 
 
 def _intent_fault(program: CompiledProgram, event: StepStarted) -> str:
@@ -118,6 +169,14 @@ class _Wait(Waiting, frozen=True, forbid_unknown_fields=True):
 
 def _start_fault(program: CompiledProgram, run_id: str, event: RunStarted) -> str:
     """What only a child is given is given to a child, of the run that its id names. (A fork may be one of a child.)"""
+    if event.forked is UNSET:
+        fault = _inputs_fault(program, {} if event.payload is UNSET else event.payload)
+        if fault:
+            return fault
+    return _inheritance_fault(program, run_id, event) or _names_fault(program, event)
+
+
+def _inheritance_fault(program: CompiledProgram, run_id: str, event: RunStarted) -> str:
     inherited = (event.budgets, event.depth, event.labels)
     if event.parent is UNSET:
         if event.forked is UNSET and any(one is not UNSET for one in inherited):
@@ -128,19 +187,23 @@ def _start_fault(program: CompiledProgram, run_id: str, event: RunStarted) -> st
         return "a child is given a budget and a depth"
     if event.budgets is not UNSET and not event.budgets.keys() <= _BUDGETS:
         return "there are other budgets than these"
-    if event.features is not UNSET and (
-        not event.features or len(set(event.features)) != len(event.features)
-    ):
-        return "the features are named once each"
     if event.labels is not UNSET and not all(
         0 < label <= ALL and name in program.input_slots for name, label in event.labels.items()
     ):
         return "the labels are those of inputs"
-    return (
-        ""
-        if event.forked is UNSET or _is_fork(event.forked)
-        else "the run that it was forked from is not named"
-    )
+    return ""
+
+
+def _names_fault(program: CompiledProgram, event: RunStarted) -> str:
+    features = None if event.features is UNSET else event.features
+    if features is not None and (not features or len(set(features)) != len(features)):
+        return "the features are named once each"
+    is_first = event.parent is UNSET and event.forked is UNSET
+    if event.programs is not UNSET and is_first and not program.calls:
+        return "it calls no program"
+    if event.forked is not UNSET and not _is_fork(event.forked):
+        return "the run that it was forked from is not named"
+    return ""
 
 
 def is_child(run: str, parent: dict[str, Any]) -> bool:

@@ -314,7 +314,7 @@ class _Replay:
         if recall is not None:
             events = recall.events(entry, read_facts(entry))
         for event in events:
-            check_form(self.program, state.run, entry, event)
+            check_form(self.program, state, entry, event)
             for watcher in self.watchers:
                 watcher.before(entry, event, state)
             if recall is None:

@@ -21,8 +21,8 @@ import msgspec
 from nano_vm import canonical
 from nano_vm.errors import ProgramError
 from nano_vm.program.labels import DECLARED
+from nano_vm.program.schema_faults import faults
 from nano_vm.program.tool_schema import ToolSchema
-from nano_vm.runtime.gates import faults
 from nano_vm.runtime.ports import ToolSpec
 from nano_vm.runtime.tooling import EFFECTS, Secret, ToolContext
 
