@@ -6,7 +6,7 @@ store, no runtime and no network is imported from here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,25 +14,23 @@ from nano_vm import canonical
 from nano_vm.errors import InputError, NanoVMError, NotFoundError, RuntimeFault, VerificationError
 from nano_vm.evidence import container, note, sign
 from nano_vm.evidence.bundle import (
-    children_of,
     compile_stored,
     policies_of,
     program_of,
     tenant_of,
-    told_of_children,
 )
 from nano_vm.evidence.container import Contents, LogLine
+from nano_vm.evidence.family import Calls, Member, child_mismatch, verify_family
 from nano_vm.evidence.keys import PublicKey, key_of_text
 from nano_vm.evidence.receipt import receipt
 from nano_vm.journal import merkle
 from nano_vm.journal.disclosure import Disclosure, verify_disclosure
-from nano_vm.journal.entry import Entry, open_events
+from nano_vm.journal.entry import Entry
 from nano_vm.journal.ledger import Ledger
 from nano_vm.journal.replay import Verified, verify_run
 from nano_vm.journal.storelog import ANNEX, FINISH, START, LogLeaf
+from nano_vm.journal.stretch import Watcher
 from nano_vm.journal.trace import Trace
-from nano_vm.kernel import events as ev
-from nano_vm.kernel.state import RunStatus
 from nano_vm.policy.load import stored_policy
 from nano_vm.policy.model import Policy
 from nano_vm.policy.recheck import Recheck
@@ -152,6 +150,7 @@ class _Checking:
         erased = 0
         trace: Trace | None = None
         several = len(contents.journals) > 1
+        members: dict[str, Member] = {}
         for run, entries in contents.journals:
             self.run = run
             self.at = "chain"
@@ -159,7 +158,10 @@ class _Checking:
             # The exported run is folded once, for its transitions and for its receipt.
             ledger = Ledger(program) if run == contents.run else None
             recheck = self._recheck(program, policies, run, entries)
-            verified = self._fold(contents, program, run, entries, ledger, recheck)
+            calls = Calls(program)
+            watchers = (recheck, calls) if program.calls else (recheck,)
+            verified = self._fold(contents, program, run, entries, ledger, watchers)
+            members[run] = Member(program, entries, verified.state, calls.given, recheck.closed)
             if recheck.decisions or recheck.unchecked:
                 rest = f", {recheck.unchecked} about what cannot be read" if recheck.unchecked else ""
                 verified.steps.append(
@@ -168,12 +170,12 @@ class _Checking:
             if ledger is not None:
                 trace = Trace(program, run, partial(list, entries), folded=(verified.state, ledger))
             self.checks += [
-                Check(name, detail, run if several else None, name == "closed")
+                Check(name, detail, run if several else None, name in ("closed", "shared"))
                 for name, detail in verified.steps
             ]
             erased += sum(entry.payload is None and b'"commitment"' in entry.facts for entry in entries)
         self.run = None
-        self._children(contents, programs)
+        self._children(contents, members)
         assert trace is not None
         made = self._receipt(contents, trace)
         self.at = "erased"
@@ -190,7 +192,7 @@ class _Checking:
         run: str,
         entries: Sequence[Entry],
         ledger: Ledger | None,
-        recheck: Recheck,
+        watchers: Sequence[Watcher],
     ) -> Verified:
         try:
             return verify_run(
@@ -199,7 +201,7 @@ class _Checking:
                 entries,
                 run,
                 ledger=ledger,
-                watchers=(recheck,),
+                watchers=watchers,
                 notes=contents.recall.get(run),
             )
         except RuntimeFault as fault:
@@ -265,52 +267,14 @@ class _Checking:
     def _program_of(self, programs: dict[str, CompiledProgram], entries: Sequence[Entry]) -> CompiledProgram:
         return programs[program_of(entries)]
 
-    def _children(self, contents: Contents, programs: dict[str, CompiledProgram]) -> None:
+    def _children(self, contents: Contents, members: dict[str, Member]) -> None:
         """The other runs are the children that the journals name, in the order they are named."""
         self.at = "children"
-        held = dict(contents.journals)
-        if len(held) != len(contents.journals):
-            raise _child(contents.run, "a run is there twice")
-        expected: list[str] = []
-        todo = [contents.run]
-        while todo:
-            run = todo.pop()
-            if run in held and run not in expected:
-                expected.append(run)
-                told = list(told_of_children(held[run]))
-                pinned = children_of(told)
-                self._links(run, held, told, pinned)
-                todo += reversed(pinned)
-        if expected != list(held):
-            raise _child(contents.run, "a run is there that nothing leads to, or out of order")
-        if len(held) > 1:
-            self._passed(f"{len(held) - 1} child runs, each as its parent knows it")
-
-    def _links(
-        self,
-        run: str,
-        held: dict[str, list[Entry]],
-        told: Iterable[tuple[Entry, Any, str]],
-        pinned: dict[str, str],
-    ) -> None:
-        for entry, event, child in told:
-            if isinstance(event, ev.ChildStarted):
-                continue
-            if not event.head:  # it never began
-                if event.status == RunStatus.SUCCESS:
-                    raise _child(child, "it never began, and yet was a success", entry.seq)
-            elif child not in held:
-                raise _child(child, "the run that its parent saw the end of is missing", entry.seq)
-            elif all(part.digest != event.head for part in held[child]):
-                raise _child(child, "it is not the run that its parent saw the end of", entry.seq)
-        families = {run, *_forked_from(held[run])}
-        for child, program_hash in pinned.items():
-            if child in held:
-                start = open_events(held[child][0])[0]
-                parent = getattr(start, "parent", None)
-                of_parent = isinstance(parent, dict) and parent.get("run") in families
-                if not of_parent or program_of(held[child]) != program_hash:
-                    raise _child(child, "it does not belong to the run that names it")
+        if len(members) != len(contents.journals):
+            raise child_mismatch(contents.run, "a run is there twice")
+        verify_family(contents.run, members)
+        if len(members) > 1:
+            self._passed(f"{len(members) - 1} child runs, each as its parent knows it")
 
     def _receipt(self, contents: Contents, trace: Trace) -> dict[str, Any]:
         self.at = "receipt"
@@ -463,16 +427,6 @@ def _claims(claimed: Any, run: str) -> tuple[str, int]:
     return root, size
 
 
-def _forked_from(entries: Sequence[Entry]) -> list[str]:
-    """The runs whose prefix this one shares, and with it the children that were started there."""
-    forked = getattr(open_events(entries[0])[0], "forked", None)
-    if not isinstance(forked, dict):
-        return []
-    before = forked.get("before")
-    named = [forked.get("run"), *(before if isinstance(before, list) else ())]
-    return [run for run in named if isinstance(run, str)]
-
-
 def _nodes(proof: Sequence[str]) -> tuple[bytes, ...]:
     try:
         nodes = tuple(bytes.fromhex(node) for node in proof)
@@ -483,10 +437,3 @@ def _nodes(proof: Sequence[str]) -> tuple[bytes, ...]:
     ):
         raise VerificationError("PROOF_INVALID", "the proof holds something that is no digest")
     return nodes
-
-
-def _child(run: str, what: str, seq: int | None = None) -> VerificationError:
-    facts: dict[str, Any] = {"run": run}
-    if seq is not None:
-        facts["seq"] = seq
-    return VerificationError("CHILD_MISMATCH", f"child run `{run}`: {what}", facts=facts)

@@ -124,10 +124,10 @@ def check_verdicts(event: Event, verdicts: list[Any], seq: int) -> None:
     """
     # Events of types that cannot lead to a condition have no such field; UNSET says that none was asked.
     recorded = getattr(event, "verdicts", None)
-    if recorded is None or not (recorded or verdicts):
+    if recorded is None or (recorded is UNSET and not verdicts):
         return
     # They are compared as they are written: 1 and 1.0 and true are equal.
-    if recorded is UNSET or _encode(recorded) != _encode(verdicts):
+    if not recorded or _encode(recorded) != _encode(verdicts):
         raise VerificationError(
             "REPLAY_MISMATCH",
             f"entry {seq}: the conditions come out otherwise than recorded",

@@ -12,6 +12,7 @@ from nano_vm import canonical
 from nano_vm.errors import InputError, VerificationError
 from nano_vm.journal.entry import GENESIS, Entry, is_closed, open_event, read_facts
 from nano_vm.journal.fold import OnTransition, check_verdicts, take
+from nano_vm.journal.forms import check_form
 from nano_vm.journal.lanes import Lanes
 from nano_vm.journal.ledger import Ledger
 from nano_vm.journal.port import RunRecord
@@ -105,11 +106,20 @@ def verify_run(
         if replay.failure is not None:
             raise replay.failure
         state = replay.state
+        if state.fork_seq > state.seq:
+            raise VerificationError(
+                "REPLAY_MISMATCH",
+                "the run shares more with the one it was forked from than it has",
+                facts={"seq": 0, "code": "MALFORMED"},
+            )
         # The digest of a state with private values in it would tell them to whoever guesses well.
         tells = program.sealed or state.labels is not None
         stands = "" if tells else f", state {_digest_of(state)}"
         steps.append(("transitions", f"{state.seq} taken{stands}"))
         steps.append(("verdicts", f"{replay.verdicts} agree"))
+        if state.fork_seq:
+            told = f"the first {state.fork_seq} events are of the run that it was forked from"
+            steps.append(("shared", f"{told}: what was decided there is verified there"))
         if recall is not None:
             steps.append(("closed", _say_closed(recall)))
         steps.append(("ending", replay.ending()))
@@ -304,6 +314,7 @@ class _Replay:
         if recall is not None:
             events = recall.events(entry, read_facts(entry))
         for event in events:
+            check_form(self.program, state, entry, event)
             for watcher in self.watchers:
                 watcher.before(entry, event, state)
             if recall is None:

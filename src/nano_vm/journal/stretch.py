@@ -19,6 +19,7 @@ from nano_vm import canonical
 from nano_vm.errors import InputError
 from nano_vm.journal.answers import Answer, Manner, manner_of, read_alike, read_answer, read_intent
 from nano_vm.journal.entry import SALT_BYTES, Entry
+from nano_vm.journal.forms import admits, is_effect
 from nano_vm.journal.ledger import Ledger
 from nano_vm.journal.plain import AT, END, HEAD, LAST, encode_verdicts, success_of
 from nano_vm.journal.reading import ChainReader, is_number, read_riders, write_rider
@@ -26,7 +27,7 @@ from nano_vm.kernel.activity import release_reservation
 from nano_vm.kernel.events import Event, PolicyDecided, StepStarted
 from nano_vm.kernel.lane import Rows, Track, begin, is_plain, is_plain_model, lane, walk
 from nano_vm.kernel.state import Activity, Phase, Settled, State
-from nano_vm.program.compiled import CompiledProgram, CompiledStep, Kind, ToolAction
+from nano_vm.program.compiled import CompiledProgram, CompiledStep, Kind, ModelAction, ToolAction
 
 _END, _LAST = END.removesuffix("sha256:").encode(), LAST.encode()
 _HEAD, _AT = HEAD.encode(), AT.encode()
@@ -316,8 +317,11 @@ class Stretch:
 
     def _takes(self, index: int, value: Any, answer: Answer) -> bool:
         """Whether a model's answer passes the gate of its step (P2); then what it took is spent."""
-        allowed = self._program.steps[index].action.allowed_outputs  # type: ignore[union-attr]
-        if allowed and value not in allowed:
+        action: ModelAction = self._program.steps[index].action  # type: ignore[assignment]
+        if action.allowed_outputs:
+            if value not in action.allowed_outputs:
+                return False
+        elif not admits(action, value):
             return False
         state = self._state
         state.tokens += answer.tokens_in + answer.tokens_out
@@ -458,7 +462,12 @@ class Stretch:
                     rule=event.rule,
                     step=step_id,
                 )
-            elif type(event) is StepStarted and event is events[-1] and event.effect:
+            elif (
+                type(event) is StepStarted
+                and event is events[-1]
+                and event.effect
+                and is_effect(self._program, step_id, event.effect)
+            ):
                 effect = event.effect
                 plain = StepStarted(
                     at_ms=at_ms,

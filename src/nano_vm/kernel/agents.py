@@ -88,6 +88,8 @@ def _unreadable(event: ModelTurned) -> Rejection | None:
     calls = payload.get("calls") if type(payload) is dict else None
     if type(calls) is not list or len(calls) != event.proposals or type(payload.get("text")) is not str:
         return Rejection("MALFORMED", "an answer is an object of a text and its calls")
+    if calls and event.dropped is not ABSENT:
+        return Rejection("MALFORMED", "all of too many calls are dropped, or none")
     if len(calls) > AGENT_CALLS_MAX:
         return Rejection("OVERSIZED", f"{len(calls)} calls in one answer, at most {AGENT_CALLS_MAX}")
     for call in calls:
@@ -115,6 +117,7 @@ def are_messages(feedback: Any) -> bool:
     )
 
 
+_KNOWN_FAULTS = frozenset({"MAX_TURNS", "UNLISTED_TOOL"})  # what the program itself says
 _CALL_FIELDS = {"arguments", "fault", "id", "name"}
 
 
@@ -194,8 +197,8 @@ def _judged_wrongly(step: CompiledStep, event: ActionProposed, place: int, fault
         return Rejection("GATE", f"`{event.step}` must not: {fault}") if fault else None
     if event.verdict != "rejected" or event.reason is ABSENT or not event.reason:
         return Rejection("MALFORMED", "a proposal is accepted, or rejected with a reason")
-    if fault and event.reason != fault:
-        return Rejection("MISMATCH", f"the reason is {fault}")
+    if event.reason != fault and (fault or event.reason in _KNOWN_FAULTS):
+        return Rejection("MISMATCH", f"the reason is {fault or 'another'}")
     return None
 
 

@@ -44,7 +44,7 @@ def policy_decided(program: CompiledProgram, state: State, event: ev.PolicyDecid
     advance_clock(state, event.at_ms)
     if event.decision == "allow":
         found.cleared = found.attempt
-    elif found.phase is _READY:
+    else:
         found.cleared = 0
     return None
 
@@ -145,7 +145,8 @@ def approval_fault(state: State, activity: Activity, letter: dict[str, Any], at_
         return "APPROVAL_VOID"
     if at_ms >= ask["due_ms"]:
         return "APPROVAL_EXPIRED"
-    if ask["four_eyes"]:
+    # (What a fork shares was approved in the other run, which somebody else may have started.)
+    if ask["four_eyes"] and state.seq >= state.fork_seq:
         starter = state.slots[SLOT_PRINCIPAL]
         # Of a run that nobody is known to have started, nobody can show that it was somebody else.
         if starter is UNSET or starter.get("id") == principal["id"]:
@@ -175,7 +176,7 @@ def take_approval(
             fail(program, state, step, activity, "APPROVAL_DENIED", message, False, 0, todo)
         return
     ask["by"] = [*ask["by"], {"event": letter["id"], "id": principal["id"], "roles": principal["roles"]}]
-    if len(ask["by"]) < ask["count"]:
+    if len(ask["by"]) - _own_words(state, ask) < ask["count"]:
         return
     activity.ask = None
     key = key_of(activity) if step.kind is not Kind.WAIT else step.action.approves  # type: ignore[union-attr]
@@ -186,6 +187,14 @@ def take_approval(
     else:
         activity.due_ms = 0
         set_phase(state, activity, _READY)
+
+
+def _own_words(state: State, ask: dict[str, Any]) -> int:
+    """How many of those who approved started the run, where another person has to: they did it before it was forked."""
+    starter = state.slots[SLOT_PRINCIPAL]
+    if not ask["four_eyes"] or state.seq < state.fork_seq or starter is UNSET:
+        return 0
+    return sum(by["id"] == starter.get("id") for by in ask["by"])
 
 
 def _answer(data: dict[str, Any], who: list[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from msgspec import UNSET as ABSENT
 
 from nano_vm.kernel.activity import release_reservation, set_phase
@@ -171,20 +172,12 @@ def _undos(step: CompiledStep, activity: Activity, details: dict[str, Any]) -> l
     else:
         way = step.id if activity.occurrence == 1 else f"{step.id}.{activity.occurrence}"
     try:
-        return [
-            Undo(
-                step=f"{way}/{undo['step']}",
-                occurrence=undo["occurrence"],
-                item=undo["item"],
-                tool=undo["tool"],
-                args=undo["args"],
-                label=undo.get("label", 0),
-                labels=undo.get("labels"),
-            )
-            for undo in details.get("compensations", ())
-        ]
-    except (TypeError, LookupError, AttributeError):
+        undos = msgspec.convert(details.get("compensations", []), list[Undo], strict=True)
+    except msgspec.ValidationError:
         return None
+    for undo in undos:
+        undo.step = f"{way}/{undo.step}"
+    return undos
 
 
 def time_out(

@@ -142,11 +142,20 @@ def budget_exhausted(program: CompiledProgram, state: State, event: ev.BudgetExh
         return Rejection("UNKNOWN_STEP", f"no step `{event.step}`")
     if not any(state.active[key].step == index for key in state.ready):
         return Rejection("OUT_OF_ORDER", f"`{event.step}` is not about to be dispatched")
-    if event.needed <= event.left:
+    if event.needed <= event.left or event.left != _left(state, event.budget):
         return Rejection("MISMATCH", f"what `{event.step}` needs is left")
     advance_clock(state, event.at_ms)
     error = {"type": "BUDGET_EXCEEDED", "message": event.budget, "attempts": 0, "step": event.step}
     end(program, state, RunStatus.BUDGET_EXCEEDED, error)
+    return None
+
+
+def _left(state: State, budget: str) -> int | None:
+    """What is left of a budget for a call; None of one that the run does not have."""
+    if budget == "tokens" and state.tokens_max:
+        return max(state.tokens_max - state.tokens - state.reserved_tokens, 0)
+    if budget == "cost_nanousd" and state.cost_nanousd_max:
+        return max(state.cost_nanousd_max - state.cost_nanousd - state.reserved_cost_nanousd, 0)
     return None
 
 

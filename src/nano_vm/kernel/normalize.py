@@ -60,6 +60,19 @@ def normalize_event(type: str, raw: object) -> ev.Event | Rejection:
         return Rejection("MALFORMED", "the event is nested too deeply")
 
 
+def fault_of(event: ev.Event) -> str:
+    """What is beyond the bounds of a recorded event's facts, which `normalize_event` would have refused; empty when
+    nothing is."""
+    try:
+        for name in event.__struct_fields__:
+            value = getattr(event, name)
+            if name != "payload" and value is not msgspec.UNSET:
+                _check(name, value)
+    except _RefusedError as refused:
+        return refused.message
+    return ""
+
+
 class _RefusedError(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(code)

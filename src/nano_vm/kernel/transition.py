@@ -55,6 +55,7 @@ from nano_vm.kernel.settle import back_off, fail, goes_on, mark, succeed
 from nano_vm.kernel.state import COMPENSATION_KEY, Activity, Phase, Rejection, Stage, State, StepStatus
 from nano_vm.kernel.waits import is_timer
 from nano_vm.program.compiled import AgentAction, CompiledProgram, CompiledStep, Kind, ModelAction
+from nano_vm.program.labels import DECLARED
 
 _NEW, _GOING, _ENDING, _ENDED = Stage.NEW, Stage.GOING, Stage.ENDING, Stage.ENDED
 _READY, _STARTED, _UNKNOWN = Phase.READY, Phase.STARTED, Phase.UNKNOWN
@@ -62,6 +63,9 @@ _BACKOFF, _WAITING, _GROUP = Phase.BACKOFF, Phase.WAITING, Phase.GROUP
 _TOOL, _LLM, _CALL, _AGENT = Kind.TOOL, Kind.LLM, Kind.CALL, Kind.AGENT
 _RESOLUTIONS = frozenset({"succeeded", "failed", "repeat"})
 _DRAWS = 1_000_000
+_ONCE = frozenset(
+    {"irreversible", "reconcilable"}
+)  # effects that nothing but knowledge of the outcome repeats
 
 
 def apply(program: CompiledProgram, state: State, event: ev.Event) -> State | Rejection:
@@ -122,6 +126,9 @@ def _step_started(program: CompiledProgram, state: State, event: ev.StepStarted)
     if not same and state.seq >= state.fork_seq:
         return Rejection("MISMATCH", f"`{event.step}` renders another request")
     if event.reserved_tokens is not ABSENT or event.reserved_cost_nanousd is not ABSENT:
+        kind = program.steps[activity.step].kind
+        if kind is not _LLM and kind is not _AGENT:
+            return Rejection("MALFORMED", f"`{event.step}` asks no model")
         refusal = _reserve(state, activity, event)
         if refusal is not None:
             return refusal
@@ -171,10 +178,19 @@ def _step_succeeded(program: CompiledProgram, state: State, event: ev.StepSuccee
             return wrong_phase(event, phase)
         if state.governed and not is_cleared(state, activity, step):
             return _undecided(event)
-    elif phase is not _STARTED and phase is not _UNKNOWN:
+    elif phase is _STARTED:
+        # What was denied after its intent has not been called.
+        if state.governed and activity.cleared != activity.attempt and not is_cleared(state, activity, step):
+            return _undecided(event)
+    elif phase is not _UNKNOWN:
         return wrong_phase(event, phase)
     if kind is not _TOOL and kind is not _LLM and kind is not _AGENT:
         return Rejection("OUT_OF_ORDER", f"`{event.step}` is not settled by an answer of its own")
+    spends = not (event.tokens_in is event.tokens_out is event.cost_nanousd is ABSENT)
+    if kind is _TOOL and (spends or _is_of_model(event)):
+        return Rejection("MALFORMED", f"`{event.step}` asks no model")
+    if event.declared is not ABSENT and event.declared not in DECLARED:
+        return Rejection("MALFORMED", f"what `{event.step}` declares is no label of a tool's output")
     value = None if event.payload is ABSENT else event.payload
     substituted = event.substituted is True
     if substituted or kind is not _TOOL:
@@ -183,7 +199,7 @@ def _step_succeeded(program: CompiledProgram, state: State, event: ev.StepSuccee
             return refusal
     if event.at_ms > state.now_ms:
         advance_clock(state, event.at_ms)
-    if not (event.tokens_in is event.tokens_out is event.cost_nanousd is ABSENT):
+    if spends:
         spend(state, event)
     if state.labels is not None:
         take_output(state, step, activity, event.declared, substituted)
@@ -191,6 +207,12 @@ def _step_succeeded(program: CompiledProgram, state: State, event: ev.StepSuccee
     succeed(program, state, step, activity, value, todo, substituted)
     move(program, state, todo)
     return None
+
+
+def _is_of_model(event: Any) -> bool:
+    """Whether an event says who answered, as only those of models do."""
+    told = (event.model, event.provider, event.switches)
+    return any(one is not ABSENT for one in told) or getattr(event, "cached", ABSENT) is not ABSENT
 
 
 def _gate(step: CompiledStep, value: Any, substituted: bool) -> Rejection | None:
@@ -223,6 +245,9 @@ def _step_failed(program: CompiledProgram, state: State, event: ev.StepFailed) -
         return wrong_phase(event, phase)
     if not 0 <= event.draw < _DRAWS:
         return Rejection("MALFORMED", f"a draw is a number from 0 to {_DRAWS - 1}")
+    spends = not (event.tokens_in is event.tokens_out is event.cost_nanousd is ABSENT)
+    if step.kind is not _LLM and step.kind is not _AGENT and (spends or _is_of_model(event)):
+        return Rejection("MALFORMED", f"`{event.step}` asks no model")
     details = event.payload if type(event.payload) is dict else {}
     feedback = details.get("feedback")
     if step.kind is _AGENT and feedback is not None and not are_messages(feedback):
@@ -263,8 +288,10 @@ def _step_pending(program: CompiledProgram, state: State, event: ev.StepPending)
         return wrong_phase(event, phase)
     if step.kind is not _TOOL:
         return Rejection("OUT_OF_ORDER", f"`{event.step}` is no tool")
-    if event.pure is True and state.governed and not is_cleared(state, activity, step):
+    if (event.pure is True or phase is _STARTED) and state.governed and not is_cleared(state, activity, step):
         return _undecided(event)
+    if event.declared is not ABSENT and event.declared not in DECLARED:
+        return Rejection("MALFORMED", f"what `{event.step}` declares is no label of a tool's output")
     advance_clock(state, event.at_ms)
     activity.reason = ""
     activity.declared = "" if event.declared is ABSENT else event.declared
@@ -282,6 +309,13 @@ def _give_up(program: CompiledProgram, state: State, step: CompiledStep, activit
 
 
 def _model_turned(program: CompiledProgram, state: State, event: ev.ModelTurned) -> Rejection | None:
+    found = find(program, state, event) if state.governed else None
+    if (
+        type(found) is Activity
+        and found.phase is _STARTED
+        and not is_cleared(state, found, program.steps[found.step])
+    ):
+        return _undecided(event)
     todo: list[int] = []
     refusal = model_turned(program, state, event, todo)
     if refusal is None:
@@ -309,6 +343,8 @@ def _outcome_unknown(program: CompiledProgram, state: State, event: ev.OutcomeUn
     activity: Activity = found  # type: ignore[assignment]
     if activity.phase is not _STARTED or program.steps[activity.step].kind is _CALL:
         return wrong_phase(event, activity.phase)
+    if activity.effect and event.effect != activity.effect:
+        return Rejection("MISMATCH", f"`{event.step}` was dispatched as {activity.effect}")
     advance_clock(state, event.at_ms)
     activity.reason = event.reason
     activity.effect = event.effect
@@ -336,6 +372,10 @@ def _outcome_resolved(program: CompiledProgram, state: State, event: ev.OutcomeR
         refusal = _gate(step, value, False)
         if refusal is not None:
             return refusal
+    if event.declared is not ABSENT and event.declared not in DECLARED:
+        return Rejection("MALFORMED", f"what `{event.step}` declares is no label of a tool's output")
+    if event.resolution == "repeat" and event.by == "contract" and activity.effect in _ONCE:
+        return Rejection("MISMATCH", f"no contract lets `{event.step}` be repeated")
     advance_clock(state, event.at_ms)
     # Nobody knows the bill of an attempt that nobody saw end: it is settled at its worst case.
     spend_reservation(state, activity)

@@ -10,6 +10,7 @@ from nano_vm.program.compiled import Test
 from nano_vm.program.document import Document
 
 RESERVED = frozenset({"tokens", "cost"})  # units of what is known after a call only
+APPROVAL_EXPIRY_MS = 7 * 86_400_000  # of an approval for which neither policy nor wait says how long
 
 
 class Approval(msgspec.Struct, frozen=True):

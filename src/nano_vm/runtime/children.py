@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from functools import reduce
-from operator import or_
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from nano_vm import canonical
 from nano_vm.errors import (
@@ -19,10 +15,10 @@ from nano_vm.errors import (
 from nano_vm.journal.port import RunRecord
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import StartChild
-from nano_vm.kernel.labels import FEATURE, label_of
-from nano_vm.kernel.state import RunStatus, Stage, Undo, activity_key
+from nano_vm.kernel.labels import FEATURE
+from nano_vm.kernel.reports import report_of
+from nano_vm.kernel.state import RunStatus, Stage, activity_key
 from nano_vm.kernel.transition import waiting
-from nano_vm.program.labels import SEALED, UNTRUSTED
 from nano_vm.runtime.driver import Letter, Run
 from nano_vm.runtime.outcomes import Outcome
 
@@ -169,79 +165,26 @@ def report(engine: Engine, run: Run, command: StartChild) -> Outcome:
             ),
             None,
         )
-    undo = state.undo if state.status == RunStatus.SUCCESS else []
-    details: dict[str, Any] = {"output": _output(run), "compensations": [_undo(entry) for entry in undo]}
-    output_label: Any = _UNSET
-    undo_label: Any = _UNSET
-    if state.labels is not None:
-        output_label = _output_label(run)
-        undo_label = reduce(or_, (entry.label for entry in undo), 0) or _UNSET
-    if state.status != RunStatus.SUCCESS:
-        details["message"] = _why(run)
-    details, payload = canonical.normalize(details)
+    told = report_of(run.program, state)
+    details, payload = canonical.normalize(told.details)
     return Outcome(
         ev.ChildFinished(
             at_ms=now,
             attempt=command.attempt,
-            cost_nanousd=state.cost_nanousd or _UNSET,
+            cost_nanousd=told.cost_nanousd or _UNSET,
             head=run.chain.head,
             item=item,
             occurrence=command.occurrence,
-            output_label=output_label,
+            output_label=_UNSET if told.output_label is None else told.output_label,
             payload=details,
-            status=state.ending,
+            status=told.status,
             step=command.step_id,
-            steps=state.steps,
-            tokens=state.tokens or _UNSET,
-            undo_label=undo_label,
+            steps=told.steps,
+            tokens=told.tokens or _UNSET,
+            undo_label=told.undo_label or _UNSET,
         ),
         payload,
     )
-
-
-def _undo(entry: Undo) -> dict[str, Any]:
-    undo: dict[str, Any] = msgspec.to_builtins(entry)
-    if not entry.label:
-        del undo["label"], undo["labels"]
-    return undo
-
-
-def _output_label(run: Run) -> int:
-    """The label of what `_output` gives; of a run that failed, of what is said about it."""
-    state, program = run.state, run.program
-    if state.status != RunStatus.SUCCESS:
-        label = UNTRUSTED
-        for one in state.labels or ():
-            label |= one & SEALED
-        return label
-    if not program.outputs:
-        return state.last_label
-    return reduce(or_, (label_of(state, output.template.refs) for output in program.outputs))
-
-
-def _why(run: Run) -> str:
-    """What the parent's `$call.error.message` says: the child's status, and what ended it."""
-    error = run.state.error or {}
-    said = [run.state.ending]
-    if error.get("type", run.state.ending) != run.state.ending:
-        said.append(error["type"])
-    if error.get("step"):
-        said.append(f"at `{error['step']}`")
-    text = " ".join(said)
-    return f"{text}: {error['message']}" if error.get("message") else text
-
-
-def _output(run: Run) -> Any:
-    """A child's result: its declared outputs, else its final output."""
-    if not run.program.outputs:
-        return run.state.last_output
-    found = {}
-    for output in run.program.outputs:
-        try:
-            found[output.name] = output.template.render(run.state.slots)
-        except NanoVMError:
-            continue  # not assigned on the path that was taken
-    return found
 
 
 def _refused(engine: Engine, command: StartChild, error: NanoVMError) -> Outcome:

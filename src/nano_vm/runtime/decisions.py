@@ -8,7 +8,7 @@ from nano_vm import canonical
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.commands import CallModel, CallTool, Compensate, RequestApproval
 from nano_vm.policy.decide import Asked, Decision
-from nano_vm.policy.model import Policy
+from nano_vm.policy.model import APPROVAL_EXPIRY_MS, Policy
 from nano_vm.runtime.actions import model_name
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from nano_vm.runtime.ports import ToolSpec
 
 _UNSET = ev.UNSET
-APPROVAL_EXPIRY_MS = 7 * 86_400_000  # of an approval for which neither policy nor wait says how long
 
 Dispatch: TypeAlias = CallTool | CallModel | Compensate
 Action: TypeAlias = Dispatch | RequestApproval

@@ -17,9 +17,9 @@ from nano_vm.kernel.limits import PAYLOAD_BYTES_MAX
 from nano_vm.kernel.state import RunStatus
 from nano_vm.program.compiled import SLOT_PRINCIPAL, CompiledProgram
 from nano_vm.program.model import Program
+from nano_vm.program.schema_faults import faults, wanted_by
 from nano_vm.runtime import recovery
 from nano_vm.runtime.driver import Run
-from nano_vm.runtime.gates import faults, wanted_by
 from nano_vm.runtime.governing import Gate
 from nano_vm.runtime.labelling import Needs, needs_of, prove_calls, require_keys
 from nano_vm.runtime.patience import patiently

@@ -22,9 +22,9 @@ from nano_vm import canonical
 from nano_vm.compiler.json_schema import check_schema
 from nano_vm.errors import InputError, Place, ProgramError
 from nano_vm.program.labels import DECLARED
+from nano_vm.program.schema_faults import faults
 from nano_vm.program.tool_schema import ToolSchema
 from nano_vm.runtime.arguments import check_all, check_callable, check_mapping, check_switch, check_text
-from nano_vm.runtime.gates import faults
 from nano_vm.runtime.ports import ToolSpec
 from nano_vm.runtime.tooling import EFFECTS, Secret, ToolContext
 

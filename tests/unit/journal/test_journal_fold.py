@@ -384,6 +384,6 @@ def test_a_record_that_claims_nothing_yet_is_that_of_a_running_run():
 
 def test_the_parent_in_the_record_is_the_one_of_the_journal():
     child = Driver(loop(2), "p/sub.1.1", {"count": lambda args: 5})
-    child.start({}, parent={"run": "p", "step": "sub", "occurrence": 1}, depth=1).go()
+    child.start({}, parent={"run": "p", "step": "sub", "occurrence": 1}, budgets={}, depth=1).go()
     verify_run(child.program, record_of(child, parent="p"), child.entries)
     assert failure(verify_run, child.program, record_of(child), child.entries).facts["field"] == "parent"

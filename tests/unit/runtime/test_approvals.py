@@ -411,6 +411,50 @@ def test_a_fork_cannot_use_what_its_run_was_approved(opener: Opener) -> None:
     play(main())
 
 
+def test_whoever_approved_may_fork_the_run_and_has_still_approved_it_there(opener: Opener) -> None:
+    count = Counter()
+    flow = program(tool_step("a", args={"effect": "$n"}), tool_step("b", args={"effect": 1}))
+
+    async def main() -> None:
+        vm = machine(opener, count)
+        trace = await vm.approve(await asked(vm, flow), principal=EVE)
+        fork = await vm.fork(trace.trace_id, "b", principal=EVE)
+        assert (fork.status, count.effects) == (RunStatus.SUCCESS, [7, 1, 1])
+        sound(vm, fork)
+
+    play(main())
+
+
+def test_whoever_forks_a_run_is_none_of_those_who_approve_what_it_goes_on_to_do(opener: Opener) -> None:
+    """Half of the approval was given before: by who starts the fork, so that another person is missing."""
+    count = Counter()
+    two = {
+        "id": "two",
+        "tools": ["act"],
+        "when": "$args.effect >= 5",
+        "approval": {"roles": ["boss"], "count": 2},
+    }
+    flow = program(
+        tool_step("a", args={"effect": "$n"}, depends_on=[]),
+        {"id": "w", "type": "wait", "event": "go", "depends_on": []},
+        tool_step("b", args={"effect": 1}, depends_on=["w"]),
+    )
+
+    async def main() -> None:
+        vm = machine(opener, count, {"policy": "p", "default": "allow", "rules": [two]})
+        trace = await vm.run(flow, {"n": 7}, principal=ANA)
+        await vm.approve(trace.trace_id, step="a", principal=EVE)
+        await vm.resume(trace.trace_id, {}, name="go")
+        fork = await vm.fork(trace.trace_id, "b", principal=EVE)
+        fork = await vm.approve(fork.trace_id, step="a", principal=BOB)
+        assert (fork.status, count.effects) == (RunStatus.SUSPENDED, [1, 1])
+        fork = await vm.approve(fork.trace_id, step="a", principal={"id": "cid", "roles": ["boss"]})
+        assert (fork.status, count.effects) == (RunStatus.SUCCESS, [1, 1, 7])
+        sound(vm, fork)
+
+    play(main())
+
+
 def test_a_child_asks_through_its_parent(opener: Opener) -> None:
     count = Counter()
     child = program(tool_step("a", args={"effect": "$n"}), name="child")

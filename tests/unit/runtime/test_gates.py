@@ -8,8 +8,9 @@ import pytest
 
 from nano_vm import canonical
 from nano_vm.program.compiled import ModelAction
+from nano_vm.program.schema_faults import faults
 from nano_vm.program.template import constant
-from nano_vm.runtime.gates import TEXT_BYTES_MAX, faults, pass_gate, unfenced
+from nano_vm.runtime.gates import TEXT_BYTES_MAX, pass_gate, unfenced
 from nano_vm.tools.registry import argument_checker
 
 LIST = {"type": "array", "items": {"type": "string"}}

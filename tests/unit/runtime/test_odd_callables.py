@@ -9,7 +9,7 @@ import pytest
 
 from nano_vm import Completion, ExecutionVM, InputError, ModelCache, ModelStore, NanoVMError, Planner, Program
 from nano_vm.canonical import encode
-from nano_vm.runtime.gates import faults, wanted_by
+from nano_vm.program.schema_faults import faults, wanted_by
 
 ASK = {"name": "ask", "steps": [{"id": "ask", "type": "llm", "prompt": "hi"}]}
 
