@@ -6,7 +6,7 @@ from typing import Any
 
 from nano_vm import canonical
 from nano_vm.errors import InputError
-from nano_vm.runtime.gates import faults
+from nano_vm.program.schema_faults import faults
 
 
 def check_arguments(schema: dict[str, Any], args: dict[str, Any]) -> None:
