@@ -59,7 +59,9 @@ class Place(NamedTuple):
             parts.append(f"step `{self.step}`")
         if self.field:
             parts.append(self.field)
-        return ", ".join(parts)
+        where = ", ".join(parts)
+        # Names are somebody's: what moves a terminal's cursor is not shown.
+        return where if where.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in where)
 
 
 class NanoVMError(Exception):

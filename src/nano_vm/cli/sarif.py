@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from nano_vm.program.diagnostic import Diagnostic
 
@@ -16,6 +19,17 @@ class Findings(Protocol):
 
     @property
     def diagnostics(self) -> Sequence[Diagnostic]: ...
+
+
+def _uri(path: str) -> str:
+    """A reference as RFC 3986 has it: of a name with a blank or a `#` others would read another one."""
+    if path == "-":
+        return "stdin"
+    return (
+        Path(path).absolute().as_uri()
+        if os.path.isabs(path)
+        else quote(os.fsencode(path.replace(os.sep, "/")))
+    )
 
 
 def sarif(reports: Sequence[tuple[str, Findings]]) -> dict[str, Any]:
@@ -33,7 +47,7 @@ def sarif(reports: Sequence[tuple[str, Findings]]) -> dict[str, Any]:
                     "text": CODES[finding.code].summary if finding.code in CODES else finding.code
                 },
             }
-            physical: dict[str, Any] = {"artifactLocation": {"uri": "stdin" if path == "-" else path}}
+            physical: dict[str, Any] = {"artifactLocation": {"uri": _uri(path)}}
             if place.line:
                 physical["region"] = {
                     "startLine": place.line,

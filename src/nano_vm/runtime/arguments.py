@@ -62,14 +62,16 @@ def check_count(name: str, value: Any) -> None:
         raise InputError("USAGE", f"`{name}` is out of range", help=f"a whole number from 0 to {INT_MAX}")
 
 
-def check_seconds(name: str, value: Any) -> None:
-    """Raises InputError USAGE for what is neither None nor a number of seconds above 0."""
-    if value is None:
+def check_seconds(name: str, value: Any, *, least: float | None = None) -> None:
+    """Raises InputError USAGE for what is neither a number of seconds above 0 nor None; with `least`, for what is no
+    number from there on."""
+    if value is None and least is None:
         return
     if type(value) not in (int, float):
         raise _wrong(name, value, "a number of seconds", f"{name}=30")
-    if not 0 < value < float("inf"):
-        raise InputError("USAGE", f"`{name}` is out of range", help=f"a number above 0: {name}=30")
+    if not (value > 0 if least is None else least <= value) or value == float("inf"):
+        bounds = "above 0" if least is None else f"from {least} on"
+        raise InputError("USAGE", f"`{name}` is out of range", help=f"a number {bounds}: {name}=30")
 
 
 def check_is(name: str, value: Any, kind: type, example: str) -> None:

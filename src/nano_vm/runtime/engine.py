@@ -47,6 +47,7 @@ from nano_vm.runtime.arguments import (
     check_mapping,
     check_part,
     check_replanned,
+    check_seconds,
     check_text,
     check_trace_id,
 )
@@ -659,12 +660,13 @@ class Engine(Looking):
 
     async def close(self, grace_seconds: float = 30.0) -> None:
         """Stop taking runs, let calls under way finish (at most `grace_seconds`), release every run and lose nothing.
-        Runs that are not done stay RUNNING for whoever recovers them."""
+        Runs that are not done stay RUNNING for whoever recovers them. Raises InputError USAGE."""
         await self.drain(grace_seconds)
         self.store.close()
 
     async def drain(self, grace_seconds: float = 30.0) -> None:
-        """What `close` does, except that the store stays open to be read."""
+        """What `close` does, except that the store stays open to be read. Raises InputError USAGE."""
+        check_seconds("grace_seconds", grace_seconds, least=0)
         await closing.drain(self, grace_seconds)
 
     async def __aenter__(self: _E) -> _E:

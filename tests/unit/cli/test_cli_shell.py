@@ -73,6 +73,23 @@ def test_check_writes_sarif(cli: Cli, place: Path) -> None:
     assert "MISSING_TARGET" in {rule["id"] for rule in run["tool"]["driver"]["rules"]}
 
 
+def test_names_in_findings_are_references_and_move_no_cursor(cli: Cli, place: Path) -> None:
+    name = "100% sure #1.yaml"
+    text = 'name: x\nsteps: [{id: "a\\u001b[2J", type: wait, event: e}]\n'
+    for file in (name, "we\nird.yaml"):
+        (place / file).write_text(text)
+    done = cli("check", name, str(place / name), "--format", "sarif")
+    found = [
+        result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+        for run in done.json["runs"]
+        for result in run["results"]
+    ]
+    assert found == ["100%25%20sure%20%231.yaml", (place / name).as_uri()]
+    done = cli("check", "we\nird.yaml")
+    assert "\x1b" not in done.out + done.err
+    assert "we\nird" not in done.out + done.err
+
+
 def test_the_schema_accepts_the_program_that_runs(cli: Cli, place: Path) -> None:
     import yaml
 

@@ -50,6 +50,18 @@ def test_type_hints_become_the_schema() -> None:
     assert problems(act, name="x", amount=True, tags=[])
 
 
+class Place(msgspec.Struct):
+    street: str
+
+
+def test_an_empty_schema_leaves_the_type_hints_their_word() -> None:
+    @tool(schema={})
+    def deliver(to: Place) -> None: ...
+
+    assert not problems(deliver, to={"street": "Elm"})
+    assert problems(deliver, to={"street": 1})
+
+
 def test_the_context_is_no_argument() -> None:
     def hinted(n: int, context: ToolContext) -> None: ...
     def named(n: int, ctx) -> None: ...  # type: ignore[no-untyped-def]

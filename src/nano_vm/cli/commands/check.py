@@ -11,7 +11,7 @@ import argparse
 from typing import Any
 
 from nano_vm.cli import exits
-from nano_vm.cli.console import Console
+from nano_vm.cli.console import Console, printable
 from nano_vm.cli.programs import check_file, findings_json
 from nano_vm.cli.sarif import sarif
 from nano_vm.compiler import Report
@@ -74,7 +74,7 @@ def _show(console: Console, reports: list[tuple[str, Report]]) -> None:
         for finding in report.diagnostics:
             console.line(render(finding, report.source), "bad" if finding.severity == "error" else "warn")
         errors, warnings = len(report.errors), len(report.warnings)
-        name = "<stdin>" if path == "-" else path
+        name = "<stdin>" if path == "-" else printable(path)
         if report.compiled is not None:
             what = f"{report.compiled.name} {report.compiled.version}, {len(report.compiled.steps)} steps"
             rest = f", {_count(warnings, 'warning')}" if warnings else ""

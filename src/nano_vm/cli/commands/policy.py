@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nano_vm.cli import exits
 from nano_vm.cli.arguments import json_value, number, principal, whole
-from nano_vm.cli.console import Console
+from nano_vm.cli.console import Console, printable
 from nano_vm.cli.sarif import sarif
 from nano_vm.errors import InputError
 from nano_vm.program import document as documents
@@ -111,6 +111,7 @@ def _check(args: argparse.Namespace, console: Console) -> int:
         console.document(sarif([(args.file, report)]))
     else:
         console.document(_document(name, report))
+    name = printable(name)
     for finding in report.diagnostics:
         console.line(render(finding, report.source), "bad" if finding.severity == "error" else "warn")
     policy = report.policy
