@@ -228,7 +228,8 @@ class JournalStore(Protocol):
         Args:
             known: the run's record as the caller has just read it. Where nobody owned the run then, a store may write
                 the claim with what the run adds next. Whoever comes between, by way of another store, has the run, and
-                that append raises LEASE_LOST (facts: unclaimed): nothing has been added, and nothing is owned.
+                that append raises LEASE_LOST, or JOURNAL_CONFLICT where the journal has grown (facts: unclaimed):
+                nothing has been added, and nothing is owned.
         """
 
     def renew(self, run_ids: Sequence[str], now_ms: int) -> list[str]:

@@ -146,6 +146,7 @@ async def _deliver(
     from nano_vm.runtime import recovery
 
     mail_id: str | None = None
+    lost = 0  # the fence under which somebody else was quicker
     while True:
         if mail_id is None:
             live = engine.live_here(trace_id)
@@ -172,9 +173,12 @@ async def _deliver(
         except RunLeft:
             continue
         except ConflictError as error:
-            if "unclaimed" not in error.facts:
+            # Somebody else was quicker, and what was handed in is not written: that happens once for each time that
+            # the run goes from hand to hand.
+            fence = 0 if known is None else known.fence + 1
+            if "unclaimed" not in error.facts or fence == lost:
                 raise
-            known = None  # somebody else was quicker, and what was handed in is not written
+            lost, known = fence, None
             continue
         if run is not None:
             await engine.drive(run)  # its mail, ours among it, is read first

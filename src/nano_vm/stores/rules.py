@@ -60,11 +60,12 @@ def _nothing_stored(start: int, stop: int) -> Sequence[str]:
     return ()
 
 
-def journal_conflict(run_id: str, seq: int, what: str) -> ConflictError:
+def journal_conflict(run_id: str, seq: int, what: str, *, unclaimed: bool = False) -> ConflictError:
+    """`unclaimed`: nothing had been added by whoever wanted to."""
     return ConflictError(
         "JOURNAL_CONFLICT",
         f"entry {seq} of run `{run_id}` cannot be appended: {what}",
-        facts={"run_id": run_id, "seq": seq},
+        facts={"run_id": run_id, "seq": seq, **({"unclaimed": True} if unclaimed else {})},
     )
 
 

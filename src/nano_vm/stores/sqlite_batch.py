@@ -109,8 +109,11 @@ class SqliteBatch(Batch):
         if claim is None:
             return super()._load(run_id, length)
         no, owner, fence, origin, stored = self._row(run_id)
-        if owner is not None or fence != claim.fence - 1 or length != stored:
+        if owner is not None or fence != claim.fence - 1:
             raise rules.lease_lost(run_id, length, unclaimed=True)
+        if length != stored:
+            what = f"the journal has {stored} entries"
+            raise rules.journal_conflict(run_id, length, what, unclaimed=True)
         self._taken[no] = claim
         self._claimed.append(run_id)
         run = self._known[run_id] = OwnedRun(no, claim.fence, stored, origin)

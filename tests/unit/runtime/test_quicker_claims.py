@@ -104,3 +104,18 @@ def test_whoever_is_overtaken_over_and_over_still_arrives(setting: Setting) -> N
     trace = asyncio.run(setting.vm(setting.first).resume("r", {"amount": 5}))
     assert (trace.status, setting.paid) == ("SUCCESS", [5])
     assert setting.first.others == []
+
+
+def test_a_journal_that_does_not_fit_is_no_reason_to_try_for_ever(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that keeps back the last entry: what was read is never what is stored."""
+    read = SqliteStore.read
+    monkeypatch.setattr(SqliteStore, "read", lambda *args, **options: read(*args, **options)[:-1])
+    with pytest.raises(NanoVMError) as caught:
+        asyncio.run(setting.vm(setting.first).cancel("r", "no"))
+    assert caught.value.code == "JOURNAL_CONFLICT"
+    monkeypatch.undo()
+    assert setting.vm(setting.second).trace("r").status == "SUSPENDED"
+    setting.resume_elsewhere({"amount": 5})
+    assert setting.paid == [5]

@@ -177,7 +177,7 @@ class SharedStoreConformance(StoreConformance):
         if isinstance(refused, ConflictError):  # the claim is written
             await settle(one.append("r1", 1, mine))
         else:
-            with refusal("LEASE_LOST", unclaimed=True):
+            with refusal("JOURNAL_CONFLICT", unclaimed=True):
                 await settle(one.append("r1", 1, mine))
         assert len(one.read("r1")) == 2
 
