@@ -87,7 +87,11 @@ def test_a_map_over_nothing_yields_an_empty_list() -> None:
 
 
 def test_one_failure_does_not_hide_its_siblings() -> None:
-    run = Drive({"steps": [parallel(tool("x"), {"id": "y", "type": "llm", "prompt": "?"})]}).start().break_("x", "Broken")
+    run = (
+        Drive({"steps": [parallel(tool("x"), {"id": "y", "type": "llm", "prompt": "?"})]})
+        .start()
+        .break_("x", "Broken")
+    )
     assert run.todo() == ["CallModel:y"]
     run.do("y", 2, tokens_in=5).finish()
     assert run.status is RunStatus.FAILED
