@@ -18,6 +18,7 @@ from nano_vm.errors import VerificationError
 from nano_vm.evidence import envelope
 from nano_vm.journal import replay
 from nano_vm.journal.trace import Trace
+from nano_vm.kernel import transition
 from nano_vm.runtime import calls, intents
 from nano_vm.runtime.engine import Engine
 from nano_vm.runtime.tooling import EFFECTS
@@ -140,12 +141,15 @@ def envelopes_show_values(patch: Patch, place: Path) -> None:
 
 def unknown_outcomes_are_repeated(patch: Patch, place: Path) -> None:
     patch.setattr(intents, "REPEATABLE", frozenset(EFFECTS))
+    patch.setattr(transition, "_ONCE", frozenset())
     broken = place / "broken"  # the same in every process that is started
     broken.mkdir()
     (broken / "sitecustomize.py").write_text(
+        "from nano_vm.kernel import transition\n"
         "from nano_vm.runtime import intents\n"
         "from nano_vm.runtime.tooling import EFFECTS\n"
         "intents.REPEATABLE = frozenset(EFFECTS)\n"
+        "transition._ONCE = frozenset()\n"
     )
     patch.syspath_prepend(str(broken))
 

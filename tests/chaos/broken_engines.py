@@ -12,8 +12,10 @@ def repeat_blindly(folder: Path, patch: pytest.MonkeyPatch) -> None:
     broken = folder / "broken"
     broken.mkdir()
     (broken / "sitecustomize.py").write_text(
+        "from nano_vm.kernel import transition\n"
         "from nano_vm.runtime import intents\n"
         "from nano_vm.runtime.tooling import EFFECTS\n"
         "intents.REPEATABLE = frozenset(EFFECTS)\n"
+        "transition._ONCE = frozenset()\n"
     )
     patch.syspath_prepend(str(broken))

@@ -75,6 +75,7 @@ def the_lane_does_not_wait_for_its_intents(patch: Patch) -> None:
 
 def unknown_outcomes_are_repeated_blindly(patch: Patch) -> None:
     patch.setattr(intents, "REPEATABLE", frozenset(EFFECTS))
+    patch.setattr(transition, "_ONCE", frozenset())
 
 
 def failures_are_always_retried(patch: Patch) -> None:
