@@ -50,7 +50,7 @@ class Watcher:
     def happened_plainly(self, run_id: str, step: str, spec: ToolSpec) -> None:
         """It has returned."""
 
-    def asks(self, messages: list[Message]) -> None:
+    def asks(self, messages: list[Message], params: dict[str, Any]) -> None:
         """A model is called."""
 
 
@@ -356,7 +356,7 @@ class _Model:
     async def complete(self, messages: list[Message], **params: Any) -> str | Completion:
         process = self._process
         process.alive()
-        process.watcher.asks(messages)
+        process.watcher.asks(messages, params)
         fault = process.passes("model")
         if fault == "provider_down":
             raise ConnectionError("the provider is down")

@@ -26,17 +26,20 @@ from nano_vm.compiler import compile_program
 from nano_vm.errors import InputError, NanoVMError, NotFoundError, VerificationError
 from nano_vm.evidence.bundle import export
 from nano_vm.evidence.verify import verify_bundle
+from nano_vm.journal.trace import Trace
 from nano_vm.kernel.state import REJECTIONS, RunStatus, Waiting
 from nano_vm.program.model import Program
+from nano_vm.runtime.engine import Engine
 from nano_vm.runtime.ports import ModelClient, ToolInvoker
 from nano_vm.stores.sqlite import SqliteStore
 from nano_vm.testing.checkers import Checkers, Finding, PromiseBroken
 from nano_vm.testing.faults import Crash, FaultPlan
 from nano_vm.testing.loop import SimulatedClock, SimulatedLoop, run
-from nano_vm.testing.policies import by_hash, random_policy, tighter
+from nano_vm.testing.policies import ROLE, by_hash, harder, random_policy, tighter
 from nano_vm.testing.privacy import Privacy
 from nano_vm.testing.process import Process, adopt_tasks
 from nano_vm.testing.programs import child_program, neighbour_program, random_program
+from nano_vm.testing.richer import confidant_program, enrich
 from nano_vm.testing.vaults import SharedCabinet, WatchedCabinet, is_available, seeded, vault_on
 from nano_vm.testing.wider import widen
 from nano_vm.testing.world import HOSTILE, SURE, VOUCHED, Model, World
@@ -48,6 +51,8 @@ _CALM_TURNS_MAX = 120  # by then a run has ended, or nobody knows what it waits 
 _LEASE_MS = 31_000  # by then nobody holds it any more
 _GRACE_S = 30.0  # for calls under way when a process is shut down
 _HUGE = "x" * (9 * 1024 * 1024)
+# What comes of waits: mostly what they wait for.
+_MOODS = ("", "", "", "", "", "", "no", "nobody", "late", "unwanted", "by name")
 # What an operation may end in while things go wrong: its caller is told, by name.
 _EXPECTED = frozenset(
     {
@@ -97,10 +102,16 @@ def _is_plain(seed: int) -> bool:
 
 
 def _written(seed: int, private: bool) -> dict[str, Any]:
-    """The random program of a seed; four of ten that are not plain have more of the language in them."""
+    """The random program of a seed; of those that are not plain four of ten have more of the language in them, and half
+    have still more."""
     program = random_program(random.Random(seed), private=private, plain=_is_plain(seed))
+    if _is_plain(seed):
+        return program
     draw = random.Random(f"wider {seed}")
-    return widen(draw, program) if not _is_plain(seed) and draw.random() < 0.4 else program
+    if draw.random() < 0.4:
+        program = widen(draw, program)
+    draw = random.Random(f"richer {seed}")
+    return enrich(draw, program) if draw.random() < 0.5 else program
 
 
 class Simulation:
@@ -148,7 +159,9 @@ class Simulation:
         self._own = program is not None
         private = is_available() and database is None if private is None else private
         self.program = dict(program) if program is not None else _written(seed, private)
-        self._called = [dict(one) for one in called] if program is not None else [child_program()]
+        self._called = (
+            [dict(one) for one in called] if program is not None else [child_program(), confidant_program()]
+        )
         self.subject = f"person {random.Random(f'subject {seed}').getrandbits(64):016x}"
         self.context = dict(context) if context is not None else self._drawn_context()
         self.cabinet = SharedCabinet() if private else None
@@ -158,6 +171,8 @@ class Simulation:
         self._llm: ModelClient | None = llm if llm is not None else Model()
         self._options = dict(engine or {})
         self._policies: dict[str, Mapping[str, Any]] = {}
+        self._starter: dict[str, Any] | None = None
+        self._moods = random.Random(f"moods {seed}")
         self._govern(random.Random(f"policy {seed}"))
         # A random policy might not allow it.
         beside = not self._own and self.policy is None and _is_plain(seed)
@@ -177,6 +192,10 @@ class Simulation:
             return
         self.policy = random_policy(draw, self.program, *self._called)
         if self.policy is not None:
+            more = random.Random(f"harder {self.seed}")
+            if more.random() < 0.5:
+                self.policy = harder(more, self.policy)
+                self._starter = {"id": "zoe", "roles": [ROLE]}
             self.tighter = tighter(draw, self.policy)
             self._policies = by_hash(self.policy, self.tighter)
             self._options["policy"] = self.policy
@@ -309,16 +328,22 @@ class Simulation:
         """What an application does: start the run - again, after a crash, under the same key - and look after it."""
         record = self._record()
         if record is None or self._draw.random() < 0.2:
-            trace = await process.engine.run(
-                self.program, self.context, trace_id=RUN, idempotency_key="the only one"
-            )
-            self.checkers.answered(trace)
+            self.checkers.answered(await self._begin(process))
             return
         for trace in await process.engine.recover():
             self.checkers.answered(trace)
         record = self._record()
         if record is not None and record.status == RunStatus.SUSPENDED:
             await self._give(process, process.engine.trace(RUN).waiting)
+
+    async def _begin(self, process: Process) -> Trace:
+        return await process.engine.run(
+            self.program,
+            self.context,
+            trace_id=RUN,
+            idempotency_key="the only one",
+            principal=self._starter,
+        )
 
     async def _run_beside(self, process: Process, number: int) -> None:
         """Another run of the same process: the two share their commits while both go along."""
@@ -398,10 +423,11 @@ class Simulation:
         assert isinstance(self._place, Path)
         privacy = Privacy(self._place, self.cabinet, self.subject, self.checkers.broken)
         privacy.at_rest()
-        copy = privacy.keep_copy()
+        copy, keys = privacy.keep_copy(), self.cabinet.copy()
         runs = {run_id: run.program for run_id, run in self.checkers.runs.items()}
         privacy.hashes = self.checkers.trace_hashes()
         process = self._a_process()
+        await self._hold(process)
         work = process.start(process.engine.erase(subject=self.subject, reason="asked", by="ana"))
         await self._ended(work)
         self._judge(work)
@@ -409,11 +435,41 @@ class Simulation:
         self._clock.skew_ms += _LEASE_MS
         await self._ended(process.start(process.engine.recover()))
         privacy.erased(self.checkers.store, copy, runs)
+        privacy.dead(self.checkers.store, keys, runs)
+        await self._restore(copy, self.cabinet)
+        privacy.told(copy, runs)
+        await self._restore(self._place, keys)
+        privacy.buried(self.checkers.store, keys, runs)
+
+    async def _hold(self, process: Process) -> None:
+        """What is held is not erased."""
+        assert self.cabinet is not None
+        if self._is_being_erased():
+            return
+        vault = vault_on(self.cabinet)
+        try:
+            vault.hold(subject=self.subject, reason="in court", by={"id": "ana"})
+        except NotFoundError:
+            return  # nothing of them is stored
+        work = process.start(process.engine.erase(subject=self.subject, reason="asked", by="ana"))
+        await self._ended(work)
+        if getattr(work.exception(), "code", "") != "ERASURE_HELD":
+            self.checkers.broken("P7", RUN, "somebody was erased who is held")
+        vault.release(subject=self.subject)
+
+    async def _restore(self, place: Path, cabinet: SharedCabinet) -> None:
+        """The store or the keys come out of a back-up, and somebody recovers."""
+        with SqliteStore(place, durability="normal") as store:
+            self._clock.skew_ms += _LEASE_MS
+            engine = Engine(
+                llm=None, store=store, clock=self._clock, tools=self._tools, keys=vault_on(cabinet)
+            )
+            await engine.recover()
 
     async def _settle(self, process: Process) -> None:
         engine = process.engine
         if self._record() is None:
-            await engine.run(self.program, self.context, trace_id=RUN, idempotency_key="the only one")
+            await self._begin(process)
             return
         await engine.recover()
         record = self._record()
@@ -439,24 +495,52 @@ class Simulation:
 
     async def _send(self, process: Process, wait: Mapping[str, Any], step: str) -> None:
         self._events += 1
-        data: Any = {"approved": True} if wait["kind"] == "approval" else {"number": self._events}
-        data = self._answers.get(str(wait.get("event")), data)
-        roles = list(wait.get("approvers", ()))
+        mood = "" if self._own or self.plan.quiet else self._moods.choice(_MOODS)
+        if wait.get("action"):  # it is of one exact action
+            await self._approve(process, wait, step, mood)
+            return
+        data: Any = {"approved": mood != "no"} if wait["kind"] == "approval" else {"number": self._events}
+        if mood == "unwanted" and wait["kind"] != "approval":
+            data = {"number": 0}
         event = {
-            "event": data,
+            "event": self._answers.get(str(wait.get("event")), data),
             "event_id": f"event-{self._events}",
             "step": step,
             "item": wait.get("item"),
-            "principal": {"id": "ana", "roles": roles},
+            "principal": {"id": "ana", "roles": [] if mood == "nobody" else list(wait.get("approvers", ()))},
         }
-        if wait.get("action"):  # it is of one exact action
-            ana = event["principal"]
-            await process.engine.approve(
-                RUN, True, step=step, item=wait.get("item"), action=wait["action"], principal=ana
-            )
-            return
+        if mood == "by name" and wait["kind"] == "event" and "/" not in step:
+            event |= {"step": None, "item": None, "name": wait["event"]}
         self._sent.append(event)
         await process.engine.resume(RUN, **event)
+
+    async def _approve(self, process: Process, wait: Mapping[str, Any], step: str, mood: str) -> None:
+        """Somebody says yes or no to what they were shown; or somebody who may not, too late, or to something else."""
+        person = {"id": self._moods.choice(["ana", "ben"]), "roles": list(wait.get("approvers", ()))}
+        action, nonce = wait["action"], wait["nonce"]
+        if mood == "nobody":
+            person["roles"] = ["intern"]
+        elif mood == "by name" and self._starter is not None:
+            person = self._starter
+        elif mood == "late":
+            self._clock.skew_ms += max(0, wait["due_ms"] - self._clock.now_ms())
+        elif mood == "unwanted":
+            action = f"sha256:{'0' * 64}"
+        answer = {"approved": mood != "no", "action": action, "nonce": nonce}
+        if mood in ("late", "unwanted"):  # past whoever looks at it before it is sent
+            name = step.rpartition("/")[2]
+            await process.engine.resume(
+                RUN,
+                answer,
+                step=step,
+                item=wait.get("item"),
+                principal=person,
+                event_id=f"{name}-{self._events}",
+            )
+            return
+        await process.engine.approve(
+            RUN, mood != "no", step=step, item=wait.get("item"), action=action, nonce=nonce, principal=person
+        )
 
     async def _resolve(self, process: Process, wait: Mapping[str, Any], step: str) -> None:
         """An operator looks outside, and says what happened."""
