@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -23,7 +23,7 @@ from nano_vm.journal.reading import verify_entry
 from nano_vm.journal.replay import verify_run
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
-from nano_vm.kernel.state import Stage, State, snapshot
+from nano_vm.kernel.state import Stage, State, StepStatus, snapshot
 from nano_vm.program.compiled import CompiledProgram
 from nano_vm.runtime.ports import Message, ToolSpec
 from nano_vm.runtime.sealing import open_entries
@@ -37,6 +37,7 @@ from nano_vm.testing.invariants import broken_invariant
 from nano_vm.testing.policies import Opinion
 from nano_vm.testing.process import Watcher, current
 from nano_vm.testing.prompts import wrong_prompt
+from nano_vm.testing.results import Results
 from nano_vm.testing.tampering import Tampering, others_of
 from nano_vm.testing.undoing import Done, Undoing
 from nano_vm.testing.waits import Waits
@@ -79,6 +80,7 @@ class _Run:
         self.gathered = Gathered(source, self.arguments)
         self.undoing = Undoing(source, self.arguments)
         self.waits = Waits(source)
+        self.results = Results()
         self.state = State(run=run_id)
         self.entries: list[Entry] = []
         self.intents: set[tuple[str, int, int | None, int, bool]] = set()
@@ -121,6 +123,11 @@ class Checkers(Watcher):
         self.plain: Counter[tuple[str, str]] = (
             Counter()
         )  # effects of tools without a context, by run and step
+        self._fences: dict[str, int] = {}  # the latest of each run
+        self.living: set[str] = set()  # who of those that own runs is alive
+        self.is_committing: Callable[[], bool] = lambda: (
+            False
+        )  # in a thread, so that a record may change any time
         self._attempted: set[tuple[Any, ...]] = set()
         self._key_of: dict[Any, str] = {}
         self._action_of: dict[str, Any] = {}
@@ -194,12 +201,26 @@ class Checkers(Watcher):
         )
         if wrong is not None:
             self.broken("P1", run_id, wrong)
+        run.results.note(event, settled, run.program)
+        self._admitted(run, run_id)
         if state.steps > state.steps_max:
             self.broken("P10", run_id, "more steps than the budget has")
         most = run.source.get("max_tokens")
         if most is not None and state.tokens + state.reserved_tokens > most:
             self.broken("P10", run_id, "more tokens than the budget has")
         self._note(run, run_id, event)
+
+    def _admitted(self, run: _Run, run_id: str) -> None:
+        """A model chooses among what its step allows; what stands in for an answer is what the author wrote (P2)."""
+        for one in run.state.settled:
+            name = run.program.steps[one.step].id
+            step = next((step for step in _steps_of(run.source) if step["id"] == name), {})
+            allowed = step.get("allowed_outputs")
+            if one.status is not StepStatus.SUCCESS or (allowed is None and not one.substituted):
+                continue
+            stands_in = [step.get("fallback"), *(allowed or ())[:1]] if one.substituted else allowed
+            if one.output not in (stands_in or ()):
+                self.broken("P2", run_id, f"`{name}` admits what its program does not")
 
     def _done_by_child(self, event: ev.Event) -> Sequence[Done] | None:
         """What a child that has finished has left to be undone by its parent; None where it is not known."""
@@ -378,6 +399,25 @@ class Checkers(Watcher):
         if self.plain[run_id, step] > len(begun) + self.vouched[run_id, step]:
             self.broken("P4", run_id, f"the effect of `{step}` happened {self.plain[run_id, step]} times")
 
+    def dies(self, owner: str) -> None:
+        self.living.discard(owner)
+
+    def claims(self, run_id: str, before: Any, owner: str, now_ms: int, fence: int | None) -> None:
+        if fence is None:
+            return
+        if fence <= max(before.fence, self._fences.get(run_id, 0)):
+            self.broken("P4", run_id, "two owners of a run cannot be told apart")
+        self._fences[run_id] = fence
+        lives = before.owner in self.living and before.owner != owner
+        if lives and now_ms < before.lease_until_ms and not self.is_committing():
+            self.broken("P4", run_id, "a run was taken from somebody who lives and has its lease")
+
+    def has_lost(self, run_id: str, fence: int) -> bool:
+        return fence < self._fences.get(run_id, 0)
+
+    def wrote_late(self, run_id: str) -> None:
+        self.broken("P4", run_id, "somebody has written to a run that he had lost")
+
     def asks(self, messages: list[Message], params: dict[str, Any]) -> None:
         for text in _texts(messages):
             if _SECRETIVE.search(text) is not None:
@@ -425,6 +465,11 @@ class Checkers(Watcher):
             views = [canonical.encode(_plain(trace.to_dict())) for trace in traces]
             if views[0] != views[1]:
                 self.broken("P12", run_id, "two traces of the same journal differ")
+            wrong = (
+                None if closed or run.blind else run.results.wrong(traces[0].to_dict(), traces[0].trace_hash)
+            )
+            if wrong is not None:
+                self.broken("P12", run_id, wrong)
             tampering.journal(run.program, record, entries, others_of(self.store, run_id, list(self.runs)))
             if record.parent is None:
                 tampering.bundle(self.store, run_id, self._read)

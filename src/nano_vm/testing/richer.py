@@ -16,7 +16,7 @@ from nano_vm.compiler import check
 from nano_vm.program.document import from_data
 from nano_vm.testing.programs import EVENT
 from nano_vm.testing.wider import Program, Step, is_dag, of_type
-from nano_vm.testing.world import schemas
+from nano_vm.testing.world import MOODY, schemas
 
 CONFIDANT: Final = "confidant"  # a called program that is told something
 
@@ -45,8 +45,9 @@ def branches(draw: random.Random, program: Program) -> None:
     )
     steps[-1]["depends_on"] = [first["id"]]
     steps += [{**_act("then_do"), "depends_on": ["fork"]}, {**_act("else_do"), "depends_on": ["fork"]}, last]
+    steps.append({**_act("beside"), "depends_on": ["fork"]})
     for step in of_type(program, "tool")[:2]:
-        if step.get("on_error") != "skip" and step["id"] not in ("after", "then_do", "else_do"):
+        if step.get("on_error") != "skip" and step["id"] not in ("after", "then_do", "else_do", "beside"):
             step["on_failure"] = f"failed_{step['id']}"
             steps.append({**_act(f"failed_{step['id']}"), "depends_on": [step["id"]]})
 
@@ -84,6 +85,8 @@ def has_a_group(draw: random.Random, program: Program) -> None:
     lanes = [{**_act(f"lane_{letter}"), "tool": f"act_{effect}"} for letter in "abc"]
     for lane in lanes:
         lane["args"] = {"value": lane["id"]}
+        if draw.random() < 0.5:
+            lane["tool"] = draw.choice(MOODY)
         if effect != "pure" and draw.random() < 0.5:
             lane["compensate"] = {"tool": "undo_keyed", "args": {"value": f"${lane['id']}.output.said"}}
     group: Step = {"id": "together", "type": "parallel", "parallel_steps": lanes}
@@ -93,7 +96,9 @@ def has_a_group(draw: random.Random, program: Program) -> None:
         group = {"id": "together", "type": "map", "over": ["$x", 10, 11, 12], "step": lane, "max_items": 5}
     group["max_concurrency"] = draw.randint(1, 4)
     if draw.random() < 0.3:
-        group |= {"timeout_seconds": draw.choice([20, 200]), "on_error": "skip"}
+        group |= {"timeout_seconds": draw.choice([3, 200]), "on_error": "skip"}
+    elif draw.random() < 0.7:
+        group |= {"on_error": "retry", "max_retries": 3}
     program["max_steps"] += 5
     if is_dag(program):
         group["depends_on"] = []

@@ -224,6 +224,7 @@ class Simulation:
             with self._open() as store:
                 self.checkers = _Checkers(store, self)
                 self.checkers.policies = self._policies
+                self.checkers.is_committing = self._thread_at_work
                 run(self._main(), loop)
         return self._report()
 
@@ -580,6 +581,7 @@ class Simulation:
             options=self._options,
             vault=self._vault if self.cabinet is not None else None,
         )
+        self.checkers.living.add(process.owner)
         for program in self._called:
             with contextlib.suppress(Crash):
                 process.engine.save_program(program)
