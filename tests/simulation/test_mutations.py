@@ -29,7 +29,7 @@ from nano_vm.runtime import calls, children, compilations, erasure, governing, i
 from nano_vm.runtime.journaled import JournaledRun
 from nano_vm.runtime.tooling import EFFECTS
 from nano_vm.stores.sqlite import SqliteStore
-from nano_vm.testing import checkers as checking
+from nano_vm.testing import tampering
 from nano_vm.testing.simulator import Simulation
 from nano_vm.vault.keys import Keys
 
@@ -186,7 +186,7 @@ def changes_are_not_found(patch: Patch) -> None:
             raise
 
     real = replay.verify_run
-    patch.setattr(checking, "verify_run", verify)
+    patch.setattr(tampering, "verify_run", verify)
 
 
 def traces_hold_more_than_the_journal(patch: Patch) -> None:

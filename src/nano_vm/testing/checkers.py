@@ -7,6 +7,7 @@ what a model was shown, what a caller was told.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -125,6 +126,7 @@ class Checkers(Watcher):
         )  # effects of tools without a context, by run and step
         self._fences: dict[str, int] = {}  # the latest of each run
         self.living: set[str] = set()  # who of those that own runs is alive
+        self.latest_ms: Callable[[], float] = lambda: math.inf  # that any clock has shown
         self.is_committing: Callable[[], bool] = lambda: (
             False
         )  # in a thread, so that a record may change any time
@@ -203,6 +205,9 @@ class Checkers(Watcher):
             self.broken("P1", run_id, wrong)
         run.results.note(event, settled, run.program)
         self._admitted(run, run_id)
+        at_ms = getattr(event, "at_ms", 0)
+        if at_ms > self.latest_ms():
+            self.broken("P1", run_id, f"{event.type} {at_ms - self.latest_ms()} ms before its time")
         if state.steps > state.steps_max:
             self.broken("P10", run_id, "more steps than the budget has")
         most = run.source.get("max_tokens")

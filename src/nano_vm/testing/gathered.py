@@ -29,6 +29,7 @@ class Gathered:
         for name, step in self._groups.items():
             for lane in [*step.get("parallel_steps", ()), *([step["step"]] if "step" in step else ())]:
                 self._lanes[lane["id"]] = name
+        self._final: set[tuple[str, int, int | None]] = set()  # lanes that have failed for good
         self._yielded: dict[tuple[str, int, int | None], Any] = {}  # by lane, occurrence and item
 
     def broken_by(
@@ -41,6 +42,10 @@ class Gathered:
             place = (str(step), getattr(event, "occurrence", 0), None if item is UNSET else item)
             if type(event) in _BEGIN and place in self._yielded:
                 return f"`{step}` is done again, which has succeeded"
+            if type(event) in _BEGIN and place in self._final:
+                return f"`{step}` is tried again after it has failed for good"
+            if type(event) is ev.StepFailed and not event.retryable:
+                self._final.add(place)
             items, most = (
                 self._arguments.items(str(step)),
                 self._groups[self._lanes[str(step)]].get("max_items"),

@@ -85,14 +85,14 @@ def has_a_group(draw: random.Random, program: Program) -> None:
     lanes = [{**_act(f"lane_{letter}"), "tool": f"act_{effect}"} for letter in "abc"]
     for lane in lanes:
         lane["args"] = {"value": lane["id"]}
-        if draw.random() < 0.5:
-            lane["tool"] = draw.choice(MOODY)
         if effect != "pure" and draw.random() < 0.5:
             lane["compensate"] = {"tool": "undo_keyed", "args": {"value": f"${lane['id']}.output.said"}}
+    draw.choice(lanes)["tool"] = draw.choice(MOODY)
     group: Step = {"id": "together", "type": "parallel", "parallel_steps": lanes}
     if draw.random() < 0.5:
         lane = {**lanes[0], "args": {"value": {"item": "$item", "index": "$index"}}}
         lane.pop("compensate", None)
+        lane["tool"] = draw.choice([lane["tool"], "act_late"])
         group = {"id": "together", "type": "map", "over": ["$x", 10, 11, 12], "step": lane, "max_items": 5}
     group["max_concurrency"] = draw.randint(1, 4)
     if draw.random() < 0.3:
@@ -124,6 +124,21 @@ def waits_at_once(draw: random.Random, program: Program) -> None:
     program["max_steps"] += 4
 
 
+def meets_moods(draw: random.Random, program: Program) -> None:
+    """At the beginning, tools that fail: one is tried again, one is left out, one's failure is handled."""
+    if is_dag(program):
+        return
+    first = program["steps"][0]["id"]
+    program["steps"][:0] = [
+        {**_act("again_moody"), "tool": "act_moody", "on_error": "retry", "max_retries": 2},
+        {**_act("left_out"), "tool": "act_refusing", "on_error": "skip"},
+        {**_act("refused_here"), "tool": "act_refusing", "on_failure": "handled"},
+    ]
+    handled = {**_act("handled"), "args": {"value": "$refused_here.error.type"}, "next_step": first}
+    program["steps"].append(handled)
+    program["max_steps"] += 5
+
+
 def undoes(draw: random.Random, program: Program) -> None:
     """Much that can be undone, and an end by which it has to be."""
     if is_dag(program):
@@ -143,7 +158,7 @@ def undoes(draw: random.Random, program: Program) -> None:
 
 
 def _undo(draw: random.Random, step: str) -> Step:
-    tool = draw.choice(["undo_keyed", "undo_idempotent", "undo_transactional"])
+    tool = draw.choice(["undo_keyed", "undo_idempotent", "undo_transactional", "undo_moody", "undo_failing"])
     return {"tool": tool, "args": {"value": [f"${step}.output.said", "$x"]}}
 
 
@@ -224,6 +239,7 @@ _CHANGES: list[Callable[[random.Random, Program], None]] = [
     tries_groups_again,
     has_a_group,
     waits_at_once,
+    meets_moods,
     undoes,
     is_pressed_for_time,
     stands_still,

@@ -102,8 +102,8 @@ def _is_plain(seed: int) -> bool:
 
 
 def _written(seed: int, private: bool) -> dict[str, Any]:
-    """The random program of a seed; of those that are not plain four of ten have more of the language in them, and half
-    have still more."""
+    """The random program of a seed; of those that are not plain four of ten have more of the language in them, and two
+    of three still more."""
     program = random_program(random.Random(seed), private=private, plain=_is_plain(seed))
     if _is_plain(seed):
         return program
@@ -111,7 +111,7 @@ def _written(seed: int, private: bool) -> dict[str, Any]:
     if draw.random() < 0.4:
         program = widen(draw, program)
     draw = random.Random(f"richer {seed}")
-    return enrich(draw, program) if draw.random() < 0.5 else program
+    return enrich(draw, program) if draw.random() < 0.65 else program
 
 
 class Simulation:
@@ -225,6 +225,7 @@ class Simulation:
                 self.checkers = _Checkers(store, self)
                 self.checkers.policies = self._policies
                 self.checkers.is_committing = self._thread_at_work
+                self.checkers.latest_ms = lambda: self._clock.latest_ms
                 run(self._main(), loop)
         return self._report()
 

@@ -55,7 +55,12 @@ class World:
         self.tools.add(self._pending())
         self.tools.add(self._ticking())
         self.tools.add(self._late())
-        for name, failures_max in (("act_moody", 1), ("act_refusing", 1 << 30)):
+        for name, failures_max in (
+            ("act_moody", 1),
+            ("undo_moody", 1),
+            ("undo_failing", 9),
+            ("act_refusing", 9_999),
+        ):
             self.tools.add(self._moody(name, failures_max))
         for effect in PLAIN:
             self.tools.add(self._plain(effect))
@@ -111,7 +116,7 @@ class World:
             place = f"{ctx.trace_id} {ctx.step} {ctx.occurrence} {ctx.item}"
             self.done[name, place] += 1
             if self.done[name, place] <= failures_max:
-                raise ToolError("not now", retryable=failures_max == 1, code="MOOD")
+                raise ToolError("not now", retryable=failures_max < 10, code="MOOD")
             return {"said": f"token-{ctx.step}", "heard": value}
 
         act.__name__ = name
