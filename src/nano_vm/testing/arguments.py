@@ -137,6 +137,8 @@ class Arguments:
         found = _REFERENCE.fullmatch(template)
         if found is not None:
             return self._meant(found, own)
+        if "${" in template:
+            return ANYTHING
         values = [self._meant(one, own) for one in _REFERENCE.finditer(template)]
         if "$$" in template or not values or any(_is_open(value) for value in values):
             return ANYTHING

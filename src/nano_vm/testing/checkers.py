@@ -223,7 +223,7 @@ class Checkers(Watcher):
             allowed = step.get("allowed_outputs")
             if one.status is not StepStatus.SUCCESS or (allowed is None and not one.substituted):
                 continue
-            stands_in = [step.get("fallback"), *(allowed or ())[:1]] if one.substituted else allowed
+            stands_in = [step.get("fallback", ""), *(allowed or ())[:1]] if one.substituted else allowed
             if one.output not in (stands_in or ()):
                 self.broken("P2", run_id, f"`{name}` admits what its program does not")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from nano_vm import canonical
 from nano_vm.kernel import events as ev
 from nano_vm.kernel.state import RunStatus, Settled, Stage, State, StepStatus
 from nano_vm.program.compiled import CompiledProgram
@@ -35,7 +36,7 @@ class Endings:
         self._tokens_max = source.get("max_tokens")
         self._stalled_max = source.get("max_stalled_steps")
         self._stalled = 0
-        self._yielded: dict[str, Any] = {}
+        self._yielded: dict[str, bytes] = {}
         self._duration_ms_max = int(source.get("max_duration_seconds", 0) * 1_000)
         self._used_ms = 0
         self._before: tuple[int, bool] | None = (
@@ -87,10 +88,10 @@ class Endings:
             self._spent += one.attempts > 0
         if step["type"] == "wait":
             self._stalled = 0
-        elif step["type"] != "condition" and one.status is not StepStatus.FAILED:
-            same = step["id"] in self._yielded and self._yielded[step["id"]] == one.output
-            self._stalled = self._stalled + 1 if same else 0
-            self._yielded[step["id"]] = one.output
+        elif step["type"] != "condition" and one.status is not StepStatus.FAILED and one.attempts:
+            written = canonical.encode(one.output)
+            self._stalled = self._stalled + 1 if self._yielded.get(step["id"]) == written else 0
+            self._yielded[step["id"]] = written
 
     def _is_late(self, state: State) -> bool:
         """Count the time up to now, but for that in which the run waited; whether it is more than there was."""

@@ -57,7 +57,9 @@ def harder(draw: random.Random, policy: Mapping[str, Any]) -> Document:
     """The same policy, harder to satisfy: two people who have not started the run approve, and soon; what is limited is
     limited for whoever has started runs, too."""
     rules = []
-    for rule in policy["rules"]:
+    asked = {"id": "ask", "tools": _acting(draw.choice(["keyed", "idempotent"])), "approval": {}}
+    is_asking = any("approval" in rule for rule in policy["rules"])
+    for rule in [*policy["rules"], *([] if is_asking else [asked])]:
         changed = dict(rule)
         if "approval" in rule:
             changed["approval"] = {"roles": [ROLE], "four_eyes": True, "count": 2, "expiry_seconds": 600}

@@ -15,6 +15,7 @@ from nano_vm.testing.arguments import ANYTHING, Arguments
 _TOLD: Final = re.compile(
     r"That answer was not accepted: .*\. Answer again\.|You proposed \d+ calls .*", re.DOTALL
 )
+_VALUES: Final = re.compile(r"\$\$|\$\{[^}]*\}|\$\w+(?:\.\w+)*")
 _PARAMETERS: Final = frozenset({"max_tokens", "tools", "model"})
 
 
@@ -55,7 +56,7 @@ def _is_prompt(messages: Sequence[Mapping[str, Any]], source: Mapping[str, Any],
 def _agrees(rendered: Any, written: str, shown: str) -> bool:
     if rendered is ANYTHING or not isinstance(rendered, str):
         # What stands around the values is known at least.
-        around = [re.escape(part) for part in re.split(r"\$\w+(?:\.\w+)*", written)]
+        around = [re.escape(part) for part in _VALUES.split(written)]
         return re.fullmatch(".*".join(around), shown, re.DOTALL) is not None
     return rendered == shown
 

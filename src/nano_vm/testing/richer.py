@@ -150,6 +150,7 @@ def undoes(draw: random.Random, program: Program) -> None:
     booked = [{**_act(name), "tool": f"act_{name}"} for name in ("keyed", "irreversible")]
     for step in booked:
         step |= {"id": f"book_{step['id']}", "compensate": _undo(draw, f"book_{step['id']}")}
+    booked[0]["compensate"]["tool"] = draw.choice(["undo_moody", "undo_failing"])
     program["steps"][:0] = booked
     program["max_steps"] += 2
     for step in program["steps"]:

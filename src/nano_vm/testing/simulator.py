@@ -52,7 +52,7 @@ _LEASE_MS = 31_000  # by then nobody holds it any more
 _GRACE_S = 30.0  # for calls under way when a process is shut down
 _HUGE = "x" * (9 * 1024 * 1024)
 # What comes of waits: mostly what they wait for.
-_MOODS = ("", "", "", "", "", "", "no", "nobody", "late", "unwanted", "by name")
+_MOODS = ("", "", "", "no", "nobody", "late", "unwanted", "by name")
 # What an operation may end in while things go wrong: its caller is told, by name.
 _EXPECTED = frozenset(
     {

@@ -75,6 +75,9 @@ class Undoing:
                 self._undone.add(_place_of(event))
             case ev.OutcomeResolved() if event.compensation is True and event.resolution == "succeeded":
                 self._undone.add(self.done[-1].place)
+            case ev.OutcomeResolved() if event.compensation is True:
+                # Where somebody vouches for it that it may be done again, that is no failure.
+                self._failures += event.resolution == "failed" or event.by != "operator"
             case ev.CompensationFailed():
                 return self._failed(event, state)
             case ev.RunFinished():

@@ -98,7 +98,11 @@ class Waits:
             # One of several who have to approve, or an event that is kept.
             places = [place for place in self._asked if place in self._since and self._is_meant(place, event)]
             return self._approves(places[0], event, ended=False) if len(places) == 1 else None
-        place = gone[0]
+        # A run that ends gives up what else waits.
+        taking = [place for place in gone if len(gone) == 1 or place[0] in settled]
+        if len(taking) != 1:
+            return None
+        place = taking[0]
         step = self._steps.get(place[0], {})
         if not self._is_meant(place, event):
             return "P1", f"an event ended `{place[0]}` that was meant for another step"
@@ -112,7 +116,9 @@ class Waits:
             return "P1", f"`{place[0]}` has taken an event that it does not accept"
         if event.name is not UNSET:
             others = [one for one in self._since if self._is_meant(one, event) and one not in self._asked]
-            first = next((one for one in others if _takes(self._steps.get(one[0], {}), event)), place)
+            steps = {one: self._steps.get(one[0], {}) for one in others}
+            known = all("accept" not in step or _ACCEPT.fullmatch(step["accept"]) for step in steps.values())
+            first = next((one for one in others if known and _takes(steps[one], event)), place)
             if first != place:
                 return "P1", f"an event ended `{place[0]}`, and `{first[0]}` has waited for it longer"
         one = settled.get(place[0])
