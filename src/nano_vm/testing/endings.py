@@ -42,7 +42,7 @@ class Endings:
         self._before: tuple[int, bool] | None = (
             None  # when the last transition was, and whether the run waited then
         )
-        self._active: set[int] = set()
+        self._active: set[tuple[int, int]] = set()  # keys and occurrences
         self._settled: set[str] = set()
         self._unhandled: set[str] = set()  # what has failed, and nobody goes on with it
         self._last: tuple[Mapping[str, Any], Settled] | None = None
@@ -123,7 +123,8 @@ class Endings:
 
     def _goes_on(self, state: State, is_late: bool, was_stalled: bool) -> tuple[str, str] | None:
         """Nothing new begins when time is up, or when nothing has changed for too long."""
-        begun, self._active = state.active.keys() - self._active, set(state.active)
+        active = {(key, one.occurrence) for key, one in state.active.items()}
+        begun, self._active = active - self._active, active
         if state.stage is not Stage.GOING:
             return None  # what is undone has its own budget
         if begun and is_late:

@@ -359,6 +359,8 @@ class Simulation:
         await asyncio.sleep(self._draw.choice([0, 0.001, 0.5, 40]))
         for trace in await process.engine.recover():
             self.checkers.answered(trace)
+        if self._moods.random() < 0.5 and self._record() is not None:
+            await process.engine.take_up(RUN)  # whoever has it keeps it
 
     async def _interfere(self, process: Process) -> None:
         await asyncio.sleep(self._draw.choice([0, 0, 0.01, 1, 60]))
