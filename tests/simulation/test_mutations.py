@@ -616,6 +616,16 @@ def bundles_are_cut_short(patch: Patch) -> None:
 
 
 WAITS = {"name": "waits", "steps": [{"id": f"w{n}", "type": "wait", "event": "go"} for n in range(4)]}
+TOGETHER = {
+    "name": "together",
+    "steps": [
+        {
+            "id": "all",
+            "type": "parallel",
+            "parallel_steps": [{"id": f"w{n}", "type": "wait", "event": "go"} for n in range(4)],
+        }
+    ],
+}
 CALLS = {"name": "calls", "steps": [{"id": "c", "type": "call", "program": "called", "inputs": {}}]}
 CALLED = {
     "name": "called",
@@ -661,11 +671,19 @@ OFTEN: dict[Callable[[Patch], None], dict[str, Any]] = {
     bundles_are_cut_short: {"only": {"verify"}, "rate": 0.9},
     answers_from_outside_go_astray: {"rate": 0, "program": LATER},
     failures_are_told_wrongly: {"only": {"refused"}, "rate": 0.3},
+    events_go_to_whoever_has_come_last: {"rate": 0, "program": TOGETHER},
 }
 # Those that only few seeds notice, and the first that does: found by looking through them, and tried first.
 NOTICED: dict[Callable[[Patch], None], int] = {
     limits_are_not_counted: 25,
-    an_approval_serves_for_ever: 19,
+    an_approval_serves_for_ever: 89,
+    anybody_may_approve: 13,
+    gates_let_everything_through: 47,
+    groups_go_all_at_once: 13,
+    lists_come_back_the_wrong_way_round: 19,
+    nobody_looks_at_the_time: 40,
+    runs_share_their_keys: 31,
+    sagas_are_undone_from_the_beginning: 24,
     children_that_were_let_go_are_said_to_wait: 110,
 }
 MUTANTS: list[tuple[Callable[[Patch], None], set[str]]] = [

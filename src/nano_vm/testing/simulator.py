@@ -499,7 +499,9 @@ class Simulation:
 
     async def _send(self, process: Process, wait: Mapping[str, Any], step: str) -> None:
         self._events += 1
-        mood = "" if self._own or self.plan.quiet else self._moods.choice(_MOODS)
+        mood = "" if self.plan.quiet else self._moods.choice(_MOODS)
+        if self._own and mood != "by name":
+            mood = ""  # what your program makes of the others is yours
         if wait.get("action"):  # it is of one exact action
             await self._approve(process, wait, step, mood)
             return

@@ -27,7 +27,8 @@ from nano_vm.program.compiled import CompiledProgram
 
 Broken: TypeAlias = Callable[[str, str, str], None]
 Edit: TypeAlias = Callable[[dict[str, Any]], None]
-_TRIES: Final = 4  # for each journal, and for each bundle
+_TRIES: Final = 4  # for each journal
+_BUNDLE_TRIES: Final = 2
 _FIELDS: Final[dict[str, Any]] = {
     "program_name": "another",
     "parent": "another",
@@ -145,7 +146,7 @@ class Tampering:
     def bundle(self, store: JournalStore, run_id: str, opened: Callable[[str], list[Entry]]) -> None:
         """Change what is exported of a run, so that it is a bundle like any other, and says something else."""
         data = export(store, run_id, opened=opened).data
-        for _ in range(_TRIES):
+        for _ in range(_BUNDLE_TRIES):
             contents = container.read(data)
             what = self._draw.choice([*_CHANGES])
             if not _CHANGES[what](contents, self._draw):
