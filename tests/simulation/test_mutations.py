@@ -18,20 +18,23 @@ from nano_vm.compiler import lower
 from nano_vm.errors import VerificationError
 from nano_vm.evidence import bundle
 from nano_vm.journal import entry as entries
-from nano_vm.journal import replay
+from nano_vm.journal import ledger, replay
 from nano_vm.journal.trace import Trace
-from nano_vm.kernel import ending, flow, groups, lane, outside, settle, transition
+from nano_vm.kernel import dag, ending, flow, groups, lane, opening, outside, settle, transition, waits
 from nano_vm.kernel import events as ev
 from nano_vm.policy import progress
 from nano_vm.policy.tally import Tally
 from nano_vm.program.compiled import CompiledStep, ConditionAction, Kind, ParallelAction
 from nano_vm.runtime import calls, children, compilations, erasure, governing, intents
+from nano_vm.runtime.gates import GateResult
 from nano_vm.runtime.journaled import JournaledRun
 from nano_vm.runtime.tooling import EFFECTS
 from nano_vm.stores.sqlite import SqliteStore
-from nano_vm.testing import checkers as checking
+from nano_vm.testing import tampering
 from nano_vm.testing.simulator import Simulation
+from nano_vm.vault.files import Files
 from nano_vm.vault.keys import Keys
+from nano_vm.vault.local import Vault
 
 SEEDS = 120  # at most, for each mutant: most are noticed by the first few
 Patch = pytest.MonkeyPatch
@@ -187,7 +190,7 @@ def changes_are_not_found(patch: Patch) -> None:
             raise
 
     real = replay.verify_run
-    patch.setattr(checking, "verify_run", verify)
+    patch.setattr(tampering, "verify_run", verify)
 
 
 def traces_hold_more_than_the_journal(patch: Patch) -> None:
@@ -462,11 +465,169 @@ def repetitions_cost_no_step(patch: Patch) -> None:
     patch.setattr(transition, "_repeat", free)
 
 
+def lists_come_back_the_wrong_way_round(patch: Patch) -> None:
+    look = groups.succeed
+
+    def backwards(program: Any, state: Any, step: Any, activity: Any, value: Any, *rest: Any) -> None:
+        look(program, state, step, activity, value[::-1] if type(value) is list else value, *rest)
+
+    patch.setattr(groups, "succeed", backwards)
+
+
+def groups_repeat_what_is_done(patch: Patch) -> None:
+    fail = groups._group_failed
+
+    def thorough(program: Any, state: Any, step: Any, activity: Any, group: Any, todo: Any) -> None:
+        fail(program, state, step, activity, group, todo)
+        if group.queue:
+            group.queue = list(range(group.total - 1, -1, -1))
+
+    patch.setattr(groups, "_group_failed", thorough)
+
+
+def branches_are_taken_whatever_comes_out(patch: Patch) -> None:
+    settle_edges = dag.settle_edges
+
+    def careless(program: Any, state: Any, step: Any, result: str, todo: list[int]) -> None:
+        state.taken = [True] * len(state.taken)
+        settle_edges(program, state, step, result, todo)
+
+    patch.setattr(flow, "settle_edges", careless)
+    patch.setattr(settle, "settle_edges", careless)
+
+
+def sagas_are_undone_from_the_beginning(patch: Patch) -> None:
+    no_lane(patch)
+    remember = settle._remember_undo
+
+    def first(state: Any, *rest: Any) -> Any:
+        fault = remember(state, *rest)
+        state.undo.insert(0, state.undo.pop())
+        return fault
+
+    patch.setattr(settle, "_remember_undo", first)
+
+
+def what_is_undone_is_undone_twice(patch: Patch) -> None:
+    compensation = calls.Calls.compensation
+
+    async def thorough(self: Any, *args: Any) -> Any:
+        await compensation(self, *args)
+        return await compensation(self, *args)
+
+    patch.setattr(calls.Calls, "compensation", thorough)
+
+
+def failures_are_not_handled(patch: Patch) -> None:
+    fail = settle.fail_for_good
+
+    def hopeless(program: Any, state: Any, step: Any, *rest: Any) -> None:
+        fail(program, state, msgspec.structs.replace(step, on_failure=-1), *rest)
+
+    patch.setattr(settle, "fail_for_good", hopeless)
+
+
+def waits_are_half_as_long(patch: Patch) -> None:
+    due_ms = waits.due_ms
+
+    def impatient(state: Any, step: Any, action: Any, entered_ms: int) -> int:
+        due = due_ms(state, step, action, entered_ms)
+        return entered_ms + (due - entered_ms) // 2 if due else 0
+
+    patch.setattr(opening, "due_ms", impatient)
+
+
+def events_go_to_whoever_has_come_last(patch: Patch) -> None:
+    candidates = outside._candidates
+    patch.setattr(outside, "_candidates", lambda *args: candidates(*args)[::-1])
+
+
+def everything_is_accepted(patch: Patch) -> None:
+    patch.setattr(outside, "event_fault", lambda *args: None)
+
+
+def anybody_may_approve(patch: Patch) -> None:
+    fault = outside.approval_fault
+
+    def lenient(*args: Any) -> str | None:
+        why = fault(*args)
+        return None if why in ("NOT_APPROVER", "SELF_APPROVAL") else why
+
+    patch.setattr(outside, "approval_fault", lenient)
+
+
+def nobody_looks_at_the_time(patch: Patch) -> None:
+    patch.setattr(ending, "used_ms", lambda state: 0)
+    patch.setattr("nano_vm.kernel.lane._NO_END_MS", 1 << 62)
+
+
+def standing_still_is_no_matter(patch: Patch) -> None:
+    patch.setattr(settle, "_count_stalled", lambda *args: None)
+
+
+def prompts_hold_what_no_step_names(patch: Patch) -> None:
+    request = opening.model_request
+
+    def chatty(action: Any, slots: Any) -> Any:
+        made = request(action, slots)
+        made["messages"][-1]["content"] += " You have tried before."
+        return made
+
+    patch.setattr(opening, "model_request", chatty)
+
+
+def gates_let_everything_through(patch: Patch) -> None:
+    patch.setattr(calls, "pass_gate", lambda action, text: GateResult(text))
+    patch.setattr(transition, "_gate", lambda *args: None)
+
+
+def owners_are_robbed(patch: Patch) -> None:
+    patch.setattr(SqliteStore, "_is_free", lambda self, record, now_ms: True)
+
+
+def records_say_what_they_like(patch: Patch) -> None:
+    patch.setattr(replay, "_agree", lambda *args: None)
+
+
+def receipts_are_not_made_again(patch: Patch) -> None:
+    def trusting(self: Any, contents: Any, trace: Any) -> Any:
+        return canonical.decode(contents.receipt)
+
+    patch.setattr("nano_vm.evidence.verify._Checking._receipt", trusting)
+
+
+def traces_count_an_attempt_too_many(patch: Patch) -> None:
+    step = ledger._step
+
+    def generous(*args: Any, attempts: int = 0, **known: Any) -> Any:
+        return step(*args, attempts=attempts + 1, **known)
+
+    patch.setattr(ledger, "_step", generous)
+
+
+def holds_are_not_heeded(patch: Patch) -> None:
+    patch.setattr(Files, "check_hold", lambda self, handle: None)
+
+
+def keys_come_back_with_a_backup(patch: Patch) -> None:
+    patch.setattr(Vault, "bury", lambda self: 0)
+
+
 def bundles_are_cut_short(patch: Patch) -> None:
     patch.setattr(bundle, "_portable", lambda entries: entries[:1])
 
 
 WAITS = {"name": "waits", "steps": [{"id": f"w{n}", "type": "wait", "event": "go"} for n in range(4)]}
+TOGETHER = {
+    "name": "together",
+    "steps": [
+        {
+            "id": "all",
+            "type": "parallel",
+            "parallel_steps": [{"id": f"w{n}", "type": "wait", "event": "go"} for n in range(4)],
+        }
+    ],
+}
 CALLS = {"name": "calls", "steps": [{"id": "c", "type": "call", "program": "called", "inputs": {}}]}
 CALLED = {
     "name": "called",
@@ -512,11 +673,19 @@ OFTEN: dict[Callable[[Patch], None], dict[str, Any]] = {
     bundles_are_cut_short: {"only": {"verify"}, "rate": 0.9},
     answers_from_outside_go_astray: {"rate": 0, "program": LATER},
     failures_are_told_wrongly: {"only": {"refused"}, "rate": 0.3},
+    events_go_to_whoever_has_come_last: {"rate": 0, "program": TOGETHER},
 }
 # Those that only few seeds notice, and the first that does: found by looking through them, and tried first.
 NOTICED: dict[Callable[[Patch], None], int] = {
     limits_are_not_counted: 25,
-    an_approval_serves_for_ever: 19,
+    an_approval_serves_for_ever: 89,
+    anybody_may_approve: 13,
+    gates_let_everything_through: 47,
+    groups_go_all_at_once: 13,
+    lists_come_back_the_wrong_way_round: 19,
+    nobody_looks_at_the_time: 40,
+    runs_share_their_keys: 31,
+    sagas_are_undone_from_the_beginning: 24,
     children_that_were_let_go_are_said_to_wait: 110,
 }
 MUTANTS: list[tuple[Callable[[Patch], None], set[str]]] = [
@@ -561,6 +730,26 @@ MUTANTS: list[tuple[Callable[[Patch], None], set[str]]] = [
     (ends_are_misnamed, {"P1"}),
     (runs_succeed_before_their_end, {"P1"}),
     (repetitions_cost_no_step, {"P10"}),
+    (lists_come_back_the_wrong_way_round, {"P1"}),
+    (groups_repeat_what_is_done, {"P1", "P4"}),
+    (branches_are_taken_whatever_comes_out, {"P1"}),
+    (sagas_are_undone_from_the_beginning, {"P1"}),
+    (what_is_undone_is_undone_twice, {"P4"}),
+    (failures_are_not_handled, {"P1"}),
+    (waits_are_half_as_long, {"P1"}),
+    (events_go_to_whoever_has_come_last, {"P1"}),
+    (everything_is_accepted, {"P1", "P9"}),
+    (anybody_may_approve, {"P9"}),
+    (nobody_looks_at_the_time, {"P10"}),
+    (standing_still_is_no_matter, {"P10"}),
+    (prompts_hold_what_no_step_names, {"P8"}),
+    (gates_let_everything_through, {"P2"}),
+    (owners_are_robbed, {"P4"}),
+    (records_say_what_they_like, {"P6"}),
+    (receipts_are_not_made_again, {"P6"}),
+    (traces_count_an_attempt_too_many, {"P12"}),
+    (holds_are_not_heeded, {"P7"}),
+    (keys_come_back_with_a_backup, {"P7"}),
 ]
 
 

@@ -22,14 +22,14 @@ def broken(reports: list[Report]) -> list[str]:
 
 @pytest.mark.parametrize("part", range(4))
 def test_no_promise_is_broken_by_a_few_faults(part: int) -> None:
-    reports = simulate(range(FIRST + 25 * part, FIRST + 25 * part + 25))
+    reports = simulate(range(FIRST + 12 * part, FIRST + 12 * part + 12))
     assert not broken(reports)
     assert sum(report.transitions for report in reports) > 100
     assert sum(report.crashes for report in reports) > 0
 
 
 def test_no_promise_is_broken_by_a_storm_of_faults() -> None:
-    assert not broken(simulate(range(FIRST + 100, FIRST + 125), rate=0.25))
+    assert not broken(simulate(range(FIRST + 100, FIRST + 112), rate=0.25))
 
 
 @pytest.mark.campaign
@@ -42,8 +42,8 @@ def test_no_promise_is_broken_by_thousands_of_faults(part: int, rate: float) -> 
 
 def test_no_promise_is_broken_over_postgres() -> None:
     reports = [
-        *simulate(range(FIRST + 200, FIRST + 220), database=fresh_url),
-        *simulate(range(FIRST + 220, FIRST + 230), database=fresh_url, rate=0.25),
+        *simulate(range(FIRST + 200, FIRST + 210), database=fresh_url),
+        *simulate(range(FIRST + 220, FIRST + 225), database=fresh_url, rate=0.25),
     ]
     assert not broken(reports)
     assert sum(report.transitions for report in reports) > 100
@@ -63,7 +63,7 @@ MEDDLERS = {"shutdown", "verify", "cancel", "crash", "erase"}
 
 @pytest.mark.parametrize("part", range(2))
 def test_no_promise_is_broken_by_who_meddles_with_runs_at_work(part: int) -> None:
-    reports = simulate(range(FIRST + 20 * part, FIRST + 20 * part + 20), only=MEDDLERS, rate=0.5)
+    reports = simulate(range(FIRST + 10 * part, FIRST + 10 * part + 10), only=MEDDLERS, rate=0.5)
     assert not broken(reports)
     assert {"shutdown", "verify", "cancel"} <= {
         fault for report in reports for fault in report.faults.values()
@@ -89,7 +89,7 @@ def test_a_seed_goes_the_same_way_again(count: int) -> None:
 
 
 def test_all_kinds_of_steps_and_faults_come_up_and_break_no_promise() -> None:
-    reports = simulate(range(FIRST, FIRST + 25), rate=0.4)
+    reports = simulate(range(FIRST, FIRST + 15), rate=0.4)
     assert not broken(reports)
     kinds = {step["type"] for report in reports for step in report.program["steps"]}
     assert kinds >= {"tool", "llm", "condition", "parallel", "map", "wait", "call", "agent"}
@@ -99,16 +99,16 @@ def test_all_kinds_of_steps_and_faults_come_up_and_break_no_promise() -> None:
 
 
 def test_people_are_erased_in_the_middle_of_their_runs_and_at_the_end_of_them() -> None:
-    reports = simulate(range(FIRST, FIRST + 20), only={"erase", "crash"}, rate=0.2)
+    reports = simulate(range(FIRST, FIRST + 14), only={"erase", "crash"}, rate=0.2)
     assert not broken(reports)
     personal = [report for report in reports if "subject" in report.program]
-    assert len(personal) > 3
+    assert len(personal) > 2
     assert any("erase" in report.faults.values() for report in personal)
 
 
 def test_policies_refuse_ask_and_change_while_programs_run() -> None:
     rules, decisions = set(), set()
-    for seed in range(FIRST, FIRST + 40):
+    for seed in range(FIRST, FIRST + 24):
         simulation = Simulation(seed, rate=0.3, only={"new_policy"})
         assert not simulation.run().findings
         if simulation.policy is not None:
@@ -130,6 +130,14 @@ def test_a_child_that_begins_beside_model_calls_gets_what_they_leave() -> None:
     report = Simulation(40_271, faults={}).run()
     assert not report.findings
     assert {"call", "llm"} <= {step["type"] for step in report.program["steps"]}
+
+
+def test_a_store_out_of_a_backup_is_told_of_an_erasure_that_others_were_told_of_late() -> None:
+    """Found by this seed: a run whose owner had died was told while the store was looked through, and that counted as
+    if it stood before the mark."""
+    report = Simulation(66, rate=0.12).run()
+    assert not report.findings, report.rerun
+    assert "subject" in report.program
 
 
 def test_without_a_vault_nobody_is_named() -> None:

@@ -269,7 +269,7 @@ async def replay(engine: Engine, leaves: bool = False) -> list[dict[str, Any]]:
         return await _replay_around(engine, keys, leaves)
     _adopt(engine, keys, seen.told)
     done = {(run_id, event.erasure) for run_id, event in seen.told}
-    receipts, is_all_told = [], True
+    receipts, is_all_told, is_at_work = [], True, False
     listed = keys.all_erasures()
     settled = {erasure.id for erasure in listed[: seen.settled]}
     for erasure in _erasures(engine, listed):
@@ -278,10 +278,12 @@ async def replay(engine: Engine, leaves: bool = False) -> list[dict[str, Any]]:
         is_new = erasure.id not in settled  # the store may be older than it is, and the mark older still
         if is_new or erasure.stage != DONE or any((run_id, erasure.id) not in done for run_id in runs):
             erasure, is_told = await _complete_or_leave(engine, erasure, leaves, left)
-            is_all_told = is_all_told and is_told
+            is_all_told, is_at_work = is_all_told and is_told, True
         receipts.append(_receipt(erasure))
-    if is_all_told:
-        seen.keep(len(listed))  # else these entries have to be looked at again: they name the runs
+    if is_all_told:  # else these entries have to be looked at again: they name the runs
+        # What runs have been told just now stands behind the mark, where a back-up does not have it.
+        has_grown = is_at_work and look_through(engine.store, keys).mark != seen.mark
+        seen.keep(seen.settled if has_grown else len(listed))
     if left:
         raise left[0]
     return receipts

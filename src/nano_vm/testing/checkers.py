@@ -7,15 +7,16 @@ what a model was shown, what a caller was told.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
 
 from nano_vm import canonical
-from nano_vm.errors import NanoVMError, NotFoundError, VerificationError
+from nano_vm.errors import NotFoundError, VerificationError
 from nano_vm.journal.entry import GENESIS, Entry, is_closed, open_events, read_facts
 from nano_vm.journal.fold import take
 from nano_vm.journal.port import JournalStore
@@ -23,7 +24,7 @@ from nano_vm.journal.reading import verify_entry
 from nano_vm.journal.replay import verify_run
 from nano_vm.journal.trace import Trace
 from nano_vm.kernel import events as ev
-from nano_vm.kernel.state import Stage, State, snapshot
+from nano_vm.kernel.state import Stage, State, StepStatus, snapshot
 from nano_vm.program.compiled import CompiledProgram
 from nano_vm.runtime.ports import Message, ToolSpec
 from nano_vm.runtime.sealing import open_entries
@@ -32,9 +33,15 @@ from nano_vm.testing.arguments import Arguments
 from nano_vm.testing.edges import Edges
 from nano_vm.testing.endings import Endings
 from nano_vm.testing.failures import Failures
+from nano_vm.testing.gathered import Gathered
 from nano_vm.testing.invariants import broken_invariant
 from nano_vm.testing.policies import Opinion
 from nano_vm.testing.process import Watcher, current
+from nano_vm.testing.prompts import wrong_prompt
+from nano_vm.testing.results import Results
+from nano_vm.testing.tampering import Tampering, others_of
+from nano_vm.testing.undoing import Done, Undoing
+from nano_vm.testing.waits import Waits
 from nano_vm.testing.world import HOSTILE
 
 Place: TypeAlias = tuple[str, int, int | None]  # step, occurrence, item
@@ -62,20 +69,26 @@ class PromiseBroken(Exception):
 class _Run:
     """What the checkers know of one run."""
 
-    def __init__(self, run_id: str, program: CompiledProgram, source: Mapping[str, Any]) -> None:
+    def __init__(
+        self, run_id: str, program: CompiledProgram, source: Mapping[str, Any], opinions: list[Opinion]
+    ) -> None:
         self.program = program
         self.source = source
         self.edges = Edges(source)
         self.endings = Endings(source)
         self.failures = Failures(source)
         self.arguments = Arguments(source)
+        self.gathered = Gathered(source, self.arguments)
+        self.undoing = Undoing(source, self.arguments)
+        self.waits = Waits(source)
+        self.results = Results()
         self.state = State(run=run_id)
         self.entries: list[Entry] = []
         self.intents: set[tuple[str, int, int | None, int, bool]] = set()
         self.finished: set[tuple[str, int, int | None, bool]] = set()
         self.events: set[str] = set()
         self.ended_at = -1
-        self.opinion = Opinion()
+        self.opinion = Opinion(opinions)
         self.inputs: Any = {}
         self.policy: str | None = None  # hash of the one that it is pinned to
         self.blind = False  # a value is gone: nobody can fold transition by transition any more
@@ -111,12 +124,20 @@ class Checkers(Watcher):
         self.plain: Counter[tuple[str, str]] = (
             Counter()
         )  # effects of tools without a context, by run and step
+        self._fences: dict[str, int] = {}  # the latest of each run
+        self.living: set[str] = set()  # who of those that own runs is alive
+        self.latest_ms: Callable[[], float] = lambda: math.inf  # that any clock has shown
+        self.is_committing: Callable[[], bool] = lambda: (
+            False
+        )  # in a thread, so that a record may change any time
+        self._attempted: set[tuple[Any, ...]] = set()
         self._key_of: dict[Any, str] = {}
         self._action_of: dict[str, Any] = {}
         self.vouched: Counter[tuple[str, str]] = Counter()  # (run, step): repetitions an operator allowed
         self._sources = sources
         self._compiled = compiled
         self.runs: dict[str, _Run] = {}
+        self._opinions: list[Opinion] = []
         self.policies: dict[str, Mapping[str, Any]] = {}  # as their authors wrote them, by hash
         self._allowed = {name for source in sources.values() for name in _tools_of(source)}
 
@@ -152,7 +173,8 @@ class Checkers(Watcher):
         if run is None:
             record = self.store.record(run_id)
             source = self._sources[record.program_hash]
-            run = self.runs[run_id] = _Run(run_id, self._compiled[record.program_hash], source)
+            run = _Run(run_id, self._compiled[record.program_hash], source, self._opinions)
+            self.runs[run_id] = run
         return run
 
     def _after(self, run: _Run, run_id: str, event: ev.Event) -> None:
@@ -165,15 +187,27 @@ class Checkers(Watcher):
             self.broken("P1", run_id, f"{event.type} after the end")
         if state.stage is Stage.ENDED and run.ended_at < 0:
             run.ended_at = len(run.entries)
+        run.arguments.note(event)
         settled = [(one.step, one) for one in state.settled]
-        wrong = run.edges.broken_by(event, settled, run.program)
-        ending = run.endings.broken_by(event, settled, run.program)
-        if ending is not None:
-            self.broken(ending[0], run_id, ending[1])
-        if wrong is None:
-            wrong = run.failures.broken_by(event, run.program, state)
+        found = (
+            run.endings.broken_by(event, settled, run.program, state)
+            or run.waits.broken_by(event, settled, run.program, state)
+            or run.undoing.broken_by(event, settled, run.program, state, self._done_by_child(event))
+        )
+        if found is not None:
+            self.broken(found[0], run_id, found[1])
+        wrong = (
+            run.edges.broken_by(event, settled, run.program)
+            or run.gathered.broken_by(event, settled, run.program)
+            or run.failures.broken_by(event, run.program, state)
+        )
         if wrong is not None:
             self.broken("P1", run_id, wrong)
+        run.results.note(event, settled, run.program)
+        self._admitted(run, run_id)
+        at_ms = getattr(event, "at_ms", 0)
+        if at_ms > self.latest_ms():
+            self.broken("P1", run_id, f"{event.type} {at_ms - self.latest_ms()} ms before its time")
         if state.steps > state.steps_max:
             self.broken("P10", run_id, "more steps than the budget has")
         most = run.source.get("max_tokens")
@@ -181,10 +215,29 @@ class Checkers(Watcher):
             self.broken("P10", run_id, "more tokens than the budget has")
         self._note(run, run_id, event)
 
+    def _admitted(self, run: _Run, run_id: str) -> None:
+        """A model chooses among what its step allows; what stands in for an answer is what the author wrote (P2)."""
+        for one in run.state.settled:
+            name = run.program.steps[one.step].id
+            step = next((step for step in _steps_of(run.source) if step["id"] == name), {})
+            allowed = step.get("allowed_outputs")
+            if one.status is not StepStatus.SUCCESS or (allowed is None and not one.substituted):
+                continue
+            stands_in = [step.get("fallback", ""), *(allowed or ())[:1]] if one.substituted else allowed
+            if one.output not in (stands_in or ()):
+                self.broken("P2", run_id, f"`{name}` admits what its program does not")
+
+    def _done_by_child(self, event: ev.Event) -> Sequence[Done] | None:
+        """What a child that has finished has left to be undone by its parent; None where it is not known."""
+        if type(event) is not ev.ChildFinished or not event.head:
+            return None
+        known = (run for run in self.runs.values() if run.entries and run.entries[-1].digest == event.head)
+        child = next(known, None)
+        return None if child is None or child.blind else child.undoing.done
+
     def _note(self, run: _Run, run_id: str, event: ev.Event) -> None:
         item = getattr(event, "item", msgspec.UNSET)
         item = None if item is msgspec.UNSET else item
-        run.arguments.note(event)
         match event:
             case ev.StepStarted() | ev.CompensationStarted():
                 undo = type(event) is ev.CompensationStarted
@@ -208,21 +261,10 @@ class Checkers(Watcher):
                 answer = event.payload if type(event.payload) is dict else {}
                 if answer.get("approved") is True and (event.step, item) in run.opinion.asked:
                     run.opinion.granted[str(event.step), item] += 1
-            case ev.RunFinished() if event.status != "SUCCESS":
-                self._undone(run, run_id)
             case ev.OutcomeResolved() if event.resolution == "repeat" and event.by == "operator":
                 self.vouched[run_id, event.step] += 1
             case _:
                 pass
-
-    def _undone(self, run: _Run, run_id: str) -> None:
-        """A run that ended otherwise than in success has undone what it could, and names the rest."""
-        undoable = {step["id"] for step in _steps_of(run.source) if "compensate" in step}
-        done = {place[:3] for place in run.finished if not place[3] and place[0] in undoable}
-        undone = {place[:3] for place in run.finished if place[3]}
-        left = {step for step, _, _ in done - undone} - set(run.state.incomplete)
-        if left:
-            self.broken("P1", run_id, f"`{min(left)}` was neither undone nor named as incomplete")
 
     # --- what is seen outside ---------------------------------------------------------------------------------
 
@@ -246,8 +288,13 @@ class Checkers(Watcher):
             self.broken("P4", run_id, f"`{step}` runs again after it has finished")
         self.keys[run_id, step, context.occurrence, context.item, attempt] = context.idempotency_key
         self._keyed(run, context, undo)
-        if not undo:
-            self._given(run, run_id, name, arguments)
+        self._only_once(context, undo)
+        if undo:
+            wrong = run.undoing.wrong(step, context.occurrence, context.item, spec.name, arguments)
+            if wrong is not None:
+                self.broken("P1", run_id, wrong)
+        else:
+            self._given(run, run_id, name, arguments, context.item)
             self._governed(run, run_id, (name, context.occurrence, context.item), spec, arguments)
 
     def begins_plainly(self, run_id: str, step: str, spec: ToolSpec, arguments: dict[str, Any]) -> None:
@@ -261,8 +308,17 @@ class Checkers(Watcher):
         self._given(run, run_id, step, arguments)
         self._governed(run, run_id, max(under_way), spec, arguments)
 
-    def _given(self, run: _Run, run_id: str, step: str, arguments: dict[str, Any]) -> None:
-        wrong = run.arguments.wrong(step, arguments)
+    def _only_once(self, context: ToolContext, undo: bool) -> None:
+        """Whoever comes after a death, or has heard of none, makes another attempt."""
+        attempt = (context.trace_id, context.step, context.occurrence, context.item, context.attempt, undo)
+        if attempt in self._attempted:
+            self.broken("P4", context.trace_id, f"an attempt of `{context.step}` was made twice")
+        self._attempted.add(attempt)
+
+    def _given(
+        self, run: _Run, run_id: str, step: str, arguments: dict[str, Any], item: int | None = None
+    ) -> None:
+        wrong = run.arguments.wrong(step, arguments, item)
         if wrong is not None:
             self.broken("P1", run_id, f"`{step}` was given another `{wrong}` than its program says")
 
@@ -348,10 +404,35 @@ class Checkers(Watcher):
         if self.plain[run_id, step] > len(begun) + self.vouched[run_id, step]:
             self.broken("P4", run_id, f"the effect of `{step}` happened {self.plain[run_id, step]} times")
 
-    def asks(self, messages: list[Message]) -> None:
+    def dies(self, owner: str) -> None:
+        self.living.discard(owner)
+
+    def claims(self, run_id: str, before: Any, owner: str, now_ms: int, fence: int | None) -> None:
+        if fence is None:
+            return
+        if fence <= max(before.fence, self._fences.get(run_id, 0)):
+            self.broken("P4", run_id, "two owners of a run cannot be told apart")
+        self._fences[run_id] = fence
+        lives = before.owner in self.living and before.owner != owner
+        if lives and now_ms < before.lease_until_ms and not self.is_committing():
+            self.broken("P4", run_id, "a run was taken from somebody who lives and has its lease")
+
+    def has_lost(self, run_id: str, fence: int) -> bool:
+        return fence < self._fences.get(run_id, 0)
+
+    def wrote_late(self, run_id: str) -> None:
+        self.broken("P4", run_id, "somebody has written to a run that he had lost")
+
+    def asks(self, messages: list[Message], params: dict[str, Any]) -> None:
         for text in _texts(messages):
             if _SECRETIVE.search(text) is not None:
                 self.broken("P8", "", "a prompt holds something of the engine's own")
+        for run_id in self.runs:
+            self.durable(run_id)  # what a prompt names may have come from a tool without effects
+        runs = [(run.source, run.arguments) for run in self.runs.values()]
+        wrong = None if any(run.blind for run in self.runs.values()) else wrong_prompt(messages, params, runs)
+        if wrong is not None:
+            self.broken("P8", "", wrong)
 
     def answered(self, trace: Trace) -> None:
         """A caller was told how a run stands: it has to be durable by then (P3)."""
@@ -368,6 +449,7 @@ class Checkers(Watcher):
         Args:
             tamper: a `random.Random` that chooses what is changed on purpose.
         """
+        tampering = Tampering(tamper, self.broken)
         for run_id, run in self.runs.items():
             self.durable(run_id)
             record = self.store.record(run_id)
@@ -388,7 +470,14 @@ class Checkers(Watcher):
             views = [canonical.encode(_plain(trace.to_dict())) for trace in traces]
             if views[0] != views[1]:
                 self.broken("P12", run_id, "two traces of the same journal differ")
-            self._tampered(run, run_id, record, entries, tamper)
+            wrong = (
+                None if closed or run.blind else run.results.wrong(traces[0].to_dict(), traces[0].trace_hash)
+            )
+            if wrong is not None:
+                self.broken("P12", run_id, wrong)
+            tampering.journal(run.program, record, entries, others_of(self.store, run_id, list(self.runs)))
+            if record.parent is None:
+                tampering.bundle(self.store, run_id, self._read)
         self._once()
 
     def trace_hashes(self) -> dict[str, str]:
@@ -398,23 +487,6 @@ class Checkers(Watcher):
             entries = self._read(run_id)
             found[run_id] = Trace(run.program, run_id, lambda entries=entries: entries).trace_hash  # type: ignore[misc]
         return found
-
-    def _tampered(self, run: _Run, run_id: str, record: Any, entries: list[Entry], tamper: Any) -> None:
-        """Every change has to be found: of a byte, and of the order (P6)."""
-        changed = list(entries)
-        place = tamper.randrange(len(changed))
-        entry = changed[place]
-        if tamper.random() < 0.3 and len(changed) > 1:
-            changed.pop(place)
-        elif entry.payload and entry.salt and tamper.random() < 0.5:
-            changed[place] = msgspec.structs.replace(entry, payload=_flip(entry.payload, tamper))
-        else:
-            changed[place] = msgspec.structs.replace(entry, facts=_flip(entry.facts, tamper))
-        try:
-            verify_run(run.program, record, changed)
-        except (VerificationError, NanoVMError):
-            return
-        self.broken("P6", run_id, f"a change of entry {place} was not found")
 
     def _once(self) -> None:
         """Effects of transactional tools are counted in the database itself: one for each finished step."""
@@ -446,11 +518,6 @@ class Checkers(Watcher):
 def _plain(value: Any) -> Any:
     """Floats of a trace's view, which canonical bytes would refuse nowhere but which are times here."""
     return msgspec.to_builtins(value)
-
-
-def _flip(data: bytes, draw: Any) -> bytes:
-    place = draw.randrange(len(data))
-    return data[:place] + bytes([data[place] ^ (1 << draw.randrange(8))]) + data[place + 1 :]
 
 
 def _texts(value: Any) -> list[str]:

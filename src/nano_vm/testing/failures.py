@@ -10,8 +10,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from msgspec import UNSET
+
 from nano_vm.kernel import events as ev
-from nano_vm.kernel.state import Activity, Phase, State, StepStatus
+from nano_vm.kernel.state import Activity, Phase, Stage, State, StepStatus
 from nano_vm.program.compiled import CompiledProgram
 
 Place: TypeAlias = tuple[str, int, int]  # step, occurrence, item (-1 without one)
@@ -36,11 +38,19 @@ class Failures:
                 self._group[lane["id"]] = step
         self._rounds: Counter[Place] = Counter()  # a group that is tried again tries its lanes again
         self._waiting: dict[int, int] = {}
+        self._rung: set[str] = set()  # groups whose time was up
+        self._is_going = True
 
     def broken_by(self, event: ev.Event, program: CompiledProgram, state: State) -> str | None:
         """What the transition of `event`, which led to `state`, has done that the program does not say, or None."""
+        was_going, self._is_going = self._is_going, state.stage is Stage.GOING
+        if type(event) is ev.TimerFired and event.step in self._steps:
+            self._rung.add(event.step)
         for settled in state.settled:
             step = program.steps[settled.step].id
+            failed = event if type(event) is ev.StepFailed and settled.status is StepStatus.FAILED else None
+            if was_going and failed is not None and failed.step == step and self._gives_up(failed):
+                return f"`{step}` is given up before its program says so"
             # Of what a DAG passes by no attempt was made.
             if settled.status is not StepStatus.SKIPPED or not settled.attempts:
                 continue
@@ -53,6 +63,22 @@ class Failures:
             or self._backs_off(program, state, again)
             or self._crowd(program, state)
         )
+
+    def _gives_up(self, event: ev.StepFailed) -> bool:
+        """Whether the step should have been tried again, or left out."""
+        step = self._steps.get(event.step, {})
+        if step.get("on_error") == "skip":
+            return True
+        group = self._group.get(event.step)
+        if (
+            not event.retryable
+            or step.get("type") == "agent"
+            or (group is not None and group["id"] in self._rung)
+        ):
+            return False
+        rounds = self._rounds[event.step, event.occurrence, -1 if event.item is UNSET else event.item]
+        more = _attempts(step) - 1
+        return more > 0 and (rounds == 0 or rounds % more != 0)
 
     def _came_back_early(self, state: State) -> str | None:
         for key, due_ms in list(self._waiting.items()):

@@ -70,14 +70,18 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
 
 class SimulatedClock:
-    """The `Clock` port on top of a `SimulatedLoop`: wall-clock time that can jump (`skew_ms`)."""
+    """The `Clock` port on top of a `SimulatedLoop`: wall-clock time that can jump (`skew_ms`). `latest_ms` is the
+    latest that it has shown."""
 
     def __init__(self, loop: SimulatedLoop) -> None:
         self._loop = loop
         self.skew_ms = 0
+        self.latest_ms = 0
 
     def now_ms(self) -> int:
-        return START_MS + int(self._loop.time() * 1_000) + self.skew_ms
+        now_ms = START_MS + int(self._loop.time() * 1_000) + self.skew_ms
+        self.latest_ms = max(self.latest_ms, now_ms)
+        return now_ms
 
     async def sleep_until(self, at_ms: int) -> None:
         while (left := at_ms - self.now_ms()) > 0:

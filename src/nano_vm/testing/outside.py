@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from nano_vm.kernel.state import Waiting
 from nano_vm.testing.checkers import Checkers
 from nano_vm.testing.loop import SimulatedClock
 from nano_vm.testing.process import Process
+
+_MOODS = ("", "", "", "no", "nobody", "late", "unwanted", "by name")
+
+
+class Temper(NamedTuple):
+    """How those who answer may be minded: `moods` draws for them. A `quiet` one says yes; what the others would come to
+    in a program of your `own` is yours. `starter`: who began the run, and may be asked to approve of it."""
+
+    moods: random.Random
+    quiet: bool
+    own: bool
+    starter: dict[str, Any] | None
+
+    def draw(self) -> str:
+        mood = "" if self.quiet else self.moods.choice(_MOODS)
+        return mood if mood == "by name" or not self.own else ""
 
 
 class Outside:
@@ -28,12 +44,14 @@ class Outside:
         clock: SimulatedClock,
         checkers: Checkers,
         answers: Mapping[str, Any],
+        temper: Temper,
     ) -> None:
         self._run_id = run_id
         self._draw = draw
         self._clock = clock
         self._checkers = checkers
         self._answers = answers
+        self._temper = temper
         self._events = 0
         self.sent: list[dict[str, Any]] = []  # events, as `resume` takes them
 
@@ -55,24 +73,58 @@ class Outside:
 
     async def _send(self, process: Process, wait: Mapping[str, Any], step: str) -> None:
         self._events += 1
-        data: Any = {"approved": True} if wait["kind"] == "approval" else {"number": self._events}
-        data = self._answers.get(str(wait.get("event")), data)
-        roles = list(wait.get("approvers", ()))
+        mood = self._temper.draw()
+        if wait.get("action"):  # it is of one exact action
+            await self._approve(process, wait, step, mood)
+            return
+        data: Any = {"approved": mood != "no"} if wait["kind"] == "approval" else {"number": self._events}
+        if mood == "unwanted" and wait["kind"] != "approval":
+            data = {"number": 0}
         event = {
-            "event": data,
+            "event": self._answers.get(str(wait.get("event")), data),
             "event_id": f"event-{self._events}",
             "step": step,
             "item": wait.get("item"),
-            "principal": {"id": "ana", "roles": roles},
+            "principal": {"id": "ana", "roles": [] if mood == "nobody" else list(wait.get("approvers", ()))},
         }
-        if wait.get("action"):  # it is of one exact action
-            ana = event["principal"]
-            await process.engine.approve(
-                self._run_id, True, step=step, item=wait.get("item"), action=wait["action"], principal=ana
-            )
-            return
+        if mood == "by name" and wait["kind"] == "event" and "/" not in step:
+            event |= {"step": None, "item": None, "name": wait["event"]}
         self.sent.append(event)
         await process.engine.resume(self._run_id, **event)
+
+    async def _approve(self, process: Process, wait: Mapping[str, Any], step: str, mood: str) -> None:
+        """Somebody says yes or no to what they were shown; or somebody who may not, too late, or to something else."""
+        person = {"id": self._temper.moods.choice(["ana", "ben"]), "roles": list(wait.get("approvers", ()))}
+        action, nonce = wait["action"], wait["nonce"]
+        if mood == "nobody":
+            person["roles"] = ["intern"]
+        elif mood == "by name" and self._temper.starter is not None:
+            person = self._temper.starter
+        elif mood == "late":
+            self._clock.skew_ms += max(0, wait["due_ms"] - self._clock.now_ms())
+        elif mood == "unwanted":
+            action = f"sha256:{'0' * 64}"
+        answer = {"approved": mood != "no", "action": action, "nonce": nonce}
+        if mood in ("late", "unwanted"):  # past whoever looks at it before it is sent
+            name = step.rpartition("/")[2]
+            await process.engine.resume(
+                self._run_id,
+                answer,
+                step=step,
+                item=wait.get("item"),
+                principal=person,
+                event_id=f"{name}-{self._events}",
+            )
+            return
+        await process.engine.approve(
+            self._run_id,
+            mood != "no",
+            step=step,
+            item=wait.get("item"),
+            action=action,
+            nonce=nonce,
+            principal=person,
+        )
 
     async def _resolve(self, process: Process, wait: Mapping[str, Any], step: str) -> None:
         """An operator looks outside, and says what happened."""

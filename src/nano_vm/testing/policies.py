@@ -53,14 +53,32 @@ def tighter(draw: random.Random, policy: Mapping[str, Any]) -> Document:
     return {**policy, "rules": [*policy["rules"], never]}
 
 
+def harder(draw: random.Random, policy: Mapping[str, Any]) -> Document:
+    """The same policy, harder to satisfy: two people who have not started the run approve, and soon; what is limited is
+    limited for whoever has started runs, too."""
+    rules = []
+    asked = {"id": "ask", "tools": _acting(draw.choice(["keyed", "idempotent"])), "approval": {}}
+    is_asking = any("approval" in rule for rule in policy["rules"])
+    for rule in [*policy["rules"], *([] if is_asking else [asked])]:
+        changed = dict(rule)
+        if "approval" in rule:
+            changed["approval"] = {"roles": [ROLE], "four_eyes": True, "count": 2, "expiry_seconds": 600}
+        if "limits" in rule:
+            changed["limits"] = [*rule["limits"], {"max_calls": draw.randint(1, 3), "per": ["principal"]}]
+        rules.append(changed)
+    return {**policy, "rules": rules}
+
+
 def _acting(effect: str) -> list[str]:
     return [f"act_{effect}", *([f"act_plain_{effect}"] if effect in PLAIN else [])]
 
 
 class Opinion:
-    """What policies allow, by what has been seen of one run."""
+    """What policies allow, by what has been seen of one run, and, where they count for all of them, of `everywhere`."""
 
-    def __init__(self) -> None:
+    def __init__(self, everywhere: list[Opinion] | None = None) -> None:
+        self._everywhere = [] if everywhere is None else everywhere
+        self._everywhere.append(self)
         self.begun: dict[Place, str] = {}  # action -> tool
         self.succeeded: set[str] = set()  # tools
         self.asked: set[tuple[str, int | None]] = set()
@@ -98,8 +116,12 @@ class Opinion:
     def _unmet(self, rule: Mapping[str, Any], place: Place, waits: Sequence[str]) -> str | None:
         others = [one for one, tool in self.begun.items() if one != place and _names(rule["tools"], tool)]
         for limit in rule.get("limits", ()):
-            if len(others) + 1 > limit["max_calls"]:
-                return f"{len(others)} others have begun, of {limit['max_calls']}"
+            count = len(others)
+            if limit["per"] != ["run"]:
+                begun = (one for each in self._everywhere if each is not self for one in each.begun.values())
+                count += sum(_names(rule["tools"], tool) for tool in begun)
+            if count + 1 > limit["max_calls"]:
+                return f"{count} others have begun, of {limit['max_calls']}"
         if any(needed not in self.succeeded for needed in rule.get("requires", ())):
             return "what has to come first has not"
         if "approval" in rule and not self.is_granted(waits, place):
@@ -116,4 +138,4 @@ def by_hash(*policies: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {load_policy(dict(policy)).hash: policy for policy in policies}
 
 
-__all__ = ["Opinion", "by_hash", "random_policy", "tighter"]
+__all__ = ["Opinion", "by_hash", "harder", "random_policy", "tighter"]

@@ -15,7 +15,7 @@ import msgspec
 from nano_vm import canonical
 from nano_vm.errors import NanoVMError, VaultError
 from nano_vm.expr.reference import ERASED
-from nano_vm.journal.entry import Entry, is_closed, read_facts
+from nano_vm.journal.entry import Entry, erased_keys, is_closed, read_facts
 from nano_vm.journal.port import JournalStore
 from nano_vm.journal.replay import verify_run
 from nano_vm.journal.trace import Trace
@@ -79,6 +79,30 @@ class Privacy:
                 self._unreadable(run_id, before.read(run_id))
         for run_id, program in runs.items():
             self._shown(run_id, program, store)
+
+    def dead(self, store: JournalStore, keys: SharedCabinet, runs: dict[str, CompiledProgram]) -> None:
+        """The keys have come out of a back-up: journals that say that they are gone do not open."""
+        for run_id in runs:
+            for entry in open_entries(vault_on(keys), run_id, store.read(run_id)):
+                if entry.salt and read_facts(entry).key is not None:
+                    self._broken("P7", run_id, f"entry {entry.seq} opens with a key that was erased")
+
+    def told(self, copy: Path, runs: dict[str, CompiledProgram]) -> None:
+        """The database has come out of a back-up, and somebody has recovered: its runs are told."""
+        with SqliteStore(copy, durability="normal") as store:
+            for run_id, program in runs.items():
+                entries = store.read(run_id)
+                sealed = {key_id for _, _, key_id in _sealed(entries)}
+                if sealed - erased_keys(entries):
+                    self._broken("P7", run_id, "a restored run was not told of the erasure")
+                self._shown(run_id, program, store)
+
+    def buried(self, store: JournalStore, keys: SharedCabinet, runs: dict[str, CompiledProgram]) -> None:
+        """The keys have come out of a back-up, and somebody has recovered: those that seal anything are gone again."""
+        for run_id in runs:
+            named = {read_facts(entry).key for entry in store.read(run_id)}
+            if named & set(keys.names("keys")):
+                self._broken("P7", run_id, "a key came back with a back-up")
 
     def _unreadable(self, run_id: str, entries: list[Entry]) -> None:
         """No key that is left opens any sealed payload, whatever it calls itself."""

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from nano_vm.errors import StoreError
-from nano_vm.journal.port import JournalStore
+from nano_vm.journal.port import JournalStore, RunRecord
 from nano_vm.runtime.engine import Engine
 from nano_vm.runtime.ports import Clock, Completion, Message, ModelClient, ToolInvoker, ToolSpec
 from nano_vm.runtime.threads import ToolThreads
@@ -50,7 +50,20 @@ class Watcher:
     def happened_plainly(self, run_id: str, step: str, spec: ToolSpec) -> None:
         """It has returned."""
 
-    def asks(self, messages: list[Message]) -> None:
+    def dies(self, owner: str) -> None:
+        """A process is gone, under the name by which it owned runs."""
+
+    def claims(self, run_id: str, before: Any, owner: str, now_ms: int, fence: int | None) -> None:
+        """Somebody who owns a run that stood as `before`, or does not get it."""
+
+    def has_lost(self, run_id: str, fence: int) -> bool:
+        """Whether somebody else has claimed the run since that fence was given out."""
+        return False
+
+    def wrote_late(self, run_id: str) -> None:
+        """Somebody has written to a run after he had lost it."""
+
+    def asks(self, messages: list[Message], params: dict[str, Any]) -> None:
         """A model is called."""
 
 
@@ -116,6 +129,7 @@ class Process:
             **{"keys": keys, "secrets": keys, **(options or {})},
         )
         self._ready = True
+        self.owner: str = store.owner
         self.engine.threads = self.engine.calls.threads = _NoThreads()
 
     @property
@@ -154,6 +168,7 @@ class Process:
         if self.dead:
             return
         self.dead = True
+        self.watcher.dies(self.owner)
         self.engine.keeper.close()
         self._store.abandon()
         here = asyncio.current_task()
@@ -190,6 +205,7 @@ class _Store:
     def __init__(self, process: Process, store: JournalStore) -> None:
         self.__dict__["_process"] = process
         self.__dict__["_inner"] = store
+        self.__dict__["_claimed"] = {}  # of claims that are not written yet: how the run stood, and when
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._inner, name)
@@ -214,31 +230,49 @@ class _Store:
     def create(self, record: Any, entries: Any) -> Any:
         return self._write(record.run_id, lambda: self._inner.create(record, entries))
 
-    def append(self, run_id: str, fence: int, entries: Any, update: Any = None) -> Any:
-        return self._write(run_id, lambda: self._inner.append(run_id, fence, entries, update))
+    def claim(self, run_id: str, now_ms: int, known: RunRecord | None = None) -> int | None:
+        self._process.alive()
+        before = self._inner.record(run_id)
+        fence: int | None = self._inner.claim(run_id, now_ms, known)
+        if fence is None or self._inner.record(run_id).fence == fence:
+            self._claimed.pop((run_id, fence), None)  # one that was given back
+            self._process.watcher.claims(run_id, before, self._inner.owner, now_ms, fence)
+        else:
+            self._claimed[run_id, fence] = before, now_ms  # it is written with what is added next
+        return fence
 
-    def append_plain(self, run_id: str, *success: Any) -> Any:
-        return self._write(run_id, lambda: self._inner.append_plain(run_id, *success))
+    def append(self, run_id: str, fence: int, entries: Any, update: Any = None) -> Any:
+        return self._write(run_id, lambda: self._inner.append(run_id, fence, entries, update), fence)
+
+    def append_plain(self, run_id: str, fence: int, *success: Any) -> Any:
+        return self._write(run_id, lambda: self._inner.append_plain(run_id, fence, *success), fence)
 
     def annex(self, run_id: str, build: Any) -> Any:
         return self._write(run_id, lambda: self._inner.annex(run_id, build))
 
-    def _write(self, run_id: str, write: Callable[[], Any]) -> Any:
+    def _write(self, run_id: str, write: Callable[[], Any], fence: int | None = None) -> Any:
         if self._process.passes("write") == "disk_full":
             raise StoreError("STORE_FULL", "the disk is full")
+        is_late = fence is not None and self._process.watcher.has_lost(run_id, fence)
         durable = write()
         if durable is not None:
-            return self._wait(run_id, durable)
-        self._written(run_id)
+            return self._wait(run_id, durable, is_late, fence)
+        self._written(run_id, is_late, fence)
         return None
 
-    async def _wait(self, run_id: str, durable: Any) -> None:
+    async def _wait(self, run_id: str, durable: Any, is_late: bool, fence: int | None) -> None:
         await durable
-        self._written(run_id)
+        self._written(run_id, is_late, fence)
 
-    def _written(self, run_id: str) -> None:
+    def _written(self, run_id: str, is_late: bool = False, fence: int | None = None) -> None:
         process = self._process
         process.alive()
+        claimed = None if fence is None else self._claimed.pop((run_id, fence), None)
+        if claimed is not None:
+            before, now_ms = claimed
+            process.watcher.claims(run_id, before, self._inner.owner, now_ms, fence)
+        if is_late:
+            process.watcher.wrote_late(run_id)
         process.watcher.durable(run_id)
         if process.passes("written") == "fsync_failed":
             raise StoreError("STORE_IO", "the disk reports an error")
@@ -356,7 +390,7 @@ class _Model:
     async def complete(self, messages: list[Message], **params: Any) -> str | Completion:
         process = self._process
         process.alive()
-        process.watcher.asks(messages)
+        process.watcher.asks(messages, params)
         fault = process.passes("model")
         if fault == "provider_down":
             raise ConnectionError("the provider is down")

@@ -26,18 +26,21 @@ from nano_vm.compiler import compile_program
 from nano_vm.errors import InputError, NanoVMError, NotFoundError, VerificationError
 from nano_vm.evidence.bundle import export
 from nano_vm.evidence.verify import verify_bundle
+from nano_vm.journal.trace import Trace
 from nano_vm.kernel.state import REJECTIONS, RunStatus
 from nano_vm.program.model import Program
+from nano_vm.runtime.engine import Engine
 from nano_vm.runtime.ports import ModelClient, ToolInvoker
 from nano_vm.stores.sqlite import SqliteStore
 from nano_vm.testing.checkers import Checkers, Finding, PromiseBroken
 from nano_vm.testing.faults import Crash, FaultPlan
 from nano_vm.testing.loop import SimulatedClock, SimulatedLoop, run
-from nano_vm.testing.outside import Outside
-from nano_vm.testing.policies import by_hash, random_policy, tighter
+from nano_vm.testing.outside import Outside, Temper
+from nano_vm.testing.policies import ROLE, by_hash, harder, random_policy, tighter
 from nano_vm.testing.privacy import Privacy
 from nano_vm.testing.process import Process, adopt_tasks
 from nano_vm.testing.programs import child_program, neighbour_program, random_program
+from nano_vm.testing.richer import confidant_program, enrich
 from nano_vm.testing.vaults import SharedCabinet, WatchedCabinet, is_available, seeded, vault_on
 from nano_vm.testing.wider import widen
 from nano_vm.testing.world import HOSTILE, SURE, VOUCHED, Model, World
@@ -49,6 +52,7 @@ _CALM_TURNS_MAX = 120  # by then a run has ended, or nobody knows what it waits 
 _LEASE_MS = 31_000  # by then nobody holds it any more
 _GRACE_S = 30.0  # for calls under way when a process is shut down
 _HUGE = "x" * (9 * 1024 * 1024)
+# What comes of waits: mostly what they wait for.
 # What an operation may end in while things go wrong: its caller is told, by name.
 _EXPECTED = frozenset(
     {
@@ -98,10 +102,16 @@ def _is_plain(seed: int) -> bool:
 
 
 def _written(seed: int, private: bool) -> dict[str, Any]:
-    """The random program of a seed; four of ten that are not plain have more of the language in them."""
+    """The random program of a seed; of those that are not plain four of ten have more of the language in them, and two
+    of three still more."""
     program = random_program(random.Random(seed), private=private, plain=_is_plain(seed))
+    if _is_plain(seed):
+        return program
     draw = random.Random(f"wider {seed}")
-    return widen(draw, program) if not _is_plain(seed) and draw.random() < 0.4 else program
+    if draw.random() < 0.4:
+        program = widen(draw, program)
+    draw = random.Random(f"richer {seed}")
+    return enrich(draw, program) if draw.random() < 0.65 else program
 
 
 class Simulation:
@@ -149,7 +159,9 @@ class Simulation:
         self._own = program is not None
         private = is_available() and database is None if private is None else private
         self.program = dict(program) if program is not None else _written(seed, private)
-        self._called = [dict(one) for one in called] if program is not None else [child_program()]
+        self._called = (
+            [dict(one) for one in called] if program is not None else [child_program(), confidant_program()]
+        )
         self.subject = f"person {random.Random(f'subject {seed}').getrandbits(64):016x}"
         self.context = dict(context) if context is not None else self._drawn_context()
         self.cabinet = SharedCabinet() if private else None
@@ -159,6 +171,8 @@ class Simulation:
         self._llm: ModelClient | None = llm if llm is not None else Model()
         self._options = dict(engine or {})
         self._policies: dict[str, Mapping[str, Any]] = {}
+        self._starter: dict[str, Any] | None = None
+        self._moods = random.Random(f"moods {seed}")
         self._govern(random.Random(f"policy {seed}"))
         # A random policy might not allow it.
         beside = not self._own and self.policy is None and _is_plain(seed)
@@ -168,6 +182,9 @@ class Simulation:
         self._processes: list[Process] = []
         self._crashes = 0
 
+    def _temper(self) -> Temper:
+        return Temper(self._moods, self.plan.quiet, self._own, self._starter)
+
     def _govern(self, draw: random.Random) -> None:
         """Four of ten random programs are run under a random policy."""
         self.policy: dict[str, Any] | None = None
@@ -176,6 +193,10 @@ class Simulation:
             return
         self.policy = random_policy(draw, self.program, *self._called)
         if self.policy is not None:
+            more = random.Random(f"harder {self.seed}")
+            if more.random() < 0.5:
+                self.policy = harder(more, self.policy)
+                self._starter = {"id": "zoe", "roles": [ROLE]}
             self.tighter = tighter(draw, self.policy)
             self._policies = by_hash(self.policy, self.tighter)
             self._options["policy"] = self.policy
@@ -204,7 +225,11 @@ class Simulation:
             with self._open() as store:
                 self.checkers = _Checkers(store, self)
                 self.checkers.policies = self._policies
-                self._outside = Outside(RUN, self._draw, self._clock, self.checkers, self._answers)
+                self._outside = Outside(
+                    RUN, self._draw, self._clock, self.checkers, self._answers, self._temper()
+                )
+                self.checkers.is_committing = self._thread_at_work
+                self.checkers.latest_ms = lambda: self._clock.latest_ms
                 run(self._main(), loop)
         return self._report()
 
@@ -309,16 +334,22 @@ class Simulation:
         """What an application does: start the run - again, after a crash, under the same key - and look after it."""
         record = self._record()
         if record is None or self._draw.random() < 0.2:
-            trace = await process.engine.run(
-                self.program, self.context, trace_id=RUN, idempotency_key="the only one"
-            )
-            self.checkers.answered(trace)
+            self.checkers.answered(await self._begin(process))
             return
         for trace in await process.engine.recover():
             self.checkers.answered(trace)
         record = self._record()
         if record is not None and record.status == RunStatus.SUSPENDED:
             await self._outside.give(process, process.engine.trace(RUN).waiting)
+
+    async def _begin(self, process: Process) -> Trace:
+        return await process.engine.run(
+            self.program,
+            self.context,
+            trace_id=RUN,
+            idempotency_key="the only one",
+            principal=self._starter,
+        )
 
     async def _run_beside(self, process: Process, number: int) -> None:
         """Another run of the same process: the two share their commits while both go along."""
@@ -332,6 +363,8 @@ class Simulation:
         await asyncio.sleep(self._draw.choice([0, 0.001, 0.5, 40]))
         for trace in await process.engine.recover():
             self.checkers.answered(trace)
+        if self._moods.random() < 0.5 and self._record() is not None:
+            await process.engine.take_up(RUN)  # whoever has it keeps it
 
     async def _interfere(self, process: Process) -> None:
         await asyncio.sleep(self._draw.choice([0, 0, 0.01, 1, 60]))
@@ -398,10 +431,11 @@ class Simulation:
         assert isinstance(self._place, Path)
         privacy = Privacy(self._place, self.cabinet, self.subject, self.checkers.broken)
         privacy.at_rest()
-        copy = privacy.keep_copy()
+        copy, keys = privacy.keep_copy(), self.cabinet.copy()
         runs = {run_id: run.program for run_id, run in self.checkers.runs.items()}
         privacy.hashes = self.checkers.trace_hashes()
         process = self._a_process()
+        await self._hold(process)
         work = process.start(process.engine.erase(subject=self.subject, reason="asked", by="ana"))
         await self._ended(work)
         self._judge(work)
@@ -409,11 +443,41 @@ class Simulation:
         self._clock.skew_ms += _LEASE_MS
         await self._ended(process.start(process.engine.recover()))
         privacy.erased(self.checkers.store, copy, runs)
+        privacy.dead(self.checkers.store, keys, runs)
+        await self._restore(copy, self.cabinet)
+        privacy.told(copy, runs)
+        await self._restore(self._place, keys)
+        privacy.buried(self.checkers.store, keys, runs)
+
+    async def _hold(self, process: Process) -> None:
+        """What is held is not erased."""
+        assert self.cabinet is not None
+        if self._is_being_erased():
+            return
+        vault = vault_on(self.cabinet)
+        try:
+            vault.hold(subject=self.subject, reason="in court", by={"id": "ana"})
+        except NotFoundError:
+            return  # nothing of them is stored
+        work = process.start(process.engine.erase(subject=self.subject, reason="asked", by="ana"))
+        await self._ended(work)
+        if getattr(work.exception(), "code", "") != "ERASURE_HELD":
+            self.checkers.broken("P7", RUN, "somebody was erased who is held")
+        vault.release(subject=self.subject)
+
+    async def _restore(self, place: Path, cabinet: SharedCabinet) -> None:
+        """The store or the keys come out of a back-up, and somebody recovers."""
+        with SqliteStore(place, durability="normal") as store:
+            self._clock.skew_ms += _LEASE_MS
+            engine = Engine(
+                llm=None, store=store, clock=self._clock, tools=self._tools, keys=vault_on(cabinet)
+            )
+            await engine.recover()
 
     async def _settle(self, process: Process) -> None:
         engine = process.engine
         if self._record() is None:
-            await engine.run(self.program, self.context, trace_id=RUN, idempotency_key="the only one")
+            await self._begin(process)
             return
         await engine.recover()
         record = self._record()
@@ -440,6 +504,7 @@ class Simulation:
             options=self._options,
             vault=self._vault if self.cabinet is not None else None,
         )
+        self.checkers.living.add(process.owner)
         for program in self._called:
             with contextlib.suppress(Crash):
                 process.engine.save_program(program)

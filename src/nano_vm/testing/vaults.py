@@ -36,6 +36,12 @@ class SharedCabinet(MemoryCabinet):
     def volatile(self) -> bool:
         return False
 
+    def copy(self) -> SharedCabinet:
+        """A back-up of it."""
+        copy = SharedCabinet()
+        copy._held, copy._lines = dict(self._held), list(self._lines)
+        return copy
+
     def everything(self) -> Iterator[bytes]:
         """All that lies here, as bytes."""
         yield from self._held.values()

@@ -33,17 +33,19 @@ def widen(draw: random.Random, program: Mapping[str, Any]) -> Program:
     return wider
 
 
-def _of_type(program: Program, kind: str) -> list[Step]:
+def of_type(program: Program, kind: str) -> list[Step]:
+    """The steps of that type, but for those inside of others."""
     return [step for step in program["steps"] if step["type"] == kind]
 
 
-def _is_dag(program: Program) -> bool:
+def is_dag(program: Program) -> bool:
+    """Whether its steps say what they depend on."""
     return any("depends_on" in step for step in program["steps"])
 
 
 def answers_later(draw: random.Random, program: Program) -> None:
     """Tools whose answers come as events."""
-    for step in _of_type(program, "tool"):
+    for step in of_type(program, "tool"):
         if step["tool"] in ("act_irreversible", "act_reconcilable", "act_keyed") and draw.random() < 0.4:
             step["tool"] = PENDING_TOOL
             for field in ("timeout_seconds", "compensate", "idempotency_key"):
@@ -52,9 +54,9 @@ def answers_later(draw: random.Random, program: Program) -> None:
 
 def reads_failures(draw: random.Random, program: Program) -> None:
     """Ends of their own for the failures of steps, which say what went wrong."""
-    if _is_dag(program):
+    if is_dag(program):
         return
-    for step in _of_type(program, "tool"):
+    for step in of_type(program, "tool"):
         if "is_terminal" not in step and step.get("on_error") != "skip" and draw.random() < 0.8:
             name = f"failed_{step['id']}"
             said = {field: f"${step['id']}.error.{field}" for field in ("type", "attempts")}
@@ -67,7 +69,7 @@ def reads_failures(draw: random.Random, program: Program) -> None:
 
 def loops(draw: random.Random, program: Program) -> None:
     """At the beginning, a loop that ends when a tool has counted far enough."""
-    if _is_dag(program):
+    if is_dag(program):
         return
     first = {"id": "tick", "type": "tool", "tool": TICK_TOOL, "args": {"value": "$x"}}
     again = {
@@ -90,7 +92,7 @@ def does_without(draw: random.Random, program: Program) -> None:
 
 def is_choosy(draw: random.Random, program: Program) -> None:
     """A wait that does not take every event."""
-    for step in _of_type(program, "wait"):
+    for step in of_type(program, "wait"):
         if "event" in step:
             step["accept"] = draw.choice(["$event.number >= 1", "$event.number != 2"])
 
@@ -103,7 +105,7 @@ def names_outputs(draw: random.Random, program: Program) -> None:
 def goes_on_elsewhere(draw: random.Random, program: Program) -> None:
     """A step that leaves out those that follow it."""
     steps = program["steps"]
-    if _is_dag(program) or len(steps) < 4:
+    if is_dag(program) or len(steps) < 4:
         return
     number = draw.randrange(len(steps) - 2)
     if steps[number]["type"] in ("tool", "llm", "wait") and "is_terminal" not in steps[number]:

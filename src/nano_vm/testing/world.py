@@ -6,6 +6,7 @@ call under the same key, a reconcilable one can be asked, a transactional one wr
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from zlib import crc32
 
 from nano_vm.program.tool_schema import ToolSchema
 from nano_vm.runtime.ports import Completion, Message, ToolCall, Usage
-from nano_vm.runtime.tooling import PENDING, Reconciled, ToolContext
+from nano_vm.runtime.tooling import PENDING, Reconciled, ToolContext, ToolError
 from nano_vm.tools.registry import ToolSet, tool
 
 EFFECTS: Final = ("pure", "idempotent", "keyed", "transactional", "reconcilable", "irreversible")
@@ -29,6 +30,8 @@ SURE: Final = "vouched for by the caller"
 PENDING_TOOL: Final = "act_pending"  # answers later, by an event
 TICK_TOOL: Final = "act_ticking"  # answers how often it was called
 TICKS: Final = 3
+MOODY: Final = ("act_late", "act_moody", "act_moody", "act_refusing")
+"""Tools that take their time, fail the first time, or always."""
 INSTEAD: Final = {"said": "instead"}
 """What stands for an answer that takes too long."""
 
@@ -51,6 +54,14 @@ class World:
         self.tools.add(self._guarded())
         self.tools.add(self._pending())
         self.tools.add(self._ticking())
+        self.tools.add(self._late())
+        for name, failures_max in (
+            ("act_moody", 1),
+            ("undo_moody", 1),
+            ("undo_failing", 9),
+            ("act_refusing", 9_999),
+        ):
+            self.tools.add(self._moody(name, failures_max))
         for effect in PLAIN:
             self.tools.add(self._plain(effect))
 
@@ -91,6 +102,26 @@ class World:
 
         return act_ticking
 
+    def _late(self) -> Any:
+        @tool(effect="idempotent")
+        async def act_late(value: Any, ctx: ToolContext) -> dict[str, Any]:
+            await asyncio.sleep(crc32(f"{ctx.step} {ctx.item}".encode()) % 5)
+            self._happen("idempotent", ctx)
+            return {"said": f"token-{ctx.step}", "heard": value}
+
+        return act_late
+
+    def _moody(self, name: str, failures_max: int) -> Any:
+        async def act(value: Any, ctx: ToolContext) -> dict[str, Any]:
+            place = f"{ctx.trace_id} {ctx.step} {ctx.occurrence} {ctx.item}"
+            self.done[name, place] += 1
+            if self.done[name, place] <= failures_max:
+                raise ToolError("not now", retryable=failures_max < 10, code="MOOD")
+            return {"said": f"token-{ctx.step}", "heard": value}
+
+        act.__name__ = name
+        return tool(effect="idempotent")(act)
+
     def _plain(self, effect: str) -> Any:
         """A tool that is given its arguments alone, as the lane calls it; `at` is the run and the step that call it."""
 
@@ -125,8 +156,8 @@ def schemas() -> Mapping[str, ToolSchema]:
 
 
 class Model:
-    """A model that answers `yes` or `no`, or whatever a fault makes it say. Offered tools, it proposes calls of them,
-    of others, and calls that are none, until it has had enough.
+    """A model that mostly answers `yes` or `no`, or whatever a fault makes it say. Offered tools, it proposes calls of
+    them, of others, and calls that are none, until it has had enough.
 
     It keeps what it was shown, for the checks of blindness (P8).
     """
@@ -144,7 +175,10 @@ class Model:
             names = [str(one["function"]["name"]) for one in params["tools"]]
             calls = tuple(_proposal(names, mood >> 3 * n, f"c{turn}-{n}") for n in range(1 + mood % 2))
             return Completion(tool_calls=calls, usage=usage, model="simulated")
-        return Completion(text="yes" if len(said) % 2 else "no", usage=usage, model="simulated")
+        text = "yes" if len(said) % 2 else "no"
+        if mood % 5 == 0:
+            text = HOSTILE if mood % 2 else f" {text}\n"
+        return Completion(text=text, usage=usage, model="simulated")
 
 
 def _proposal(names: list[str], mood: int, call_id: str) -> ToolCall:
