@@ -42,7 +42,7 @@ RIDER_TYPES = frozenset(
 )
 
 _encode = msgspec.json.Encoder().encode
-_join = "".join
+_HEX = len("sha256:")  # where the digits of a digest begin
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -202,7 +202,7 @@ class Chain:
     def _seal_all(
         self, successes: Sequence[Success], salts: Sequence[bytes], add: Callable[[Entry], None] | None
     ) -> None:
-        head, join, hashed = self.head, _join, sha256  # names are looked up faster here
+        head, hashed = self.head[_HEX:], sha256  # names are looked up faster here
         run, first, last = self.place, self.length, self.length + len(successes)
         # Making digits takes longer than finding them.
         numbers = _NUMBERS[first:last] if last <= len(_NUMBERS) else map(str, range(first, last))
@@ -211,19 +211,19 @@ class Chain:
             commitment = hashed(salt + payload).hexdigest()
             if after.__class__ is tuple:
                 after = then_at.join(after)
-            parts = (HEAD, commitment, AT, at, step, head, run, number, before, then_at, after)
-            facts = join(parts).encode()  # type: ignore[arg-type]
-            head = "sha256:" + hashed(facts).hexdigest()
+            # One text with all of them in it is made faster than they are joined.
+            facts = f"{HEAD}{commitment}{AT}{at}{step}{head}{run}{number}{before}{then_at}{after}".encode()
+            head = hashed(facts).hexdigest()
             if add is not None:
-                add(Entry(first, head, facts, salt, payload))
+                add(Entry(first, "sha256:" + head, facts, salt, payload))
                 first += 1
-        self.head, self.length = head, last
+        self.head, self.length = "sha256:" + head, last
 
 
 def seal_each(plain: Sequence[tuple[Chain, Success, bytes]]) -> list[tuple[int, str, bytes]]:
     """`Chain.seal_successes` of one success in each of many chains, with its salt: places, digests (in hex), facts.
     In a row they cost half of what they cost one by one between other things."""
-    join, hashed = _join, sha256
+    hashed = sha256
     sealed = []
     for chain, (at, step, payload, before, then_at, after), salt in plain:
         if after.__class__ is tuple:
@@ -231,8 +231,8 @@ def seal_each(plain: Sequence[tuple[Chain, Success, bytes]]) -> list[tuple[int, 
         commitment = hashed(salt + payload).hexdigest()
         seq = chain.length
         number = _NUMBERS[seq] if seq < len(_NUMBERS) else str(seq)
-        start = (HEAD, commitment, AT, at, step, chain.head, chain.place, number, before, then_at, after)
-        facts = join(start).encode()  # type: ignore[arg-type]
+        head, run = chain.head[_HEX:], chain.place
+        facts = f"{HEAD}{commitment}{AT}{at}{step}{head}{run}{number}{before}{then_at}{after}".encode()
         digest = hashed(facts).hexdigest()
         chain.head, chain.length = "sha256:" + digest, seq + 1
         sealed.append((seq, digest, facts))

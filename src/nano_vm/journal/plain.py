@@ -24,7 +24,7 @@ comes after - around the same time once more, where several events ride (`intent
 """
 
 HEAD, AT = '{"commitment":"sha256:', '","event":{"at_ms":'
-END = '},"prev":"'
+END = '},"prev":"sha256:'
 _BEFORE_END = -len(END)
 LAST = ',"type":"StepSucceeded"}'
 ALONE = ("", "", LAST)
