@@ -28,6 +28,7 @@ from nano_vm.evidence.verify import verify_bundle
 from nano_vm.journal.entry import Chain, Entry, open_events
 from nano_vm.journal.replay import verify_run
 from nano_vm.journal.trace import Trace
+from nano_vm.kernel.limits import TEXT_CHARS_MAX
 
 ANA, EVE, BOB = (
     {"id": "ana", "roles": ["clerk"]},
@@ -376,10 +377,10 @@ def test_a_parent_has_not_seen_the_end_of_a_child_that_goes_on() -> None:
         ("plain", "StepSucceeded", {"cached": True}),
         ("plain", "StepSucceeded", {"declared": "golden"}),
         ("denied", "StepFailed", {"tokens_out": 5}),
-        ("denied", "StepFailed", {"error": ""}),
+        ("denied", "StepFailed", {"error": "E" * (TEXT_CHARS_MAX + 1)}),
         ("approved", "EventReceived", {"principal": {"id": "eve", "roles": ["boss", None]}}),
         ("approved", "EventReceived", {"event_id": ""}),
-        ("unknown", "OutcomeUnknown", {"reason": "LUCK"}),
+        ("unknown", "OutcomeUnknown", {"reason": "E" * (TEXT_CHARS_MAX + 1)}),
         ("unknown", "OutcomeUnknown", {"effect": "idempotent"}),
         ("unknown", "OutcomeResolved", {"by": "contract"}),
         ("unknown", "OutcomeResolved", {"by": "nobody"}),

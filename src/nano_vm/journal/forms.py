@@ -44,7 +44,6 @@ _EFFECTS = frozenset(
 _ALL_EFFECTS = _EFFECTS | {"pure"}  # what is undone has an intent, whatever undoes it
 _DRAWS = 1_000_000
 MODEL = "model"
-_UNKNOWN = frozenset({"CANCELLED", "CONNECTION", "CRASH", "TIMEOUT"})
 _LINK = frozenset({"occurrence", "run", "step"})
 
 
@@ -84,9 +83,10 @@ def _fault(program: CompiledProgram, state: State, event: Event) -> str:
         case CompensationFailed():
             return "" if 0 <= event.draw < _DRAWS else "a draw is beyond its range"
         case StepFailed():
-            return "" if 0 < len(event.error) <= TEXT_CHARS_MAX else "an error has a name"
+            return "" if len(event.error) <= TEXT_CHARS_MAX else "an error's name is short"
         case OutcomeUnknown():
-            return "" if event.reason in _UNKNOWN else "nothing else leaves an outcome unknown"
+            # A tool that knows that it does not know says so by a code of its own.
+            return "" if len(event.reason) <= TEXT_CHARS_MAX else "a reason's name is short"
         case OutcomeResolved():
             return _resolution_fault(event)
         case ChildSuspended():

@@ -222,7 +222,8 @@ class StepPending(_Event, kw_only=True):
 
 
 class OutcomeUnknown(_Event, kw_only=True):
-    """Dispatched, and nobody knows whether it happened. `reason`: CRASH, TIMEOUT, CONNECTION, CANCELLED."""
+    """Dispatched, and nobody knows whether it happened. `reason`: CRASH, TIMEOUT, CONNECTION, CANCELLED, or the code
+    that the tool itself gave to its not knowing."""
 
     type: ClassVar[str] = "OutcomeUnknown"
 

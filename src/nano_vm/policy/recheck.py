@@ -188,6 +188,8 @@ class Recheck(Noting):
         if bare and (found.asks or asked):
             raise _mismatch(entry, "names no action")
         self._answers(entry, event, state, found, asked)
+        if event.decision == ASK and found.decision == ALLOW:
+            found = Decision(ASK, "program", "")  # no policy asks, but the program does
         rule = found.rule or "program"
         named = event.policy or (state.policy if bare else "")
         if event.rule != rule or named != found.policy:

@@ -488,3 +488,20 @@ def test_what_is_said_of_one_unknown_outcome_is_not_taken_for_another(opener: Op
         sound(vm, trace)
 
     play(main())
+
+
+@pytest.mark.parametrize("code", ["", "a name of its own", "E" * 5_000, None, 5])
+@pytest.mark.parametrize("unknown", [False, True])
+def test_a_run_verifies_whatever_its_tools_call_their_errors(code: Any, unknown: bool) -> None:
+    @tool(effect="irreversible")
+    def act() -> str:
+        raise ToolError("no", code=code, unknown=unknown)
+
+    async def main() -> None:
+        vm = ExecutionVM(tools=[act])
+        steps = [{"id": "act", "type": "tool", "tool": "act"}]
+        trace = await vm.run({"name": "odd", "steps": steps}, trace_id="r")
+        assert trace.status == ("SUSPENDED" if unknown else "FAILED")
+        vm.verify("r")
+
+    asyncio.run(main())
