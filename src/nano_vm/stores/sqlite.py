@@ -22,6 +22,7 @@ from nano_vm.errors import InputError, StoreError
 from nano_vm.journal.entry import Chain, Entry
 from nano_vm.journal.plain import Success
 from nano_vm.journal.port import BLOB_BYTES_MIN, LEASE_MS, Durable, RunRecord, RunUpdate, Transaction
+from nano_vm.runtime.arguments import check_count, check_path
 from nano_vm.stores import rules, sql_store, sqlite_integrity
 from nano_vm.stores.claims import Claim
 from nano_vm.stores.owners import OwnerLock
@@ -73,6 +74,8 @@ class SqliteJournalStore(SqlStore):
     def __init__(
         self, path: str | os.PathLike[str], durability: Durability = "full", busy_timeout_ms: int = 5_000
     ) -> None:
+        check_path("path", path)
+        check_count("busy_timeout_ms", busy_timeout_ms)
         if durability not in ("full", "normal"):
             raise InputError(
                 "USAGE", f"unknown durability `{durability}`", help='use durability="full" or "normal"'

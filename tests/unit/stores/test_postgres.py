@@ -671,3 +671,10 @@ def test_a_session_that_is_needed_later_waits_for_a_server_that_comes_back(
     refusals.pop()
     assert store.integrity() == []
     assert refusals == [0]
+
+
+def test_an_address_and_a_patience_that_are_none_are_refused() -> None:
+    for url, timeout in ((5, 1), (None, 1), ("postgresql://nowhere/x", "1"), ("postgresql://nowhere/x", -1)):
+        with pytest.raises(NanoVMError) as wrong:
+            PostgresStore(url, busy_timeout_ms=timeout)  # type: ignore[arg-type]
+        assert wrong.value.code == "USAGE"

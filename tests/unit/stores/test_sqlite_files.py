@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import nano_vm
-from nano_vm.errors import NanoVMError
+from nano_vm.errors import InputError, NanoVMError
 from nano_vm.stores.migrations import VERSION
 from nano_vm.stores.sqlite import SqliteStore
 from nano_vm.testing.store_conformance import Draft
@@ -106,6 +106,15 @@ def test_directories_and_names_that_are_none_are_refused(tmp_path: Path) -> None
     assert code_of_opening(tmp_path) == "STORE_IO"
     assert code_of_opening(tmp_path / "no" / "such" / "journal.db") == "STORE_IO"
     assert code_of_opening(":memory:") == "USAGE"
+    for path in (5, None, b"runs.db", "", "a\0b"):
+        with pytest.raises(InputError) as wrong:
+            SqliteStore(path)  # type: ignore[arg-type]
+        assert wrong.value.code == "USAGE"
+    for timeout in ("x", 1.5, -1, None):
+        with pytest.raises(InputError) as wrong:
+            SqliteStore(tmp_path / "runs.db", busy_timeout_ms=timeout)  # type: ignore[arg-type]
+        assert wrong.value.code == "USAGE"
+    assert not (tmp_path / "runs.db").exists()
     with pytest.raises(NanoVMError) as caught:
         SqliteStore(tmp_path / "x.db", durability="most")  # type: ignore[arg-type]
     assert caught.value.code == "USAGE"

@@ -18,6 +18,7 @@ from nano_vm.errors import InputError, StoreError
 from nano_vm.journal.entry import Chain, Entry
 from nano_vm.journal.plain import Success
 from nano_vm.journal.port import BLOB_BYTES_MIN, LEASE_MS, Durable, RunRecord, RunUpdate, Transaction
+from nano_vm.runtime.arguments import check_count, check_text
 from nano_vm.stores import rules
 from nano_vm.stores.owners import OwnerLock
 from nano_vm.stores.postgres.connection import Address, PostgresConnection, session
@@ -66,6 +67,8 @@ class PostgresJournalStore(SqlStore):
     def __init__(
         self, url: str, durability: Durability = "full", busy_timeout_ms: int = 5_000, *, create: bool = True
     ) -> None:
+        check_text("url", url, needed=True)
+        check_count("busy_timeout_ms", busy_timeout_ms)
         if durability not in ("full", "normal"):
             raise InputError(
                 "USAGE", f"unknown durability `{durability}`", help='use durability="full" or "normal"'
