@@ -20,7 +20,19 @@ from nano_vm.evidence import bundle
 from nano_vm.journal import entry as entries
 from nano_vm.journal import ledger, replay
 from nano_vm.journal.trace import Trace
-from nano_vm.kernel import dag, ending, flow, groups, lane, opening, outside, settle, transition, waits
+from nano_vm.kernel import (
+    dag,
+    ending,
+    flow,
+    groups,
+    lane,
+    opening,
+    outside,
+    reports,
+    settle,
+    transition,
+    waits,
+)
 from nano_vm.kernel import events as ev
 from nano_vm.policy import progress
 from nano_vm.policy.tally import Tally
@@ -605,6 +617,10 @@ def traces_count_an_attempt_too_many(patch: Patch) -> None:
     patch.setattr(ledger, "_step", generous)
 
 
+def children_say_nothing(patch: Patch) -> None:
+    patch.setattr(reports, "_output", lambda program, state: None)
+
+
 def holds_are_not_heeded(patch: Patch) -> None:
     patch.setattr(Files, "check_hold", lambda self, handle: None)
 
@@ -749,6 +765,7 @@ MUTANTS: list[tuple[Callable[[Patch], None], set[str]]] = [
     (receipts_are_not_made_again, {"P6"}),
     (traces_count_an_attempt_too_many, {"P12"}),
     (holds_are_not_heeded, {"P7"}),
+    (children_say_nothing, {"P1"}),
     (keys_come_back_with_a_backup, {"P7"}),
 ]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias
 
 import msgspec
@@ -40,7 +40,7 @@ from nano_vm.testing.process import Watcher, current
 from nano_vm.testing.prompts import wrong_prompt
 from nano_vm.testing.results import Results
 from nano_vm.testing.tampering import Tampering, others_of
-from nano_vm.testing.undoing import Done, Undoing
+from nano_vm.testing.undoing import Undoing
 from nano_vm.testing.waits import Waits
 from nano_vm.testing.world import HOSTILE
 
@@ -189,10 +189,14 @@ class Checkers(Watcher):
             run.ended_at = len(run.entries)
         run.arguments.note(event)
         settled = [(one.step, one) for one in state.settled]
+        child = self._child_that_ended(event)
+        if child is not None and child.results.told_wrongly(event):  # type: ignore[arg-type]
+            self.broken("P1", run_id, "it is told of another result than the child has that it called")
+        done = None if child is None else child.undoing.done
         found = (
             run.endings.broken_by(event, settled, run.program, state)
             or run.waits.broken_by(event, settled, run.program, state)
-            or run.undoing.broken_by(event, settled, run.program, state, self._done_by_child(event))
+            or run.undoing.broken_by(event, settled, run.program, state, done)
         )
         if found is not None:
             self.broken(found[0], run_id, found[1])
@@ -227,13 +231,13 @@ class Checkers(Watcher):
             if one.output not in (stands_in or ()):
                 self.broken("P2", run_id, f"`{name}` admits what its program does not")
 
-    def _done_by_child(self, event: ev.Event) -> Sequence[Done] | None:
-        """What a child that has finished has left to be undone by its parent; None where it is not known."""
+    def _child_that_ended(self, event: ev.Event) -> _Run | None:
+        """The child whose end this is; None where it is not known, or not what it did."""
         if type(event) is not ev.ChildFinished or not event.head:
             return None
         known = (run for run in self.runs.values() if run.entries and run.entries[-1].digest == event.head)
         child = next(known, None)
-        return None if child is None or child.blind else child.undoing.done
+        return None if child is None or child.blind else child
 
     def _note(self, run: _Run, run_id: str, event: ev.Event) -> None:
         item = getattr(event, "item", msgspec.UNSET)

@@ -28,9 +28,14 @@ class Results:
         self._leaves: dict[tuple[Place, int], bytes] = {}
         self._settled: dict[tuple[str, int, int], Settled] = {}
         self._told = [0, 0]  # tokens in and out
+        self.last: Any = UNSET  # what the last step came to, where that is the answer of a tool or model
 
     def note(self, event: ev.Event, settled: Sequence[tuple[int, Settled]], program: CompiledProgram) -> None:
         """Take up what has settled."""
+        if type(event) is ev.StepSucceeded and event.item is UNSET:
+            self.last = event.payload
+        elif type(event) not in (ev.StepStarted, ev.PolicyDecided, ev.RunFinished):
+            self.last = UNSET
         for number, name in enumerate(("tokens_in", "tokens_out")):
             told = getattr(event, name, UNSET)
             self._told[number] += 0 if told is UNSET else told
@@ -39,6 +44,11 @@ class Results:
             self._settled[step.id, one.occurrence, one.item] = one
             leaf = _leaf(step.id, step.kind is Kind.CONDITION, one)
             self._leaves[(step.rank, one.occurrence, one.item), index] = leaf
+
+    def told_wrongly(self, event: ev.ChildFinished) -> bool:
+        """Whether the parent of this run is told of another result than it has."""
+        said = event.payload.get("output") if type(event.payload) is dict else None
+        return event.status == StepStatus.SUCCESS and self.last is not UNSET and said != self.last
 
     def wrong(self, trace: Mapping[str, Any], trace_hash: str) -> str | None:
         """What is wrong with a trace of the run, as a dict, and its hash; or None."""
