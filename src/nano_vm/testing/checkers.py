@@ -215,7 +215,7 @@ class Checkers(Watcher):
         if state.steps > state.steps_max:
             self.broken("P10", run_id, "more steps than the budget has")
         most = run.source.get("max_tokens")
-        if most is not None and state.tokens + state.reserved_tokens > most:
+        if most is not None and state.tokens + state.reserved_tokens > most + run.endings.beyond:
             self.broken("P10", run_id, "more tokens than the budget has")
         self._note(run, run_id, event)
 

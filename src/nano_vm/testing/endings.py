@@ -32,6 +32,8 @@ class Endings:
         self._attempts: set[tuple[Any, ...]] = set()
         self._spent = 0  # steps, beside attempts
         self._tokens = 0
+        self._reserved: dict[tuple[Any, ...], int] = {}  # tokens, by what is under way
+        self.beyond = 0  # tokens that answers took beyond what was reserved for them: nobody knew
         self._cost_nanousd = 0
         self._tokens_max = source.get("max_tokens")
         self._stalled_max = source.get("max_stalled_steps")
@@ -109,17 +111,23 @@ class Endings:
         if type(event) in _ATTEMPTS:
             place = (event.step, event.occurrence, event.item, event.attempt)  # type: ignore[union-attr]
             self._attempts.add(place)
+        if type(event) is ev.StepStarted or type(event) is ev.ChildStarted:
+            self._reserved[event.step, event.occurrence, event.item] = event.reserved_tokens or 0
         if type(event) is ev.ChildFinished:
             self._spent += event.steps
-            self._tokens += event.tokens or 0
+            self._take(event, event.tokens or 0)
         elif type(event) in _ANSWERS:
-            self._tokens += (event.tokens_in or 0) + (event.tokens_out or 0)  # type: ignore[union-attr]
+            self._take(event, (event.tokens_in or 0) + (event.tokens_out or 0))  # type: ignore[union-attr]
             self._cost_nanousd += event.cost_nanousd or 0  # type: ignore[union-attr]
         if len(self._attempts) + self._spent > min(self._attempts_max, state.steps_max):
             return "P10", f"{len(self._attempts) + self._spent} steps under a budget of {self._attempts_max}"
         if state.tokens < self._tokens or state.cost_nanousd < self._cost_nanousd:
             return "P10", "less was counted than models say they took"
         return None
+
+    def _take(self, event: Any, tokens: int) -> None:
+        self._tokens += tokens
+        self.beyond += max(0, tokens - self._reserved.pop((event.step, event.occurrence, event.item), 0))
 
     def _goes_on(self, state: State, is_late: bool, was_stalled: bool) -> tuple[str, str] | None:
         """Nothing new begins when time is up, or when nothing has changed for too long."""
