@@ -173,11 +173,12 @@ def _set_out(run: Run, known: Lane, barred: int) -> _Leg | bool:
     if opening is not None:
         event, payload = opening
         at = str(event.at_ms)
-        start = known.starts.get((event.policy, event.label)) if _is_bare(event) else start_of(event)
+        is_bare = _is_bare(event)
+        start = known.starts.get((event.policy, event.label)) if is_bare else start_of(event)
         if start is None:
             start = known.starts[event.policy, event.label] = start_of(event)
         if verdicts:
-            start = _told(known, start, verdicts) if _is_bare(event) else with_verdicts(start, verdicts)
+            start = _told(known, start, verdicts) if is_bare else with_verdicts(start, verdicts)
         run.pending.append((at, start, payload, *_riders(plan, rides, at, label)))
         return walker, plan, occurrence, args, track
     if ruled is not None:
@@ -239,7 +240,6 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
     walker, plan, occurrence, args, track = leg
     function, direct, events, only, kinds, same, intent, intended = plan.parts
     plans, now_ms, go_on = known.plans, engine.clock.now_ms, walker.send
-    now_ns = getattr(engine.clock, "time_ns", None)  # a call less
     rules = None if gate is None else gate.lane
     rulings = {} if rules is None else rules.rulings.by_step
     binds = rules is not None and rules.binds  # what was decided has to be durable, whatever its effect
@@ -298,7 +298,7 @@ async def _along(run: Run, away: threading.Lock | None) -> bool:
                     except (InputError, _NotPlain):
                         failure = _NotPlain()
                         break
-                if (moment := now_ns() // 1_000_000 if now_ns else now_ms()) != at_ms:
+                if (moment := now_ms()) != at_ms:
                     at_ms, at = moment, str(moment)
                 if occurrence == 1 and (track is None or not track.coming):
                     success = same
